@@ -1,0 +1,35 @@
+# demo: realigned summaries at several λ, on a CPU, without a download after set-up.
+# test: lint and every test.   lint: style only.   tiny: train the shipped models again.
+# Each target first makes .venv from constraints.txt. Another interpreter: make test PYTHON=…
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+TINY_CONFIGS := gin_configs/experiments/tiny
+TINY_STAGES := pretrain sft ppo
+
+.PHONY: demo test lint tiny
+.DELETE_ON_ERROR:
+
+demo: $(READY)
+	$(BIN)/python -m dera_jax.demo
+
+test: lint
+	$(BIN)/python -m pytest --durations=15
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+tiny: $(READY)
+	set -e; for stage in $(TINY_STAGES); do \
+	  $(BIN)/python -m dera_jax.main --gin_file=$(TINY_CONFIGS)/$$stage.gin; \
+	done
+
+$(READY): setup.py constraints.txt
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "constraints.txt is for Python 3.11, found '$$($(PYTHON) --version 2>&1)';" \
+	         "name another interpreter: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[test]'
+	touch $@

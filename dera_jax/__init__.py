@@ -1,0 +1,1 @@
+"""Decoding-time realignment of T5 language models in plain JAX."""

@@ -1,0 +1,50 @@
+"""Installs dera_jax: lower bounds here, the exact versions `make` installs in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+REQUIRES = [
+    "absl-py>=2.1",
+    "clu>=0.0.12",
+    "flax>=0.12",
+    "gin-config>=0.5",
+    "jax>=0.10",
+    "matplotlib>=3.8",
+    "numpy>=2.0",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11.20",
+    "rouge-score>=0.1.2",
+    "safetensors>=0.5",
+    "sentencepiece>=0.2",
+    "seqio>=0.0.20",
+    # Not tensorflow-cpu: seqio needs tensorflow-text, which requires `tensorflow` by that name, and
+    # both would write the same files.
+    "tensorflow>=2.19",
+    "tensorflow-datasets>=4.9.7",
+    "tqdm>=4.66",
+]
+
+EXTRAS = {
+    "test": ["hypothesis>=6.100", "nbclient>=0.10", "pytest>=8.0", "ruff>=0.12"],
+    "bench": ["torch>=2.6", "transformers>=4.50"],
+    "t5x": ["t5x @ git+https://github.com/google-research/t5x"],
+    "gpu": ["jax[cuda12]>=0.10"],
+    "tpu": ["jax[tpu]>=0.10"],
+}
+
+setup(
+    name="dera_jax",
+    version="0.1.0",
+    description="Decoding-time realignment of T5 language models in JAX",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["dera_jax", "dera_jax.*", "tasks", "tasks.*"]),
+    package_data={"dera_jax": ["assets/**"]},
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+)
