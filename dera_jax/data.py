@@ -1,0 +1,300 @@
+"""From a seqio task to numpy batches that depend on the step alone.
+
+The batch of a step is a pure function of (task, split, lengths, seed, step): the same whatever the
+number of processes, and wherever a run was killed and resumed. To keep it so, each process builds
+the whole epoch in memory (int32 ids, 4 bytes a token) and takes its own rows of every batch.
+
+A task registers itself when its module is imported (`import tasks`), as everywhere in seqio.
+
+Axes: n examples of one epoch, B batch rows, S input length, T target length.
+"""
+
+import dataclasses
+import difflib
+import functools
+import itertools
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+import seqio
+from absl import logging
+
+_FEATURES = ("inputs", "targets")
+
+Batch = dict[str, np.ndarray]
+Row = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """One pass over a task, in the task's order.
+
+    Attributes:
+        inputs: int32 [n, S], padded with 0.
+        targets: int32 [n, T], padded with 0; loss weights are `targets > 0`.
+        example_id: int32 [n], the task's own, or the position if the task has none.
+        documents: n texts, the uncut `inputs_pretokenized` (decoded ids if the task has none).
+        summaries: n texts, the same for the targets.
+        notes: every other string field of the task, by name, n texts each.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    example_id: np.ndarray
+    documents: list[str]
+    summaries: list[str]
+    notes: dict[str, list[str]]
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> Examples:
+    """Reads one pass of a seqio task or mixture.
+
+    Args:
+        task_name: a registered seqio task or mixture with features `inputs` and `targets`.
+        split: one of its splits.
+        lengths: S under `inputs` and T under `targets`, in tokens, the end of sequence included.
+        seed: for preprocessors that draw (span corruption); others ignore it.
+
+    Returns:
+        The examples. What is too long is cut, still ends in EOS if the feature does, and is
+        reported once per task, split and feature.
+
+    Raises:
+        ValueError: unknown task or split, a length missing or not positive, no example in the split.
+    """
+    _check_lengths(lengths)
+    task = _task(task_name, split)
+    dataset = task.get_dataset(
+        dict(lengths),
+        split,
+        shuffle=False,
+        seed=seed,
+        num_epochs=1,  # a mixture would otherwise repeat for ever
+        trim_output_features=False,
+    )
+    rows = list(dataset.as_numpy_iterator())
+    if not rows:
+        raise ValueError(f"task {task_name!r} has no example in split {split!r}")
+    ids = {name: _fit(task, name, rows, lengths[name], split) for name in _FEATURES}
+    return Examples(
+        inputs=ids["inputs"],
+        targets=ids["targets"],
+        example_id=np.array([row.get("example_id", i) for i, row in enumerate(rows)], np.int32),
+        documents=_texts(task, "inputs", rows),
+        summaries=_texts(task, "targets", rows),
+        notes=_notes(rows),
+    )
+
+
+def train_batches(
+    task_name: str,
+    split: str,
+    lengths: Mapping[str, int],
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    process_index: int | None = None,
+    process_count: int | None = None,
+) -> Iterator[Batch]:
+    """Yields this process's rows of the batches of `start_step`, `start_step + 1`, ... for ever.
+
+    Row i of step s is example s·B + i of the endless sequence epoch 0, epoch 1, ...: batches
+    straddle epochs and every example comes once per epoch. Each epoch is read anew with a seed of
+    its own, so that spans are corrupted differently, and put in an order of its own. (A mixture may
+    hold a few examples more or fewer in a later epoch than in epoch 0, whose size counts: then so
+    many are left out, or come twice.)
+
+    Starting costs one pass over the task, or two if `start_step` lies beyond epoch 0.
+
+    Args:
+        task_name, split, lengths: see `epoch`.
+        batch_size: B, rows of all processes together.
+        seed: of the order and of the preprocessors.
+        start_step: the first step wanted, from 0.
+        process_index, process_count: JAX's own by default.
+
+    Yields:
+        inputs int32 [B / processes, S], targets int32 [B / processes, T], example_id int32
+        [B / processes]; the processes' rows, concatenated, are the batch.
+
+    Raises:
+        ValueError: as `epoch`, or `batch_size` not divisible by the processes.
+    """
+    rows = _process_rows(batch_size, process_index, process_count)
+
+    @functools.lru_cache(maxsize=1)  # positions only grow, so one epoch at a time is enough
+    def shuffled(number: int) -> tuple[Batch, np.ndarray]:
+        examples = epoch(task_name, split, lengths, _epoch_seed(seed, number))
+        return _arrays(examples), _order(len(examples), seed, number)
+
+    def batches() -> Iterator[Batch]:
+        for step in itertools.count(start_step):
+            position = step * batch_size + np.arange(rows.start, rows.stop)
+            number, offset = np.divmod(position, size)
+            yield _join([_take(*shuffled(int(e)), offset[number == e]) for e in np.unique(number)])
+
+    size = len(shuffled(0)[1])  # before the first batch is asked for, so that errors come early
+    return batches()
+
+
+def eval_batches(
+    examples: Examples,
+    batch_size: int,
+    process_index: int | None = None,
+    process_count: int | None = None,
+) -> Iterator[Batch]:
+    """Yields this process's rows of the batches of one pass, in order, each example exactly once.
+
+    Row i of batch b is example b·B + i. The last batch is filled up with rows of zeros.
+
+    Yields:
+        As `train_batches`, and `valid` bool [B / processes], false for the filling.
+
+    Raises:
+        ValueError: `batch_size` not divisible by the processes.
+    """
+    rows = _process_rows(batch_size, process_index, process_count)
+    arrays = _arrays(examples) | {"valid": np.ones(len(examples), bool)}
+
+    def batches() -> Iterator[Batch]:
+        for start in range(0, len(examples), batch_size):
+            part = slice(start + rows.start, start + rows.stop)
+            yield {name: _fill(array[part], len(rows)) for name, array in arrays.items()}
+
+    return batches()
+
+
+def _check_lengths(lengths: Mapping[str, int]) -> None:
+    for name in _FEATURES:
+        if name not in lengths:
+            raise ValueError(
+                f"lengths: expected the keys {list(_FEATURES)}, found {sorted(lengths)}; "
+                f"add a number of tokens for {name!r}"
+            )
+        if lengths[name] < 1:
+            raise ValueError(f"lengths[{name!r}]: expected at least 1 token, found {lengths[name]}")
+
+
+def _task(name: str, split: str) -> seqio.Task | seqio.Mixture:
+    known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
+    if name not in known:
+        near = difflib.get_close_matches(name, known) or known
+        raise ValueError(
+            f"unknown task {name!r}; registered: {', '.join(near) or 'none'}. A task is known "
+            "once the module that registers it has been imported (`import tasks`)"
+        )
+    task = seqio.get_mixture_or_task(name)
+    if split not in task.splits:
+        raise ValueError(f"task {name!r} has no split {split!r}, only {sorted(task.splits)}")
+    missing = [feature for feature in _FEATURES if feature not in task.output_features]
+    if missing:
+        raise ValueError(
+            f"task {name!r}: expected the features {list(_FEATURES)}, "
+            f"found {sorted(task.output_features)}"
+        )
+    return task
+
+
+def _fit(
+    task: seqio.Task | seqio.Mixture, name: str, rows: list[Row], length: int, split: str
+) -> np.ndarray:
+    """The ids of one feature, cut and padded to int32 [n, length]."""
+    feature = task.output_features[name]
+    ids = np.zeros((len(rows), length), np.int32)
+    cut = 0
+    for out, row in zip(ids, rows, strict=True):
+        tokens = row[name][:length]
+        out[: len(tokens)] = tokens
+        if len(row[name]) > length and feature.add_eos:
+            out[-1] = feature.vocabulary.eos_id
+        cut += _is_cut(feature, row, name, length)
+    if cut:
+        _say_once(
+            (task.name, split, name, length),
+            f"{task.name}, {split}: {cut} of {len(rows)} {name} are longer than {length} tokens "
+            "and were cut",
+        )
+    return ids
+
+
+def _is_cut(feature: seqio.Feature, row: Row, name: str, length: int) -> bool:
+    if len(row[name]) != length:
+        return len(row[name]) > length
+    # A full row may have been cut by the task itself (seqio's append_eos_after_trim): ask the text.
+    text = row.get(f"{name}_pretokenized")
+    if text is None:
+        return False
+    return len(feature.vocabulary.encode(text.decode())) + feature.add_eos > length
+
+
+_said: set[tuple[str, str, str, int]] = set()
+
+
+def _say_once(key: tuple[str, str, str, int], message: str) -> None:
+    """Logs a warning the first time its key is seen: an epoch is read many times in a run."""
+    if key not in _said:
+        _said.add(key)
+        logging.warning("%s", message)
+
+
+def _texts(task: seqio.Task | seqio.Mixture, name: str, rows: list[Row]) -> list[str]:
+    if f"{name}_pretokenized" in rows[0]:
+        return [row[f"{name}_pretokenized"].decode() for row in rows]
+    vocabulary = task.output_features[name].vocabulary
+    return [vocabulary.decode(row[name].tolist()) for row in rows]
+
+
+def _notes(rows: list[Row]) -> dict[str, list[str]]:
+    names = [
+        name
+        for name, value in rows[0].items()
+        if isinstance(value, bytes) and not name.endswith("_pretokenized")
+    ]
+    return {name: [row[name].decode() for row in rows] for name in names}
+
+
+def _process_rows(batch_size: int, index: int | None, count: int | None) -> range:
+    """The rows of a batch of B that belong to one process."""
+    index = jax.process_index() if index is None else index
+    count = jax.process_count() if count is None else count
+    if batch_size < 1 or batch_size % count:
+        raise ValueError(
+            f"batch_size {batch_size} cannot be divided among {count} processes: "
+            "it must be a positive multiple of their number"
+        )
+    share = batch_size // count
+    return range(index * share, (index + 1) * share)
+
+
+def _epoch_seed(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0] >> 1)
+
+
+def _order(size: int, seed: int, number: int) -> np.ndarray:
+    """A permutation for (seed, epoch): int [n]. Sorted raw draws, since numpy keeps the streams of
+    its bit generators from version to version, but not what `permutation` makes of them."""
+    draws = np.random.Philox(np.random.SeedSequence([seed, number])).random_raw(size)
+    return np.argsort(draws, kind="stable")
+
+
+def _arrays(examples: Examples) -> Batch:
+    return {name: getattr(examples, name) for name in (*_FEATURES, "example_id")}
+
+
+def _take(arrays: Batch, order: np.ndarray, offset: np.ndarray) -> Batch:
+    index = order[offset % len(order)]
+    return {name: array[index] for name, array in arrays.items()}
+
+
+def _join(parts: list[Batch]) -> Batch:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _fill(array: np.ndarray, rows: int) -> np.ndarray:
+    """Adds rows of zeros: [≤ rows, ...] -> [rows, ...]."""
+    missing = rows - len(array)
+    return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
