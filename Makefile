@@ -26,10 +26,12 @@ tiny: $(READY)
 	  $(BIN)/python -m dera_jax.main --gin_file=$(TINY_CONFIGS)/$$stage.gin; \
 	done
 
+# A .venv without a working pip (a stopped set-up) is made again; a working one is brought up to date.
 $(READY): setup.py constraints.txt
-	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-	  { echo "constraints.txt is for Python 3.11, found '$$($(PYTHON) --version 2>&1)';" \
-	         "name another interpreter: make PYTHON=/path/to/python3.11"; exit 1; }
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+	  echo "constraints.txt is for Python 3.11, which '$(PYTHON)' is not;" \
+	       "name another interpreter: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo 'Setting up .venv with the versions of constraints.txt: some minutes, 3.4 GB'
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[test]'
 	touch $@
