@@ -1,0 +1,237 @@
+"""Docstrings as plain text: reads them with `ast`, removes the markup, splits into paragraphs."""
+
+import ast
+import hashlib
+import inspect
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_SECTIONS = (
+    "args|arguments|attributes|call arguments|caution|citations?|environment variables|"
+    "examples?|example output|fields|input shape|inputs|keyword args|keyword arguments|methods|"
+    "notes?|options|other parameters|output|output shape|outputs|parameters|params|properties|"
+    "raises?|references?|returns?|return value|see also|side effects|todo|usage|usages|warns|yields?"
+)
+# Google ("Args:"), Markdown ("# Arguments"), bold ("**Args**"); NumPy's have a rule below them.
+_SECTION = re.compile(rf"^\s*(#+\s*|\*\*)?(?P<title>{_SECTIONS})\b[^.\n]{{0,30}}$", re.IGNORECASE)
+_FIELD = re.compile(r"^\s*(:(param|return|returns|raises|rtype|type|arg|ivar|cvar)\b|@\w+:)")
+_ARGUMENT_SECTIONS = (
+    "args",
+    "arguments",
+    "parameters",
+    "params",
+    "attributes",
+    "returns",
+    "yields",
+)
+_RULE = re.compile(r"^\s*([-=~^*#_+`\"'])\1{2,}\s*$")
+_BULLET = re.compile(r"^\s*([-*+•]|\d{1,2}[.)]|\(\d{1,2}\))\s+")
+_TYPED = re.compile(
+    r"^\s*(?P<name>\*{0,2}\w[\w, *.]*?) : (?P<type>.{1,40}?)[.,]?$"
+)  # in NumPy's sections
+_FENCE = re.compile(r"^\s*(```|~~~)")
+_DIRECTIVE = re.compile(r"^\s*\.\. ?(?P<name>[\w:-]+)::\s*(?P<rest>.*)$")
+_PROSE_DIRECTIVES = ("note", "warning", "tip", "important", "hint", "caution", "admonition")
+_CODE = re.compile(
+    r"[=(]\S*[)\]]\s*$|^\s*(import|from \w|def |class |return |@\w|%|\$ )|^\s*[\w.]+ = \S|\($"
+)
+_DROPPED = "\0"  # stands for a dropped block of code
+
+_MARKUP = (
+    (
+        re.compile(r"%\(\w+\)s|\{\{?\w+\}?\}"),
+        " ",
+    ),  # templates filled in when the module is imported
+    (re.compile(r"!?\[([^\]]*)\]\([^)]*\)"), r"\1"),  # [text](address)
+    (re.compile(r":[\w:+.-]+:`[~!]?([^`<]+?)(\s*<[^>`]*>)?`"), r"\1"),  # :role:`text <target>`
+    (re.compile(r"`([^`<]+?)\s*<[^>`]*>`_{0,2}"), r"\1"),  # `text <address>`_
+    (re.compile(r"\s*\[#?\w+\]_|\s\[\d{1,2}\](?=[\s.,;]|$)"), ""),  # citation marks
+    (re.compile(r"<(https?|ftp)[^>]*>|\(?\b(https?|ftp)://[^\s>)]*\)?>?"), ""),
+    (re.compile(r"</?[a-zA-Z][^<>]{0,40}>"), ""),
+    (re.compile(r"``?`?"), ""),
+    (re.compile(r"(?<!\w)\*\*?(\S[^*]*?)\*\*?(?!\w)"), r"\1"),  # *emphasis*
+    (
+        re.compile(r"\|(\w+)\||(?<!\w)([A-Za-z]\w*?)__?(?=[\s.,;:)])"),
+        r"\1\2",
+    ),  # |x| and reST targets
+    (re.compile(r"@\w*compatibility\s*(\([^)]*\))?"), ""),
+    (re.compile(r"\\[()\[\]\s]|\$\$?|\\(?=[\w*_`'\"{}])"), ""),  # TeX
+    (re.compile(r"(?<=[a-z])- +(?=[a-z])"), "-"),  # a hyphen at the end of a line
+    (re.compile(r"(?<=\w)::(?=\s|$)"), ":"),
+    (re.compile(r"\s+"), " "),
+    (re.compile(r"\s+([,;.)])(?=\s|$)"), r"\1"),
+    (re.compile(r"\(\s*[,;.]?\s*\)"), ""),
+)
+
+
+@dataclass(frozen=True)
+class Documented:
+    """One definition with a docstring.
+
+    name: `Class.method` or `function`, as nested in its module; empty for the module itself
+    arguments: names, without self and cls
+    docstring: as `inspect.cleandoc` leaves it
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    docstring: str
+
+
+def documented(source: str) -> Iterator[Documented]:
+    """Yields every docstring of a Python file in order of appearance, the module's first.
+
+    A file that does not parse (a template, another Python) yields nothing.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return
+    module = ast.get_docstring(tree)
+    if module:
+        yield Documented("", (), module)
+    yield from _definitions(tree, "")
+
+
+def _definitions(node: ast.AST, prefix: str) -> Iterator[Documented]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            docstring = ast.get_docstring(child)
+            if docstring:
+                yield Documented(
+                    prefix + child.name, _arguments(child), inspect.cleandoc(docstring)
+                )
+            yield from _definitions(child, f"{prefix}{child.name}.")
+        elif isinstance(child, ast.stmt):
+            yield from _definitions(child, prefix)
+
+
+def _arguments(node: ast.AST) -> tuple[str, ...]:
+    if isinstance(node, ast.ClassDef):
+        inits = (n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
+        node = next(inits, node)
+    if isinstance(node, ast.ClassDef):
+        return ()
+    args = node.args
+    names = [a.arg for a in (*args.posonlyargs, *args.args, *args.kwonlyargs)]
+    return tuple(n for n in names if n not in ("self", "cls") and not n.startswith("_"))
+
+
+def plain(text: str) -> str:
+    """The words of `text`: roles, links, emphasis and citation marks reduced, spaces collapsed."""
+    for pattern, replacement in _MARKUP:
+        text = pattern.sub(replacement, text)
+    return text.strip()
+
+
+def sections(docstring: str) -> list[tuple[str, list[str]]]:
+    """(title, lines) of every section, the untitled beginning first; titles in lower case."""
+    found: list[tuple[str, list[str]]] = [("", [])]
+    lines = docstring.expandtabs(4).splitlines()
+    for i, line in enumerate(lines):
+        title = _title(line, lines[i + 1] if i + 1 < len(lines) else "") if i else ""
+        if title:
+            found.append((title, []))
+        elif not _RULE.match(line):
+            found[-1][1].append(line)
+    return found
+
+
+def _title(line: str, following: str) -> str:
+    """Lower-case title of the section that `line` opens, or nothing."""
+    if line.strip() and _RULE.match(following):
+        return line.strip(" *#:").lower()
+    match = _SECTION.match(line)
+    if match and line.rstrip().endswith((":", "**", match["title"])):
+        return match["title"].lower()
+    return "fields" if _FIELD.match(line) else ""
+
+
+def body_paragraphs(docstring: str) -> list[str]:
+    """Plain paragraphs up to the first section."""
+    return paragraphs(sections(docstring)[0][1])
+
+
+def argument_text(docstring: str) -> str:
+    """What a docstring says about arguments and results, in one plain paragraph."""
+    parts = []
+    for title, lines in sections(docstring)[1:]:
+        if title in _ARGUMENT_SECTIONS:
+            parts += [f"{title.capitalize()}:", *paragraphs(lines)]
+    return " ".join(parts)
+
+
+def paragraphs(lines: list[str]) -> list[str]:
+    """Plain paragraphs of some lines; list items become paragraphs of their own.
+
+    Code blocks, doctests, formulas and tables are dropped, with the "For example:" before them.
+    """
+    blocks: list[str] = [""]
+    for line in _prose_lines(lines):
+        if line == _DROPPED:
+            last = -1 if blocks[-1] or len(blocks) == 1 else -2
+            blocks[last] = _without_lead_in(blocks[last])
+        elif not line.strip():
+            blocks += [""] if blocks[-1] else []
+        elif _BULLET.match(line):
+            blocks.append(_BULLET.sub("", line))
+        else:
+            blocks[-1] += f" {line}"
+    return [text for text in map(plain, blocks) if text]
+
+
+def _without_lead_in(block: str) -> str:
+    """`block` without a last sentence that ends in a colon."""
+    if not block.rstrip().endswith(":"):
+        return block
+    return block[: max((m.end() for m in re.finditer(r"[.!?]\s", block)), default=0)]
+
+
+def _prose_lines(lines: list[str]) -> Iterator[str]:
+    """Lines of prose, with one `_DROPPED` for every block that is none."""
+    margin = -1  # indentation of the owner of a literal block while that is skipped, else -1
+    fenced = doctest = False
+    for line in lines:
+        indent = len(line) - len(line.lstrip())
+        doctest = (doctest and bool(line.strip())) or line.lstrip().startswith(">>>")
+        if margin >= 0 and line.strip() and indent <= margin:
+            margin = -1
+        if _FENCE.match(line):
+            fenced = not fenced
+            yield _DROPPED
+        elif fenced or doctest or _is_code(line) or (margin >= 0 and line.strip()):
+            yield _DROPPED
+        elif match := _DIRECTIVE.match(line):
+            prose = match["name"] in _PROSE_DIRECTIVES
+            margin = -1 if prose else indent
+            yield match["rest"] if prose else _DROPPED
+        elif margin < 0 and not line.lstrip().startswith((".. ", "|", "+-")):
+            margin = indent if line.rstrip().endswith("::") else -1
+            yield _TYPED.sub(r"\g<name>: \g<type>.", line) if " : " in line else line
+
+
+def _is_code(line: str) -> bool:
+    if _CODE.search(line) and (line.startswith("  ") or " = " in line):
+        return True
+    symbols = sum(not (c.isalnum() or c.isspace() or c in ".,;:'\"-()`*_") for c in line)
+    return symbols > 0.2 * max(len(line.strip()), 1)
+
+
+def words(text: str) -> list[str]:
+    """Lower-cased words and numbers."""
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def shingles(text: str, size: int) -> set[int]:
+    """Hashes, valid within this process, of all runs of `size` words."""
+    tokens = words(text)
+    return {hash(" ".join(tokens[i : i + size])) for i in range(len(tokens) - size + 1)}
+
+
+def text_hash(text: str) -> str:
+    """The first 16 hexadecimal digits of the text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
