@@ -75,6 +75,7 @@ def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> 
         seed=seed,
         num_epochs=1,  # a mixture would otherwise repeat for ever
         trim_output_features=False,
+        try_in_mem_cache=False,  # what is read is kept here
     )
     rows = list(dataset.as_numpy_iterator())
     if not rows:

@@ -1,0 +1,82 @@
+"""The seqio task `newswire`: generated reports, and the vocabulary trained on them.
+
+Fields besides the ids: `facts` (a JSON object, value by role) and `keywords` (joined by spaces);
+`newswire_corpus.check` compares a summary with the facts.
+"""
+
+import functools
+import io
+import json
+import re
+from pathlib import Path
+
+import sentencepiece
+import seqio
+
+from tasks import cache, jsonl, newswire_corpus, newswire_words
+
+SIZES = {"train": 8000, "validation": 400, "test": 400}
+PREFIX = "summarize: "
+_SEED = 0
+_MOST_PIECES = 1000
+
+
+class _Vocabulary(seqio.SentencePieceVocabulary):
+    """Trained when first used, since importing this module should cost nothing."""
+
+    def _model_context(self):
+        target = Path(self.sentencepiece_model_file)
+        if not target.exists():
+            model = _train()
+            cache.write_atomically(target, lambda temporary: temporary.write_bytes(model))
+        return super()._model_context()
+
+
+@functools.cache
+def vocabulary() -> seqio.SentencePieceVocabulary:
+    """Some 650 pieces: every word of the corpus, and the 256 bytes for all other text.
+
+    0 pads, 1 ends, 2 is unknown. Made on first use, then kept in the cache folder.
+    """
+    key = {"kinds": repr(newswire_words.KINDS), "seed": _SEED, "size": SIZES["train"]}
+    return _Vocabulary(str(cache.path("newswire", key, ".model")))
+
+
+@functools.cache
+def reports(split: str) -> list[newswire_corpus.Report]:
+    """The reports of a split, in the task's order."""
+    return newswire_corpus.reports(split, SIZES[split], _SEED)
+
+
+def _train() -> bytes:
+    """Whole words by decree: SentencePiece left to itself splits rare numbers and names."""
+    texts = [PREFIX] + [t for report in reports("train") for t in (report.document, report.summary)]
+    words = sorted({word for text in texts for word in re.findall(r"\w+", text)})
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        vocab_size=_MOST_PIECES,
+        hard_vocab_limit=False,  # fewer, if there are fewer
+        user_defined_symbols=["▁", ":"] + [f"▁{word}" for word in words],
+        byte_fallback=True,
+        num_threads=1,  # the same pieces in every run
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def _columns(split: str) -> dict[str, list[str]]:
+    return {
+        "document": [report.document for report in reports(split)],
+        "summary": [report.summary for report in reports(split)],
+        "facts": [json.dumps(report.facts) for report in reports(split)],
+        "keywords": [" ".join(report.keywords) for report in reports(split)],
+    }
+
+
+jsonl.register_pairs("newswire", _columns, SIZES, vocabulary(), PREFIX)

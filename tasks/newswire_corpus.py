@@ -1,0 +1,168 @@
+"""Newswire: generated short reports whose every fact is known, for tests and experiments.
+
+A report is about a match, the weather, a market or an election. It has two to four sentences, of
+which each states facts by their role (`winner`, `goals`, `city`, ...). Its summary states the main
+fact and a random selection of the others, so that a document has terse and detailed summaries and
+a reward can move the length. `check` reads a summary back and compares it with the facts.
+
+Python's own `random` draws, seeded: a seed always makes the same reports.
+"""
+
+import functools
+import hashlib
+import json
+import random
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from tasks import newswire_words as words
+
+_SPLIT_BUCKETS = {"validation": (0, 1), "test": (1, 2), "train": (2, 20)}  # of 20
+_SLOT = re.compile(r"{(\w+)}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """One document with its truth.
+
+    document: two to four sentences
+    summary: one sentence of 3 to 29 words
+    facts: value by role, of everything that the document states, and its `kind`
+    keywords: the values that are words, in the document's order: names, days, things; no numbers
+    """
+
+    document: str
+    summary: str
+    facts: dict[str, str]
+    keywords: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a summary claims, against the facts of its document.
+
+    right: roles whose value the summary states as it is
+    wrong: (role, value claimed) where the document says something else, or nothing
+    loose: names and numbers that stand in no known phrase, so that their role is unknown
+    """
+
+    right: frozenset[str]
+    wrong: tuple[tuple[str, str], ...]
+    loose: tuple[str, ...]
+
+    @property
+    def faithful(self) -> bool:
+        """It states something, and nothing that the document does not say."""
+        return bool(self.right) and not self.wrong and not self.loose
+
+
+def reports(split: str, size: int, seed: int) -> list[Report]:
+    """`size` different reports of a split.
+
+    The hash of a report's facts decides its split, so that train, validation and test have no facts
+    in common, whatever their seeds and sizes.
+
+    Raises:
+        ValueError: unknown split.
+    """
+    if split not in _SPLIT_BUCKETS:
+        raise ValueError(f"newswire has no split {split!r}, only {sorted(_SPLIT_BUCKETS)}")
+    found: dict[int, Report] = {}
+    for report in _draws(random.Random(seed)):
+        if len(found) == size:
+            break
+        key = _hash(report.facts)
+        if key % 20 in range(*_SPLIT_BUCKETS[split]):
+            found.setdefault(key, report)
+    return list(found.values())
+
+
+def check(summary: str, facts: Mapping[str, str]) -> Check:
+    """Compares every phrase of a summary that is known for the facts' kind with the facts."""
+    claims: list[tuple[str, str]] = []
+    rest = summary
+    for pattern in _patterns(facts["kind"]):
+        for match in pattern.finditer(summary):
+            claims += match.groupdict().items()
+            start, end = match.span()
+            rest = rest[:start] + " " * (end - start) + rest[end:]
+    return Check(
+        right=frozenset(role for role, value in claims if facts.get(role) == value),
+        wrong=tuple((role, value) for role, value in claims if facts.get(role) != value),
+        loose=tuple(w for w in re.findall(r"\w+", rest) if w.isdigit() or w in _all_values()),
+    )
+
+
+def facts_in(summary: str, facts: Mapping[str, str]) -> frozenset[str]:
+    """The roles that a summary states rightly."""
+    return check(summary, facts).right
+
+
+def _draws(rng: random.Random) -> Iterator[Report]:
+    while True:
+        yield _draw(rng)
+
+
+def _draw(rng: random.Random) -> Report:
+    name = rng.choice(sorted(words.KINDS))
+    kind = words.KINDS[name]
+    values = _values(kind, rng)
+    later = _some(kind.sentences[1:], rng.randint(1, 3), rng)
+    templates = [rng.choice(phrasings) for phrasings in (kind.sentences[0], *later)]
+    roles = [role for template in templates for role in _roles(template)]
+    facts = {role: values[role] for role in roles}
+    known = [detail for detail in kind.details if facts.keys() >= set(_roles(detail))]
+    details = _some(known, rng.randint(0, len(known)), rng)
+    summary = " ".join([rng.choice(kind.cores), *details]).replace(" ,", ",") + "."
+    return Report(
+        document=" ".join(templates).format(**values),
+        summary=summary.format(**values),
+        facts={"kind": name} | facts,
+        keywords=tuple(value for value in facts.values() if not value.isdigit()),
+    )
+
+
+def _values(kind: words.Kind, rng: random.Random) -> dict[str, str]:
+    """One value for each role; roles that draw from the same list get different ones."""
+    drawn: dict[str, str] = {}
+    for role, choices in kind.slots.items():
+        taken = {value for other, value in drawn.items() if kind.slots[other] == choices}
+        drawn[role] = rng.choice([value for value in choices if value not in taken])
+    return drawn
+
+
+def _some(items: tuple | list, count: int, rng: random.Random) -> list:
+    """A random selection that keeps the order."""
+    return [items[i] for i in sorted(rng.sample(range(len(items)), count))]
+
+
+def _roles(template: str) -> list[str]:
+    return _SLOT.findall(template)
+
+
+def _hash(facts: Mapping[str, str]) -> int:
+    text = json.dumps(facts, sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+@functools.cache
+def _patterns(kind_name: str) -> tuple[re.Pattern[str], ...]:
+    """One pattern per summary phrase, where a role's slot takes any value of its list."""
+    kind = words.KINDS[kind_name]
+
+    def slot(match: re.Match[str]) -> str:
+        # Any number, not only those of the list: a wrong number is a wrong claim all the same.
+        choices = kind.slots[match[1]]
+        values = r"\d+" if choices[0].isdigit() else "|".join(choices)
+        return rf"(?P<{match[1]}>{values})"
+
+    phrases = [phrase.removeprefix(", ") for phrase in (*kind.cores, *kind.details)]
+    return tuple(re.compile(rf"\b{_SLOT.sub(slot, phrase)}\b") for phrase in phrases)
+
+
+@functools.cache
+def _all_values() -> frozenset[str]:
+    return frozenset(
+        v for kind in words.KINDS.values() for slot in kind.slots.values() for v in slot
+    )

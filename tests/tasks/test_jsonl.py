@@ -1,0 +1,120 @@
+"""A user's own files: what is read, and how each bad line is reported."""
+
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+import seqio
+
+from dera_jax import data
+from tasks import jsonl
+
+LENGTHS = {"inputs": 40, "targets": 20}
+PAIRS = [{"document": f"Report {i} is here.", "summary": f"Report {i}."} for i in range(5)]
+_names = (f"jsonl_{i}" for i in itertools.count())
+
+
+def write(path, lines):
+    path.write_bytes(b"".join(line if isinstance(line, bytes) else line.encode() for line in lines))
+    return str(path)
+
+
+def dump(rows):
+    return [json.dumps(row) + "\n" for row in rows]
+
+
+def register(path, split="train", prefix="summarize: "):
+    name = next(_names)
+    jsonl.register(name, {split: path}, seqio.ByteVocabulary(), prefix)
+    return name
+
+
+def test_a_file_becomes_examples(tmp_path):
+    rows = [row | {"source": "ignored"} for row in PAIRS]
+    name = register(write(tmp_path / "a.jsonl", dump(rows)), prefix="tl;dr: ")
+    examples = data.epoch(name, "train", LENGTHS, seed=0)
+    assert examples.documents == [f"tl;dr: {row['document']}" for row in PAIRS]
+    assert examples.summaries == [row["summary"] for row in PAIRS]
+    for ids, row in zip(examples.inputs, PAIRS, strict=True):
+        text = f"tl;dr: {row['document']}".encode()
+        assert ids.tolist() == [b + 3 for b in text] + [1] + [0] * (39 - len(text))
+
+
+def test_example_ids_follow_the_document_not_the_line(tmp_path):
+    forward = register(write(tmp_path / "a.jsonl", dump(PAIRS)))
+    backward = register(write(tmp_path / "b.jsonl", dump(PAIRS[::-1])))
+    first, second = (data.epoch(n, "train", LENGTHS, 0).example_id for n in (forward, backward))
+    np.testing.assert_array_equal(first, second[::-1])
+    assert len(set(first.tolist())) == len(PAIRS)
+    assert first.min() >= 0
+
+
+def test_long_documents_are_cut_and_keep_their_end(tmp_path):
+    name = register(
+        write(tmp_path / "a.jsonl", dump([{"document": "x" * 99, "summary": "y" * 99}]))
+    )
+    examples = data.epoch(name, "train", LENGTHS, 0)
+    assert examples.inputs.shape == (1, 40) and examples.inputs[0, -1] == 1
+    assert examples.targets.shape == (1, 20) and examples.targets[0, -1] == 1
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        ("{'document': 1}\n", "not valid JSON"),
+        ('{"document": "cut off\n', "not valid JSON"),
+        ("\n", "not valid JSON"),
+        (b'{"document": "\xff", "summary": "b"}\n', "not valid JSON in UTF-8"),
+        ('["a", "b"]\n', "expected an object, found list"),
+        ('{"summary": "b"}\n', "key 'document' is missing, found ['summary']"),
+        ('{"document": "a", "sumary": "b"}\n', "key 'summary' is missing, found"),
+        ('{"document": 3, "summary": "b"}\n', "'document' must be a text, found int"),
+        ('{"document": "a", "summary": null}\n', "'summary' must be a text, found NoneType"),
+        ('{"document": " \\n", "summary": "b"}\n', "'document' is empty"),
+        ('{"document": "a", "summary": ""}\n', "'summary' is empty"),
+        ('{"document": "\\ud83d", "summary": "b"}\n', "'document' is not valid Unicode"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, bad, message):
+    path = write(tmp_path / "bad.jsonl", [*dump(PAIRS[:2]), bad, *dump(PAIRS[2:])])
+    name = register(path)
+    expected = re.escape(f"{path}, line 3: ") + ".*" + re.escape(message)
+    with pytest.raises((ValueError, TypeError), match=expected):
+        data.epoch(name, "train", LENGTHS, 0)
+
+
+def test_a_file_without_summaries_can_be_read_for_sampling(tmp_path):
+    path = write(tmp_path / "a.jsonl", dump({"document": row["document"]} for row in PAIRS))
+    examples = data.epoch(register(path, split="test"), "test", LENGTHS, 0)
+    assert examples.summaries == [""] * len(PAIRS)
+    np.testing.assert_array_equal(examples.targets, [[1] + [0] * 19] * len(PAIRS))
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_splits_that_are_learnt_from_need_summaries(tmp_path, split):
+    path = write(tmp_path / "a.jsonl", dump({"document": row["document"]} for row in PAIRS))
+    with pytest.raises(ValueError, match="line 1: key 'summary' is missing"):
+        data.epoch(register(path, split), split, LENGTHS, 0)
+
+
+@pytest.mark.parametrize("first, second", [("a", "no"), ("no", "a")])
+def test_summaries_in_some_lines_only(tmp_path, first, second):
+    with_summary, without = PAIRS[0], {"document": "Another."}
+    rows = [with_summary, without] if first == "a" else [without, with_summary]
+    path = write(tmp_path / "a.jsonl", dump(rows))
+    with pytest.raises(ValueError, match=f"line 2: {second} 'summary', unlike the lines before"):
+        data.epoch(register(path, "test"), "test", LENGTHS, 0)
+
+
+def test_missing_and_empty_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.jsonl: no such JSONL file"):
+        data.epoch(register(str(tmp_path / "nowhere.jsonl")), "train", LENGTHS, 0)
+    with pytest.raises(ValueError, match="has no example in split 'train'"):
+        data.epoch(register(write(tmp_path / "empty.jsonl", [])), "train", LENGTHS, 0)
+
+
+def test_no_split():
+    with pytest.raises(ValueError, match="task 'nothing': `paths` has no split"):
+        jsonl.register("nothing", {}, seqio.ByteVocabulary())

@@ -1,0 +1,66 @@
+"""Both routes to XSum, with a small vocabulary in place of T5's."""
+
+import json
+
+import numpy as np
+import pytest
+import seqio
+import tensorflow_datasets as tfds
+
+from dera_jax import data
+from tasks import xsum
+
+LENGTHS = {"inputs": 64, "targets": 32}
+BYTES = seqio.ByteVocabulary()
+
+xsum.register_tfds("xsum_tfds_bytes", BYTES)
+
+
+def write_folder(folder):
+    for split in xsum.SPLITS:
+        rows = [{"document": f"{split} article {i}", "summary": f"{split} {i}"} for i in range(3)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(text)
+    return str(folder)
+
+
+def test_jsonl_route(tmp_path):
+    xsum.register("xsum_bytes", write_folder(tmp_path), BYTES)
+    for split in xsum.SPLITS:
+        examples = data.epoch("xsum_bytes", split, LENGTHS, 0)
+        assert examples.documents == [f"summarize: {split} article {i}" for i in range(3)]
+        assert examples.summaries == [f"{split} {i}" for i in range(3)]
+        assert BYTES.decode(examples.inputs[0].tolist()) == examples.documents[0]
+
+
+def test_default_task_reads_the_folder_of_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("DERA_JAX_XSUM", write_folder(tmp_path))
+    rows = seqio.TaskRegistry.get("xsum").source.get_dataset("test", shuffle=False)
+    assert [row["document"] for row in rows.as_numpy_iterator()] == [
+        f"test article {i}".encode() for i in range(3)
+    ]
+
+
+def test_default_task_without_a_folder_says_what_to_set(monkeypatch):
+    monkeypatch.delenv("DERA_JAX_XSUM", raising=False)
+    with pytest.raises(ValueError, match="set DERA_JAX_XSUM to a folder with train.jsonl"):
+        seqio.TaskRegistry.get("xsum").source.get_dataset("train", shuffle=False)
+
+
+def test_tfds_route_on_mock_data():
+    with tfds.testing.mock_data(num_examples=4):
+        examples = data.epoch("xsum_tfds_bytes", "validation", LENGTHS, 0)
+        raw = list(tfds.as_numpy(tfds.load("xsum:1.1.0", split="validation")))
+    assert len(examples) == 4
+    assert examples.documents == [f"summarize: {row['document'].decode()}" for row in raw]
+    assert examples.summaries == [row["summary"].decode() for row in raw]
+    assert examples.example_id.min() >= 0
+    ends = np.take_along_axis(examples.inputs, (examples.inputs > 0).sum(1)[:, None] - 1, axis=1)
+    assert (ends == 1).all()
+
+
+def test_vocabulary_file_of_the_environment(monkeypatch):
+    monkeypatch.setenv("DERA_JAX_T5_VOCABULARY", "pieces.model")
+    assert xsum.t5_vocabulary().sentencepiece_model_file == "pieces.model"
+    monkeypatch.delenv("DERA_JAX_T5_VOCABULARY")
+    assert xsum.t5_vocabulary().sentencepiece_model_file.startswith("gs://t5-data/")
