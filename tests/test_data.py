@@ -192,6 +192,7 @@ def test_evaluation_sees_each_example_once_and_in_order(batch_size, processes):
     for batches in zip(*parts, strict=True):
         batch = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
         assert {len(array) for array in batch.values()} == {batch_size}
+        assert (np.diff(batch["valid"].astype(int)) <= 0).all()  # the filling comes last
         assert not batch["inputs"][~batch["valid"]].any()
         assert not batch["targets"][~batch["valid"]].any()
         seen += batch["example_id"][batch["valid"]].tolist()
