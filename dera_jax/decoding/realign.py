@@ -1,0 +1,131 @@
+"""Decoding-time realignment (DeRa): this is where λ enters, once.
+
+From a reference π_ref and a model π aligned to it at KL strength β, the model that would have been
+aligned at β/λ is approximated token by token (Liu et al. 2024, arXiv 2402.02992, section 4):
+
+    π_λ(· | x, y_<t) = softmax( λ·h_t + (1 − λ)·h_t^ref )
+
+λ = 0 is the reference, λ = 1 the aligned model, λ > 1 a weaker KL term than the one trained with.
+
+Axes: B inputs, K hypotheses, V vocabulary, M aligned models.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from dera_jax.models.language_model import LanguageModel, Output, PyTree, State
+
+
+def realign_logits(reference: Array, aligned: Sequence[Array], lam: Array) -> Array:
+    """h_λ = (1 − Σ_i λ_i)·h_ref + Σ_i λ_i·h_i, in float32.
+
+    Written so, λ = 1 gives the aligned logits bit for bit; h_ref + λ·(h − h_ref) would not.
+
+    Args:
+        reference: [..., V].
+        aligned: M arrays [..., V]; finite, since 0·inf is not 0.
+        lam: [..., M], λ_i of each aligned model.
+
+    Returns:
+        float32 [..., V].
+    """
+    mixture = (1.0 - jnp.sum(lam, axis=-1, keepdims=True)) * reference.astype(jnp.float32)
+    for i, logits in enumerate(aligned):
+        mixture = mixture + lam[..., i, None] * logits.astype(jnp.float32)
+    return mixture
+
+
+@dataclasses.dataclass(frozen=True)
+class Realigned:
+    """A reference and one or more aligned models as one `LanguageModel`.
+
+    Its parameters are a tuple, the reference's first. λ is that of the state: [B, K], or
+    [B, K, M] for M aligned models, so one call decodes any mix of λ.
+
+    Raises:
+        ValueError: no aligned model, or models that differ in vocabulary or start token.
+    """
+
+    reference: LanguageModel
+    aligned: tuple[LanguageModel, ...]
+
+    def __post_init__(self):
+        if not self.aligned:
+            raise ValueError("Realigned needs at least one aligned model.")
+        for i, model in enumerate(self.aligned):
+            for field in ("vocab_size", "start_token"):
+                expected, found = getattr(self.reference, field), getattr(model, field)
+                if expected != found:
+                    raise ValueError(
+                        f"Realigned: {field} of the reference is {expected}, "
+                        f"of aligned model {i} it is {found}; they must be equal."
+                    )
+
+    @property
+    def models(self) -> tuple[LanguageModel, ...]:
+        return (self.reference, *self.aligned)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.reference.vocab_size
+
+    @property
+    def start_token(self) -> int:
+        return self.reference.start_token
+
+    def start(
+        self, params: PyTree, inputs: Array, lam: Array, stream: Array, max_len: int
+    ) -> State:
+        lam = check_lam(lam, stream.shape, len(self.aligned))
+        parts = [
+            model.start(p, inputs, lam, stream, max_len)
+            for model, p in zip(self.models, params, strict=True)
+        ]
+        shared, cache = tuple(x.shared for x in parts), tuple(x.cache for x in parts)
+        return parts[0].replace(shared=shared, cache=cache)
+
+    def step(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
+        return self._combine(state, params, lambda model, p, part: model.step(p, part, tokens))
+
+    def extend(
+        self, params: PyTree, state: State, tokens: Array, lengths: Array
+    ) -> tuple[Output, State]:
+        feed = lambda model, p, part: model.extend(p, part, tokens, lengths)
+        return self._combine(state, params, feed)
+
+    def teacher_forced(self, params: PyTree, state: State, tokens: Array) -> Output:
+        feed = lambda model, p, part: (model.teacher_forced(p, part, tokens), part)
+        return self._combine(state, params, feed)[0]
+
+    def _combine(self, state: State, params: PyTree, feed: Callable) -> tuple[Output, State]:
+        """Feeds every model with its part of the state and mixes their logits."""
+        outputs, parts = [], []
+        for i, model in enumerate(self.models):
+            part = state.replace(shared=state.shared[i], cache=state.cache[i])
+            output, part = feed(model, params[i], part)
+            outputs.append(output.logits)
+            parts.append(part)
+        lam = state.lam.reshape(*outputs[0].shape[:2], *[1] * (outputs[0].ndim - 3), -1)
+        logits = realign_logits(outputs[0], outputs[1:], lam)
+        state = parts[0].replace(shared=state.shared, cache=tuple(x.cache for x in parts))
+        return Output(logits, jnp.stack(outputs)), state
+
+
+def check_lam(lam: Array, rows: tuple[int, int], num_aligned: int) -> Array:
+    """lam as float32, or a sentence about what is wrong with it.
+
+    Raises:
+        ValueError: its shape is not [B, K] (with one aligned model) or [B, K, M], or it holds a
+            value that is not finite (seen outside of jit only).
+    """
+    shapes = [(*rows, num_aligned)] + ([rows] if num_aligned == 1 else [])
+    if jnp.shape(lam) not in shapes:
+        expected = " or ".join(map(str, shapes))
+        raise ValueError(f"lam has shape {jnp.shape(lam)}; expected {expected}.")
+    if isinstance(lam, np.ndarray) and not np.isfinite(lam).all():
+        raise ValueError(f"lam must be finite; found {lam[~np.isfinite(lam)][0]}.")
+    return jnp.asarray(lam, jnp.float32)

@@ -1,0 +1,283 @@
+"""Sampling: the compiled step inside `lax.scan` that every method here shares.
+
+One call decodes B inputs x K hypotheses, where the K rows of an input may be any mix of λ values
+and samples (`sweep_rows`). λ, temperature, top-k, top-p, minimum length and end token are traced:
+new values compile nothing.
+
+Axes: B inputs, K hypotheses, S input length, T output length, V vocabulary, C component models.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from dera_jax.decoding import transforms
+from dera_jax.decoding.realign import Realigned, check_lam
+from dera_jax.models.language_model import LanguageModel, Output, PyTree, State
+
+CHUNK = 8  # steps between two looks at whether every row has ended
+
+
+@struct.dataclass
+class Sampling:
+    """How to draw. Scalars, or [B, K] arrays to differ by row; only static fields recompile.
+
+    Attributes:
+        max_length: static; tokens at most, the end token included.
+        greedy: static; the most likely token, ties to the lower id.
+        temperature: divides the combined logits; > 0.
+        top_k: keep this many tokens; None for all.
+        top_p: keep the smallest nucleus of this probability; None for all.
+        min_length: no end token before this many tokens.
+        eos_id: the end token; -1 for none.
+    """
+
+    max_length: int = struct.field(pytree_node=False)
+    greedy: bool = struct.field(pytree_node=False, default=False)
+    temperature: float | Array = 1.0
+    top_k: int | Array | None = None
+    top_p: float | Array | None = None
+    min_length: int | Array = 0
+    eos_id: int | Array = 1
+
+
+@struct.dataclass
+class Tokens:
+    """What a step (each field [B, K]) or a whole decode ([B, K, T]) produced, per token.
+
+    Attributes:
+        token: int32; 0 after the end.
+        log_prob: under the model itself: untempered, untruncated (for a mixture, the mixture).
+        sampling_log_prob: under what was really sampled; 0 when greedy.
+        part_log_prob: [C, ...], under each component model, reference first; None for one model.
+        kl: KL(mixture ‖ reference) of the whole next-token distribution, in nats; None for one
+            model. Its sum over a sequence estimates the sequence KL only at temperature 1 without
+            truncation.
+    """
+
+    token: Array
+    log_prob: Array
+    sampling_log_prob: Array
+    part_log_prob: Array | None
+    kl: Array | None
+
+
+@struct.dataclass
+class Hypotheses:
+    """Texts under way: where the model stands and what it is to be fed next.
+
+    Attributes:
+        state: the model's.
+        token: int32 [B, K], the next token to feed.
+        lengths: int32 [B, K], tokens produced, the end token included.
+        finished: bool [B, K], the end token was produced.
+    """
+
+    state: State
+    token: Array
+    lengths: Array
+    finished: Array
+
+
+@struct.dataclass
+class Samples:
+    """Decoded hypotheses.
+
+    Attributes:
+        tokens: int32 [B, K, T], 0 after each row's length.
+        lengths: int32 [B, K], tokens of each row, the end token included.
+        finished: bool [B, K]; False where the length limit cut the text off.
+        scores: `Tokens` with fields [B, K, T], 0 after each row's length.
+        steps: int32, how many times each model was stepped.
+    """
+
+    tokens: Array
+    lengths: Array
+    finished: Array
+    scores: Tokens
+    steps: Array
+
+
+def sample(
+    model: LanguageModel,
+    params: PyTree,
+    inputs: Array,
+    lam: Array,
+    stream: Array,
+    sampling: Sampling,
+) -> Samples:
+    """Decodes K hypotheses of each input in one compiled call.
+
+    Args:
+        model: any language model; a `Realigned` one mixes by `lam`.
+        params: its parameters.
+        inputs: int32 [B, S], 0 is padding.
+        lam: float32 [B, K] (or [B, K, M] for M aligned models); a single model ignores it.
+        stream: keys [B, K] from `streams`; a row's draws depend on its key and position alone.
+        sampling: how to draw.
+
+    Raises:
+        ValueError: a setting out of its range, or lam of the wrong shape or not finite.
+    """
+    check_sampling(sampling, model.vocab_size)
+    if isinstance(model, Realigned):
+        check_lam(np.asarray(lam), stream.shape, len(model.aligned))
+    return _sample(model, params, inputs, jnp.asarray(lam, jnp.float32), stream, sampling)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sample(model, params, inputs, lam, stream, sampling: Sampling) -> Samples:
+    # The cache is a whole number of chunks: a slice update past its end would be moved back onto
+    # the last slots without a word.
+    num_chunks = -(-sampling.max_length // CHUNK)
+    hypotheses = begin(model, params, inputs, lam, stream, num_chunks * CHUNK)
+    chunk = functools.partial(decode_chunk, model, params, sampling, num_steps=CHUNK)
+    like = jax.eval_shape(lambda h: chunk(h)[1], hypotheses)
+    record = jax.tree.map(lambda x: jnp.zeros((num_chunks, *x.shape), x.dtype), like)
+
+    def unfinished(carry):
+        i, hypotheses, _ = carry
+        return (i < num_chunks) & jnp.any(~hypotheses.finished)
+
+    def body(carry):
+        i, hypotheses, record = carry
+        hypotheses, tokens = chunk(hypotheses)
+        return i + 1, hypotheses, jax.tree.map(lambda all, x: all.at[i].set(x), record, tokens)
+
+    rounds, hypotheses, record = jax.lax.while_loop(unfinished, body, (0, hypotheses, record))
+    scores = jax.tree.map(lambda x: _time_last(x, sampling.max_length), record)
+    return Samples(
+        scores.token, hypotheses.lengths, hypotheses.finished, scores, steps=rounds * CHUNK
+    )
+
+
+def _time_last(x: Array, length: int) -> Array:
+    """[chunks, CHUNK, ...] -> [..., length]."""
+    return jnp.moveaxis(x.reshape(-1, *x.shape[2:]), 0, -1)[..., :length]
+
+
+def begin(model, params, inputs: Array, lam: Array, stream: Array, max_len: int) -> Hypotheses:
+    """Hypotheses of inputs[B, S] before their first token."""
+    state = model.start(params, inputs, lam, stream, max_len)
+    zeros = jnp.zeros(stream.shape, jnp.int32)
+    return Hypotheses(state, zeros + model.start_token, zeros, zeros > 0)
+
+
+def decode_chunk(
+    model: LanguageModel, params: PyTree, sampling: Sampling, hypotheses: Hypotheses, num_steps: int
+) -> tuple[Hypotheses, Tokens]:
+    """`num_steps` sampled tokens of every hypothesis; Tokens' fields are [num_steps, B, K]."""
+    step = lambda carry, _: decode_step(model, params, sampling, carry)
+    return jax.lax.scan(step, hypotheses, length=num_steps)
+
+
+def decode_step(
+    model: LanguageModel, params: PyTree, sampling: Sampling, hypotheses: Hypotheses
+) -> tuple[Hypotheses, Tokens]:
+    """One token of every hypothesis. Rows that have ended stay as they are and yield zeros."""
+    alive = ~hypotheses.finished & (hypotheses.lengths < sampling.max_length)
+    positions = hypotheses.state.lengths
+    output, state = model.step(params, hypotheses.state, hypotheses.token)
+    logits = sampling_logits(output.logits, hypotheses.lengths, sampling)
+    if not sampling.greedy:
+        noise = gumbel_noise(state.stream, positions, logits.shape[-1])
+        token = jnp.argmax(logits + noise, axis=-1)
+    else:
+        token = jnp.argmax(logits, axis=-1)
+    tokens = _score_tokens(output, logits, token, sampling.greedy)
+    tokens = jax.tree.map(lambda x: jnp.where(alive, x, 0), tokens)
+    hypotheses = Hypotheses(
+        state=state,
+        token=tokens.token,
+        lengths=hypotheses.lengths + alive,
+        finished=hypotheses.finished | (alive & (tokens.token == sampling.eos_id)),
+    )
+    return hypotheses, tokens
+
+
+def sampling_logits(logits: Array, lengths: Array, sampling: Sampling) -> Array:
+    """Logits [B, K, V] of the distribution to sample from logits[B, K, V] at lengths[B, K]."""
+    logits = transforms.forbid(logits, sampling.eos_id, lengths < sampling.min_length)
+    if sampling.greedy:
+        return logits
+    logits = logits / jnp.asarray(sampling.temperature, jnp.float32)[..., None]
+    if sampling.top_k is not None:
+        logits = transforms.top_k(logits, jnp.asarray(sampling.top_k, jnp.float32))
+    if sampling.top_p is not None:
+        logits = transforms.top_p(logits, jnp.asarray(sampling.top_p, jnp.float32))
+    return logits
+
+
+def gumbel_noise(stream: Array, positions: Array, vocab_size: int) -> Array:
+    """Noise [B, K, V] of keys stream[B, K] at positions[B, K]; argmax(logits + noise) samples.
+
+    Gumbel noise and not a uniform through the inverse distribution: slower, but rows that share
+    their noise and differ a little in λ then mostly draw the same token (benchmarks/draws.py).
+    """
+    draw = lambda key, at: jax.random.gumbel(jax.random.fold_in(key, at), (vocab_size,))
+    return jax.vmap(jax.vmap(draw))(stream, positions)
+
+
+def _score_tokens(output: Output, logits: Array, token: Array, greedy: bool) -> Tokens:
+    """Log-probabilities and KL of token[B, K]; logits[B, K, V] are those it was drawn from."""
+    at_token = lambda x: jnp.take_along_axis(x, token[..., None], axis=-1)[..., 0]
+    log_probs = jax.nn.log_softmax(output.logits)
+    log_prob = at_token(log_probs)
+    part_log_prob = kl = None
+    if output.parts is not None:
+        part_log_probs = jax.nn.log_softmax(output.parts)
+        part_log_prob = jax.vmap(at_token)(part_log_probs)
+        kl = jnp.sum(jnp.exp(log_probs) * (log_probs - part_log_probs[0]), axis=-1)
+    return Tokens(
+        token=token.astype(jnp.int32),
+        log_prob=log_prob,
+        sampling_log_prob=jnp.zeros_like(log_prob)
+        if greedy
+        else at_token(jax.nn.log_softmax(logits)),
+        part_log_prob=part_log_prob,
+        kl=kl,
+    )
+
+
+def sweep_rows(lams: Array, num_samples: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a λ sweep with `num_samples` samples at each λ.
+
+    Row g * num_samples + i has λ_g and stream number i: all λ of a sample share their random
+    draws, so λ = 0 and λ = 1 reproduce the single models' samples.
+
+    Args:
+        lams: [G], or [G, M] for M aligned models.
+        num_samples: samples of each input at each λ.
+        batch: B.
+
+    Returns:
+        lam float32 [B, K] or [B, K, M], and stream numbers int32 [K], K = G * num_samples.
+    """
+    rows = np.repeat(np.asarray(lams, np.float32), num_samples, axis=0)
+    numbers = np.tile(np.arange(num_samples, dtype=np.int32), len(lams))
+    return np.broadcast_to(rows, (batch, *rows.shape)), numbers
+
+
+def check_sampling(sampling: Sampling, vocab_size: int) -> None:
+    """Refuses settings that cannot be meant. Values traced by an outer jit are not seen.
+
+    Raises:
+        ValueError: naming the setting, what it must be and what it is.
+    """
+    limits = {
+        "temperature": (lambda x: x > 0, "above 0 (for the most likely token set greedy=True)"),
+        "top_k": (lambda x: (x >= 1) & (x <= vocab_size), f"between 1 and {vocab_size}"),
+        "top_p": (lambda x: (x > 0) & (x <= 1), "above 0 and at most 1"),
+        "min_length": (lambda x: (x >= 0) & (x <= sampling.max_length), "in [0, max_length]"),
+        "max_length": (lambda x: x >= 1, "at least 1"),
+    }
+    for name, (allowed, words) in limits.items():
+        value = getattr(sampling, name)
+        if value is None or isinstance(value, jax.core.Tracer):
+            continue
+        if not np.all(allowed(np.asarray(value))):
+            raise ValueError(f"Sampling.{name} must be {words}; found {value}.")

@@ -1,0 +1,192 @@
+"""The layers of T5, under T5X's parameter names and logical axes.
+
+Axes: G groups of rows that share keys (B, or B*K), N query tokens, L key slots, H heads,
+D head_dim, E emb_dim, M mlp_dim.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.linen import partitioning
+from jax import Array
+
+NUM_BUCKETS = 32
+MAX_DISTANCE = 128
+MASKED = -1e10  # T5X's value: finite, so a fully masked row is uniform rather than NaN.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _low_precision_einsum(spec: str, x: Array, y: Array) -> Array:
+    """x, y bfloat16 -> float32: bfloat16 products summed in float32."""
+    return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+
+
+def _einsum_forward(spec, x, y):
+    return _low_precision_einsum(spec, x, y), (x, y)
+
+
+def _einsum_backward(spec, operands, g):
+    # The automatic transpose would multiply a float32 cotangent with a bfloat16 operand, which
+    # no matrix unit does: round the cotangent, as T5X's bfloat16 activations do.
+    x, y = operands
+    left, right, out = spec.replace("->", ",").split(",")
+    g = g.astype(x.dtype)
+    dx = jnp.einsum(f"{out},{right}->{left}", g, y, preferred_element_type=jnp.float32)
+    dy = jnp.einsum(f"{left},{out}->{right}", x, g, preferred_element_type=jnp.float32)
+    return dx.astype(x.dtype), dy.astype(y.dtype)
+
+
+_low_precision_einsum.defvjp(_einsum_forward, _einsum_backward)
+
+
+def einsum(spec: str, x: Array, y: Array, dtype: str) -> Array:
+    """jnp.einsum of two operands rounded to `dtype`, accumulated in float32, returned in float32.
+
+    Every index must occur in two of the three terms (no sums over one operand alone).
+    """
+    if dtype == "float32":
+        return jnp.einsum(spec, x, y)
+    return _low_precision_einsum(spec, x.astype(dtype), y.astype(dtype))
+
+
+class Dense(nn.Module):
+    """x[..., in] @ kernel[in, features], no bias."""
+
+    features: int
+    axes: tuple[str, str]
+    dtype: str
+    init_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = nn.initializers.variance_scaling(self.init_scale, "fan_in", "truncated_normal")
+        shape = (x.shape[-1], self.features)
+        kernel = partitioning.param_with_axes("kernel", init, shape, jnp.float32, axes=self.axes)
+        rows = x.reshape(-1, x.shape[-1])
+        return einsum("ni,io->no", rows, kernel, self.dtype).reshape(*x.shape[:-1], self.features)
+
+
+class LayerNorm(nn.Module):
+    """T5's root-mean-square norm: no mean, no bias."""
+
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = nn.initializers.ones
+        scale = partitioning.param_with_axes(
+            "scale", init, (x.shape[-1],), jnp.float32, axes=("embed",)
+        )
+        x = x.astype(jnp.float32)
+        y = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+        return y.astype(self.dtype) * scale.astype(self.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention without the 1/sqrt(D): T5 puts it into the query's initialisation."""
+
+    num_heads: int
+    head_dim: int
+    emb_dim: int
+    dropout_rate: float
+    dtype: str
+
+    def setup(self):
+        inner = self.num_heads * self.head_dim
+        project = functools.partial(Dense, inner, ("embed", "joined_kv"), self.dtype)
+        self.query = project(init_scale=1.0 / self.head_dim)
+        self.key = project()
+        self.value = project()
+        self.out = Dense(self.emb_dim, ("joined_kv", "embed"), self.dtype)
+        self.dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
+
+    def _split_heads(self, x: Array) -> Array:
+        """[..., L, H*D] -> [..., H, L, D]."""
+        x = x.astype(self.dtype).reshape(*x.shape[:-1], self.num_heads, self.head_dim)
+        return jnp.swapaxes(x, -3, -2)
+
+    def keys_values(self, x: Array) -> tuple[Array, Array]:
+        """x[..., L, E] -> keys and values [..., H, L, D]."""
+        return self._split_heads(self.key(x)), self._split_heads(self.value(x))
+
+    def attend(self, x: Array, keys: Array, values: Array, bias: Array, train: bool) -> Array:
+        """x[G, N, E], keys and values [G, H, L, D], bias[G or 1, H or 1, N or 1, L] -> [G, N, E].
+
+        The bias holds the relative bias and the mask.
+        """
+        queries = self._split_heads(self.query(x))
+        logits = einsum("ghnd,ghld->ghnl", queries, keys, self.dtype) + bias
+        weights = jax.nn.softmax(logits, axis=-1)
+        weights = self.dropout(weights, deterministic=not train)
+        out = einsum("ghnl,ghld->ghnd", weights, values, self.dtype)
+        joined = jnp.swapaxes(out, -3, -2).reshape(*x.shape[:-1], -1)
+        return self.out(joined).astype(self.dtype)
+
+
+class Mlp(nn.Module):
+    """wo(act_0(x @ wi_0) * act_1(x @ wi_1)), or wo(act(x @ wi)) for one activation."""
+
+    mlp_dim: int
+    activations: tuple[str, ...]
+    dropout_rate: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        gated = len(self.activations) > 1
+        hidden = 1.0
+        for i, activation in enumerate(self.activations):
+            name = f"wi_{i}" if gated else "wi"
+            y = Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, name=name)(x)
+            y = y.astype(self.dtype)
+            hidden = hidden * (y if activation == "linear" else getattr(nn, activation)(y))
+        dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
+        hidden = dropout(hidden, deterministic=not train)
+        out = Dense(x.shape[-1], ("mlp", "embed"), self.dtype, name="wo")(hidden)
+        return out.astype(self.dtype)
+
+
+def relative_position_bucket(distance: np.ndarray, bidirectional: bool) -> np.ndarray:
+    """T5's bucket of each distance = query position - key position.
+
+    NumPy, at trace time: a device's log may fall below a bucket's boundary.
+    """
+    buckets = NUM_BUCKETS // 2 if bidirectional else NUM_BUCKETS
+    offset = np.where(distance < 0, buckets, 0) if bidirectional else 0
+    distance = np.abs(distance) if bidirectional else np.maximum(distance, 0)
+    exact = buckets // 2
+    ratio = distance.astype(np.float32) / exact + np.finfo(np.float32).eps
+    log_bucket = np.log(ratio) / np.log(MAX_DISTANCE / exact) * (buckets - exact)
+    far = np.minimum(exact + log_bucket.astype(np.int32), buckets - 1)
+    return offset + np.where(distance < exact, distance, far)
+
+
+class RelativeBias(nn.Module):
+    """The table of relative position biases that all layers of a stack share."""
+
+    num_heads: int
+    bidirectional: bool
+
+    def setup(self):
+        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+        shape = (self.num_heads, NUM_BUCKETS)
+        self.rel_embedding = partitioning.param_with_axes(
+            "rel_embedding", init, shape, jnp.float32, axes=("heads", "relpos_buckets")
+        )
+
+    def between(self, length: int) -> Array:
+        """Bias [1, H, L, L] among `length` tokens."""
+        position = np.arange(length)
+        distance = position[:, None] - position[None, :]
+        buckets = relative_position_bucket(distance, self.bidirectional)
+        return self.rel_embedding[None, :, buckets]
+
+    def at(self, positions: Array, length: int) -> Array:
+        """Bias [G, H, N, L] of queries at `positions`[G, N] over key slots 0..L-1, causal."""
+        buckets = relative_position_bucket(np.arange(length), self.bidirectional)
+        by_distance = self.rel_embedding[:, buckets]
+        distance = jnp.clip(positions[..., None] - jnp.arange(length), 0, length - 1)
+        return jnp.moveaxis(by_distance[:, distance], 0, 1)

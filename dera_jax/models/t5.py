@@ -1,0 +1,280 @@
+"""T5 1.0 and 1.1 in flax.linen, with the parameter tree and logical axis names of T5X.
+
+The decoder works on [B, K, N] tokens: K hypotheses of each input share its cross-attention keys
+and values, which are computed once and never tiled. Teacher forcing is K = 1 without a cache.
+
+Axes: B inputs, K hypotheses, S input length, N new tokens, L cache slots, H heads, D head_dim,
+E emb_dim, V vocab_size.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen import partitioning
+from jax import Array
+
+from dera_jax.models.layers import (
+    MASKED,
+    Attention,
+    Dense,
+    LayerNorm,
+    Mlp,
+    RelativeBias,
+    einsum,
+)
+
+KeysValues = tuple[Array, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Sizes of a T5, named as in T5X's T5Config.
+
+    1.0: mlp_activations ('relu',), logits_via_embedding True. 1.1: ('gelu', 'linear'), False.
+    `dtype` is that of activations and matrix products; parameters are what they are given as,
+    attention logits and softmax are float32.
+    """
+
+    vocab_size: int
+    emb_dim: int = 512
+    num_heads: int = 8
+    num_encoder_layers: int = 6
+    num_decoder_layers: int = 6
+    head_dim: int = 64
+    mlp_dim: int = 2048
+    mlp_activations: Sequence[str] = ("relu",)
+    logits_via_embedding: bool = False
+    dropout_rate: float = 0.1
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"T5Config.dtype must be 'float32' or 'bfloat16', not {self.dtype!r}.")
+
+
+def _attention(config: T5Config) -> Attention:
+    sizes = config.num_heads, config.head_dim, config.emb_dim
+    return Attention(*sizes, config.dropout_rate, config.dtype)
+
+
+def _mlp(config: T5Config) -> Mlp:
+    return Mlp(config.mlp_dim, config.mlp_activations, config.dropout_rate, config.dtype)
+
+
+def _shared_dropout(config: T5Config) -> nn.Dropout:
+    """Dropout with one mask for all positions of a row."""
+    return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+
+
+class TokenEmbedder(nn.Module):
+    """The embedding table, also the logits' matrix where they are tied."""
+
+    config: T5Config
+
+    def setup(self):
+        shape = (self.config.vocab_size, self.config.emb_dim)
+        self.embedding = partitioning.param_with_axes(
+            "embedding", nn.initializers.normal(1.0), shape, jnp.float32, axes=("vocab", "embed")
+        )
+
+    def __call__(self, tokens: Array) -> Array:
+        return self.embedding[tokens].astype(self.config.dtype)
+
+    def logits(self, hidden: Array) -> Array:
+        """hidden[..., E] -> logits[..., V], divided by sqrt(E) as T5X does for tied tables."""
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        logits = einsum("ne,ve->nv", rows, self.embedding, self.config.dtype)
+        return (logits / jnp.sqrt(self.config.emb_dim)).reshape(*hidden.shape[:-1], -1)
+
+
+class EncoderLayer(nn.Module):
+    config: T5Config
+
+    def setup(self):
+        self.pre_attention_layer_norm = LayerNorm(self.config.dtype)
+        self.attention = _attention(self.config)
+        self.pre_mlp_layer_norm = LayerNorm(self.config.dtype)
+        self.mlp = _mlp(self.config)
+        self.dropout = _shared_dropout(self.config)
+
+    def __call__(self, x: Array, bias: Array, train: bool) -> Array:
+        y = self.pre_attention_layer_norm(x)
+        y = self.attention.attend(y, *self.attention.keys_values(y), bias, train)
+        x = x + self.dropout(y, deterministic=not train)
+        y = self.mlp(self.pre_mlp_layer_norm(x), train)
+        return x + self.dropout(y, deterministic=not train)
+
+
+class Encoder(nn.Module):
+    config: T5Config
+
+    def setup(self):
+        self.relpos_bias = RelativeBias(self.config.num_heads, bidirectional=True)
+        self.layers = [EncoderLayer(self.config) for _ in range(self.config.num_encoder_layers)]
+        self.encoder_norm = LayerNorm(self.config.dtype)
+        self.dropout = _shared_dropout(self.config)
+        self.final_dropout = nn.Dropout(self.config.dropout_rate)
+
+    def __call__(self, x: Array, mask: Array, train: bool) -> Array:
+        """x[B, S, E], mask[B, S] -> [B, S, E]."""
+        bias = self.relpos_bias.between(x.shape[1])
+        bias = bias + jnp.where(mask[:, None, None, :], 0.0, MASKED)
+        x = self.dropout(x, deterministic=not train)
+        for layer in self.layers:
+            x = layer(x, bias, train)
+        return self.final_dropout(self.encoder_norm(x), deterministic=not train)
+
+
+class DecoderLayer(nn.Module):
+    config: T5Config
+
+    def setup(self):
+        self.pre_self_attention_layer_norm = LayerNorm(self.config.dtype)
+        self.self_attention = _attention(self.config)
+        self.pre_cross_attention_layer_norm = LayerNorm(self.config.dtype)
+        self.encoder_decoder_attention = _attention(self.config)
+        self.pre_mlp_layer_norm = LayerNorm(self.config.dtype)
+        self.mlp = _mlp(self.config)
+        self.dropout = _shared_dropout(self.config)
+
+    def __call__(self, x, context: "DecoderContext", cross: KeysValues, cache, train: bool):
+        """x[B, K, N, E], the layer's cross [B, H, S, D] and cache [B, K, H, L, D] -> x, cache."""
+        y = self.pre_self_attention_layer_norm(x)
+        new = self.self_attention.keys_values(y)
+        cache = context.remember(cache, new)
+        y = _attend_own(self.self_attention, y, cache, context.self_bias, train)
+        x = x + self.dropout(y, deterministic=not train)
+        y = self.pre_cross_attention_layer_norm(x)
+        y = _attend_shared(self.encoder_decoder_attention, y, cross, context.cross_bias, train)
+        x = x + self.dropout(y, deterministic=not train)
+        y = self.mlp(self.pre_mlp_layer_norm(x), train)
+        return x + self.dropout(y, deterministic=not train), cache
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderContext:
+    """What all layers of one decoder pass share.
+
+    positions: int32 [N] when all rows stand at the same place, else [B, K, N].
+    self_bias: [B*K or 1, H, N, L]; cross_bias: [B, 1, 1, S].
+    """
+
+    positions: Array
+    self_bias: Array
+    cross_bias: Array
+
+    def remember(self, cache: KeysValues | None, new: KeysValues) -> KeysValues:
+        """Writes new keys and values into the cache; without one they are all there is."""
+        if cache is None:
+            return new
+        return tuple(write_cache(old, x, self.positions) for old, x in zip(cache, new, strict=True))
+
+
+def write_cache(cache: Array, new: Array, positions: Array) -> Array:
+    """Writes `new`[B, K, H, N, D] into `cache`[B, K, H, L, D] at `positions`.
+
+    positions[N], the same consecutive slots in every row: one slice update. positions[B, K, N]:
+    a scatter, which drops what would fall past the last slot.
+    """
+    new = new.astype(cache.dtype)
+    if positions.ndim == 1:
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, positions[0], axis=3)
+    write_row = lambda row, x, at: row.at[:, at].set(x, mode="drop")
+    return jax.vmap(jax.vmap(write_row))(cache, new, positions)
+
+
+def _attend_own(
+    attention: Attention, x, keys_values: KeysValues, bias: Array, train: bool
+) -> Array:
+    """Each of the B*K rows over its own keys [B, K, H, L, D]."""
+    keys, values = (y.reshape(-1, *y.shape[2:]) for y in keys_values)
+    return attention.attend(x.reshape(-1, *x.shape[2:]), keys, values, bias, train).reshape(x.shape)
+
+
+def _attend_shared(attention: Attention, x, keys_values: KeysValues, bias: Array, train: bool):
+    """The K*N queries of an input over its one set of keys [B, H, S, D]."""
+    queries = x.reshape(x.shape[0], -1, x.shape[-1])
+    return attention.attend(queries, *keys_values, bias, train).reshape(x.shape)
+
+
+class Decoder(nn.Module):
+    config: T5Config
+
+    def setup(self):
+        self.relpos_bias = RelativeBias(self.config.num_heads, bidirectional=False)
+        self.layers = [DecoderLayer(self.config) for _ in range(self.config.num_decoder_layers)]
+        self.decoder_norm = LayerNorm(self.config.dtype)
+        self.dropout = _shared_dropout(self.config)
+        if not self.config.logits_via_embedding:
+            axes = ("embed", "vocab")
+            self.logits_dense = Dense(self.config.vocab_size, axes, self.config.dtype)
+
+    def cross_keys_values(self, encoded: Array) -> tuple[KeysValues, ...]:
+        """encoded[B, S, E] -> for each layer keys and values [B, H, S, D]."""
+        return tuple(x.encoder_decoder_attention.keys_values(encoded) for x in self.layers)
+
+    def context(self, positions: Array, num_slots: int, mask: Array) -> DecoderContext:
+        """Biases of queries at `positions` over slots 0..num_slots-1; mask[B, S] of the input."""
+        rows = positions.reshape(-1, positions.shape[-1])
+        visible = rows[..., None] >= jnp.arange(num_slots)
+        self_bias = self.relpos_bias.at(rows, num_slots)
+        self_bias = self_bias + jnp.where(visible, 0.0, MASKED)[:, None]
+        return DecoderContext(positions, self_bias, jnp.where(mask[:, None, None], 0.0, MASKED))
+
+    def __call__(self, x, context: DecoderContext, cross, caches, train: bool):
+        """x[B, K, N, E] -> hidden [B, K, N, E] after the final norm, the updated caches."""
+        x = self.dropout(x, deterministic=not train)
+        updated = []
+        for i, layer in enumerate(self.layers):
+            x, cache = layer(x, context, cross[i], caches and caches[i], train)
+            updated.append(cache)
+        hidden = self.dropout(self.decoder_norm(x), deterministic=not train)
+        return hidden, tuple(updated)
+
+
+class Transformer(nn.Module):
+    """T5X's encoder-decoder: its parameter tree, with caches as arguments and results."""
+
+    config: T5Config
+
+    def setup(self):
+        self.token_embedder = TokenEmbedder(self.config)
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+
+    def encode(self, inputs: Array, train: bool = False) -> Array:
+        """inputs[B, S], 0 is padding -> encoded [B, S, E]."""
+        return self.encoder(self.token_embedder(inputs), inputs > 0, train)
+
+    def cross_keys_values(self, encoded: Array) -> tuple[KeysValues, ...]:
+        return self.decoder.cross_keys_values(encoded)
+
+    def decode(self, tokens, positions, cross, mask, caches=None, train: bool = False):
+        """Decoder input tokens[B, K, N] at positions [N] or [B, K, N] -> hidden, caches.
+
+        Without caches this is teacher forcing: positions are 0..N-1 and the mask is causal, which
+        is all that right-padded targets need.
+        """
+        num_slots = caches[0][0].shape[3] if caches else tokens.shape[-1]
+        context = self.decoder.context(positions, num_slots, mask)
+        return self.decoder(self.token_embedder(tokens), context, cross, caches, train)
+
+    def logits(self, hidden: Array) -> Array:
+        """hidden[..., E] -> float32 logits[..., V]."""
+        if self.config.logits_via_embedding:
+            return self.token_embedder.logits(hidden)
+        return self.decoder.logits_dense(hidden)
+
+    def __call__(self, inputs: Array, decoder_inputs: Array, train: bool = False) -> Array:
+        """inputs[B, S], decoder_inputs[B, K, T] (start token first) -> hidden [B, K, T, E]."""
+        cross = self.cross_keys_values(self.encode(inputs, train))
+        positions = jnp.arange(decoder_inputs.shape[-1])
+        return self.decode(decoder_inputs, positions, cross, inputs > 0, train=train)[0]
+
+    def teacher_forced(self, inputs: Array, decoder_inputs: Array, train: bool = False) -> Array:
+        """Logits [B, K, T, V] of decoder_inputs[B, K, T]."""
+        return self.logits(self(inputs, decoder_inputs, train))

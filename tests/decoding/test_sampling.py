@@ -1,0 +1,233 @@
+"""The sampler: what it draws, what it reports, what it costs, and what it must not depend on."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dera_jax.decoding import sampling as sampling_module
+from dera_jax.decoding.realign import Realigned
+from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.models.language_model import score
+from dera_jax.models.tabular import TabularLM
+from tests.decoding import worlds
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return worlds.realigned_t5()
+
+
+def test_every_row_of_a_padded_batch_equals_that_row_alone(pair):
+    model, params, inputs, lam, stream = pair
+    together = sample(model, params, inputs, lam, stream, Sampling(max_length=12))
+    for b in range(4):
+        length = int((inputs[b] > 0).sum())
+        alone = sample(
+            model, params, inputs[b : b + 1, :length], lam[b : b + 1], stream[b : b + 1],
+            Sampling(max_length=12),
+        )  # fmt: skip
+        np.testing.assert_array_equal(together.tokens[b], alone.tokens[0])
+        np.testing.assert_allclose(together.scores.log_prob[b], alone.scores.log_prob[0], atol=1e-4)
+
+
+def test_calls_are_pure(pair):
+    first = sample(*pair, Sampling(max_length=12))
+    sample(*pair, Sampling(max_length=12, temperature=0.3, eos_id=7))
+    second = sample(*pair, Sampling(max_length=12))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_log_probs_are_those_of_teacher_forcing(pair):
+    model, params, inputs, lam, stream = pair
+    out = sample(
+        model, params, inputs, lam, stream, Sampling(max_length=12, temperature=0.7, top_k=9)
+    )
+    state = model.start(params, inputs, jnp.asarray(lam), stream, 1)
+    np.testing.assert_allclose(
+        out.scores.log_prob, score(model, params, state, out.tokens, out.lengths), atol=1e-3
+    )
+    for single, p, log_prob in zip(model.models, params, out.scores.part_log_prob, strict=True):
+        state = single.start(p, inputs, jnp.asarray(lam), stream, 1)
+        expected = score(single, p, state, out.tokens, out.lengths)
+        np.testing.assert_allclose(log_prob, expected, atol=1e-3)
+
+
+def test_kl_is_that_of_the_whole_distribution(pair):
+    model, params, inputs, lam, stream = pair
+    out = sample(model, params, inputs, lam, stream, Sampling(max_length=6))
+    state = model.start(params, inputs, jnp.asarray(lam), stream, 1)
+    output = model.teacher_forced(params, state, out.tokens)
+    p, q = (np.asarray(jax.nn.softmax(x), np.float64) for x in (output.logits, output.parts[0]))
+    expected = (p * np.log(p / q)).sum(-1) * (np.arange(6) < out.lengths[..., None])
+    np.testing.assert_allclose(out.scores.kl, expected, atol=1e-4)
+    np.testing.assert_allclose(out.scores.kl[:, :2], 0, atol=1e-6)  # λ = 0 is the reference
+
+
+def test_sampling_log_prob_is_of_the_distribution_sampled():
+    """Tempered and truncated by hand, in float64, for every prefix of a table."""
+    model, (params,) = worlds.tabular_tower(1)
+    sampling = Sampling(max_length=3, temperature=0.6, top_k=3, top_p=0.8)
+    out = sample(model, params, np.zeros((1, 1), int), *worlds.rows(200, 0.0), sampling)
+    for row in range(200):
+        for t in range(int(out.lengths[0, row])):
+            prefix = out.tokens[0, row, :t].tolist()
+            logits = np.asarray(params, np.float64)[0, worlds.prefix_number(prefix, 4)] / 0.6
+            order = np.argsort(-logits)[:3]
+            p = np.exp(logits[order]) / np.exp(logits[order]).sum()
+            nucleus = int(np.searchsorted(np.cumsum(p), 0.8)) + 1
+            allowed = dict(
+                zip(order[:nucleus].tolist(), p[:nucleus] / p[:nucleus].sum(), strict=True)
+            )
+            token = int(out.tokens[0, row, t])
+            assert np.exp(out.scores.sampling_log_prob[0, row, t]) == pytest.approx(
+                allowed[token], abs=1e-5
+            )
+
+
+def test_greedy_takes_the_most_likely_token_and_reports_certainty():
+    model, (params,) = worlds.tabular_tower(1)
+    out = sample(
+        model,
+        params,
+        np.zeros((1, 1), int),
+        *worlds.rows(1, 0.0),
+        Sampling(max_length=3, greedy=True),
+    )
+    prefix = []
+    for t in range(int(out.lengths[0, 0])):
+        logits = params[0, worlds.prefix_number(prefix, 4)]
+        assert int(out.tokens[0, 0, t]) == int(np.argmax(logits))
+        prefix.append(int(out.tokens[0, 0, t]))
+    np.testing.assert_array_equal(out.scores.sampling_log_prob, 0)
+
+
+def test_minimum_length_forbids_an_early_end_and_finished_rows_stay_finished():
+    model, (params,) = worlds.tabular_tower(1)
+    world = model, params, np.zeros((1, 1), int), *worlds.rows(500, 0.0)
+    out = sample(*world, Sampling(max_length=3, min_length=2))
+    assert out.lengths.min() == 3 and (out.tokens[0, :, :2] != worlds.EOS).all()
+    out = sample(*world, Sampling(max_length=3))
+    for row, length, finished in zip(out.tokens[0], out.lengths[0], out.finished[0], strict=True):
+        assert finished == (worlds.EOS in row[:length]) and not row[length:].any()
+        assert length == (list(row).index(worlds.EOS) + 1 if finished else 3)
+
+
+def test_settings_may_differ_by_row():
+    model, (params,) = worlds.tabular_tower(1)
+    lam, stream = worlds.rows(64, 0.0)
+    mixed = Sampling(max_length=3, temperature=np.repeat([[0.5, 2.0]], 32, axis=0).reshape(1, 64))
+    world = model, params, np.zeros((1, 1), int), lam, stream
+    out = sample(*world, mixed)
+    cold = sample(*world, Sampling(max_length=3, temperature=0.5))
+    hot = sample(*world, Sampling(max_length=3, temperature=2.0))
+    np.testing.assert_array_equal(out.tokens[:, 0::2], cold.tokens[:, 0::2])
+    np.testing.assert_array_equal(out.tokens[:, 1::2], hot.tokens[:, 1::2])
+    assert (cold.tokens != hot.tokens).any()
+
+
+def test_new_values_compile_nothing(pair):
+    model, params, inputs, lam, stream = pair
+    sample(model, params, inputs, lam, stream, Sampling(max_length=12, top_k=5, top_p=0.9))
+    before = sampling_module._sample._cache_size()
+    for temperature, top_k, top_p, eos_id in ((0.5, 3, 0.5, 1), (1.5, 64, 0.99, 9)):
+        sampling = Sampling(
+            max_length=12, temperature=temperature, top_k=top_k, top_p=top_p, eos_id=eos_id,
+            min_length=top_k % 4,
+        )  # fmt: skip
+        sample(model, params, inputs, lam * temperature, stream, sampling)
+    assert sampling_module._sample._cache_size() == before
+
+
+CALLS = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting(TabularLM):
+    """A table that counts how often the compiled program steps it."""
+
+    def step(self, params, state, tokens):
+        jax.debug.callback(lambda: CALLS.append(1))
+        return super().step(params, state, tokens)
+
+
+@pytest.mark.parametrize(("max_length", "expected"), [(20, 24), (8, 8), (3, 8)])
+def test_tokens_cost_one_step_each_up_to_the_chunk(max_length, expected):
+    model = Counting(vocab_size=4, horizon=3)
+    pair = Realigned(model, (model,))
+    params = (model.init(jax.random.key(0)),) * 2
+    CALLS.clear()
+    out = sample(
+        pair, params, np.zeros((1, 1), int), *worlds.rows(5, 0.5),
+        Sampling(max_length=max_length, eos_id=-1),
+    )  # fmt: skip
+    jax.effects_barrier()
+    assert len(CALLS) == 2 * expected == 2 * int(out.steps)
+    assert out.tokens.shape == (1, 5, max_length) and (out.lengths == max_length).all()
+
+
+def test_decoding_stops_when_every_row_has_ended():
+    model = TabularLM(vocab_size=4, horizon=3)
+    always_end = model.init(jax.random.key(0)).at[..., worlds.EOS].set(50.0)
+    out = sample(
+        model, always_end, np.zeros((1, 1), int), *worlds.rows(5, 0.0), Sampling(max_length=80)
+    )
+    assert int(out.steps) == 8 and (out.lengths == 1).all()
+
+
+DEVICES = """
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from dera_jax.decoding.sampling import Sampling, sample
+from tests.decoding.worlds import realigned_t5
+model, params, inputs, lam, stream = realigned_t5()
+tile = lambda x: np.concatenate([x, x])
+import jax.numpy as jnp
+inputs, lam, stream = tile(inputs), tile(lam), jnp.concatenate([stream, stream])
+one = sample(model, params, inputs, lam, stream, Sampling(max_length=12))
+assert jax.device_count() == 8
+rows = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
+eight = sample(model, params, *jax.device_put((inputs, lam, stream), rows), Sampling(max_length=12))
+assert len(eight.tokens.sharding.device_set) == 8, eight.tokens.sharding
+np.testing.assert_array_equal(one.tokens, eight.tokens)
+print("identical")
+"""
+
+
+@pytest.mark.slow
+def test_tokens_are_identical_on_one_and_eight_devices():
+    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "identical" in done.stdout, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"temperature": 0.0}, r"Sampling.temperature must be above 0 \(for the most likely token"),
+        ({"top_p": 1.5}, "Sampling.top_p must be above 0 and at most 1; found 1.5"),
+        ({"top_k": 5}, "Sampling.top_k must be between 1 and 4; found 5"),
+        ({"min_length": 4}, r"Sampling.min_length must be in \[0, max_length\]; found 4"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting, message):
+    model, (params,) = worlds.tabular_tower(1)
+    with pytest.raises(ValueError, match=message):
+        sample(
+            model,
+            params,
+            np.zeros((1, 1), int),
+            *worlds.rows(1, 0.0),
+            Sampling(max_length=3, **setting),
+        )

@@ -1,0 +1,71 @@
+"""Models to decode from: tables small enough to enumerate every text, and a realigned T5 pair."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dera_jax.decoding.realign import Realigned
+from dera_jax.decoding.sampling import sweep_rows
+from dera_jax.models.language_model import streams
+from dera_jax.models.tabular import TabularLM
+from tests import golden
+
+EOS = 1
+HORIZON = 3
+
+
+def texts(vocab_size: int, horizon: int = HORIZON) -> list[tuple[int, ...]]:
+    """Every text of at most `horizon` tokens: those that end in EOS, and those cut off."""
+    others = [v for v in range(vocab_size) if v != EOS]
+    ended = [(*body, EOS) for n in range(horizon) for body in itertools.product(others, repeat=n)]
+    return ended + list(itertools.product(others, repeat=horizon))
+
+
+def text_probabilities(logits_of_prefix, all_texts) -> np.ndarray:
+    """Exact probability of each text under next-token logits given as a function of the prefix."""
+    probabilities = []
+    for text in all_texts:
+        p = 1.0
+        for t, token in enumerate(text):
+            logits = np.asarray(logits_of_prefix(text[:t]), np.float64)
+            p *= np.exp(logits[token] - np.log(np.exp(logits - logits.max()).sum()) - logits.max())
+        probabilities.append(p)
+    return np.array(probabilities)
+
+
+def prefix_number(prefix, vocab_size: int) -> int:
+    number = 0
+    for token in prefix:
+        number = number * vocab_size + token + 1
+    return number
+
+
+def tabular_tower(num_models: int, vocab_size: int = 4, seed: int = 0):
+    """`num_models` random tables over one input: (model, list of params [1, P, V])."""
+    model = TabularLM(vocab_size=vocab_size, horizon=HORIZON)
+    keys = jax.random.split(jax.random.key(seed), num_models)
+    return model, [0.8 * model.init(key) for key in keys]
+
+
+def count(tokens, lengths, all_texts) -> np.ndarray:
+    """How often each text occurs among tokens [N, T] of the given lengths."""
+    index = {text: i for i, text in enumerate(all_texts)}
+    rows = [tuple(row[:n]) for row, n in zip(np.asarray(tokens).tolist(), lengths, strict=True)]
+    return np.bincount([index[row] for row in rows], minlength=len(all_texts))
+
+
+def rows(num_samples: int, lam, seed: int = 0):
+    """lam [1, K(, M)] and streams [1, K] of `num_samples` samples of one input at one λ."""
+    lam = np.broadcast_to(np.asarray(lam, np.float32), (1, num_samples, *np.shape(lam)))
+    return lam, streams(seed, jnp.zeros(1, int), np.arange(num_samples))
+
+
+def realigned_t5():
+    """A realigned T5 pair: model, params, inputs [4, S], lam [4, K], streams [4, K]."""
+    model, params, g = golden.load("v1_1")
+    params = params, jax.tree.map(lambda x: 1.1 * x, params)
+    lam, numbers = sweep_rows([0.0, 0.5, 2.0], num_samples=2, batch=4)
+    inputs = g["encoder_input_tokens"][:, :40]
+    return Realigned(model, (model,)), params, inputs, lam, streams(0, np.arange(4), numbers)

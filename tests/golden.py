@@ -1,0 +1,22 @@
+"""T5X's own outputs, for tests that compare with them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from dera_jax.models.t5 import T5Config
+from dera_jax.models.t5_lm import T5
+
+FOLDER = Path(__file__).parent / "data" / "t5x"
+VERSIONS = ("v1_0", "v1_1")
+
+
+def load(version: str, dtype: str = "float32"):
+    """(model, params, dict of T5X's inputs and outputs) of one of VERSIONS."""
+    network = json.loads((FOLDER / version / "config.json").read_text())["network"]
+    network.pop("float32_attention_logits")  # ours always are
+    model = T5(T5Config(**(network | {"dtype": dtype})))
+    params = unflatten_dict(dict(np.load(FOLDER / version / "params.npz")), sep="/")
+    return model, params, dict(np.load(FOLDER / version / "golden.npz"))

@@ -1,0 +1,129 @@
+"""Our T5 is T5X's T5: parameter tree, logical axes, logits and decoded tokens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.models.language_model import score, streams
+from dera_jax.models.layers import relative_position_bucket
+from dera_jax.models.t5 import T5Config, Transformer
+from tests import golden
+
+
+def start(model, params, inputs, num_rows=1, max_len=1):
+    rows = (inputs.shape[0], num_rows)
+    stream = streams(0, np.arange(rows[0]), np.arange(num_rows))
+    return model.start(params, inputs, jnp.zeros(rows), stream, max_len)
+
+
+@pytest.mark.parametrize("version", golden.VERSIONS)
+def test_parameter_tree_and_shapes_are_t5x(version):
+    model, params, _ = golden.load(version)
+    ours = jax.eval_shape(model.init, jax.random.key(0))
+    assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, params)
+
+
+def test_logical_axes_have_t5x_names():
+    model, _, _ = golden.load("v1_1")
+    tokens = jnp.ones((1, 2), jnp.int32)
+    variables = Transformer(model.config).init(
+        jax.random.key(0), tokens, tokens[:, None], method="teacher_forced"
+    )
+    axes = variables["params_axes"]
+    layer = axes["decoder"]["layers_0"]
+    assert axes["token_embedder"]["embedding_axes"].names == ("vocab", "embed")
+    assert axes["encoder"]["relpos_bias"]["rel_embedding_axes"].names == ("heads", "relpos_buckets")
+    assert layer["self_attention"]["query"]["kernel_axes"].names == ("embed", "joined_kv")
+    assert layer["encoder_decoder_attention"]["out"]["kernel_axes"].names == ("joined_kv", "embed")
+    assert layer["mlp"]["wi_1"]["kernel_axes"].names == ("embed", "mlp")
+    assert layer["mlp"]["wo"]["kernel_axes"].names == ("mlp", "embed")
+    assert layer["pre_mlp_layer_norm"]["scale_axes"].names == ("embed",)
+    assert axes["decoder"]["logits_dense"]["kernel_axes"].names == ("embed", "vocab")
+
+
+@pytest.mark.parametrize("version", golden.VERSIONS)
+def test_teacher_forced_logits_and_scores_are_t5x(version):
+    model, params, g = golden.load(version)
+    targets = g["decoder_target_tokens"][:, None]
+    state = start(model, params, g["encoder_input_tokens"])
+    logits = model.teacher_forced(params, state, targets).logits[:, 0]
+    real = g["decoder_target_tokens"] > 0
+    np.testing.assert_allclose(logits[real], g["logits"][real], atol=1e-4)
+    log_probs = score(model, params, state, targets, real[:, None].sum(-1))
+    np.testing.assert_allclose(log_probs.sum((1, 2)), g["sequence_scores"], atol=1e-3)
+
+
+@pytest.mark.parametrize("version", golden.VERSIONS)
+def test_encoder_output_is_t5x(version):
+    model, params, g = golden.load(version)
+    encoded = model.apply(params, "encode", g["encoder_input_tokens"])
+    real = g["encoder_input_tokens"] > 0
+    np.testing.assert_allclose(encoded[real], g["encoded"][real], atol=1e-4)
+
+
+@pytest.mark.parametrize("version", golden.VERSIONS)
+def test_bfloat16_is_as_far_from_float32_as_t5x_in_bfloat16(version):
+    model, params, g = golden.load(version, dtype="bfloat16")
+    state = start(model, params, g["encoder_input_tokens"])
+    logits = model.teacher_forced(params, state, g["decoder_target_tokens"][:, None]).logits[:, 0]
+    real = g["decoder_target_tokens"] > 0
+    ours = np.abs(logits - g["logits"])[real]
+    theirs = np.abs(g["logits_bfloat16_activations"] - g["logits"])[real]
+    assert 0 < ours.mean() <= 1.1 * theirs.mean() and ours.max() <= 1.25 * theirs.max()
+
+
+@pytest.mark.parametrize("version", golden.VERSIONS)
+@pytest.mark.parametrize(("name", "length", "eos_id"), [("16", 16, 1), ("40_noeos", 40, -1)])
+def test_greedy_tokens_are_t5x(version, name, length, eos_id):
+    model, params, g = golden.load(version)
+    stream = streams(0, np.arange(4), [0])
+    sampling = Sampling(max_length=length, greedy=True, eos_id=eos_id)
+    out = sample(model, params, g["encoder_input_tokens"], np.zeros((4, 1)), stream, sampling)
+    np.testing.assert_array_equal(out.tokens[:, 0], g[f"greedy{name}_tokens"])
+    scores = out.scores.log_prob.sum((1, 2))
+    np.testing.assert_allclose(scores, g[f"greedy{name}_scores"], atol=1e-3)
+
+
+@pytest.mark.parametrize("version", golden.VERSIONS)
+def test_sampled_tokens_are_t5x_with_its_key_recipe(version):
+    """T5X draws the whole batch from one key, split at each step: its recipe over our step."""
+    model, params, g = golden.load(version)
+    state = start(model, params, g["encoder_input_tokens"], max_len=16)
+    key, token, done = jax.random.PRNGKey(5), jnp.zeros((4, 1), jnp.int32), np.zeros((4, 1), bool)
+    step, tokens = jax.jit(model.step), []
+    for _ in range(16):
+        draw, key = jax.random.split(key)
+        output, state = step(params, state, token)
+        token = jnp.where(done, 0, jax.random.categorical(draw, output.logits[:, 0])[:, None])
+        done = done | (token == 1)
+        tokens.append(token[:, 0])
+    np.testing.assert_array_equal(np.stack(tokens, 1), g["sample16_tokens"])
+
+
+def test_relative_position_buckets_are_t5x():
+    table = np.load(golden.FOLDER / "relpos_buckets.npz")
+    distance = -table["relative_position"]
+    for name, bidirectional in (("bidirectional", True), ("causal", False)):
+        np.testing.assert_array_equal(
+            relative_position_bucket(distance, bidirectional), table[name]
+        )
+
+
+def test_dropout_changes_the_logits_and_keeps_their_mean():
+    model, params, g = golden.load("v1_1")
+    batch = g["encoder_input_tokens"][:, :20], g["decoder_input_tokens"][:, None, :10]
+    plain = model.apply(params, "teacher_forced", *batch)
+    keys = jax.random.split(jax.random.key(0), 64)
+    dropped = jax.vmap(lambda key: model.apply(params, "teacher_forced", *batch, dropout_key=key))(
+        keys
+    )
+    assert np.abs(dropped[0] - dropped[1]).max() > 0.1
+    spread = np.std(dropped, axis=0).mean()
+    assert np.abs(dropped.mean(0) - plain).mean() < spread
+
+
+def test_wrong_dtype_is_refused():
+    with pytest.raises(ValueError, match="'float32' or 'bfloat16', not 'float16'"):
+        T5Config(vocab_size=8, dtype="float16")
