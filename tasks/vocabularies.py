@@ -1,8 +1,11 @@
 """Vocabularies of the tasks."""
 
 import importlib.resources
+import io
 import os
+from collections.abc import Iterable
 
+import sentencepiece as sentencepiece_library
 import seqio
 
 EXTRA_IDS = 96  # sentinels; 4,000 pieces and these make 4,096 ids
@@ -11,7 +14,7 @@ EXTRA_IDS = 96  # sentinels; 4,000 pieces and these make 4,096 ids
 def docstrings_vocabulary() -> seqio.SentencePieceVocabulary:
     """The shipped vocabulary of the tiny models: 4,000 pieces and 96 sentinels."""
     path = importlib.resources.files("dera_jax") / "assets" / "docstrings.model"
-    return sentencepiece(str(path), EXTRA_IDS)
+    return seqio.SentencePieceVocabulary(str(path), EXTRA_IDS)
 
 
 def sentencepiece(path: str, extra_ids: int = 0) -> seqio.SentencePieceVocabulary:
@@ -30,3 +33,27 @@ def sentencepiece(path: str, extra_ids: int = 0) -> seqio.SentencePieceVocabular
 def bytes_vocabulary() -> seqio.ByteVocabulary:
     """UTF-8 bytes: no file needed; for tests."""
     return seqio.ByteVocabulary()
+
+
+def train(texts: Iterable[str], path: str, pieces: int = 4000) -> None:
+    """Trains a unigram SentencePiece model on `texts` and writes it to `path`.
+
+    Its ids are T5's: padding 0, end-of-sequence 1, unknown 2. Digits are single pieces.
+    """
+    model = io.BytesIO()
+    sentencepiece_library.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=pieces,
+        character_coverage=0.9998,
+        split_digits=True,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=2,
+        minloglevel=1,
+    )
+    with open(path, "wb") as out:
+        out.write(model.getvalue())

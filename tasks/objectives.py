@@ -1,0 +1,138 @@
+"""Self-supervised objectives on token ids: each turns a passage into (inputs, targets).
+
+Span corruption is T5's (Raffel et al., 2020, section 3.1.4). The others teach a small decoder to
+take words from its input, which a summary needs: to repeat a marked span, to look up how a quoted
+beginning goes on, and to produce the sentence closest to the rest (as in PEGASUS, Zhang et al.,
+2020). Ids are without end-of-sequence.
+
+Axes: P tokens of a passage, S inputs, T targets.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+Ids = np.ndarray  # int32, one axis
+Example = tuple[Ids, Ids]
+
+NOISE_DENSITY, MEAN_SPAN = 0.15, 3.0
+COPY_LENGTHS = (4, 20)
+FIND_LENGTHS = (6, 20)
+GAP_LENGTHS = (5, 36)
+_MIN_PASSAGE = 16
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What an objective needs to know of the vocabulary.
+
+    sentinels: int32 [n], first sentinel first
+    ends: bool [V], pieces that may end a sentence
+    begins: bool [V], pieces that begin a word
+    copy, find, gap: ids of the prefixes "copy:", "find:", "gap:"
+    """
+
+    sentinels: Ids
+    ends: np.ndarray
+    begins: np.ndarray
+    copy: Ids
+    find: Ids
+    gap: Ids
+
+
+def corrupt(passage: Ids, marks: Marks, rng: np.random.Generator) -> Example:
+    """Span corruption: 15 % of the tokens, in spans of 3 on average, become sentinels.
+
+    passage [P] -> inputs [S]: the rest with one sentinel per span; targets [T]: each sentinel
+    with its span.
+    """
+    length = len(passage)
+    noise = min(max(round(length * NOISE_DENSITY), 1), length - 1)
+    spans = min(max(round(noise / MEAN_SPAN), 1), length - noise, len(marks.sentinels))
+    hidden, kept = _partition(noise, spans, rng), _partition(length - noise, spans, rng)
+    ends = np.cumsum(np.stack([kept, hidden], axis=1).reshape(-1))  # kept, hidden, kept, ...
+    pieces = np.split(passage, ends[:-1])
+    sentinels = [marks.sentinels[i : i + 1] for i in range(spans)]
+    inputs = [part for i in range(spans) for part in (pieces[2 * i], sentinels[i])]
+    targets = [part for i in range(spans) for part in (sentinels[i], pieces[2 * i + 1])]
+    return np.concatenate(inputs), np.concatenate(targets)
+
+
+def _partition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
+    """Sizes of `parts` non-empty parts of `total`, all compositions equally likely."""
+    cuts = np.sort(rng.permutation(total - 1)[: parts - 1]) + 1
+    return np.diff(np.concatenate([[0], cuts, [total]]))
+
+
+def copy(passage: Ids, marks: Marks, rng: np.random.Generator) -> Example:
+    """The span between two sentinels is the target."""
+    start, stop = _span(len(passage), COPY_LENGTHS, rng)
+    first, second = marks.sentinels[:1], marks.sentinels[1:2]
+    parts = (marks.copy, passage[:start], first, passage[start:stop], second, passage[stop:])
+    return np.concatenate(parts), passage[start:stop]
+
+
+def find(passage: Ids, marks: Marks, rng: np.random.Generator) -> Example:
+    """A cue of one to three tokens of the passage is quoted; the target is how it goes on."""
+    start, stop = _span(len(passage) - 3, FIND_LENGTHS, rng)
+    size = int(rng.integers(1, 4))
+    while size < 3 and _occurrences(passage, passage[start : start + size]) > 1:
+        size += 1
+    cue, rest = passage[start : start + size], passage[start + size : stop + size]
+    return np.concatenate((marks.find, cue, marks.sentinels[:1], passage)), rest
+
+
+def _occurrences(passage: Ids, cue: Ids) -> int:
+    windows = np.lib.stride_tricks.sliding_window_view(passage, len(cue))
+    return int((windows == cue).all(axis=1).sum())
+
+
+def gap(passage: Ids, marks: Marks, rng: np.random.Generator) -> Example:
+    """The sentence that shares most tokens with the rest: left in place or behind a sentinel.
+
+    A passage without a suitable sentence falls back to `copy`.
+    """
+    spans = sentences(passage, marks)
+    fitting = [s for s in spans if GAP_LENGTHS[0] <= s[1] - s[0] <= GAP_LENGTHS[1]]
+    if len(spans) < 2 or not fitting:
+        return copy(passage, marks, rng)
+    start, stop = max(fitting, key=lambda span: _centrality(passage, *span))
+    shown = passage[start:stop] if rng.random() < 0.5 else marks.sentinels[:1]
+    inputs = np.concatenate((marks.gap, passage[:start], shown, passage[stop:]))
+    return inputs, passage[start:stop]
+
+
+def sentences(passage: Ids, marks: Marks) -> list[tuple[int, int]]:
+    """(start, stop) of each sentence: it ends where the next token begins a word."""
+    stops = np.flatnonzero(marks.ends[passage[:-1]] & marks.begins[passage[1:]]) + 1
+    edges = [0, *stops.tolist(), len(passage)]
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+def _centrality(passage: Ids, start: int, stop: int) -> float:
+    inside = set(passage[start:stop].tolist())
+    outside = set(passage[:start].tolist()) | set(passage[stop:].tolist())
+    return len(inside & outside) / (len(inside) + 8)  # 8: a short sentence is not central by luck
+
+
+def _span(length: int, lengths: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+    size = min(int(rng.integers(lengths[0], lengths[1] + 1)), length)
+    start = int(rng.integers(0, length - size + 1))
+    return start, start + size
+
+
+SHARES: tuple[tuple[Callable[[Ids, Marks, np.random.Generator], Example], float], ...] = (
+    (corrupt, 0.4),
+    (copy, 0.2),
+    (find, 0.2),
+    (gap, 0.2),
+)
+
+
+def draw(passage: Ids, marks: Marks, rng: np.random.Generator) -> Example:
+    """One example of a passage under an objective drawn by `SHARES`; short ones are corrupted."""
+    objective = int(np.searchsorted(np.cumsum([s for _, s in SHARES]), rng.random(), "right"))
+    if len(passage) < _MIN_PASSAGE:
+        objective = 0
+    return SHARES[min(objective, len(SHARES) - 1)][0](passage, marks, rng)

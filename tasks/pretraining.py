@@ -1,0 +1,125 @@
+"""seqio task `prose`: self-supervised examples from the prose of the installed packages.
+
+Every passage occurs once per epoch under an objective of `tasks.objectives` drawn from the seed,
+and every docstring that is not held out once as in the task `docstrings` (body in, first line
+out). Another seed draws other objectives and other spans.
+"""
+
+import functools
+import hashlib
+import importlib.resources
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from tasks import cache, docstring_corpus, jsonl, objectives, prose_corpus, vocabularies
+from tasks.docstrings import PREFIX
+
+SPLITS = ("train", "validation")
+PASSAGE = 112  # tokens at most
+HEADLINE_INPUT, HEADLINE_TARGET = 127, 39  # tokens at most, end-of-sequence excluded
+_SHORTEST = 12
+
+Columns = dict[str, np.ndarray]
+
+
+def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+    """One epoch of token ids, `inputs` and `targets`, a function of (split, seed)."""
+    del shuffle_files  # the loader permutes
+    inputs, targets = zip(*examples(split, 0 if seed is None else int(seed)), strict=True)
+    return tf.data.Dataset.from_tensor_slices(
+        {"inputs": _ragged(inputs), "targets": _ragged(targets)}
+    )
+
+
+def _ragged(rows: Sequence[np.ndarray]) -> tf.RaggedTensor:
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    return tf.RaggedTensor.from_row_lengths(np.concatenate(rows).astype(np.int32), lengths)
+
+
+def examples(split: str, seed: int) -> Iterator[objectives.Example]:
+    """(inputs [S], targets [T]) of one epoch: the passages, then the headlines."""
+    rng = np.random.default_rng([seed, SPLITS.index(split)])
+    data, marks = tokens(split), vocabulary_marks()
+    for passage in _rows(data, "passages"):
+        yield objectives.draw(passage, marks, rng)
+    yield from zip(_rows(data, "documents"), _rows(data, "summaries"), strict=True)
+
+
+def _rows(data: Columns, name: str) -> list[np.ndarray]:
+    """The rows of a column stored as ids end to end and the position where each row ends."""
+    return np.split(data[name].astype(np.int32), data[f"{name}_ends"])[:-1]
+
+
+def tokens(split: str) -> Columns:
+    """Token ids of passages, documents and summaries, each with `_ends`; cached."""
+    model = importlib.resources.files("dera_jax") / "assets" / "docstrings.model"
+    key = {
+        "packages": prose_corpus.versions(),
+        "formats": [prose_corpus.FORMAT, docstring_corpus.FORMAT, PASSAGE],
+        "held_out": docstring_corpus.shipped()["corpus_hash"],
+        "vocabulary": hashlib.sha256(model.read_bytes()).hexdigest(),
+    }
+    target = cache.path(f"prose_{split}", key, ".npz")
+    if not target.exists():
+        columns = _tokenized(prose_corpus.corpus()[split])
+        cache.write_atomically(target, lambda path: np.savez(path, **columns))
+    with np.load(target) as stored:
+        return dict(stored)
+
+
+def _tokenized(prose: list[prose_corpus.Prose]) -> Columns:
+    tokenizer = vocabularies.docstrings_vocabulary().tokenizer
+    columns = {"passages": [], "documents": [], "summaries": []}
+    for file in prose:
+        columns["passages"] += pack(tokenizer.encode(file.paragraphs))
+        for document, summary in file.headlines:
+            columns["documents"].append(tokenizer.encode(PREFIX + document)[:HEADLINE_INPUT])
+            columns["summaries"].append(tokenizer.encode(summary)[:HEADLINE_TARGET])
+    stored = {}
+    for name, rows in columns.items():
+        stored[name] = np.concatenate([np.asarray(row, np.int16) for row in rows])
+        stored[f"{name}_ends"] = np.cumsum([len(row) for row in rows])
+    return stored
+
+
+def pack(paragraphs: Iterable[list[int]]) -> list[list[int]]:
+    """Passages of at most `PASSAGE` tokens from the paragraphs of one file, in order.
+
+    Paragraphs are joined while they fit; a longer one is cut. Remainders under 12 tokens are left.
+    """
+    passages: list[list[int]] = [[]]
+    for paragraph in paragraphs:
+        if len(passages[-1]) + len(paragraph) > PASSAGE:
+            passages.append([])
+        pieces = [paragraph[i : i + PASSAGE] for i in range(0, len(paragraph), PASSAGE)]
+        passages[-1] = passages[-1] + (pieces[0] if pieces else [])
+        passages += pieces[1:]
+    return [passage for passage in passages if len(passage) >= _SHORTEST]
+
+
+@functools.cache
+def vocabulary_marks() -> objectives.Marks:
+    """Sentinels, sentence ends and prefixes of the shipped vocabulary."""
+    vocabulary = vocabularies.docstrings_vocabulary()
+    tokenizer = vocabulary.tokenizer
+    size = vocabulary.vocab_size
+    pieces = [tokenizer.id_to_piece(i) for i in range(size - vocabularies.EXTRA_IDS)]
+    pieces += [""] * vocabularies.EXTRA_IDS
+    prefixes = (np.asarray(tokenizer.encode(t), np.int32) for t in ("copy:", "find:", "gap:"))
+    return objectives.Marks(
+        np.arange(size - 1, size - 1 - vocabularies.EXTRA_IDS, -1, dtype=np.int32),
+        np.array([piece.endswith((".", "!", "?")) for piece in pieces]),
+        np.array([piece.startswith("▁") for piece in pieces]),
+        *prefixes,
+    )
+
+
+seqio.TaskRegistry.add(
+    "prose",
+    source=seqio.FunctionDataSource(dataset, splits=SPLITS),
+    preprocessors=[seqio.CacheDatasetPlaceholder(), seqio.preprocessors.append_eos_after_trim],
+    output_features=jsonl.features(vocabularies.docstrings_vocabulary()),
+)

@@ -1,0 +1,207 @@
+"""All prose that the installed packages hold: docstrings, comments, and their text files.
+
+What shares wording with a held-out document of the docstrings corpus, or with its summary, is left
+out, so that models trained on this prose have not seen the documents they are judged on.
+"""
+
+import importlib.metadata
+import io
+import re
+import tokenize
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks import cache, docstring_corpus, text
+
+DISTRIBUTIONS = tuple(
+    (
+        "absl-py aiofiles array-record astunparse attrs certifi charset-normalizer chex click "
+        "cloudpickle clu contourpy cycler dm-tree docstring-parser editdistance einops etils "
+        "fastjsonschema flatbuffers flax fonttools fsspec gast gin-config google-pasta "
+        "googleapis-common-protos grpcio h5py humanize hypothesis immutabledict jax jaxlib joblib "
+        "jsonschema jupyter-client keras kiwisolver libclang markdown-it-py matplotlib ml-collections "
+        "ml-dtypes msgpack nbclient nbformat nltk numpy opt-einsum optax optree orbax-checkpoint "
+        "packaging pillow pip platformdirs pluggy prometheus-client promise protobuf psutil pyarrow "
+        "pyglove pygments pyparsing pytest python-dateutil pyyaml regex requests rich rouge-score "
+        "safetensors scipy sentencepiece seqio setuptools simplejson six tensorboard tensorflow "
+        "tensorflow-datasets tensorflow-metadata tensorflow-text tensorstore termcolor toolz tornado "
+        "tqdm traitlets treescope typing-extensions urllib3 werkzeug wheel wrapt"
+    ).split()
+)
+FORMAT = 1  # part of the cache's name: raise it whenever the extracted text changes
+_TEXT_SUFFIXES = (".md", ".rst")
+_PYTHON_SUFFIXES = (".py", ".pyi")
+_HEADER = ".h"
+_HEADER_COMMENT = re.compile(r"^ *(//[/!]*|/\*\*?|\*(?!/)) ?(?P<comment>.*?)(\*/)?\s*$")
+_MIN_WORDS, _MAX_LETTERLESS = 8, 0.35
+_LEGAL = re.compile(
+    r"copyright|licen[sc]e|warrant(y|ies)|redistribut|\bAS IS\b|all rights reserved|liabilit",
+    re.IGNORECASE,
+)
+_SKIPPED = re.compile(r"licen[sc]e|notice|authors|third_party", re.IGNORECASE)
+_HELD_RUN, _HELD_SHORT_RUN, _HELD_SHARE = 8, 5, 0.4
+_VALIDATION_PER_MILLE = 10  # of files
+
+
+@dataclass(frozen=True)
+class Prose:
+    """Text of one file, relative to site-packages.
+
+    paragraphs: in order of appearance
+    headlines: (body with name and arguments, first line) of its docstrings, as in `docstrings`
+    """
+
+    source: str
+    paragraphs: list[str]
+    headlines: list[list[str]]
+
+
+def versions() -> dict[str, str]:
+    """Installed version of each of `DISTRIBUTIONS` that is installed."""
+    found = {}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def corpus() -> dict[str, list[Prose]]:
+    """Split (`train`, `validation`) -> prose by file; computed in minutes, then cached."""
+    key = {"packages": versions(), "format": [FORMAT, docstring_corpus.FORMAT]}
+    key["held_out"] = docstring_corpus.shipped()["corpus_hash"]
+    splits: dict[str, list[Prose]] = {"train": [], "validation": []}
+    for row in cache.rows("prose", key, _rows):
+        bucket = int(text.text_hash(row["source"])[:8], 16) % 1000
+        splits["validation" if bucket < _VALIDATION_PER_MILLE else "train"].append(Prose(**row))
+    return splits
+
+
+def _rows() -> Iterator[dict]:
+    held = Held.of(
+        [p for split in docstring_corpus.HELD_OUT for p in docstring_corpus.held_out(split)]
+    )
+    seen_runs: set[int] = set()
+    seen_headlines: set[int] = set()
+    for name in versions():
+        for relative, path in _files(name):
+            found, headlines = _read(path)
+            kept = [
+                p for p in found if _is_prose(p) and not _repeats(p, seen_runs) and held.allows(p)
+            ]
+            pairs = [
+                [pair.document, pair.summary]
+                for pair in headlines
+                if not _repeats(pair.document, seen_headlines)
+                and held.allows(pair.document)
+                and held.allows(pair.summary)
+            ]
+            if kept or pairs:
+                yield {"source": relative, "paragraphs": kept, "headlines": pairs}
+
+
+def _files(distribution: str) -> Iterator[tuple[str, Path]]:
+    """(relative path, path) of the distribution's Python and text files and metadata, sorted."""
+    for file in sorted(importlib.metadata.files(distribution) or (), key=str):
+        relative = file.as_posix()
+        wanted = (
+            file.suffix in (*_PYTHON_SUFFIXES, _HEADER, *_TEXT_SUFFIXES) or file.name == "METADATA"
+        )
+        path = Path(file.locate())
+        if wanted and ".." not in file.parts and not _SKIPPED.search(relative) and path.exists():
+            yield relative, path
+
+
+def _read(path: Path) -> tuple[list[str], list[docstring_corpus.Pair]]:
+    """(paragraphs, docstring pairs) of one file."""
+    content = path.read_text(encoding="utf-8", errors="replace")
+    if path.name == "METADATA":
+        content = content.partition("\n\n")[2]  # below the fields
+    if path.suffix == _HEADER:
+        return list(_comment_paragraphs(_header_comments(content))), []
+    if path.suffix not in _PYTHON_SUFFIXES:
+        return text.paragraphs(content.expandtabs(4).splitlines()), []
+    found, pairs = [], []
+    for item in text.documented(content):
+        for _, lines in text.sections(item.docstring):
+            found += text.paragraphs(lines)
+        pair = docstring_corpus.to_pair(item, "")
+        pairs += [pair] if pair else []
+    return found + list(_comment_paragraphs(_python_comments(content))), pairs
+
+
+def _comment_paragraphs(comments: Iterable[tuple[int, str]]) -> Iterator[str]:
+    """Paragraphs of (row, comment) lines; lines of adjacent rows belong together."""
+    block: list[str] = []
+    last = -2
+    for row, comment in comments:
+        if row != last + 1:
+            yield from text.paragraphs(block)
+            block = []
+        block.append(comment)
+        last = row
+    yield from text.paragraphs(block)
+
+
+def _header_comments(source: str) -> Iterator[tuple[int, str]]:
+    for row, line in enumerate(source.splitlines()):
+        match = _HEADER_COMMENT.match(line)
+        if match:
+            yield row, match["comment"]
+
+
+def _python_comments(source: str) -> Iterator[tuple[int, str]]:
+    """Comments on lines of their own."""
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type == tokenize.COMMENT and token.line.lstrip().startswith("#"):
+                yield token.start[0], token.string.lstrip("#:!").removeprefix(" ")
+    except (tokenize.TokenError, SyntaxError):
+        return
+
+
+def _is_prose(paragraph: str) -> bool:
+    """Mostly letters, several words, no legal text."""
+    letters = sum(c.isalpha() and c.isascii() or c.isspace() for c in paragraph)
+    enough = len(text.words(paragraph)) >= _MIN_WORDS
+    return (
+        enough
+        and letters >= (1 - _MAX_LETTERLESS) * len(paragraph)
+        and not _LEGAL.search(paragraph)
+    )
+
+
+def _repeats(paragraph: str, seen: set[int]) -> bool:
+    """True if most of its runs of six words occurred before; those that are new are recorded."""
+    runs = text.shingles(paragraph, 6)
+    new = runs - seen
+    seen |= new
+    return 2 * len(new) <= len(runs)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Wording of held-out documents and summaries that nothing in training may share."""
+
+    long_runs: frozenset[int]
+    short_runs: frozenset[int]
+    summaries: frozenset[str]
+
+    @classmethod
+    def of(cls, pairs: Iterable[docstring_corpus.Pair]) -> "Held":
+        """The wording of these pairs."""
+        texts = [t for p in pairs for t in (p.document.partition("): ")[2], p.summary)]
+        runs = {n: frozenset().union(*(text.shingles(t, n) for t in texts)) for n in (8, 5)}
+        short = frozenset(" ".join(text.words(p.summary)) for p in pairs)
+        return cls(runs[_HELD_RUN], runs[_HELD_SHORT_RUN], short)
+
+    def allows(self, passage: str) -> bool:
+        """True if `passage` shares no run of eight words, few of five, and is no summary."""
+        if self.long_runs & text.shingles(passage, _HELD_RUN):
+            return False
+        runs = text.shingles(passage, _HELD_SHORT_RUN)
+        if len(self.short_runs & runs) > _HELD_SHARE * len(runs):
+            return False
+        return " ".join(text.words(passage)) not in self.summaries
