@@ -1,0 +1,109 @@
+"""The main job: real held-out documents, summarized at several λ by the shipped pair.
+
+    python -m dera_jax.demo
+
+Prints reward, share in range, length, KL and ROUGE over λ and a few summaries side by side, and
+writes every sample, the table and a plot. No download; about a minute on two CPU cores.
+"""
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from dera_jax import run_folder
+from dera_jax.decoding.sampling import Sampling, sample, sweep_rows
+from dera_jax.evaluation.jobs import Split
+from dera_jax.evaluation.pairs import Pair, load_pair, tokenizer
+from dera_jax.evaluation.sweep import Documents, Sweep, decode, format_table, write_report
+from dera_jax.models.language_model import streams
+from dera_jax.rewards.length import LengthInRange
+
+ASSETS = Path(str(resources.files("dera_jax"))) / "assets"
+INPUTS = 112  # tokens of a document the shipped models were trained with
+BATCH_SIZE = 16
+WIDTH = 100
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    import tasks  # noqa: F401 (registers `docstrings`; TensorFlow, so not before it is needed)
+
+    options = _parser().parse_args(argv)
+    logging.set_verbosity(logging.ERROR)
+    pair = load_pair(options.reference, [options.aligned])
+    low, high = pair.cards[1]["length_range"]
+    sampling = Sampling(max_length=pair.cards[1]["max_length"])
+    reward = LengthInRange(low, high)
+    sweep = Sweep(tuple(options.lam), options.samples, sampling, reward, BATCH_SIZE, options.seed)
+    documents = Split("docstrings", "test", INPUTS, options.documents).read()
+    folder = Path(options.output)
+    run_folder.claim(folder, "\n".join(f"{k} = {v!r}" for k, v in sorted(vars(options).items())))
+    print(
+        f"{len(documents.texts)} held-out documents x {len(options.lam)} λ x {options.samples} "
+        f"samples; reward 0 for {low} to {high} tokens, else -1; "
+        f"aligned at β = {pair.cards[1]['beta']}"
+    )
+    to_text = tokenizer(pair.vocabulary).decode
+    records = decode(pair.model, pair.params, documents, sweep, to_text, folder)
+    rows = write_report(records, folder)
+    print(format_table(rows))
+    for record in records[: options.shown]:
+        print(side_by_side(record))
+    check_ends(pair, documents, sweep)
+    print(f"records.jsonl, metrics.json, metrics.csv and sweep.png are in {folder}")
+
+
+def side_by_side(record: dict) -> str:
+    """A document, its human summary, and its first sample at every λ, wrapped for a terminal."""
+    lines = ["", textwrap.fill(record["document"], WIDTH)]
+    first = [sample for sample in record["samples"] if sample["stream"] == 0]
+    texts = {"human": record["summary"]}
+    texts |= {f"λ = {s['lam']:g} ({s['length']} tokens)": s["text"] for s in first}
+    width = max(map(len, texts))
+    for name, text in texts.items():
+        indent = " " * (width + 4)
+        lines.append(textwrap.fill(text, WIDTH, initial_indent=f"  {name:>{width}}  ",
+                                   subsequent_indent=indent))  # fmt: skip
+    return "\n".join(lines)
+
+
+def check_ends(pair: Pair, documents: Documents, sweep: Sweep) -> None:
+    """Decodes a batch with each model alone and compares it with λ = 0 and λ = 1 of the pair.
+
+    Raises:
+        AssertionError: a token differs.
+    """
+    inputs, ids = documents.inputs[:BATCH_SIZE], documents.example_id[:BATCH_SIZE]
+    lam, numbers = sweep_rows([0.0, 1.0], 1, len(inputs))
+    stream = streams(sweep.seed, ids, numbers)
+    both = sample(pair.model, pair.params, inputs, lam, stream, sweep.sampling)
+    for k, name in enumerate(("reference", "aligned")):
+        rows = slice(k, k + 1)
+        alone = sample(
+            pair.model.models[k], pair.params[k], inputs, lam[:, rows], stream[:, rows],
+            sweep.sampling,
+        )  # fmt: skip
+        np.testing.assert_array_equal(both.tokens[:, rows], alone.tokens)
+        print(f"λ = {k} gives the {name} model's own samples, token for token")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dera_jax.demo", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--output", default="out/demo", help="folder of the results")
+    parser.add_argument("--lam", type=float, nargs="+", default=[0, 0.25, 0.5, 1, 2], metavar="λ")
+    parser.add_argument("--documents", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=4, help="per document and λ")
+    parser.add_argument("--shown", type=int, default=3, help="documents to print")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reference", default=str(ASSETS / "reference"), help="model folder")
+    parser.add_argument("--aligned", default=str(ASSETS / "aligned"), help="model folder")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The runs `sample` and `sweep`: a pair of model folders over a split of a seqio task."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from dera_jax import data
+from dera_jax.evaluation.pairs import load_pair, tokenizer
+from dera_jax.evaluation.sweep import Documents, Sweep, decode, format_table, write_report
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Documents of a seqio task.
+
+    Attributes:
+        task: its name.
+        split: one of its splits.
+        inputs: S, tokens of an input, the end of sequence included; longer ones are cut.
+        documents: use so many, those with the lowest example ids; None for all.
+    """
+
+    task: str
+    split: str
+    inputs: int
+    documents: int | None = None
+
+    def read(self) -> Documents:
+        """Raises ValueError as `data.epoch` does."""
+        lengths = {"inputs": self.inputs, "targets": self.inputs}
+        examples = data.epoch(self.task, self.split, lengths, seed=0)
+        # Ids are hashes of the documents: the lowest ones are a fixed random choice.
+        rows = np.argsort(examples.example_id, kind="stable")[: self.documents]
+        return Documents(
+            inputs=examples.inputs[rows],
+            example_id=examples.example_id[rows],
+            texts=[examples.documents[i] for i in rows],
+            summaries=[examples.summaries[i] for i in rows],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """Decodes a split with a realigned pair; with a reward, also the table and the plot.
+
+    Attributes:
+        reference: model folder.
+        aligned: model folder of the aligned model.
+        documents: what to summarize.
+        sweep: λ values, samples, reward.
+    """
+
+    reference: str
+    aligned: str
+    documents: Split
+    sweep: Sweep
+
+    def run(self, folder: Path) -> dict[str, object]:
+        """Writes records.jsonl and, with a reward, metrics.json, metrics.csv and sweep.png.
+
+        Returns:
+            How many documents were decoded, and the rows of the table.
+        """
+        pair = load_pair(self.reference, [self.aligned])
+        to_text = tokenizer(pair.vocabulary).decode
+        records = decode(
+            pair.model, pair.params, self.documents.read(), self.sweep, to_text, folder
+        )
+        if self.sweep.reward is None:
+            return {"documents": len(records)}
+        rows = write_report(records, folder)
+        print(format_table(rows))
+        return {"documents": len(records), "lambda": json.loads(json.dumps(rows))}

@@ -1,0 +1,239 @@
+"""The λ sweep: every document at every λ in one compiled call, written down as it goes.
+
+`records.jsonl` holds one line per document with all its samples; the table, the CSV and the plot
+are made from it, so a run that was stopped goes on where it was and loses no decoded document.
+
+Axes: B documents at once, K = λ values x samples, S input length, T output length.
+"""
+
+import csv
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from dera_jax.decoding.sampling import Samples, Sampling, sample, sweep_rows
+from dera_jax.evaluation import metrics, plots
+from dera_jax.models.language_model import LanguageModel, PyTree, streams
+
+RECORDS = "records.jsonl"
+Reward = Callable[..., np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+    """What to summarize.
+
+    Attributes:
+        inputs: int32 [n, S], 0 is padding.
+        example_id: int32 [n], fixes each document's random draws.
+        texts: the n documents.
+        summaries: their n human summaries.
+    """
+
+    inputs: np.ndarray
+    example_id: np.ndarray
+    texts: Sequence[str]
+    summaries: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Settings of a sweep.
+
+    Attributes:
+        lams: λ values.
+        num_samples: samples of each document at each λ.
+        sampling: how to draw.
+        reward: a `dera_jax.rewards` reward; None to leave texts unscored.
+        batch_size: documents in one compiled call.
+        seed: of all draws.
+    """
+
+    lams: tuple[float, ...]
+    num_samples: int
+    sampling: Sampling
+    reward: Reward | None
+    batch_size: int
+    seed: int
+
+
+def decode(
+    model: LanguageModel,
+    params: PyTree,
+    documents: Documents,
+    sweep: Sweep,
+    to_text: Callable[[Sequence[int]], str],
+    folder: Path,
+) -> list[dict]:
+    """Decodes all documents into `folder`/records.jsonl, after those that are there already.
+
+    Args:
+        model: a realigned model of one aligned model.
+        params: its parameters.
+        documents: n of them.
+        sweep: λ values and the rest.
+        to_text: ids to text.
+        folder: of this sweep alone, with these settings.
+
+    Returns:
+        One record per document: example_id, document, summary, samples (one dict per λ and sample).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    records = read_records(folder / RECORDS)
+    starts = range(len(records), len(documents.texts), sweep.batch_size)
+    with open(folder / RECORDS, "a", encoding="utf-8") as out:
+        for start in tqdm(starts, desc="decoding", unit="batch", disable=not starts):
+            rows = _filled(np.arange(start, start + sweep.batch_size), len(documents.texts))
+            for record in _decode_batch(model, params, documents, sweep, to_text, rows):
+                out.write(json.dumps(record, ensure_ascii=False) + "\n")
+                records.append(record)
+            out.flush()
+    return records
+
+
+def _filled(rows: np.ndarray, n: int) -> np.ndarray:
+    """Row numbers with those past the end replaced by the last, so that no shape is new."""
+    return np.minimum(rows, n - 1)
+
+
+def _decode_batch(model, params, documents, sweep, to_text, rows) -> list[dict]:
+    lam, numbers = sweep_rows(sweep.lams, sweep.num_samples, len(rows))
+    inputs = documents.inputs[rows]
+    stream = streams(sweep.seed, documents.example_id[rows], numbers)
+    out = sample(model, params, inputs, lam, stream, sweep.sampling)
+    reward = _rewards(sweep.reward, inputs, out)
+    out = jax.tree.map(np.asarray, out)
+    records = []
+    for b, row in enumerate(rows):
+        if b and row == rows[b - 1]:
+            break  # filling
+        samples = [
+            {
+                "lam": float(lam[b, k]),
+                "stream": int(numbers[k]),
+                "reward": None if reward is None else float(reward[b, k]),
+                **_describe(out, b, k, to_text),
+            }
+            for k in range(len(numbers))
+        ]
+        records.append(
+            {
+                "example_id": int(documents.example_id[row]),
+                "document": documents.texts[row],
+                "summary": documents.summaries[row],
+                "samples": samples,
+            }
+        )
+    return records
+
+
+def _rewards(reward: Reward | None, inputs: np.ndarray, out: Samples) -> np.ndarray | None:
+    if reward is None:
+        return None
+    values = np.asarray(reward(None, inputs, out.tokens, out.lengths, out.finished))
+    if values.shape != out.lengths.shape:
+        raise ValueError(f"the reward has shape {values.shape}; expected {out.lengths.shape}")
+    return values
+
+
+def _describe(out: Samples, b: int, k: int, to_text: Callable) -> dict:
+    """One hypothesis: its text, its length without the end token, and its summed scores."""
+    length = int(out.lengths[b, k])
+    scores = out.scores
+    return {
+        "text": to_text(out.tokens[b, k, :length]),
+        "tokens": out.tokens[b, k, :length].tolist(),
+        "length": length - int(out.finished[b, k]),
+        "finished": bool(out.finished[b, k]),
+        "kl": float(scores.kl[b, k].sum()),
+        "log_prob": float(scores.log_prob[b, k].sum()),
+        "sampling_log_prob": float(scores.sampling_log_prob[b, k].sum()),
+        "part_log_probs": [float(x) for x in scores.part_log_prob[:, b, k].sum(-1)],
+    }
+
+
+def read_records(path: Path) -> list[dict]:
+    """The complete lines of a records file; a half-written last line is cut off the file."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        path.write_bytes(whole)
+    return [json.loads(line) for line in whole.decode().splitlines()]
+
+
+def table(records: Sequence[dict]) -> list[dict]:
+    """One row per λ: means over documents, with the half width of their 95 % intervals.
+
+    Columns: reward, share_in_range (of the samples with reward 0), length (tokens), kl (nats, from
+    the reference), rouge1/2/L (F1 x 100), repetition and distinct2 (see `metrics`).
+    """
+    lams = sorted({sample["lam"] for record in records for sample in record["samples"]})
+    return [_row(lam, records) for lam in lams]
+
+
+def _row(lam: float, records: Sequence[dict]) -> dict:
+    samples = [[s for s in record["samples"] if s["lam"] == lam] for record in records]
+    values = {
+        "reward": [[s["reward"] for s in group] for group in samples],
+        "share_in_range": [[float(s["reward"] == 0) for s in group] for group in samples],
+        "length": [[s["length"] for s in group] for group in samples],
+        "kl": [[s["kl"] for s in group] for group in samples],
+        "repetition": [[metrics.repetition(s["text"]) for s in group] for group in samples],
+    }
+    texts = [s["text"] for group in samples for s in group]
+    references = [r["summary"] for r, g in zip(records, samples, strict=True) for _ in g]
+    for name, flat in metrics.rouge(references, texts).items():
+        values[name] = np.reshape(flat, (len(records), -1)).tolist()
+    row = {"lam": lam, "documents": len(records), "samples": len(texts)}
+    for name, groups in values.items():
+        row[name], row[f"{name}_ci95"] = metrics.mean_interval(groups)
+    return row | {"distinct2": metrics.distinct(texts)}
+
+
+def write_report(records: Sequence[dict], folder: Path) -> list[dict]:
+    """Writes metrics.json, metrics.csv and sweep.png of the records; returns the table."""
+    rows = table(records)
+    (folder / "metrics.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    with open(folder / "metrics.csv", "w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    plots.plot_sweep(rows, folder / "sweep.png")
+    return rows
+
+
+COLUMNS = {
+    "λ": "lam",
+    "reward": "reward",
+    "in range": "share_in_range",
+    "length": "length",
+    "KL": "kl",
+    "ROUGE-1": "rouge1",
+    "ROUGE-2": "rouge2",
+    "ROUGE-L": "rougeL",
+    "distinct-2": "distinct2",
+    "repetition": "repetition",
+}
+
+
+def format_table(rows: Sequence[dict]) -> str:
+    """The table for a terminal, with ± half widths of 95 % intervals."""
+
+    def cell(row: dict, key: str) -> str:
+        error = row.get(f"{key}_ci95")
+        digits = 2 if key in ("lam", "reward", "share_in_range", "distinct2", "repetition") else 1
+        text = f"{row[key]:.{digits}f}"
+        return text if error is None else f"{text} ±{error:.{digits}f}"
+
+    lines = [list(COLUMNS)] + [[cell(row, key) for key in COLUMNS.values()] for row in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+    return "\n".join(
+        "  ".join(text.rjust(w) for text, w in zip(line, widths, strict=True)) for line in lines
+    )
