@@ -1,0 +1,1 @@
+"""Rewards: what is good. `protocol.Reward` says what one is."""
