@@ -1,0 +1,155 @@
+"""A finished model as a folder that stands for itself.
+
+config.json        sizes of the T5 (`T5Config`) and its vocabulary
+model.safetensors  parameters, names joined by '/'
+card.json          how it was made and what it scores
+*.model            the SentencePiece file, unless it is one that ships with the package
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.flax
+from jax import Array
+
+from dera_jax.checkpoints.mismatch import check_shapes
+from dera_jax.models.t5 import T5Config
+from dera_jax.models.t5_lm import T5
+
+PyTree = object
+CONFIG, PARAMETERS, CARD = "config.json", "model.safetensors", "card.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """A SentencePiece file with `extra_ids` sentinels above its pieces; file None: UTF-8 bytes."""
+
+    file: Path | None
+    extra_ids: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model from its folder. params: float32, T5X's tree."""
+
+    model: T5
+    params: PyTree
+    vocabulary: Vocabulary
+    card: dict
+
+
+def save_model(
+    folder: Path,
+    config: T5Config,
+    vocabulary: Vocabulary,
+    params: PyTree,
+    card: Mapping[str, object],
+    dtype: str = "float32",
+) -> None:
+    """Writes a model's folder, complete or not at all; one of that name is replaced.
+
+    Args:
+        folder: to be made.
+        config: the model's sizes.
+        vocabulary: what its ids mean.
+        params: T5X's tree, without `params_axes`.
+        card: anything JSON can hold.
+        dtype: of the stored parameters, 'float32' or 'bfloat16'.
+    """
+    folder = Path(folder)
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    arrays = {name: jnp.asarray(x, dtype) for name, x in flat.items()}
+    safetensors.flax.save_file(arrays, draft / PARAMETERS)
+    _write_json(draft / CARD, dict(card))
+    names = {
+        "model": dataclasses.asdict(config),
+        "vocabulary": {
+            "file": vocabulary.file and vocabulary.file.name,
+            "extra_ids": vocabulary.extra_ids,
+        },
+    }
+    _write_json(draft / CONFIG, names)
+    if vocabulary.file and vocabulary.file.resolve() != _shipped(vocabulary.file.name).resolve():
+        shutil.copyfile(vocabulary.file, draft / vocabulary.file.name)
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)
+
+
+def load_model(folder: str | Path) -> Loaded:
+    """Reads a model's folder.
+
+    Raises:
+        FileNotFoundError: no such folder, or a file of it is missing.
+        ValueError: a file is half written, or the parameters are not those of the sizes given.
+    """
+    folder = Path(folder)
+    config = _read_json(folder, CONFIG)
+    model = T5(T5Config(**config["model"]))
+    vocabulary = _vocabulary(folder, config["vocabulary"])
+    return Loaded(model, _read_parameters(folder, model), vocabulary, _read_json(folder, CARD))
+
+
+def _shipped(name: str) -> Path:
+    return Path(str(resources.files("dera_jax"))) / "assets" / name
+
+
+def _vocabulary(folder: Path, names: Mapping) -> Vocabulary:
+    if names["file"] is None:
+        return Vocabulary(None, names["extra_ids"])
+    places = [folder / names["file"], _shipped(names["file"])]
+    for place in places:
+        if place.exists():
+            return Vocabulary(place, names["extra_ids"])
+    raise FileNotFoundError(
+        f"{folder / CONFIG} names the vocabulary {names['file']!r}, which is neither in that folder "
+        f"nor in {places[1].parent}"
+    )
+
+
+def _read_parameters(folder: Path, model: T5) -> PyTree:
+    where = _existing(folder, PARAMETERS)
+    try:
+        arrays: dict[str, Array] = safetensors.flax.load_file(where)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ValueError(f"{where}: half written or damaged ({error})") from error
+    like = jax.eval_shape(model.init, jax.random.key(0))
+    expected = flax.traverse_util.flatten_dict(like, sep="/")
+    check_shapes(
+        {name: x.shape for name, x in arrays.items()},
+        {name: x.shape for name, x in expected.items()},
+        str(where),
+    )
+    params = {name: np.asarray(x, np.float32) for name, x in arrays.items()}
+    return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+def _existing(folder: Path, name: str) -> Path:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no model folder {folder}")
+    if not (folder / name).exists():
+        raise FileNotFoundError(f"{folder} is no complete model: it has no {name}")
+    return folder / name
+
+
+def _read_json(folder: Path, name: str) -> dict:
+    where = _existing(folder, name)
+    try:
+        return json.loads(where.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{where}: half written or damaged ({error})") from error
+
+
+def _write_json(path: Path, content: Mapping) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")

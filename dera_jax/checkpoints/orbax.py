@@ -1,0 +1,75 @@
+"""Checkpoints of a run under way: whole train states, with orbax.
+
+A checkpoint appears under its name only once it is complete, so a killed run leaves none half
+written. The two latest are kept.
+"""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from dera_jax.checkpoints.mismatch import check_shapes
+
+PyTree = object
+
+
+@dataclasses.dataclass(frozen=True)
+class Saving:
+    """A checkpoint is due every `steps` steps, or earlier once `minutes` have passed."""
+
+    steps: int = 1000
+    minutes: float = 3.0
+
+
+class Checkpoints:
+    """The checkpoints of one run's folder."""
+
+    def __init__(self, folder: Path, saving: Saving):
+        self._saving = saving
+        self._last_save = time.monotonic()
+        # Synchronous: the train step donates its state, which a writer in the background may
+        # still be reading.
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def restore(self, like: PyTree) -> PyTree | None:
+        """The latest state, in the structure, shapes and shardings of `like`; None if there is none.
+
+        Raises:
+            ValueError: the checkpoint holds parameters of another size, or cannot be read.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        where = f"{self._manager.directory / str(step)}"
+        try:
+            stored = self._manager.item_metadata(step)
+            check_shapes(_shapes(stored.tree), _shapes(like), where)
+            return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+        except (OSError, KeyError) as error:
+            raise ValueError(
+                f"checkpoint {where} cannot be read ({error}); remove that folder to resume from "
+                "the checkpoint before it"
+            ) from error
+
+    def is_due(self, step: int) -> bool:
+        waited = time.monotonic() - self._last_save
+        return step % self._saving.steps == 0 or waited >= 60 * self._saving.minutes
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Writes `state` unless this step's checkpoint exists."""
+        if self._manager.latest_step() != step:
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+        self._last_save = time.monotonic()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def _shapes(tree: PyTree) -> Mapping[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}

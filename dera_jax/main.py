@@ -1,0 +1,55 @@
+"""The one entry point: reads gin, runs one job.
+
+    python -m dera_jax.main --gin_file=gin_configs/runs/sft.gin --gin.MODEL_DIR='"/tmp/sft"'
+
+Which job is up to the gin file: those of `gin_configs/runs` and `gin_configs/experiments`.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from absl import logging
+
+from dera_jax import configure
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the command line and runs the job."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    options, rest = _parser().parse_known_args(argv)
+    bindings = [_binding(argument) for argument in rest]
+    try:
+        configure.parse(options.gin_file, bindings, options.gin_search_paths.split(","))
+        configure.launch()
+    except (ValueError, OSError, FloatingPointError) as error:
+        logging.debug("where it was raised:", exc_info=error)
+        sys.exit(f"error: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dera_jax.main",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="--gin.NAME=VALUE sets a macro or a parameter of a function; quote texts twice.",
+    )
+    parser.add_argument(
+        "--gin_file", action="append", required=True, help="may be repeated; later ones win"
+    )
+    parser.add_argument(
+        "--gin_search_paths", default=".", help="folders of gin files, separated by commas"
+    )
+    return parser
+
+
+def _binding(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    if not (name.startswith("--gin.") and equals):
+        sys.exit(f"error: unknown argument {argument!r}; expected --gin.NAME=VALUE")
+    return f"{name.removeprefix('--gin.')} = {value}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Losses of the trainers, as pure functions.
+
+Axes: V vocabulary; `...` any leading axes.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def cross_entropy(logits: Array, targets: Array, label_smoothing: float, z_loss: float) -> Array:
+    """Cross-entropy of each token in nats, as T5X defines it.
+
+    Smoothed targets hold 1 − ε at the target and ε / (V − 1) elsewhere, and their entropy is
+    subtracted, so that a perfect model has loss 0; `z_loss`·(log Z)² keeps log Z near 0.
+
+    Args:
+        logits: float32 [..., V].
+        targets: int32 [...], in [0, V).
+        label_smoothing: ε, in [0, 1).
+        z_loss: weight of (log Z)², T5 uses 1e-4.
+
+    Returns:
+        float32 [...], unweighted.
+    """
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    at_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - log_z
+    loss = -at_target
+    if label_smoothing:
+        vocab_size = logits.shape[-1]
+        confidence, other = 1.0 - label_smoothing, label_smoothing / (vocab_size - 1)
+        everywhere = jnp.sum(logits, axis=-1) - vocab_size * log_z
+        loss = -(confidence - other) * at_target - other * everywhere
+        loss += confidence * math.log(confidence) + label_smoothing * math.log(other)
+    return loss + z_loss * jnp.square(log_z)
+
+
+def weighted_mean(values: Array, weights: Array) -> Array:
+    """Σ values·weights / Σ weights over all axes; 0 where no weight is positive."""
+    return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1e-9)

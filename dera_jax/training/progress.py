@@ -1,0 +1,67 @@
+"""What a run tells while it trains: a progress bar, and the mean of each metric now and then."""
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+from jax import Array
+from tqdm import tqdm
+
+from dera_jax.training.metrics import MetricWriter
+
+PERIOD = 10  # steps between two reports
+
+
+class Progress:
+    """Collects the metrics of each step without waiting for the device, and reports them."""
+
+    def __init__(self, writer: MetricWriter, start_step: int, total_steps: int):
+        self._writer = writer
+        self._step = start_step
+        self._pending: list[Mapping[str, Array]] = []
+        self._since = time.monotonic()
+        self._bar = tqdm(total=total_steps, initial=start_step, unit="step", mininterval=2)
+
+    def add(self, metrics: Mapping[str, Array]) -> None:
+        """Takes the metrics of one step."""
+        self._step += 1
+        self._pending.append(metrics)
+        if len(self._pending) == PERIOD:
+            self.flush()
+
+    def flush(self) -> None:
+        """Reports what was added since the last time.
+
+        Raises:
+            FloatingPointError: a loss was not finite, naming the steps.
+        """
+        if not self._pending:
+            return
+        columns = {name: np.array([m[name] for m in self._pending]) for name in self._pending[0]}
+        self._check(columns["loss"])
+        means = {name: float(np.mean(x)) for name, x in columns.items() if name != "tokens"}
+        means["tokens_per_second"] = columns["tokens"].sum() / (time.monotonic() - self._since)
+        self._writer.write(self._step, {f"training/{name}": x for name, x in means.items()})
+        shown = {"loss": f"{means['loss']:.3f}", "tokens/s": f"{means['tokens_per_second']:.0f}"}
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(len(self._pending))
+        self._pending = []
+        self._since = time.monotonic()
+
+    def validated(self, scores: Mapping[str, float]) -> None:
+        """Reports the scores of a validation, whose time does not count in tokens/s."""
+        self._writer.write(self._step, {f"validation/{name}": x for name, x in scores.items()})
+        words = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+        tqdm.write(f"step {self._step}: {words}")
+        self._since = time.monotonic()
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def _check(self, losses: np.ndarray) -> None:
+        bad = np.flatnonzero(~np.isfinite(losses)) + self._step - len(losses) + 1
+        if len(bad):
+            raise FloatingPointError(
+                f"the training loss is not finite at steps {bad.tolist()}; the last checkpoint is "
+                "from before. Lower the peak learning rate or the clip_norm of the optimizer"
+            )

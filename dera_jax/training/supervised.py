@@ -1,0 +1,162 @@
+"""Supervised training of a T5: pre-training and fine-tuning are this run on different tasks.
+
+Everything random depends on (seed, step) alone: the batch of a step and its dropout masks. So a
+run killed at any moment resumes from its last checkpoint and, on a CPU, ends with the same bits.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import seqio
+
+from dera_jax import data
+from dera_jax.checkpoints.model_folder import Vocabulary, load_model, save_model
+from dera_jax.checkpoints.orbax import Checkpoints, Saving
+from dera_jax.models.language_model import PyTree
+from dera_jax.models.t5 import T5Config
+from dera_jax.models.t5_lm import T5
+from dera_jax.training.metrics import MetricWriter
+from dera_jax.training.optimizers import Optimizer
+from dera_jax.training.progress import Progress
+from dera_jax.training.train_step import Loss, TrainState, initial_state, make_step
+from dera_jax.training.validation import Validation, Validator, first
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A seqio task with the splits `train` and `validation`, and the size of a batch.
+
+    Attributes:
+        task: its name.
+        inputs: tokens of an input, the end of sequence included.
+        targets: tokens of a target, likewise.
+        batch_size: examples of a step.
+    """
+
+    task: str
+    inputs: int
+    targets: int
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A run of supervised training.
+
+    Attributes:
+        start: the model and its first parameters (`new_model`, `finished_model`).
+        data: what to learn.
+        optimizer: how.
+        steps: updates in all.
+        seed: of the data's order and of dropout.
+        validation: how often, and when to stop early.
+        loss: what is minimised.
+        saving: how often a checkpoint is written.
+    """
+
+    start: tuple[T5, PyTree]
+    data: Data
+    optimizer: Optimizer
+    steps: int
+    seed: int
+    validation: Validation
+    loss: Loss
+    saving: Saving
+
+    def run(self, folder: Path) -> dict[str, float]:
+        """Trains, or goes on training, in `folder`; see `train`."""
+        return train(self, folder)
+
+
+def new_model(config: T5Config, seed: int) -> tuple[T5, PyTree]:
+    """A T5 with random parameters."""
+    return T5(config), T5(config).init(jax.random.key(seed))
+
+
+def finished_model(folder: str, dropout_rate: float) -> tuple[T5, PyTree]:
+    """A model from its folder, to be trained further with this dropout."""
+    loaded = load_model(folder)
+    config = dataclasses.replace(loaded.model.config, dropout_rate=dropout_rate)
+    return T5(config), loaded.params
+
+
+def train(training: Training, folder: Path) -> dict[str, float]:
+    """Trains, or goes on training, in `folder`.
+
+    Leaves there: `best` (the model of the lowest validation loss), `checkpoints` (the last two
+    states), `metrics.jsonl` and TensorBoard events, `samples` (decoded text of each validation).
+
+    Returns:
+        best_loss and best_step.
+
+    Raises:
+        FloatingPointError: a loss was not finite, naming the steps.
+        ValueError: the model has fewer ids than the task's vocabulary, or a checkpoint in `folder`
+            is of another size.
+    """
+    (model, params), task = training.start, training.data
+    lengths = {"inputs": task.inputs, "targets": task.targets}
+    validator = _validator(model, training, lengths)
+    state = initial_state(params, training.optimizer)
+    checkpoints = Checkpoints(folder / "checkpoints", training.saving)
+    state = checkpoints.restore(state) or state
+    step = int(state.step)
+    batches = data.train_batches(task.task, "train", lengths, task.batch_size, training.seed, step)
+    update = make_step(model, training.optimizer, training.loss, training.seed)
+    progress = Progress(MetricWriter(folder, step), step, training.steps)
+
+    while step < training.steps and not _is_out_of_patience(state, training.validation):
+        batch = next(batches)
+        state, metrics = update(state, batch["inputs"], batch["targets"])
+        step += 1
+        progress.add(metrics)
+        last = step == training.steps
+        if last or step % training.validation.period == 0:
+            progress.flush()
+            scores = validator(state.params, folder / "samples" / f"step_{step:06d}.txt")
+            progress.validated(scores)
+            state = _keep_best(state, scores, validator, folder / "best")
+        if last or checkpoints.is_due(step):
+            progress.flush()
+            checkpoints.save(step, state)
+
+    checkpoints.save(step, state)
+    checkpoints.close()
+    progress.close()
+    return {"best_loss": float(state.best_loss), "best_step": int(state.best_step)}
+
+
+def _validator(model: T5, training: Training, lengths: dict[str, int]) -> Validator:
+    task, settings = training.data, training.validation
+    examples = first(data.epoch(task.task, "validation", lengths, seed=0), settings.examples)
+    vocabulary = seqio.get_mixture_or_task(task.task).output_features["targets"].vocabulary
+    if vocabulary.vocab_size > model.vocab_size:
+        raise ValueError(
+            f"the vocabulary of task {task.task!r} has {vocabulary.vocab_size} ids, the model only "
+            f"{model.vocab_size}: raise T5Config.vocab_size"
+        )
+    return Validator(model, examples, vocabulary, task.batch_size, settings)
+
+
+def _is_out_of_patience(state: TrainState, settings: Validation) -> bool:
+    waited = int(state.step) // settings.period - int(state.best_step) // settings.period
+    return settings.patience is not None and waited >= settings.patience
+
+
+def _keep_best(
+    state: TrainState, scores: dict[str, float], validator: Validator, folder: Path
+) -> TrainState:
+    """Saves the model if its validation loss is the lowest yet."""
+    if not scores["loss"] < state.best_loss:
+        return state
+    card = {"step": int(state.step), "validation": scores}
+    vocabulary = _vocabulary(validator.vocabulary)
+    save_model(folder, validator.model.config, vocabulary, state.params, card)
+    return state.replace(best_loss=jnp.float32(scores["loss"]), best_step=state.step + 0)
+
+
+def _vocabulary(vocabulary: seqio.Vocabulary) -> Vocabulary:
+    file = getattr(vocabulary, "sentencepiece_model_file", None)
+    return Vocabulary(file and Path(file), vocabulary.extra_ids)

@@ -1,0 +1,84 @@
+"""The compiled step of supervised training.
+
+Axes: B batch rows, S input length, T target length.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import Array
+
+from dera_jax.models.language_model import PyTree, shift_right
+from dera_jax.models.t5_lm import T5
+from dera_jax.training.losses import cross_entropy, weighted_mean
+from dera_jax.training.optimizers import Optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """See `losses.cross_entropy`."""
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+@struct.dataclass
+class TrainState:
+    """What a checkpoint holds.
+
+    Attributes:
+        step: int32, updates made.
+        params: T5X's tree, float32.
+        opt_state: optax's.
+        best_loss: float32, the lowest validation loss so far.
+        best_step: int32, when that was.
+    """
+
+    step: Array
+    params: PyTree
+    opt_state: PyTree
+    best_loss: Array
+    best_step: Array
+
+
+def initial_state(params: PyTree, optimizer: Optimizer) -> TrainState:
+    """The state before the first step; `params` are copied, since the step donates its state."""
+    params = jax.tree.map(jnp.array, params)
+    opt_state = optimizer.transformation.init(params)
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, opt_state, jnp.full((), jnp.inf, jnp.float32), zero + 0)
+
+
+def make_step(model: T5, optimizer: Optimizer, loss: Loss, seed: int) -> Callable:
+    """Compiles (state, inputs[B, S], targets[B, T]) -> (state, metrics); `state` is donated.
+
+    Metrics: loss, grad_norm (before clipping), learning_rate, tokens (padding not counted).
+    """
+    root = jax.random.key(seed)
+
+    def mean_loss(params: PyTree, inputs: Array, targets: Array, key: Array) -> Array:
+        decoder_inputs = shift_right(targets, model.start_token)[:, None]
+        logits = model.apply(params, "teacher_forced", inputs, decoder_inputs, dropout_key=key)
+        tokens = cross_entropy(logits[:, 0], targets, loss.label_smoothing, loss.z_loss)
+        return weighted_mean(tokens, targets > 0)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, inputs: Array, targets: Array):
+        key = jax.random.fold_in(root, state.step)
+        value, grads = jax.value_and_grad(mean_loss)(state.params, inputs, targets, key)
+        updates, opt_state = optimizer.transformation.update(grads, state.opt_state, state.params)
+        metrics = {
+            "loss": value,
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": jnp.asarray(optimizer.learning_rate(state.step), jnp.float32),
+            "tokens": jnp.sum(inputs > 0) + jnp.sum(targets > 0),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return step

@@ -1,0 +1,132 @@
+"""Validation of a text-to-text model: loss, ROUGE of greedy decodes, and some of these to read.
+
+Axes: n examples, B batch rows, S input length, T target length.
+"""
+
+import collections
+import dataclasses
+import functools
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import seqio
+from jax import Array
+from rouge_score import rouge_scorer
+
+from dera_jax import data
+from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.models.language_model import PyTree, shift_right, streams
+from dera_jax.models.t5_lm import T5
+from dera_jax.training.losses import cross_entropy
+
+_ROUGE = ("rouge1", "rouge2", "rougeL")
+_PREFIX = re.compile(r"(\w+):")
+_SMALLEST_SHARE = 0.02  # of the tokens; below it a prefix is no objective but chance
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """How often and on what to validate.
+
+    Attributes:
+        period: steps between two validations; there is one after the last step too.
+        examples: the first so many of the split `validation`.
+        decoded: the first so many are decoded and scored by ROUGE.
+        shown: the first so many of these are written out.
+        patience: stop after so many validations without a better loss; None to go on.
+    """
+
+    period: int
+    examples: int = 1024
+    decoded: int = 0
+    shown: int = 10
+    patience: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Validator:
+    """Scores parameters of `model` on fixed examples."""
+
+    model: T5
+    examples: data.Examples
+    vocabulary: seqio.Vocabulary
+    batch_size: int
+    settings: Validation
+
+    def __call__(self, params: PyTree, samples: Path) -> dict[str, float]:
+        """Losses and ROUGE; decoded text goes to the file `samples`."""
+        scores = losses(self.model, params, self.examples, self.batch_size)
+        if self.settings.decoded:
+            decoded = first(self.examples, self.settings.decoded)
+            ids = greedy_tokens(self.model, params, decoded, self.batch_size)
+            texts = [self.vocabulary.decode(row[row > 0].tolist()) for row in ids]
+            scores |= rouge(decoded.summaries, texts)
+            write_samples(samples, first(decoded, self.settings.shown), texts)
+        return scores
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def token_losses(model: T5, params: PyTree, inputs: Array, targets: Array) -> Array:
+    """Plain cross-entropy in nats, float32 [B, T], of inputs[B, S], targets[B, T]; 0 at padding."""
+    decoder_inputs = shift_right(targets, model.start_token)[:, None]
+    logits = model.apply(params, "teacher_forced", inputs, decoder_inputs)[:, 0]
+    return cross_entropy(logits, targets, 0.0, 0.0) * (targets > 0)
+
+
+def losses(model: T5, params: PyTree, examples: data.Examples, batch_size: int) -> dict[str, float]:
+    """Mean loss per target token, of all examples and of those under each prefix ("copy: ...")."""
+    sums = [
+        np.sum(token_losses(model, params, batch["inputs"], batch["targets"]), axis=-1)
+        for batch in data.eval_batches(examples, batch_size)
+    ]
+    sums = np.concatenate(sums)[: len(examples)].astype(np.float64)
+    tokens = np.sum(examples.targets > 0, axis=-1)
+    rows_of = collections.defaultdict(list)
+    for row, document in enumerate(examples.documents):
+        prefix = _PREFIX.match(document)
+        rows_of[prefix[1] if prefix else "no_prefix"].append(row)
+    result = {"loss": float(sums.sum() / tokens.sum())}
+    for prefix, rows in sorted(rows_of.items()):
+        if len(rows_of) > 1 and tokens[rows].sum() >= _SMALLEST_SHARE * tokens.sum():
+            result[f"loss_{prefix}"] = float(sums[rows].sum() / tokens[rows].sum())
+    return result
+
+
+def greedy_tokens(
+    model: T5, params: PyTree, examples: data.Examples, batch_size: int
+) -> np.ndarray:
+    """The model's most likely tokens, step by step, int32 [n, T] with T that of the targets."""
+    sampling = Sampling(max_length=examples.targets.shape[1], greedy=True)
+    rows = []
+    for batch in data.eval_batches(examples, batch_size):
+        stream = streams(0, batch["example_id"], [0])  # greedy decoding draws nothing
+        lam = jnp.zeros(stream.shape, jnp.float32)
+        rows.append(sample(model, params, batch["inputs"], lam, stream, sampling).tokens[:, 0])
+    return np.concatenate(rows)[: len(examples)]
+
+
+def rouge(references: list[str], texts: list[str]) -> dict[str, float]:
+    """Mean F1 of ROUGE-1, -2 and -L, times 100, without stemming (as T5's)."""
+    scorer = rouge_scorer.RougeScorer(_ROUGE)
+    scores = [scorer.score(*pair) for pair in zip(references, texts, strict=True)]
+    return {name: 100 * float(np.mean([s[name].fmeasure for s in scores])) for name in _ROUGE}
+
+
+def first(examples: data.Examples, count: int) -> data.Examples:
+    """The first `count` examples, or all if there are fewer."""
+    notes = {name: texts[:count] for name, texts in examples.notes.items()}
+    columns = {f.name: getattr(examples, f.name) for f in dataclasses.fields(examples)}
+    return data.Examples(
+        **{name: x[:count] for name, x in columns.items() if name != "notes"}, notes=notes
+    )
+
+
+def write_samples(path: Path, examples: data.Examples, texts: list[str]) -> None:
+    """One paragraph per example: document, reference, decoded text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = zip(examples.documents, examples.summaries, texts, strict=False)
+    paragraphs = [f"document:  {d}\nreference: {s}\ndecoded:   {t}\n" for d, s, t in rows]
+    path.write_text("\n".join(paragraphs), encoding="utf-8")
