@@ -167,7 +167,9 @@ def make_step(
             return update(actors, optimizers, updates.clip, state, batch)
 
         state, losses = jax.lax.scan(learn, state, order)
-        return state.replace(step=state.step + 1), observed | jax.tree.map(jnp.mean, losses)
+        losses = jax.tree.map(jnp.mean, losses)
+        losses["loss"] = losses["policy_loss"] + losses["value_loss"]
+        return state.replace(step=state.step + 1), observed | losses
 
     return step
 
@@ -212,7 +214,9 @@ def roll_out(
 def observe(samples: Samples, reward: Array, log_ratio: Array) -> dict[str, Array]:
     """Scalars about a rollout; reward[B, K], log_ratio[B, K, T] = log π − log π_ref."""
     return {
+        "tokens": jnp.sum(samples.lengths),
         "reward": jnp.mean(reward),
+        "share_in_range": jnp.mean(reward == 0),  # says something of 0/-1 rewards only
         "kl": jnp.mean(jnp.sum(log_ratio, axis=-1)),  # of whole texts, from the tokens drawn
         "full_kl": jnp.mean(jnp.sum(samples.scores.kl, axis=-1)),  # from whole distributions
         "length": jnp.mean(samples.lengths - samples.finished),

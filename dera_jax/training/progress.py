@@ -1,7 +1,7 @@
 """What a run tells while it trains: a progress bar, and the mean of each metric now and then."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jax import Array
@@ -13,10 +13,20 @@ PERIOD = 10  # steps between two reports
 
 
 class Progress:
-    """Collects the metrics of each step without waiting for the device, and reports them."""
+    """Collects the metrics of each step without waiting for the device, and reports them.
 
-    def __init__(self, writer: MetricWriter, start_step: int, total_steps: int):
+    Those named in `shown` stand beside the bar.
+    """
+
+    def __init__(
+        self,
+        writer: MetricWriter,
+        start_step: int,
+        total_steps: int,
+        shown: Sequence[str] = ("loss",),
+    ):
         self._writer = writer
+        self._shown = shown
         self._step = start_step
         self._pending: list[Mapping[str, Array]] = []
         self._since = time.monotonic()
@@ -42,7 +52,8 @@ class Progress:
         means = {name: float(np.mean(x)) for name, x in columns.items() if name != "tokens"}
         means["tokens_per_second"] = columns["tokens"].sum() / (time.monotonic() - self._since)
         self._writer.write(self._step, {f"training/{name}": x for name, x in means.items()})
-        shown = {"loss": f"{means['loss']:.3f}", "tokens/s": f"{means['tokens_per_second']:.0f}"}
+        shown = {name: f"{means[name]:.3f}" for name in self._shown}
+        shown["tokens/s"] = f"{means['tokens_per_second']:.0f}"
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(len(self._pending))
         self._pending = []

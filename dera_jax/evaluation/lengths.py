@@ -1,0 +1,70 @@
+"""How long the texts of a model are, and what length reward and β follow from that.
+
+Axes: n documents, K samples of each.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from dera_jax.checkpoints.model_folder import Loaded
+from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.evaluation.jobs import Split
+from dera_jax.models.language_model import streams
+from dera_jax.rewards.length import beta_for_share, range_of
+
+SHARES = (0.6, 0.7, 0.8)  # in range at λ = 1, for which β is computed
+
+
+@dataclasses.dataclass(frozen=True)
+class LengthSurvey:
+    """Samples a model on documents it may be aligned on.
+
+    Attributes:
+        model: its folder, loaded.
+        documents: a split; of training, since that is where alignment will happen.
+        max_length: tokens at most, the end token included.
+        num_samples: K.
+        batch_size: documents at once.
+        seed: of the draws.
+    """
+
+    model: Loaded
+    documents: Split
+    max_length: int
+    num_samples: int = 4
+    batch_size: int = 64
+    seed: int = 0
+
+    def run(self, folder: Path) -> dict[str, object]:
+        """Returns what follows from the lengths: the range, the share in it, β for SHARES."""
+        del folder
+        lengths, finished = self.sample()
+        reward = range_of(lengths, finished)
+        share = float(np.mean(reward.contains(lengths, finished)))
+        return {
+            "low": reward.low,
+            "high": reward.high,
+            "share_in_range": share,
+            "beta_for_share": {str(x): round(beta_for_share(share, x), 4) for x in SHARES},
+            "mean_length": float(np.mean(lengths - finished)),
+            "finished": float(np.mean(finished)),
+        }
+
+    def sample(self) -> tuple[np.ndarray, np.ndarray]:
+        """lengths int32 [n, K], the end token included, and finished bool [n, K]."""
+        documents = self.documents.read()
+        params = jax.device_put(self.model.params)
+        parts = []
+        for first in tqdm(range(0, len(documents.inputs), self.batch_size), unit="batch"):
+            rows = np.arange(first, first + self.batch_size) % len(documents.inputs)
+            stream = streams(self.seed, documents.example_id[rows], np.arange(self.num_samples))
+            no_lam = np.zeros(stream.shape, np.float32)
+            inputs, sampling = documents.inputs[rows], Sampling(self.max_length)
+            samples = sample(self.model.model, params, inputs, no_lam, stream, sampling)
+            parts.append((np.asarray(samples.lengths), np.asarray(samples.finished)))
+        n = len(documents.inputs)
+        return tuple(np.concatenate(column)[:n] for column in zip(*parts, strict=True))

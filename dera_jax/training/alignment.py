@@ -1,0 +1,126 @@
+"""The run that aligns a finished model by PPO: data, checkpoints and reports around `ppo`.
+
+Everything random depends on (seed, step) alone, so a run killed at any moment resumes from its last
+checkpoint and, on a CPU, ends with the same bits.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dera_jax import data
+from dera_jax.checkpoints.model_folder import Loaded, save_model
+from dera_jax.checkpoints.orbax import Checkpoints, Saving
+from dera_jax.models.heads import T5Value
+from dera_jax.rewards.length import LengthInRange
+from dera_jax.training import metrics, ppo
+from dera_jax.training.progress import PERIOD, Progress
+from dera_jax.training.supervised import Data
+
+MODEL = "aligned"
+_SHOWN = ("reward", "kl", "length")
+_LAST_STEPS = 10 * PERIOD  # whose mean is reported at the end
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """A run of PPO.
+
+    Attributes:
+        reference: the model that policy and value network start from; its folder, loaded.
+        data: whose documents; the summaries are not used.
+        objective: what is maximised.
+        updates: how a rollout is used.
+        optimizers: of policy and value network; their schedules count minibatches, of which a
+            step has `updates.epochs * updates.minibatches`.
+        steps: rollouts in all, each of one batch of documents.
+        seed: of the data's order and all draws.
+        saving: how often a checkpoint is written.
+    """
+
+    reference: Loaded
+    data: Data
+    objective: ppo.Objective
+    updates: ppo.Updates
+    optimizers: ppo.Optimizers
+    steps: int
+    seed: int
+    saving: Saving
+
+    def run(self, folder: Path) -> dict[str, float]:
+        """Aligns, or goes on aligning, in `folder`; see `align`."""
+        return align(self, folder)
+
+
+def align(alignment: Alignment, folder: Path) -> dict[str, float]:
+    """Aligns, or goes on aligning, in `folder`.
+
+    Leaves there: `aligned` (the last policy), `checkpoints` (the last two states), `metrics.jsonl`
+    and TensorBoard events.
+
+    Returns:
+        The mean of each metric over the last 100 steps.
+
+    Raises:
+        FloatingPointError: a loss was not finite, naming the steps.
+        ValueError: a batch not divisible by the minibatches, or a checkpoint in `folder` is of
+            another size.
+    """
+    reference, task = alignment.reference, alignment.data
+    actors = ppo.Actors(reference.model, T5Value(reference.model))
+    value_params = actors.value.init(reference.params)
+    state = ppo.initial_state(alignment.optimizers, reference.params, value_params)
+    checkpoints = Checkpoints(folder / "checkpoints", alignment.saving)
+    state = checkpoints.restore(state) or state
+    step = int(state.step)
+    lengths = {"inputs": task.inputs, "targets": task.targets}
+    batches = data.train_batches(task.task, "train", lengths, task.batch_size, alignment.seed, step)
+    improve = ppo.make_step(
+        actors, alignment.objective, alignment.updates, alignment.optimizers, alignment.seed
+    )
+    fixed = ppo.Fixed(jax.tree.map(jnp.asarray, reference.params))
+    progress = Progress(metrics.MetricWriter(folder, step), step, alignment.steps, _SHOWN)
+
+    while step < alignment.steps:
+        batch = next(batches)
+        state, observed = improve(state, fixed, batch["inputs"], batch["example_id"])
+        step += 1
+        progress.add(observed)
+        if step == alignment.steps or checkpoints.is_due(step):
+            progress.flush()
+            checkpoints.save(step, state)
+
+    checkpoints.close()
+    progress.close()
+    scores = _last_scores(folder, step)
+    card = {"step": step, "training": scores} | _recipe(alignment)
+    config, vocabulary = reference.model.config, reference.vocabulary
+    save_model(folder / MODEL, config, vocabulary, state.policy.params, card)
+    return scores
+
+
+def _recipe(alignment: Alignment) -> dict[str, object]:
+    """What the aligned model's card says of its making."""
+    objective = alignment.objective
+    recipe = {
+        "task": alignment.data.task,
+        "reward": repr(objective.reward),
+        "beta": objective.beta,
+        "max_length": objective.max_length,
+        "updates": dataclasses.asdict(alignment.updates),
+        "seed": alignment.seed,
+    }
+    if isinstance(objective.reward, LengthInRange):
+        recipe["length_range"] = [objective.reward.low, objective.reward.high]
+    return recipe
+
+
+def _last_scores(folder: Path, step: int) -> dict[str, float]:
+    """Means over the reports of the last steps, without their prefix."""
+    rows = [row for row in metrics.read(folder) if row["step"] > step - _LAST_STEPS]
+    names = [name for name in rows[-1] if name != "step"]
+    mean = lambda name: float(np.mean([row[name] for row in rows]))
+    return {name.removeprefix("training/"): mean(name) for name in names}
