@@ -33,7 +33,7 @@ PACKAGES = {  # import name -> distributions, the first one installed gives the 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = ("validation", "test")
 
-FORMAT = 1  # part of the cache's name: raise it whenever the extracted text changes
+FORMAT = 2  # part of the cache's name: raise it whenever the extracted text changes
 _HELD_OUT_PERCENT = 3  # of the groups, for each held-out split
 _MIN_BODY_WORDS = 12
 _SUMMARY_WORDS = (3, 30)

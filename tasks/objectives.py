@@ -8,6 +8,7 @@ beginning goes on, and to produce the sentence closest to the rest (as in PEGASU
 Axes: P tokens of a passage, S inputs, T targets.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,16 +46,18 @@ def corrupt(passage: Ids, marks: Marks, rng: np.random.Generator) -> Example:
     """Span corruption: 15 % of the tokens, in spans of 3 on average, become sentinels.
 
     passage [P] -> inputs [S]: the rest with one sentinel per span; targets [T]: each sentinel
-    with its span.
+    with its span. Unlike T5's, a span may begin a passage and need not end it.
     """
     length = len(passage)
     noise = min(max(round(length * NOISE_DENSITY), 1), length - 1)
     spans = min(max(round(noise / MEAN_SPAN), 1), length - noise, len(marks.sentinels))
-    hidden, kept = _partition(noise, spans, rng), _partition(length - noise, spans, rng)
-    ends = np.cumsum(np.stack([kept, hidden], axis=1).reshape(-1))  # kept, hidden, kept, ...
-    pieces = np.split(passage, ends[:-1])
+    hidden = _partition(noise, spans, rng)
+    kept = _partition(length - noise + 2, spans + 1, rng)
+    kept[[0, -1]] -= 1  # both ends may be empty
+    ends = np.cumsum(np.stack([kept[:-1], hidden], axis=1).reshape(-1))
+    pieces = np.split(passage, ends)  # kept, hidden, kept, ..., kept
     sentinels = [marks.sentinels[i : i + 1] for i in range(spans)]
-    inputs = [part for i in range(spans) for part in (pieces[2 * i], sentinels[i])]
+    inputs = [part for i in range(spans) for part in (pieces[2 * i], sentinels[i])] + pieces[-1:]
     targets = [part for i in range(spans) for part in (sentinels[i], pieces[2 * i + 1])]
     return np.concatenate(inputs), np.concatenate(targets)
 
@@ -107,7 +110,7 @@ def sentences(passage: Ids, marks: Marks) -> list[tuple[int, int]]:
     """(start, stop) of each sentence: it ends where the next token begins a word."""
     stops = np.flatnonzero(marks.ends[passage[:-1]] & marks.begins[passage[1:]]) + 1
     edges = [0, *stops.tolist(), len(passage)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def _centrality(passage: Ids, start: int, stop: int) -> float:

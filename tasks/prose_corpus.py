@@ -14,21 +14,20 @@ from pathlib import Path
 
 from tasks import cache, docstring_corpus, text
 
-DISTRIBUTIONS = tuple(
-    (
-        "absl-py aiofiles array-record astunparse attrs certifi charset-normalizer chex click "
-        "cloudpickle clu contourpy cycler dm-tree docstring-parser editdistance einops etils "
-        "fastjsonschema flatbuffers flax fonttools fsspec gast gin-config google-pasta "
-        "googleapis-common-protos grpcio h5py humanize hypothesis immutabledict jax jaxlib joblib "
-        "jsonschema jupyter-client keras kiwisolver libclang markdown-it-py matplotlib ml-collections "
-        "ml-dtypes msgpack nbclient nbformat nltk numpy opt-einsum optax optree orbax-checkpoint "
-        "packaging pillow pip platformdirs pluggy prometheus-client promise protobuf psutil pyarrow "
-        "pyglove pygments pyparsing pytest python-dateutil pyyaml regex requests rich rouge-score "
-        "safetensors scipy sentencepiece seqio setuptools simplejson six tensorboard tensorflow "
-        "tensorflow-datasets tensorflow-metadata tensorflow-text tensorstore termcolor toolz tornado "
-        "tqdm traitlets treescope typing-extensions urllib3 werkzeug wheel wrapt"
-    ).split()
-)
+_NAMES = """
+absl-py aiofiles array-record astunparse attrs certifi charset-normalizer chex click
+cloudpickle clu contourpy cycler dm-tree docstring-parser editdistance einops etils
+fastjsonschema flatbuffers flax fonttools fsspec gast gin-config google-pasta
+googleapis-common-protos grpcio h5py humanize hypothesis immutabledict jax jaxlib joblib
+jsonschema jupyter-client keras kiwisolver libclang markdown-it-py matplotlib ml-collections
+ml-dtypes msgpack nbclient nbformat nltk numpy opt-einsum optax optree orbax-checkpoint
+packaging pillow pip platformdirs pluggy prometheus-client promise protobuf psutil pyarrow
+pyglove pygments pyparsing pytest python-dateutil pyyaml regex requests rich rouge-score
+safetensors scipy sentencepiece seqio setuptools simplejson six tensorboard tensorflow
+tensorflow-datasets tensorflow-metadata tensorflow-text tensorstore termcolor toolz tornado
+tqdm traitlets treescope typing-extensions urllib3 werkzeug wheel wrapt
+"""
+DISTRIBUTIONS = tuple(_NAMES.split())
 FORMAT = 1  # part of the cache's name: raise it whenever the extracted text changes
 _TEXT_SUFFIXES = (".md", ".rst")
 _PYTHON_SUFFIXES = (".py", ".pyi")
@@ -87,7 +86,7 @@ def _rows() -> Iterator[dict]:
     seen_headlines: set[int] = set()
     for name in versions():
         for relative, path in _files(name):
-            found, headlines = _read(path)
+            found, headlines = read(path)
             kept = [
                 p for p in found if _is_prose(p) and not _repeats(p, seen_runs) and held.allows(p)
             ]
@@ -114,7 +113,7 @@ def _files(distribution: str) -> Iterator[tuple[str, Path]]:
             yield relative, path
 
 
-def _read(path: Path) -> tuple[list[str], list[docstring_corpus.Pair]]:
+def read(path: Path) -> tuple[list[str], list[docstring_corpus.Pair]]:
     """(paragraphs, docstring pairs) of one file."""
     content = path.read_text(encoding="utf-8", errors="replace")
     if path.name == "METADATA":

@@ -17,26 +17,17 @@ _SECTIONS = (
 # Google ("Args:"), Markdown ("# Arguments"), bold ("**Args**"); NumPy's have a rule below them.
 _SECTION = re.compile(rf"^\s*(#+\s*|\*\*)?(?P<title>{_SECTIONS})\b[^.\n]{{0,30}}$", re.IGNORECASE)
 _FIELD = re.compile(r"^\s*(:(param|return|returns|raises|rtype|type|arg|ivar|cvar)\b|@\w+:)")
-_ARGUMENT_SECTIONS = (
-    "args",
-    "arguments",
-    "parameters",
-    "params",
-    "attributes",
-    "returns",
-    "yields",
-)
-_RULE = re.compile(r"^\s*([-=~^*#_+`\"'])\1{2,}\s*$")
+_ARGUMENTS = ("args", "arguments", "parameters", "params", "attributes", "returns", "yields")
+_RULE = re.compile(r"^\s*([-=~^*#_+\"'])\1{2,}\s*$")
 _BULLET = re.compile(r"^\s*([-*+•]|\d{1,2}[.)]|\(\d{1,2}\))\s+")
-_TYPED = re.compile(
-    r"^\s*(?P<name>\*{0,2}\w[\w, *.]*?) : (?P<type>.{1,40}?)[.,]?$"
-)  # in NumPy's sections
-_FENCE = re.compile(r"^\s*(```|~~~)")
+_TYPED = re.compile(r"^\s*(?P<name>\*{0,2}\w[\w, *.]*?) : (?P<type>.{1,40}?)[.,]?$")  # NumPy's
+_FENCE = re.compile(r"^\s*```")
 _DIRECTIVE = re.compile(r"^\s*\.\. ?(?P<name>[\w:-]+)::\s*(?P<rest>.*)$")
 _PROSE_DIRECTIVES = ("note", "warning", "tip", "important", "hint", "caution", "admonition")
 _CODE = re.compile(
     r"[=(]\S*[)\]]\s*$|^\s*(import|from \w|def |class |return |@\w|%|\$ )|^\s*[\w.]+ = \S|\($"
 )
+_LEAD_IN_WORDS = 12
 _DROPPED = "\0"  # stands for a dropped block of code
 
 _MARKUP = (
@@ -132,8 +123,11 @@ def sections(docstring: str) -> list[tuple[str, list[str]]]:
     """(title, lines) of every section, the untitled beginning first; titles in lower case."""
     found: list[tuple[str, list[str]]] = [("", [])]
     lines = docstring.expandtabs(4).splitlines()
+    fenced = False
     for i, line in enumerate(lines):
-        title = _title(line, lines[i + 1] if i + 1 < len(lines) else "") if i else ""
+        fenced ^= bool(_FENCE.match(line))
+        following = lines[i + 1] if i + 1 < len(lines) else ""
+        title = _title(line, following) if i and not fenced else ""
         if title:
             found.append((title, []))
         elif not _RULE.match(line):
@@ -160,7 +154,7 @@ def argument_text(docstring: str) -> str:
     """What a docstring says about arguments and results, in one plain paragraph."""
     parts = []
     for title, lines in sections(docstring)[1:]:
-        if title in _ARGUMENT_SECTIONS:
+        if title in _ARGUMENTS:
             parts += [f"{title.capitalize()}:", *paragraphs(lines)]
     return " ".join(parts)
 
@@ -185,10 +179,16 @@ def paragraphs(lines: list[str]) -> list[str]:
 
 
 def _without_lead_in(block: str) -> str:
-    """`block` without a last sentence that ends in a colon."""
+    """`block` without its colon, and without the last sentence if a colon ends it and it is short.
+
+    "For example:" says nothing once the example is gone; longer sentences do.
+    """
     if not block.rstrip().endswith(":"):
         return block
-    return block[: max((m.end() for m in re.finditer(r"[.!?]\s", block)), default=0)]
+    start = max((m.end() for m in re.finditer(r"[.!?]\s", block)), default=0)
+    if len(block[start:].split()) <= _LEAD_IN_WORDS:
+        return block[:start]
+    return block.rstrip(": ") + "."
 
 
 def _prose_lines(lines: list[str]) -> Iterator[str]:
