@@ -9,6 +9,8 @@ and its folder:
 """
 
 import difflib
+import inspect
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +21,7 @@ from absl import logging
 from dera_jax import run_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+_ONE_LINE = 10**6  # so that settings can be compared line by line
 
 
 class Job(Protocol):
@@ -44,10 +47,15 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
     gin.clear_config()
     for path in (*search_paths, str(REPOSITORY)):
         gin.add_config_file_search_path(path)
-    gin.parse_config_files_and_bindings(files, None, finalize_config=False)
-    _check_macros(bindings)
-    gin.parse_config(list(bindings))
-    gin.finalize()
+    try:
+        gin.parse_config_files_and_bindings(files, None, finalize_config=False)
+        _check_macros(bindings)
+        gin.parse_config(list(bindings))
+        gin.finalize()
+    except SyntaxError as error:
+        raise ValueError(f"gin: {error}; texts are quoted twice: --gin.NAME='\"text\"'") from error
+    except ValueError as error:
+        raise ValueError(str(error).rstrip() + _hint(str(error))) from error
 
 
 def launch() -> None:
@@ -62,7 +70,7 @@ def run(job: Job, folder: str) -> None:
         FileExistsError: the folder belongs to a run with other settings.
     """
     where = Path(folder)
-    run_folder.claim(where, gin.operative_config_str())
+    run_folder.claim(where, gin.operative_config_str(max_line_length=_ONE_LINE))
     if run_folder.result(where) is None:
         run_folder.finish(where, job.run(where))
     else:
@@ -75,10 +83,26 @@ def _check_macros(bindings: Sequence[str]) -> None:
     known = [scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"]
     for binding in bindings:
         name = binding.partition("=")[0].strip()
-        if "." in name or name in known:
-            continue
-        near = difflib.get_close_matches(name, known) or sorted(known)
-        raise ValueError(
-            f"--gin.{name}: no gin file defines the macro {name!r}; did you mean "
-            f"{' or '.join(near)}?"
-        )
+        if "." not in name and name not in known:
+            raise ValueError(
+                f"--gin.{name}: no gin file defines the macro {name!r}{_near(name, known)}"
+            )
+
+
+def _hint(message: str) -> str:
+    """What may have been meant where gin knows only what was not."""
+    if match := re.search(r"Configurable '(\S+)' doesn't have a parameter named '(\w+)'", message):
+        function = gin.get_configurable(match[1])
+        return _near(match[2], list(inspect.signature(function).parameters))
+    if match := re.search(r"No configurable matching '(\S+)'", message):
+        # Gin names them by where they are defined: the last two parts are what a file writes.
+        known = {".".join(name.split(".")[-2:]) for name, _ in gin.config._REGISTRY.items()}
+        return _near(match[1], sorted(known))
+    if match := re.match(r"(\w+)/macro.value set to `%gin.REQUIRED`", message):
+        return f" The macro {match[1]} has no value: add --gin.{match[1]}=..."
+    return ""
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known) or sorted(known)
+    return f"; did you mean {' or '.join(near)}?"

@@ -7,7 +7,9 @@ Which job is up to the gin file: those of `gin_configs/runs` and `gin_configs/ex
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import logging
 
@@ -23,9 +25,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         configure.parse(options.gin_file, bindings, options.gin_search_paths.split(","))
         configure.launch()
-    except (ValueError, OSError, FloatingPointError) as error:
-        logging.debug("where it was raised:", exc_info=error)
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        if not _is_ours(error):
+            raise
         sys.exit(f"error: {error}")
+
+
+def _is_ours(error: Exception) -> bool:
+    """True for errors raised on purpose, whose sentence says it all; others need the traceback."""
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(raised_in).is_relative_to(configure.REPOSITORY) or "/gin/" in raised_in
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -107,7 +107,8 @@ def train(training: Training, folder: Path) -> dict[str, float]:
     update = make_step(model, training.optimizer, training.loss, training.seed)
     progress = Progress(MetricWriter(folder, step), step, training.steps)
 
-    while step < training.steps and not _is_out_of_patience(state, training.validation):
+    done = step >= training.steps or _is_out_of_patience(state, training.validation)
+    while not done:
         batch = next(batches)
         state, metrics = update(state, batch["inputs"], batch["targets"])
         step += 1
@@ -118,11 +119,11 @@ def train(training: Training, folder: Path) -> dict[str, float]:
             scores = validator(state.params, folder / "samples" / f"step_{step:06d}.txt")
             progress.validated(scores)
             state = _keep_best(state, scores, validator, folder / "best")
-        if last or checkpoints.is_due(step):
+            done = last or _is_out_of_patience(state, training.validation)
+        if done or checkpoints.is_due(step):
             progress.flush()
             checkpoints.save(step, state)
 
-    checkpoints.save(step, state)
     checkpoints.close()
     progress.close()
     return {"best_loss": float(state.best_loss), "best_step": int(state.best_step)}
