@@ -9,6 +9,7 @@ import numpy as np
 from dera_jax import data
 from dera_jax.evaluation.pairs import load_pair, tokenizer
 from dera_jax.evaluation.sweep import Documents, Sweep, decode, format_table, write_report
+from dera_jax.rewards.protocol import check_limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Decoding:
         Returns:
             How many documents were decoded, and the rows of the table.
         """
+        if self.sweep.reward is not None:
+            check_limit(self.sweep.reward, self.sweep.sampling.max_length)
         pair = load_pair(self.reference, [self.aligned])
         to_text = tokenizer(pair.vocabulary).decode
         records = decode(

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from dera_jax.decoding.sampling import Samples, Sampling, sample, sweep_rows
 from dera_jax.evaluation import metrics, plots
 from dera_jax.models.language_model import LanguageModel, PyTree, streams
+from dera_jax.rewards.protocol import Reward
 
 RECORDS = "records.jsonl"
-Reward = Callable[..., np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)

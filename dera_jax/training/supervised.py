@@ -14,6 +14,7 @@ import seqio
 from dera_jax import data
 from dera_jax.checkpoints.model_folder import Vocabulary, load_model, save_model
 from dera_jax.checkpoints.orbax import Checkpoints, Saving
+from dera_jax.models.copying import with_copying_heads
 from dera_jax.models.language_model import PyTree
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
@@ -73,6 +74,12 @@ class Training:
 def new_model(config: T5Config, seed: int) -> tuple[T5, PyTree]:
     """A T5 with random parameters."""
     return T5(config), T5(config).init(jax.random.key(seed))
+
+
+def copying_model(config: T5Config, seed: int) -> tuple[T5, PyTree]:
+    """A T5 with random parameters, but for heads that copy; see `models.copying`."""
+    model, params = new_model(config, seed)
+    return model, with_copying_heads(params, config, jax.random.key(seed))
 
 
 def finished_model(folder: str, dropout_rate: float) -> tuple[T5, PyTree]:

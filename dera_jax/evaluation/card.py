@@ -1,0 +1,155 @@
+"""Writes docs/model_card.md: what the shipped pair is and scores, with unselected samples.
+
+python -m dera_jax.evaluation.card
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from dera_jax import demo
+from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.evaluation import metrics
+from dera_jax.evaluation.jobs import Split
+from dera_jax.evaluation.pairs import Pair, load_pair, tokenizer
+from dera_jax.evaluation.sweep import Documents, Sweep, decode, format_table, table
+from dera_jax.models.language_model import streams
+from dera_jax.rewards.length import LengthInRange
+
+SHOWN = 20
+LEAD_WORDS = 12
+BATCH_SIZE = 32
+
+HEADER = """# Model card: the shipped pair
+
+Made by `python -m dera_jax.evaluation.card` from the weights in `dera_jax/assets`; the models
+themselves by `make tiny`. Two T5 1.0 models over one SentencePiece vocabulary: `reference` writes the
+first line of a docstring from its body, `aligned` is the reference after PPO with a reward for outputs
+of {low} to {high} tokens at β = {beta}. For trying out decoding-time realignment on a CPU; the models
+are small and were trained on little, and what they write should not be relied on.
+
+Data: docstrings of the installed, pinned packages (`tasks/docstring_corpus.py`); corpus hash
+`{corpus_hash}`. Held-out documents have no near copy in training; their hashes are in
+`dera_jax/assets/heldout.json`.
+
+## The recipe, as recorded with the weights
+
+```
+{recipe}
+```
+"""
+
+
+def greedy_texts(pair: Pair, which: int, documents: Documents) -> list[str]:
+    """The greedy output of one of the pair's models (0 the reference) for every document."""
+    to_text = tokenizer(pair.vocabulary).decode
+    sampling = Sampling(max_length=pair.cards[1]["max_length"], greedy=True)
+    n, texts = len(documents.texts), []
+    for start in range(0, n, BATCH_SIZE):
+        rows = np.minimum(np.arange(start, start + BATCH_SIZE), n - 1)
+        stream = streams(0, documents.example_id[rows], [0])
+        out = sample(
+            pair.model.models[which], pair.params[which], documents.inputs[rows],
+            np.zeros(stream.shape), stream, sampling,
+        )  # fmt: skip
+        texts += [to_text(row) for row in np.asarray(out.tokens[:, 0])]
+    return texts[:n]
+
+
+def lead(document: str, words: int = LEAD_WORDS) -> str:
+    """The first words of a document's body, after its name and arguments."""
+    return " ".join(document.partition("): ")[2].split()[:words])
+
+
+def rouge_table(outputs: dict[str, list[str]], summaries: Sequence[str]) -> str:
+    """Markdown: ROUGE with 95 % intervals, words, distinct-2 and repetition of each system."""
+    lines = [
+        "| greedy output of | ROUGE-1 | ROUGE-2 | ROUGE-L | words | distinct-2 | repetition |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, texts in outputs.items():
+        scores = metrics.rouge(summaries, texts)
+        intervals = [metrics.mean_interval([[x] for x in scores[key]]) for key in metrics.ROUGE]
+        cells = [f"{mean:.1f} ±{half:.1f}" for mean, half in intervals]
+        cells.append(f"{np.mean([len(t.split()) for t in texts]):.1f}")
+        cells.append(f"{metrics.distinct(texts):.2f}")
+        cells.append(f"{np.mean([metrics.repetition(t) for t in texts]):.2f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def samples_of_the_pair(pair: Pair, documents: Documents) -> list[dict]:
+    """Records of 4 samples of every document at λ = 0 and 1."""
+    card = pair.cards[1]
+    sweep = Sweep(
+        lams=(0.0, 1.0),
+        num_samples=4,
+        sampling=Sampling(max_length=card["max_length"]),
+        reward=LengthInRange(*card["length_range"]),
+        batch_size=BATCH_SIZE,
+        seed=0,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        to_text = tokenizer(pair.vocabulary).decode
+        return decode(pair.model, pair.params, documents, sweep, to_text, Path(folder))
+
+
+def card(pair: Pair, documents: Documents, corpus_hash: str) -> str:
+    """The whole page."""
+    low, high = pair.cards[1]["length_range"]
+    recipe = json.dumps({"reference": pair.cards[0], "aligned": pair.cards[1]}, indent=1)
+    outputs = {
+        "reference": greedy_texts(pair, 0, documents),
+        "aligned": greedy_texts(pair, 1, documents),
+        f"lead-{LEAD_WORDS} (the first words of the body)": [lead(t) for t in documents.texts],
+    }
+    records = samples_of_the_pair(pair, documents)
+    page = [
+        HEADER.format(
+            low=low, high=high, beta=pair.cards[1]["beta"], corpus_hash=corpus_hash, recipe=recipe
+        ),
+        f"## On all {len(documents.texts)} held-out test documents\n",
+        rouge_table(outputs, documents.summaries),
+        "\n4 samples of each document at temperature 1, λ = 0 the reference, λ = 1 the aligned model:",
+        f"\n```\n{format_table(table(records))}\n```\n",
+        f"## {SHOWN} unselected documents\n\nThose with the lowest example ids, a hash.\n",
+    ]
+    for i in range(SHOWN):
+        by_lam = {s["lam"]: s["text"] for s in records[i]["samples"] if s["stream"] == 0}
+        page.append(
+            f"{i + 1}. {_quoted(documents.texts[i])}\n"
+            f"   - human: {_quoted(documents.summaries[i])}\n"
+            f"   - reference, greedy: {_quoted(outputs['reference'][i])}\n"
+            f"   - reference, sampled: {_quoted(by_lam[0.0])}\n"
+            f"   - aligned, sampled: {_quoted(by_lam[1.0])}"
+        )
+    return "\n".join(page) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return f"`{text.replace('`', chr(39))}`"
+
+
+def main() -> None:
+    import tasks  # registers `docstrings`
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--reference", default=str(demo.ASSETS / "reference"))
+    parser.add_argument("--aligned", default=str(demo.ASSETS / "aligned"))
+    parser.add_argument("--output", default="docs/model_card.md")
+    options = parser.parse_args()
+    logging.set_verbosity(logging.ERROR)
+    pair = load_pair(options.reference, [options.aligned])
+    documents = Split("docstrings", "test", demo.INPUTS).read()
+    corpus_hash = tasks.docstrings.docstring_corpus.shipped()["corpus_hash"]
+    Path(options.output).write_text(card(pair, documents, corpus_hash), encoding="utf-8")
+    print(f"wrote {options.output}")
+
+
+if __name__ == "__main__":
+    main()
