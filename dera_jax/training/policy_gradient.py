@@ -48,7 +48,7 @@ def generalized_advantages(rewards: Array, values: Array, decay: float) -> Array
         advantage = reward + next_value - value + decay * next_advantage
         return (advantage, value), advantage
 
-    zero = jnp.zeros((), values.dtype)
+    zero = jnp.float32(0)
     return jax.lax.scan(backward, (zero, zero), (rewards, values), reverse=True)[1]
 
 

@@ -1,0 +1,58 @@
+"""The survey of lengths against texts sampled one document at a time."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dera_jax.checkpoints.model_folder import Loaded, Vocabulary
+from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.evaluation.lengths import LengthSurvey
+from dera_jax.evaluation.sweep import Documents
+from dera_jax.models.language_model import streams
+from dera_jax.rewards.length import share_in_range
+from tests import golden
+
+IDS = np.array([7, 3, 11])
+LIMIT = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """Stands for a split of a task."""
+
+    inputs: np.ndarray
+
+    def read(self) -> Documents:
+        return Documents(self.inputs, IDS, ["a"] * len(IDS), ["b"] * len(IDS))
+
+
+@pytest.fixture(scope="module")
+def survey():
+    model, params, g = golden.load("v1_1")
+    loaded = Loaded(model, params, Vocabulary(None), {})
+    documents = Given(g["encoder_input_tokens"][:3, :20])
+    return LengthSurvey(loaded, documents, LIMIT, num_samples=5, batch_size=2, seed=4)
+
+
+def test_sample_is_each_document_s_own_samples(survey):
+    lengths, finished = survey.sample()
+    assert lengths.shape == finished.shape == (3, 5)
+    for row, inputs in enumerate(survey.documents.inputs):
+        stream = streams(4, IDS[row : row + 1], np.arange(5))
+        lam = np.zeros((1, 5), np.float32)
+        model = survey.model
+        alone = sample(model.model, model.params, inputs[None], lam, stream, Sampling(LIMIT))
+        np.testing.assert_array_equal(lengths[row], alone.lengths[0])
+        np.testing.assert_array_equal(finished[row], alone.finished[0])
+
+
+def test_run_reports_the_range_and_the_betas_that_fit_it(survey, monkeypatch, tmp_path):
+    text = np.arange(101).reshape(1, -1)
+    monkeypatch.setattr(LengthSurvey, "sample", lambda self: (text + 1, text >= 0))
+    found = survey.run(tmp_path)
+    assert (found["low"], found["high"]) == (75, 95)
+    assert found["share_in_range"] == pytest.approx(21 / 101)
+    assert found["mean_length"] == 50 and found["finished"] == 1
+    for target, beta in found["beta_for_share"].items():
+        assert share_in_range(21 / 101, beta) == pytest.approx(float(target), abs=1e-3)

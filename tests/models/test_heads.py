@@ -1,0 +1,64 @@
+"""Value networks: one number for each prefix, blind to what comes after it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dera_jax.models.heads import T5Value, TabularValue
+from dera_jax.models.tabular import TabularLM
+from tests import golden
+from tests.decoding import worlds
+
+K, T = 3, 6
+
+
+@pytest.fixture(scope="module")
+def t5_world():
+    """(value model, params with a random head, inputs [2, S], tokens [2, K, T])."""
+    trunk, params, g = golden.load("v1_1")
+    model = T5Value(trunk)
+    params = model.init(params)
+    kernel = jax.random.normal(jax.random.key(0), params["head"]["kernel"].shape)
+    params["head"] = {"kernel": kernel, "bias": jnp.float32(0.5)}
+    tokens = np.random.default_rng(0).integers(2, trunk.vocab_size, (2, K, T))
+    return model, params, g["encoder_input_tokens"][:2, :30], tokens
+
+
+def test_a_new_value_network_gives_zero(t5_world):
+    model, params, inputs, tokens = t5_world
+    values = model.values(model.init(params["trunk"]), inputs, tokens)
+    np.testing.assert_array_equal(values, np.zeros((2, K, T), np.float32))
+
+
+def test_a_value_is_the_head_of_the_decoder_state_before_its_token(t5_world):
+    model, params, inputs, tokens = t5_world
+    values = model.values(params, inputs, tokens)
+    assert values.shape == (2, K, T) and values.dtype == jnp.float32
+    fed = np.concatenate([np.zeros((2, 1), int), tokens[:, 1, :-1]], axis=-1)[:, None]
+    hidden = np.asarray(model.trunk.apply(params["trunk"], "__call__", inputs, fed), np.float64)
+    expected = hidden[:, 0] @ np.asarray(params["head"]["kernel"], np.float64) + 0.5
+    np.testing.assert_allclose(values[:, 1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_value_sees_only_the_tokens_before_its_own(t5_world):
+    model, params, inputs, tokens = t5_world
+    changed = tokens.copy()
+    changed[..., 3] = 2 + changed[..., 3] % 5
+    before = np.asarray(model.values(params, inputs, tokens))
+    after = np.asarray(model.values(params, inputs, changed))
+    np.testing.assert_array_equal(before[..., :4], after[..., :4])
+    assert np.all(before[..., 4] != after[..., 4])
+
+
+def test_the_tabular_value_is_that_of_the_prefix():
+    model = TabularValue(TabularLM(vocab_size=3, horizon=3, num_inputs=2))
+    assert not np.any(model.init())
+    table = np.arange(model.init().size, dtype=np.float32).reshape(model.init().shape)
+    tokens = np.array([[[2, 0, 1]], [[0, 2, 2]]])
+    values = model.values(jnp.asarray(table), jnp.array([[0], [1]]), jnp.asarray(tokens))
+    expected = [
+        [[table[b, worlds.prefix_number(row[0][:t], 3), 0] for t in range(3)]]
+        for b, row in enumerate(tokens.tolist())
+    ]
+    np.testing.assert_array_equal(values, expected)

@@ -1,0 +1,93 @@
+"""The length reward, and what it makes of a reference: share(λ) = p / (p + (1 − p)·exp(−λ/β))."""
+
+import jax
+import numpy as np
+import pytest
+
+from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.rewards.length import LengthInRange, beta_for_share, range_of, share_in_range
+from dera_jax.rewards.protocol import check_limit
+from tests.decoding import worlds
+
+
+def reward_of(reward, lengths, finished) -> np.ndarray:
+    lengths, finished = np.array([lengths]), np.array([finished])
+    tokens = np.zeros((*lengths.shape, 70), int)
+    return np.asarray(reward(None, np.ones((1, 3), int), tokens, lengths, finished))[0]
+
+
+def test_the_paper_s_range_is_the_default():
+    # A finished row of n tokens holds n - 1 of text and the end token.
+    lengths = [50, 51, 61, 62, 1]
+    np.testing.assert_array_equal(
+        reward_of(LengthInRange(), lengths, [True] * 5), [-1, 0, 0, -1, -1]
+    )
+
+
+def test_a_text_that_was_cut_off_scores_minus_one():
+    reward = LengthInRange(low=2, high=4)
+    np.testing.assert_array_equal(reward_of(reward, [2, 3, 4], [False] * 3), [-1, -1, -1])
+    np.testing.assert_array_equal(reward_of(reward, [3, 3], [True, False]), [0, -1])
+
+
+def test_an_empty_text_can_be_in_range():
+    np.testing.assert_array_equal(reward_of(LengthInRange(0, 0), [1, 2], [True, True]), [0, -1])
+
+
+def test_reward_of_samples_is_what_counting_their_tokens_gives():
+    model, (params,) = worlds.tabular_tower(1)
+    lam, stream = worlds.rows(200, 1.0)
+    samples = sample(model, params, np.zeros((1, 1), int), lam, stream, Sampling(worlds.HORIZON))
+    reward = LengthInRange(low=1, high=1)
+    found = jax.jit(reward)(
+        None, None, samples.tokens, samples.lengths, samples.finished
+    )  # in a compiled loop
+    texts = [tuple(row) for row in np.asarray(samples.tokens[0]).tolist()]
+    expected = [0 if t[0] != worlds.EOS and t[1] == worlds.EOS else -1 for t in texts]
+    assert 0 < np.count_nonzero(expected) < 200
+    np.testing.assert_array_equal(found[0], expected)
+
+
+@pytest.mark.parametrize(("low", "high"), [(3, 2), (-1, 2)])
+def test_a_range_that_is_none_is_refused(low, high):
+    with pytest.raises(ValueError, match=f"low {low}, high {high}"):
+        LengthInRange(low, high)
+
+
+def test_the_limit_must_leave_room_for_a_text_that_is_too_long():
+    check_limit(LengthInRange(10, 20), 22)
+    with pytest.raises(ValueError, match="max_length must be at least 22 .* found 21"):
+        check_limit(LengthInRange(10, 20), 21)
+
+
+def test_share_in_range_is_the_optimum_s_by_enumeration():
+    model, (params,) = worlds.tabular_tower(1)
+    texts = worlds.texts(model.vocab_size)
+    table = np.asarray(params)[0]
+    reference = worlds.text_probabilities(
+        lambda prefix: table[worlds.prefix_number(prefix, model.vocab_size)], texts
+    )
+    good = np.array([len(t) == 2 and t[-1] == worlds.EOS for t in texts])
+    p, beta = reference[good].sum(), 0.4
+    for lam in (0.0, 0.5, 1.0, 2.0):
+        weights = reference * np.exp(-lam / beta * ~good)
+        expected = weights[good].sum() / weights.sum()
+        assert share_in_range(p, beta, lam) == pytest.approx(expected)
+        assert share_in_range(p, beta, lam + 0.1) != pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(("p", "target"), [(0.05, 0.6), (0.2, 0.7), (0.5, 0.8)])
+def test_beta_for_share_inverts_share_in_range(p, target):
+    assert share_in_range(p, beta_for_share(p, target)) == pytest.approx(target)
+
+
+@pytest.mark.parametrize(("p", "target"), [(0.5, 0.4), (0.0, 0.5), (0.5, 1.0)])
+def test_beta_for_a_share_no_alignment_gives_is_refused(p, target):
+    with pytest.raises(ValueError, match=f"found p {p}, target {target}"):
+        beta_for_share(p, target)
+
+
+def test_range_of_is_the_75th_to_the_95th_percentile_of_text_lengths():
+    text = np.random.default_rng(0).permutation(np.arange(101))  # percentile q is q
+    finished = text < 99
+    assert range_of(text + finished, finished) == LengthInRange(75, 95)
