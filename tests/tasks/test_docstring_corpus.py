@@ -90,6 +90,11 @@ def test_a_numpy_docstring_loses_doctest_formula_and_citation():
     assert not any(mark in pair.document for mark in (">>>", "[1]", "max a", "`", ":func:"))
 
 
+def test_code_without_a_fence_is_dropped_with_what_announces_it():
+    lines = ["Some text. For example:", "    y = layer(x)", "    y.shape", "", "More text."]
+    assert text.paragraphs(lines) == ["Some text.", "y.shape", "More text."]
+
+
 def test_arguments_stand_in_for_a_missing_body_and_other_sections_do_not():
     (pair,) = _pairs(ARGUMENTS_ONLY)
     assert pair.document == (
@@ -104,7 +109,8 @@ def test_arguments_stand_in_for_a_missing_body_and_other_sections_do_not():
         "Too short a body.\n\nFew words only here.",
         "dot(a, b, out=None)\n\n" + "A body that has well over twelve words in it, " * 2,
         "Deprecated, use the other one.\n\n" + "A body that has well over twelve words in it, " * 2,
-        "Copies the tensor to the\n\n" + "a body that has well over twelve words in it, " * 2,
+        "Copies the tensor to the\n\n" + "A body that has well over twelve words in it, " * 2,
+        "Copies the tensor\n\n" + "a body that has well over twelve words in it, " * 2,
     ],
 )
 def test_docstrings_without_a_usable_summary_or_body_are_skipped(docstring):
@@ -150,8 +156,7 @@ def small_package(tmp_path, monkeypatch):
     """A package of two documents, the first one listed as held out for versions of `small`."""
     root = tmp_path / "small"
     root.mkdir()
-    (root / "layers.py").write_text(GOOGLE)
-    (root / "stats.py").write_text(NUMPY)
+    (root / "layers.py").write_text(GOOGLE + NUMPY)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "small", raising=False)
     monkeypatch.setenv("DERA_JAX_CACHE", str(tmp_path / "cache"))
