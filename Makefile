@@ -5,8 +5,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
-TINY_CONFIGS := gin_configs/experiments/tiny
-TINY_STAGES := pretrain sft ppo
+TINY := gin_configs/experiments/tiny
+RUN := $(BIN)/python -m dera_jax.main
 
 .PHONY: demo test lint tiny
 .DELETE_ON_ERROR:
@@ -22,9 +22,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 tiny: $(READY)
-	set -e; for stage in $(TINY_STAGES); do \
-	  $(BIN)/python -m dera_jax.main --gin_file=$(TINY_CONFIGS)/$$stage.gin; \
-	done
+	$(RUN) --gin_file=$(TINY)/pretrain.gin
+	$(RUN) --gin_file=$(TINY)/sft.gin
+	$(BIN)/python -m dera_jax.checkpoints.ship out/tiny/sft/best dera_jax/assets/reference
+	$(RUN) --gin_file=$(TINY)/ppo.gin
+	$(BIN)/python -m dera_jax.checkpoints.ship out/tiny/ppo/aligned dera_jax/assets/aligned
+	$(BIN)/python -m dera_jax.evaluation.card
 
 # A .venv without a working pip (a stopped set-up) is made again; a working one is brought up to date.
 $(READY): setup.py constraints.txt
