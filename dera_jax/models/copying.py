@@ -48,7 +48,7 @@ def with_copying_heads(params: PyTree, config: T5Config, key: jax.Array) -> PyTr
         )
     params = jax.tree.map(np.array, params)
     directions, _ = np.linalg.qr(jax.random.normal(key, (E, E)))
-    O, V, U = directions[:, :D].T, directions[:, D : 2 * D], directions[:, 2 * D : 4 * D]  # noqa: E741
+    O, V, U = directions[:, :D].T, directions[:, D : 2 * D], directions[:, 2 * D : 4 * D]
 
     bias = params["encoder"]["relpos_bias"]["rel_embedding"]
     bias[0] = np.where(np.arange(bias.shape[1]) == 1, LOCALITY, 0)  # bucket 1: one token before
@@ -57,7 +57,9 @@ def with_copying_heads(params: PyTree, config: T5Config, key: jax.Array) -> PyTr
     head["value"]["kernel"][:, :D] = V
     head["out"]["kernel"][:D] = PREDECESSOR_SCALE * O
 
-    cross = params["decoder"][f"layers_{config.num_decoder_layers - 1}"]["encoder_decoder_attention"]
+    cross = params["decoder"][f"layers_{config.num_decoder_layers - 1}"][
+        "encoder_decoder_attention"
+    ]
     for h in (0, 1):
         columns = slice(h * D, (h + 1) * D)
         cross["query"]["kernel"][:, columns] = SHARPNESS * V
