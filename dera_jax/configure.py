@@ -45,8 +45,7 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
         OSError: no such file.
     """
     gin.clear_config()
-    for path in (*search_paths, str(REPOSITORY)):
-        gin.add_config_file_search_path(path)
+    _look_in([*search_paths, str(REPOSITORY)])
     try:
         gin.parse_config_files_and_bindings(files, None, finalize_config=False)
         _check_macros(bindings)
@@ -76,6 +75,14 @@ def run(job: Job, folder: str) -> None:
     else:
         logging.warning("%s: this run has ended before; nothing to do", where)
     print(f"{where}: {run_folder.result(where)}")
+
+
+def _look_in(search_paths: Sequence[str]) -> None:
+    """Gin files are looked for here, relative to the working directory first."""
+    gin.config._LOCATION_PREFIXES[:] = ["", *search_paths]
+    # Gin's second reader looks in Python packages, and fails with a TypeError where a folder on
+    # sys.path has the name of the config's.
+    del gin.config._FILE_READERS[1:]
 
 
 def _check_macros(bindings: Sequence[str]) -> None:

@@ -34,7 +34,11 @@ class Checkpoints:
         # Synchronous: the train step donates its state, which a writer in the background may
         # still be reading.
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        # Named here, since a manager that has saved nothing yet cannot read a checkpoint's shapes.
+        handler = ocp.StandardCheckpointHandler()
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(), options=options, item_handlers=handler
+        )
 
     def restore(self, like: PyTree) -> PyTree | None:
         """The latest state, in the structure, shapes and shardings of `like`; None if there is none.

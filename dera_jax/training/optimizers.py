@@ -6,6 +6,7 @@ A schedule is a function step -> learning rate; all warm up linearly from 0 at s
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -25,7 +26,8 @@ def constant(peak: float, warmup_steps: int) -> optax.Schedule:
 def rsqrt(peak: float, warmup_steps: int) -> optax.Schedule:
     """peak·√(warmup_steps / step) after the warm-up, T5's pre-training schedule."""
     start = max(warmup_steps, 1)
-    return _warmed_up(peak, warmup_steps, lambda step: peak * (start / (step + start)) ** 0.5)
+    decay = lambda step: peak * jnp.sqrt(start / (jnp.maximum(step, 0) + start))
+    return _warmed_up(peak, warmup_steps, decay)
 
 
 def cosine(peak: float, warmup_steps: int, total_steps: int, final: float = 0.0) -> optax.Schedule:

@@ -74,7 +74,7 @@ def make_step(model: T5, optimizer: Optimizer, loss: Loss, seed: int) -> Callabl
         updates, opt_state = optimizer.transformation.update(grads, state.opt_state, state.params)
         metrics = {
             "loss": value,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(optimizer.learning_rate(state.step), jnp.float32),
             "tokens": jnp.sum(inputs > 0) + jnp.sum(targets > 0),
         }
