@@ -53,7 +53,7 @@ def corrupt(passage: Ids, marks: Marks, rng: np.random.Generator) -> Example:
     spans = min(max(round(noise / MEAN_SPAN), 1), length - noise, len(marks.sentinels))
     hidden = _partition(noise, spans, rng)
     kept = _partition(length - noise + 2, spans + 1, rng)
-    kept[[0, -1]] -= 1  # both ends may be empty
+    kept[0] -= 1  # the first may be empty; so may the last, which is what remains
     ends = np.cumsum(np.stack([kept[:-1], hidden], axis=1).reshape(-1))
     pieces = np.split(passage, ends)  # kept, hidden, kept, ..., kept
     sentinels = [marks.sentinels[i : i + 1] for i in range(spans)]

@@ -27,7 +27,7 @@ class LengthSurvey:
         model: its folder, loaded.
         documents: a split; of training, since that is where alignment will happen.
         max_length: tokens at most, the end token included.
-        num_samples: K.
+        num_samples: K; β depends on each document's own share, which few samples cannot tell.
         batch_size: documents at once.
         seed: of the draws.
     """
@@ -35,8 +35,8 @@ class LengthSurvey:
     model: Loaded
     documents: Split
     max_length: int
-    num_samples: int = 4
-    batch_size: int = 64
+    num_samples: int = 32
+    batch_size: int = 8
     seed: int = 0
 
     def run(self, folder: Path) -> dict[str, object]:
@@ -44,12 +44,13 @@ class LengthSurvey:
         del folder
         lengths, finished = self.sample()
         reward = range_of(lengths, finished)
-        share = float(np.mean(reward.contains(lengths, finished)))
+        shares = np.mean(reward.contains(lengths, finished), axis=-1)  # [n]
         return {
             "low": reward.low,
             "high": reward.high,
-            "share_in_range": share,
-            "beta_for_share": {str(x): round(beta_for_share(share, x), 4) for x in SHARES},
+            "share_in_range": float(np.mean(shares)),
+            "ever_in_range": float(np.mean(shares > 0)),
+            "beta_for_share": {str(x): _beta(shares, x) for x in SHARES},
             "mean_length": float(np.mean(lengths - finished)),
             "finished": float(np.mean(finished)),
         }
@@ -68,3 +69,10 @@ class LengthSurvey:
             parts.append((np.asarray(samples.lengths), np.asarray(samples.finished)))
         n = len(documents.inputs)
         return tuple(np.concatenate(column)[:n] for column in zip(*parts, strict=True))
+
+
+def _beta(shares: np.ndarray, target: float) -> float | None:
+    """β, or None where no alignment reaches the target."""
+    if not np.mean(shares) < target < np.mean(shares > 0):
+        return None
+    return round(beta_for_share(shares, target), 4)

@@ -3,7 +3,9 @@
 With a reward of 0 in range and -1 elsewhere, the optimum of E[r] − β·KL(π ‖ π_ref) realigned with λ
 (that is, π_ref·exp(λ·r/β), normalised) is in range with the probability
 
-    share(λ) = p / (p + (1 − p)·exp(−λ/β)),    p = the reference's share in range.
+    share(λ) = p / (p + (1 − p)·exp(−λ/β)),    p = the reference's share in range,
+
+for each document: over documents with different p, the mean of this.
 
 Source of the reward and of the optimum's form: Liu et al. 2024 (arXiv 2402.02992).
 
@@ -11,7 +13,6 @@ Axes: B inputs, K hypotheses of each input, S input length, T output length.
 """
 
 import dataclasses
-import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -57,20 +58,34 @@ class LengthInRange:
         return finished & (self.low <= text) & (text <= self.high)
 
 
-def share_in_range(p: float, beta: float, lam: float = 1.0) -> float:
-    """share(λ) of the optimum at KL strength `beta`, for a reference in range with share p."""
-    return p / (p + (1 - p) * math.exp(-lam / beta))
+def share_in_range(p: float | np.ndarray, beta: float, lam: float = 1.0) -> float:
+    """share(λ) of the optimum at KL strength `beta`, for a reference in range with share p.
+
+    p may be an array, the reference's share for each document: then the mean over documents. It is
+    less than the share at the mean p, since documents whose p is near 0 stay behind.
+    """
+    p = np.asarray(p, np.float64)
+    return float(np.mean(p / (p + (1 - p) * np.exp(-lam / beta))))
 
 
-def beta_for_share(p: float, target: float) -> float:
-    """The β whose optimum is in range with share `target` at λ = 1: 1 / (logit(target) − logit(p)).
+def beta_for_share(p: float | np.ndarray, target: float) -> float:
+    """The β whose optimum is in range with share `target` at λ = 1; p as for `share_in_range`.
 
     Raises:
-        ValueError: not 0 < p < target < 1; alignment only raises the share.
+        ValueError: alignment raises the share, and only where p > 0: target must be between the
+            mean p and the share of documents with p > 0.
     """
-    if not 0 < p < target < 1:
-        raise ValueError(f"beta_for_share needs 0 < p < target < 1; found p {p}, target {target}.")
-    return 1 / (math.log(target / (1 - target)) - math.log(p / (1 - p)))
+    lowest, highest = float(np.mean(p)), float(np.mean(np.asarray(p) > 0))
+    if not lowest < target < highest:
+        raise ValueError(
+            f"the share in range that alignment can give is between {lowest:.3f} (the reference's) "
+            f"and {highest:.3f} (documents that are ever in range); found the target {target}."
+        )
+    small, large = 1e-3, 1e3  # the share falls as β grows
+    for _ in range(60):
+        middle = np.sqrt(small * large)
+        small, large = (middle, large) if share_in_range(p, middle) > target else (small, middle)
+    return float(middle)
 
 
 def range_of(lengths: np.ndarray, finished: np.ndarray) -> LengthInRange:

@@ -48,11 +48,16 @@ def test_sample_is_each_document_s_own_samples(survey):
 
 
 def test_run_reports_the_range_and_the_betas_that_fit_it(survey, monkeypatch, tmp_path):
-    text = np.arange(101).reshape(1, -1)
+    # Two documents with every length from 0 to 100, one that is always short.
+    text = np.stack([np.arange(101), np.arange(101)[::-1], np.zeros(101, int)])
     monkeypatch.setattr(LengthSurvey, "sample", lambda self: (text + 1, text >= 0))
     found = survey.run(tmp_path)
-    assert (found["low"], found["high"]) == (75, 95)
-    assert found["share_in_range"] == pytest.approx(21 / 101)
-    assert found["mean_length"] == 50 and found["finished"] == 1
-    for target, beta in found["beta_for_share"].items():
-        assert share_in_range(21 / 101, beta) == pytest.approx(float(target), abs=1e-3)
+    low, high = found["low"], found["high"]
+    assert low == np.percentile(text, 75, method="nearest") and high - low > 20
+    shares = np.array([1, 1, 0]) * (high - low + 1) / 101
+    assert found["share_in_range"] == pytest.approx(shares.mean())
+    assert found["ever_in_range"] == pytest.approx(2 / 3)
+    assert found["mean_length"] == pytest.approx(100 / 3) and found["finished"] == 1
+    beta = found["beta_for_share"]
+    assert beta["0.7"] is beta["0.8"] is None  # more than the two documents that can
+    assert share_in_range(shares, beta["0.6"]) == pytest.approx(0.6, abs=1e-3)

@@ -1,5 +1,7 @@
 """The length reward, and what it makes of a reference: share(λ) = p / (p + (1 − p)·exp(−λ/β))."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -77,13 +79,23 @@ def test_share_in_range_is_the_optimum_s_by_enumeration():
 
 
 @pytest.mark.parametrize(("p", "target"), [(0.05, 0.6), (0.2, 0.7), (0.5, 0.8)])
-def test_beta_for_share_inverts_share_in_range(p, target):
-    assert share_in_range(p, beta_for_share(p, target)) == pytest.approx(target)
+def test_beta_for_share_is_one_over_the_difference_of_logits(p, target):
+    logit = lambda x: math.log(x / (1 - x))
+    expected = 1 / (logit(target) - logit(p))
+    assert beta_for_share(p, target) == pytest.approx(expected, rel=1e-5)
+    assert share_in_range(p, expected) == pytest.approx(target)
 
 
-@pytest.mark.parametrize(("p", "target"), [(0.5, 0.4), (0.0, 0.5), (0.5, 1.0)])
+def test_documents_that_differ_lag_behind_the_share_at_their_mean():
+    p = np.array([0.0, 0.1, 0.4, 0.5])
+    assert share_in_range(p, 0.5) == pytest.approx(np.mean([share_in_range(x, 0.5) for x in p]))
+    assert share_in_range(p, 0.5) < share_in_range(p.mean(), 0.5) - 0.05
+    assert share_in_range(p, beta_for_share(p, 0.7)) == pytest.approx(0.7, abs=1e-6)
+
+
+@pytest.mark.parametrize(("p", "target"), [(0.5, 0.4), (0.5, 1.0), (np.array([0, 0.5]), 0.6)])
 def test_beta_for_a_share_no_alignment_gives_is_refused(p, target):
-    with pytest.raises(ValueError, match=f"found p {p}, target {target}"):
+    with pytest.raises(ValueError, match=f"found the target {target}"):
         beta_for_share(p, target)
 
 

@@ -196,9 +196,9 @@ def test_every_epoch_sees_every_document_once():
     assert (epochs[0] != epochs[1]).any()
 
 
-def t5_steps(t5, count: int) -> list[dict]:
+def t5_steps(t5, count: int, rate: float = 1e-3) -> list[dict]:
     actors, objective, updates, params, inputs, ids = t5
-    rates = constant_optimizers(1e-3, 1e-3)
+    rates = constant_optimizers(rate, rate)
     step = ppo.make_step(actors, objective, updates, rates, seed=3)
     state = ppo.initial_state(rates, params, actors.value.init(params))
     seen = []
@@ -214,7 +214,11 @@ def test_a_step_repeats_itself_and_moves_on(t5):
     assert [row["step"] for row in first] == [1, 2, 3]
     assert first[0]["kl"] == pytest.approx(0, abs=1e-4)
     assert first[2]["full_kl"] > 1e-4  # the policy has left the reference
-    assert first[0]["tokens"] != first[1]["tokens"]  # new draws for the same documents
+
+
+def test_each_step_draws_anew_for_the_same_documents(t5):
+    first, second = t5_steps(t5, 2, rate=0.0)  # what differs is not the policy
+    assert first["entropy"] != second["entropy"]
 
 
 def test_a_batch_that_minibatches_do_not_divide_is_refused(t5):

@@ -1,0 +1,158 @@
+"""Train states and finished models on disk: what comes back, and what is refused."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dera_jax.checkpoints.mismatch import check_shapes
+from dera_jax.checkpoints.model_folder import Vocabulary, load_model, save_model
+from dera_jax.checkpoints.orbax import Checkpoints, Saving
+from dera_jax.models.t5 import T5Config
+from dera_jax.models.t5_lm import T5
+
+CONFIG = T5Config(
+    vocab_size=20,
+    emb_dim=8,
+    num_heads=2,
+    head_dim=4,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    mlp_dim=12,
+    mlp_activations=("gelu", "linear"),
+)
+
+
+@pytest.fixture
+def vocabulary(tmp_path) -> Vocabulary:
+    file = tmp_path / "own.model"
+    file.write_bytes(b"pieces")
+    return Vocabulary(file, 3)
+
+
+@pytest.fixture
+def folder(tmp_path, vocabulary):
+    save_model(
+        tmp_path / "m", CONFIG, vocabulary, T5(CONFIG).init(jax.random.key(1)), {"loss": 2.5}
+    )
+    return tmp_path / "m"
+
+
+def equal(left, right) -> bool:
+    same = jax.tree.map(lambda x, y: x.dtype == y.dtype and np.array_equal(x, y), left, right)
+    return all(jax.tree.leaves(same))
+
+
+def test_a_model_comes_back_from_its_folder(folder):
+    loaded = load_model(folder)
+    assert loaded.model == T5(CONFIG)
+    assert equal(loaded.params, T5(CONFIG).init(jax.random.key(1)))
+    assert loaded.card == {"loss": 2.5}
+    assert loaded.vocabulary == Vocabulary(folder / "own.model", 3)
+    assert loaded.vocabulary.file.read_bytes() == b"pieces"
+
+
+def test_bfloat16_is_rounded_once_and_half_the_size(tmp_path, folder):
+    params = load_model(folder).params
+    save_model(tmp_path / "half", CONFIG, Vocabulary(None), params, {}, "bfloat16")
+    rounded = jax.tree.map(lambda x: np.asarray(jnp.bfloat16(x), np.float32), params)
+    assert equal(load_model(tmp_path / "half").params, rounded)
+    size = lambda name: (tmp_path / name / "model.safetensors").stat().st_size
+    assert size("half") < 0.7 * size("m")
+
+
+def test_a_shipped_vocabulary_is_named_not_copied(tmp_path, monkeypatch):
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / "shipped.model").write_bytes(b"")
+    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
+    file = tmp_path / "assets" / "shipped.model"
+    save_model(tmp_path / "m", CONFIG, Vocabulary(file), T5(CONFIG).init(jax.random.key(0)), {})
+    assert sorted(x.name for x in (tmp_path / "m").iterdir()) == [
+        "card.json",
+        "config.json",
+        "model.safetensors",
+    ]
+    assert load_model(tmp_path / "m").vocabulary.file == file
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"names the vocabulary 'shipped.model'"):
+        load_model(tmp_path / "m")
+
+
+def test_saving_again_replaces_the_model(folder, vocabulary):
+    save_model(folder, CONFIG, vocabulary, T5(CONFIG).init(jax.random.key(2)), {"loss": 1.0})
+    assert load_model(folder).card == {"loss": 1.0}
+    assert [x.name for x in folder.parent.iterdir() if x.name.startswith(".")] == []
+
+
+def test_a_missing_or_half_written_model_is_refused(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no model folder .*nowhere"):
+        load_model(tmp_path / "nowhere")
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"model.safetensors: half written or damaged"):
+        load_model(folder)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no complete model: it has no model.safetensors"):
+        load_model(folder)
+    (folder / "config.json").write_text('{"model": ')
+    with pytest.raises(ValueError, match=r"config.json: half written or damaged"):
+        load_model(folder)
+
+
+def test_a_model_of_another_size_is_refused_by_the_first_array(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["mlp_dim"] = 16
+    (folder / "config.json").write_text(json.dumps(config))
+    expected = r"decoder/layers_0/mlp/wi_0/kernel has shape \(8, 12\) in the checkpoint and shape \(8, 16\)"
+    with pytest.raises(ValueError, match=expected):
+        load_model(folder)
+
+
+def test_missing_and_superfluous_arrays_are_named():
+    with pytest.raises(ValueError, match=r"here: .*b has no such array in the checkpoint"):
+        check_shapes({"a": (1,)}, {"a": (1,), "b": (2,)}, "here")
+    with pytest.raises(ValueError, match=r"b has shape \(2,\) in the checkpoint and no such array"):
+        check_shapes({"a": (1,), "b": (2,)}, {"a": (1,)}, "here")
+
+
+def state(size: int = 3, fill: float = 0.0) -> dict:
+    return {"step": jnp.int32(fill), "params": {"w": jnp.full((size,), fill)}}
+
+
+def test_the_latest_train_state_comes_back(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", Saving())
+    assert checkpoints.restore(state()) is None
+    for step in (1, 2, 3):
+        checkpoints.save(step, state(fill=step))
+    checkpoints.close()
+    assert equal(Checkpoints(tmp_path / "c", Saving()).restore(state()), state(fill=3))
+    assert sorted(x.name for x in (tmp_path / "c").iterdir()) == ["2", "3"]
+
+
+def test_a_train_state_of_another_size_is_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path, Saving())
+    checkpoints.save(1, state())
+    with pytest.raises(
+        ValueError, match=r"params/w has shape \(3,\) in the checkpoint and shape \(4,\)"
+    ):
+        checkpoints.restore(state(size=4))
+
+
+def test_a_damaged_checkpoint_says_what_to_do(tmp_path):
+    checkpoints = Checkpoints(tmp_path, Saving())
+    checkpoints.save(1, state())
+    for file in (tmp_path / "1").rglob("*"):
+        if file.is_file() and "ocdbt" in str(file):
+            file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"checkpoint .*1 cannot be read .*remove that folder"):
+        Checkpoints(tmp_path, Saving()).restore(state())
+
+
+def test_a_checkpoint_is_due_after_steps_or_minutes(tmp_path):
+    by_steps = Checkpoints(tmp_path / "a", Saving(steps=5, minutes=60))
+    assert [step for step in range(1, 12) if by_steps.is_due(step)] == [5, 10]
+    by_time = Checkpoints(tmp_path / "b", Saving(steps=1000, minutes=0))
+    assert by_time.is_due(1)

@@ -1,0 +1,211 @@
+"""The entry point: configuration errors, output folders, and runs that are killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dera_jax import configure, main, run_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+
+JOB = """
+import dataclasses
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    upto: int
+    label: str = "x"
+
+    def run(self, folder):
+        with (folder / "calls").open("a") as file:
+            file.write("called\\n")
+        return {"total": sum(range(self.upto + 1))}
+"""
+
+GIN = """
+from __gin__ import dynamic_registration
+from dera_jax import configure
+import counting_job
+
+MODEL_DIR = %gin.REQUIRED
+UPTO = 4
+configure.run.job = @counting_job.Count()
+configure.run.folder = %MODEL_DIR
+counting_job.Count.upto = %UPTO
+"""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Iterator[Path]:
+    """A folder with the job, once: gin takes a module imported twice for two of one name."""
+    folder = tmp_path_factory.mktemp("source")
+    (folder / "counting_job.py").write_text(JOB)
+    (folder / "count.gin").write_text(GIN)
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture
+def call(source, tmp_path):
+    """Runs main on the counting job: call('--gin.UPTO=3') -> the folder."""
+    out = tmp_path / "out"
+
+    def run(*arguments: str) -> Path:
+        folder = f'--gin.MODEL_DIR="{out}"'
+        main.main([f"--gin_search_paths={source}", "--gin_file=count.gin", folder, *arguments])
+        return out
+
+    return run
+
+
+def calls(folder: Path) -> int:
+    return len((folder / "calls").read_text().splitlines())
+
+
+def test_a_run_leaves_its_config_and_result(call):
+    folder = call("--gin.UPTO=10")
+    assert json.loads((folder / "result.json").read_text()) == {"total": 55}
+    config = (folder / "config.gin").read_text()
+    assert "UPTO = 10" in config and "counting_job.Count.label = 'x'" in config
+
+
+def test_a_run_that_has_ended_is_not_run_again(call):
+    folder = call()
+    call()
+    assert calls(folder) == 1
+
+
+def test_a_run_that_has_not_ended_goes_on(call):
+    folder = call()
+    (folder / "result.json").unlink()
+    call()
+    assert calls(folder) == 2
+
+
+def test_a_folder_of_another_run_is_refused(call):
+    folder = call()
+    with pytest.raises(SystemExit, match=r"(?s)other settings.*- UPTO = 4.*\+ UPTO = 5.*MODEL_DIR"):
+        call("--gin.UPTO=5")
+    assert calls(folder) == 1
+
+
+def test_a_folder_that_is_no_run_is_refused(call, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("")
+    with pytest.raises(SystemExit, match=r"not empty and holds no run"):
+        call()
+
+
+def test_a_moved_folder_is_the_same_run(tmp_path):
+    run_folder.claim(tmp_path / "a", "MODEL_DIR = '/a'\nSTEPS = 3\n")
+    (tmp_path / "a").rename(tmp_path / "b")
+    run_folder.claim(tmp_path / "b", "MODEL_DIR = '/b'\nSTEPS = 3\n")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--gin.UPTOO=3", r"no gin file defines the macro 'UPTOO'; did you mean UPTO\?"),
+        ("--gin.Count.uptoo=3", r"uptoo.*did you mean upto\?"),
+        ("--gin.Counter.upto=3", r"Counter.*did you mean .*Count\?"),
+        ("--gin.UPTO=", r"UPTO"),
+        ("--upto=3", r"unknown argument '--upto=3'; expected --gin.NAME=VALUE"),
+        ("--gin_file=missing.gin", r"missing.gin"),
+    ],
+)
+def test_what_cannot_be_meant_is_named(call, argument, message):
+    with pytest.raises(SystemExit, match=message):
+        call(argument)
+
+
+def test_a_macro_without_value_is_named(tmp_path):
+    (tmp_path / "a.gin").write_text("MODEL_DIR = %gin.REQUIRED\n")
+    with pytest.raises(ValueError, match=r"MODEL_DIR.*--gin.MODEL_DIR="):
+        configure.parse(["a.gin"], [], [str(tmp_path)])
+
+
+def test_the_repositorys_configs_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    configure.parse(["gin_configs/models/t5_1_1_small.gin"], [], ["."])
+
+
+RUN = """
+from __gin__ import dynamic_registration
+import letters
+include 'gin_configs/runs/pretrain.gin'
+include 'gin_configs/models/micro.gin'
+TASK = 'letters'
+INPUTS = 12
+TARGETS = 8
+BATCH_SIZE = 4
+STEPS = 40
+WARMUP_STEPS = 3
+DROPOUT_RATE = 0.1
+EVAL_PERIOD = 7
+SAVE_STEPS = 5
+"""
+
+TASK = """
+import seqio
+from tasks import jsonl, vocabularies
+paths = {split: f"{__file__}.{split}" for split in ("train", "validation")}
+jsonl.register("letters", paths, vocabularies.bytes_vocabulary(), "s: ")
+"""
+
+
+def write_letters(folder: Path) -> None:
+    (folder / "letters.py").write_text(TASK)
+    (folder / "letters.gin").write_text(RUN)
+    rng = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        texts = ["".join(rng.choice(list("abc"), 6)) for _ in range(30)]
+        lines = [json.dumps({"document": text, "summary": text[:3]}) for text in texts]
+        (folder / f"letters.py.{split}").write_text("\n".join(lines))
+
+
+def start(tmp_path: Path, out: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "dera_jax.main", "--gin_file=letters.gin"]
+    command += [f"--gin_search_paths={tmp_path}", f'--gin.MODEL_DIR="{out}"']
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    log = (tmp_path / "log").open("a")
+    return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+
+
+def steps_saved(out: Path) -> int:
+    return max(
+        (int(x.name) for x in (out / "checkpoints").glob("[0-9]*") if x.name.isdigit()), default=0
+    )
+
+
+@pytest.mark.slow
+def test_a_run_killed_twice_ends_with_the_same_bits(tmp_path):
+    """kill -9 at two moments that nobody chose, then to the end; against a run left alone."""
+    write_letters(tmp_path)
+    assert start(tmp_path, tmp_path / "whole").wait() == 0
+    killed = tmp_path / "killed"
+    for reached in (5, 20):
+        process = start(tmp_path, killed)
+        while steps_saved(killed) < reached:
+            assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert steps_saved(killed) < 40, "killed too late to show anything"
+    assert start(tmp_path, killed).wait() == 0
+    for name in ("best/model.safetensors", "result.json"):
+        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    reports = [run / "metrics.jsonl" for run in (killed, tmp_path / "whole")]
+    steps = [
+        [json.loads(line)["step"] for line in path.read_text().splitlines()] for path in reports
+    ]
+    assert sorted(steps[0]) == steps[0]
+    assert {step for step in steps[1] if step % 7 == 0} <= set(steps[0])
