@@ -91,8 +91,8 @@ def test_a_numpy_docstring_loses_doctest_formula_and_citation():
 
 
 def test_code_without_a_fence_is_dropped_with_what_announces_it():
-    lines = ["Some text. For example:", "    y = layer(x)", "    y.shape", "", "More text."]
-    assert text.paragraphs(lines) == ["Some text.", "y.shape", "More text."]
+    lines = ["Some text. For example:", "    y = layer(x)", "", "More text."]
+    assert text.paragraphs(lines) == ["Some text.", "More text."]
 
 
 def test_arguments_stand_in_for_a_missing_body_and_other_sections_do_not():
