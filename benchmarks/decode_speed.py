@@ -233,7 +233,7 @@ def measure(names: list[str], runs: int) -> dict:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--runs", type=int, default=7, help="timed runs of each decode")
+    parser.add_argument("--runs", type=int, default=5, help="timed runs of each decode")
     parser.add_argument("--write", action="store_true", help="write docs/results/decode_speed.*")
     args = parser.parse_args()
     result = measure(args.sizes, args.runs)

@@ -42,7 +42,7 @@ also returns each token's log-probability under the mixture and under both model
 {batch} documents at λ = {lams}, sampled: the five λ as hypotheses of one call, which share the
 encoder's work and the draws, beside five calls of one λ each.
 
-| size | one call | five calls | faster by |
+| size | one call | five calls | times faster |
 |---|---:|---:|---:|
 {sweeps}
 """
