@@ -49,10 +49,9 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
     try:
         gin.parse_config_files_and_bindings(files, None, finalize_config=False)
         _check_macros(bindings)
-        gin.parse_config(list(bindings))
+        for binding in bindings:
+            _bind(binding)
         gin.finalize()
-    except SyntaxError as error:
-        raise ValueError(f"gin: {error}; texts are quoted twice: --gin.NAME='\"text\"'") from error
     except ValueError as error:
         raise ValueError(str(error).rstrip() + _hint(str(error))) from error
 
@@ -96,14 +95,23 @@ def _check_macros(bindings: Sequence[str]) -> None:
             )
 
 
+def _bind(binding: str) -> None:
+    try:
+        gin.parse_config(binding)
+    except SyntaxError as error:
+        raise ValueError(
+            f"--gin: cannot read {binding!r}; a text needs quotes of its own: --gin.NAME='\"text\"'"
+        ) from error
+
+
 def _hint(message: str) -> str:
     """What may have been meant where gin knows only what was not."""
     if match := re.search(r"Configurable '(\S+)' doesn't have a parameter named '(\w+)'", message):
-        function = gin.get_configurable(match[1])
+        function = gin.config._REGISTRY.get_match(match[1]).wrapped
         return _near(match[2], list(inspect.signature(function).parameters))
     if match := re.search(r"No configurable matching '(\S+)'", message):
-        # Gin names them by where they are defined: the last two parts are what a file writes.
-        known = {".".join(name.split(".")[-2:]) for name, _ in gin.config._REGISTRY.items()}
+        parts = match[1].count(".") + 1  # compare what the user wrote with names cut alike
+        known = {".".join(name.split(".")[-parts:]) for name, _ in gin.config._REGISTRY.items()}
         return _near(match[1], sorted(known))
     if match := re.match(r"(\w+)/macro.value set to `%gin.REQUIRED`", message):
         return f" The macro {match[1]} has no value: add --gin.{match[1]}=..."

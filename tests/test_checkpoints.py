@@ -119,7 +119,7 @@ def test_missing_and_superfluous_arrays_are_named():
 
 
 def state(size: int = 3, fill: float = 0.0) -> dict:
-    return {"step": jnp.int32(fill), "params": {"w": jnp.full((size,), fill)}}
+    return {"step": jnp.int32(fill), "params": {"w": jnp.full((size,), fill, jnp.float32)}}
 
 
 def test_the_latest_train_state_comes_back(tmp_path):

@@ -117,7 +117,8 @@ def test_a_moved_folder_is_the_same_run(tmp_path):
         ("--gin.UPTOO=3", r"no gin file defines the macro 'UPTOO'; did you mean UPTO\?"),
         ("--gin.Count.uptoo=3", r"uptoo.*did you mean upto\?"),
         ("--gin.Counter.upto=3", r"Counter.*did you mean .*Count\?"),
-        ("--gin.UPTO=", r"UPTO"),
+        ("--gin.UPTO=", r"cannot read 'UPTO = '; a text needs quotes"),
+        ("--gin.UPTO=three", r"cannot read 'UPTO = three'"),
         ("--upto=3", r"unknown argument '--upto=3'; expected --gin.NAME=VALUE"),
         ("--gin_file=missing.gin", r"missing.gin"),
     ],
@@ -134,8 +135,13 @@ def test_a_macro_without_value_is_named(tmp_path):
 
 
 def test_the_repositorys_configs_are_found_from_anywhere(tmp_path, monkeypatch):
+    """Also where a folder on Python's path has the same name and no such file."""
+    (tmp_path / "gin_configs").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    configure.parse(["gin_configs/models/t5_1_1_small.gin"], [], ["."])
+    size = "include 'gin_configs/models/t5_1_1_small.gin'"
+    (tmp_path / "mine.gin").write_text(f"{size}\nDROPOUT_RATE = 0.1\n")
+    configure.parse(["mine.gin"], ["DROPOUT_RATE = 0.2"], ["."])
 
 
 RUN = """

@@ -4,9 +4,10 @@ A checkpoint appears under its name only once it is complete, so a killed run le
 written. The two latest are kept.
 """
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -50,15 +51,13 @@ class Checkpoints:
         if step is None:
             return None
         where = f"{self._manager.directory / str(step)}"
-        try:
+        with _explained(where):
             stored = self._manager.item_metadata(step)
-            check_shapes(_shapes(stored.tree), _shapes(like), where)
+            if stored is None:
+                raise FileNotFoundError("no description of its arrays")
+        check_shapes(_shapes(stored.tree), _shapes(like), where)
+        with _explained(where):
             return self._manager.restore(step, args=ocp.args.StandardRestore(like))
-        except (OSError, KeyError) as error:
-            raise ValueError(
-                f"checkpoint {where} cannot be read ({error}); remove that folder to resume from "
-                "the checkpoint before it"
-            ) from error
 
     def is_due(self, step: int) -> bool:
         waited = time.monotonic() - self._last_save
@@ -72,6 +71,18 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+@contextlib.contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Says what to do about a checkpoint that orbax or tensorstore cannot read."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint {where} cannot be read ({error}); remove that folder to resume from the "
+            "checkpoint before it"
+        ) from error
 
 
 def _shapes(tree: PyTree) -> Mapping[str, tuple[int, ...]]:
