@@ -147,8 +147,11 @@ def test_the_repositorys_configs_are_found_from_anywhere(tmp_path, monkeypatch):
 RUN = """
 from __gin__ import dynamic_registration
 import letters
+from dera_jax.models import t5
 include 'gin_configs/runs/pretrain.gin'
 include 'gin_configs/models/micro.gin'
+t5.T5Config.num_heads = 4
+t5.T5Config.head_dim = 16
 TASK = 'letters'
 INPUTS = 12
 TARGETS = 8
