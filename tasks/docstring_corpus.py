@@ -1,6 +1,8 @@
 """Pairs (document, summary) from the docstrings of installed packages.
 
-Document: name, argument names and body of a docstring; summary: its first paragraph. Many
+Document: name, argument names and body of a docstring; summary: its first paragraph; both in lower
+case, the words of identifiers apart (`text.uncased`). Only pairs count whose summary can be told
+from the document: most of its words occur there. Many
 docstrings are near copies of each other (numpy's and jax.numpy's, say): near copies are grouped
 before a hash of the group's content picks the split, so that no held-out document has a twin in
 training. The hashes of the held-out documents ship in `dera_jax/assets/heldout.json`; wherever
@@ -8,6 +10,7 @@ other versions of the packages are installed, only documents listed there count 
 nothing is said about the rest.
 """
 
+import functools
 import importlib.metadata
 import importlib.resources
 import importlib.util
@@ -16,6 +19,8 @@ import re
 from collections.abc import Container, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from nltk.stem.porter import PorterStemmer
 
 from tasks import cache, text
 
@@ -33,11 +38,17 @@ PACKAGES = {  # import name -> distributions, the first one installed gives the 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = ("validation", "test")
 
-FORMAT = 2  # part of the cache's name: raise it whenever the extracted text changes
+FORMAT = 3  # part of the cache's name: raise it whenever the extracted text changes
 _HELD_OUT_PERCENT = 3  # of the groups, for each held-out split
 _MIN_BODY_WORDS = 12
 _SUMMARY_WORDS = (3, 30)
 _MAX_ARGUMENTS = 8
+_MIN_SUPPORT = 0.6  # of a summary's words, function words aside, by stem
+_WORDS = """
+a an the this that these those its it of in on to for and or is are be by with from as at into
+if not all any each which when can will given
+"""
+_FUNCTION_WORDS = frozenset(_WORDS.split())
 _SKIPPED_FILES = re.compile(
     r"(^|/)(tests?|testing|_api|vendored?|third_party)/|_test\.py$|(^|/)test_"
 )
@@ -46,6 +57,8 @@ _JUNK = re.compile(
     re.IGNORECASE,
 )
 _UNFINISHED = re.compile(r"(\b(a|and|at|by|from|in|of|see|the|to|with)\W*|[,:])$")
+
+_STEMMER = PorterStemmer()
 
 
 @dataclass(frozen=True)
@@ -143,7 +156,21 @@ def to_pair(item: text.Documented, source: str) -> Pair | None:
     if body[0].islower() and summary[-1].isalnum():  # one sentence broken by an empty line
         return None
     arguments = ", ".join(item.arguments[:_MAX_ARGUMENTS])
-    return Pair(f"{item.name}({arguments}): {body}", summary, source)
+    document = text.uncased(f"{item.name}({arguments}): {body}")
+    summary = text.uncased(summary)
+    return Pair(document, summary, source) if support(document, summary) >= _MIN_SUPPORT else None
+
+
+def support(document: str, summary: str) -> float:
+    """Share of the summary's words, function words aside, whose stem occurs in the document."""
+    known = {_stem(word) for word in text.words(document)}
+    told = [_stem(word) for word in text.words(summary) if word not in _FUNCTION_WORDS]
+    return sum(stem in known for stem in told) / max(len(told), 1)
+
+
+@functools.cache
+def _stem(word: str) -> str:
+    return _STEMMER.stem(word)
 
 
 def _split_sentence(paragraph: str) -> tuple[str, str]:

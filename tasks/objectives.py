@@ -20,7 +20,7 @@ Example = tuple[Ids, Ids]
 NOISE_DENSITY, MEAN_SPAN = 0.15, 3.0
 COPY_LENGTHS = (4, 20)
 FIND_LENGTHS = (6, 20)
-GAP_LENGTHS = (5, 36)
+GAP_LENGTHS = (5, 23)
 _MIN_PASSAGE = 16
 
 
@@ -126,10 +126,10 @@ def _span(length: int, lengths: tuple[int, int], rng: np.random.Generator) -> tu
 
 
 SHARES: tuple[tuple[Callable[[Ids, Marks, np.random.Generator], Example], float], ...] = (
-    (corrupt, 0.4),
-    (copy, 0.2),
-    (find, 0.2),
-    (gap, 0.2),
+    (corrupt, 0.3),
+    (copy, 0.1),
+    (find, 0.1),
+    (gap, 0.5),
 )
 
 

@@ -28,7 +28,7 @@ tensorflow-datasets tensorflow-metadata tensorflow-text tensorstore termcolor to
 tqdm traitlets treescope typing-extensions urllib3 werkzeug wheel wrapt
 """
 DISTRIBUTIONS = tuple(_NAMES.split())
-FORMAT = 1  # part of the cache's name: raise it whenever the extracted text changes
+FORMAT = 2  # part of the cache's name: raise it whenever the extracted text changes
 _TEXT_SUFFIXES = (".md", ".rst")
 _PYTHON_SUFFIXES = (".py", ".pyi")
 _HEADER = ".h"
@@ -98,7 +98,8 @@ def _rows() -> Iterator[dict]:
                 and held.allows(pair.summary)
             ]
             if kept or pairs:
-                yield {"source": relative, "paragraphs": kept, "headlines": pairs}
+                paragraphs = [text.uncased(p) for p in kept]
+                yield {"source": relative, "paragraphs": paragraphs, "headlines": pairs}
 
 
 def _files(distribution: str) -> Iterator[tuple[str, Path]]:

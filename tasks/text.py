@@ -30,6 +30,11 @@ _CODE = re.compile(
 _LEAD_IN_WORDS = 12
 _DROPPED = "\0"  # stands for a dropped block of code
 
+_OUTER = re.compile(r"\b_+|_+\b")  # the underscores of `__init__`
+# Within an identifier: underscores, and where a capitalised word of three letters or more begins
+# (`GPUs` and `NumPy` stay whole).
+_BORDER = re.compile(r"_+|(?<=[A-Za-z0-9])(?=[A-Z][a-z]{2})")
+
 _MARKUP = (
     (
         re.compile(r"%\(\w+\)s|\{\{?\w+\}?\}"),
@@ -219,6 +224,15 @@ def _is_code(line: str) -> bool:
         return True
     symbols = sum(not (c.isalnum() or c.isspace() or c in ".,;:'\"-()`*_") for c in line)
     return symbols > 0.2 * max(len(line.strip()), 1)
+
+
+def uncased(text: str) -> str:
+    """Lower case, with the words of identifiers apart: `SparseTensor` and `sparse_tensor` alike.
+
+    So a small model that has learnt to copy can write `converts a sparse tensor` about a function
+    named `convert_SparseTensor`.
+    """
+    return " ".join(_BORDER.sub(" ", _OUTER.sub("", text)).lower().split())
 
 
 def words(text: str) -> list[str]:

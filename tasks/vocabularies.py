@@ -38,7 +38,8 @@ def bytes_vocabulary() -> seqio.ByteVocabulary:
 def train(texts: Iterable[str], path: str, pieces: int = 4000) -> None:
     """Trains a unigram SentencePiece model on `texts` and writes it to `path`.
 
-    Its ids are T5's: padding 0, end-of-sequence 1, unknown 2. Digits are single pieces.
+    Its ids are T5's: padding 0, end-of-sequence 1, unknown 2. Digits are single pieces. Text is put
+    in lower case, and no printable ASCII character is unknown.
     """
     model = io.BytesIO()
     sentencepiece_library.SentencePieceTrainer.train(
@@ -46,7 +47,9 @@ def train(texts: Iterable[str], path: str, pieces: int = 4000) -> None:
         model_writer=model,
         model_type="unigram",
         vocab_size=pieces,
+        normalization_rule_name="nmt_nfkc_cf",
         character_coverage=0.9998,
+        required_chars="".join(c for c in map(chr, range(33, 127)) if not c.isupper()),
         split_digits=True,
         pad_id=0,
         eos_id=1,

@@ -75,17 +75,17 @@ def _pairs(source):
 
 def test_a_google_docstring_becomes_name_arguments_and_plain_body():
     (pair,) = _pairs(GOOGLE)
-    assert pair.summary == "Applies Dropout to the inputs."
+    assert pair.summary == "applies dropout to the inputs."
     assert pair.document == (
-        "Layer.call(inputs, training): The layer drops units with the rate given in __init__, see "
-        "pkg.layers.Dropout and the guide. Units that are not dropped are scaled up."
+        "layer.call(inputs, training): the layer drops units with the rate given in init, see "
+        "pkg.layers.dropout and the guide. units that are not dropped are scaled up."
     )
 
 
 def test_a_numpy_docstring_loses_doctest_formula_and_citation():
     (pair,) = _pairs(NUMPY)
-    assert pair.summary == "Compute the spread of an array."
-    assert pair.document.startswith("spread(a, axis): The spread is largest minus smallest, as for")
+    assert pair.summary == "compute the spread of an array."
+    assert pair.document.startswith("spread(a, axis): the spread is largest minus smallest, as for")
     assert "numpy.ptp, and" in pair.document
     assert not any(mark in pair.document for mark in (">>>", "[1]", "max a", "`", ":func:"))
 
@@ -98,8 +98,8 @@ def test_code_without_a_fence_is_dropped_with_what_announces_it():
 def test_arguments_stand_in_for_a_missing_body_and_other_sections_do_not():
     (pair,) = _pairs(ARGUMENTS_ONLY)
     assert pair.document == (
-        "clip(x, low): Parameters: x: array_like. Values to be clipped, of any shape. "
-        "low: float, optional. The smallest value that is kept."
+        "clip(x, low): parameters: x: array like. values to be clipped, of any shape. "
+        "low: float, optional. the smallest value that is kept."
     )
 
 
@@ -107,14 +107,56 @@ def test_arguments_stand_in_for_a_missing_body_and_other_sections_do_not():
     "docstring",
     [
         "Too short a body.\n\nFew words only here.",
-        "dot(a, b, out=None)\n\n" + "A body that has well over twelve words in it, " * 2,
-        "Deprecated, use the other one.\n\n" + "A body that has well over twelve words in it, " * 2,
-        "Copies the tensor to the\n\n" + "A body that has well over twelve words in it, " * 2,
-        "Copies the tensor\n\n" + "a body that has well over twelve words in it, " * 2,
+        (
+            "dot(a, b, out=None)\n\nThe dot of a and b goes to out, which is None unless given; "
+            "nothing else does."
+        ),
+        (
+            "Deprecated, use the other one.\n\nDeprecated things have another one to use, the other "
+            "one named here, that is."
+        ),
+        (
+            "Copies the tensor to the\n\nThe tensor it copies is not changed, and others that copy "
+            "it see the same."
+        ),
+        (
+            "Copies the tensor\n\nthat it copies is not changed, and others that copy the tensor see "
+            "the same."
+        ),
     ],
 )
 def test_docstrings_without_a_usable_summary_or_body_are_skipped(docstring):
     assert docstring_corpus.to_pair(text.Documented("f", (), docstring), "f.py") is None
+    # They are skipped for what they are, not because their body does not support them.
+    summary, _, body = docstring.partition("\n\n")
+    assert "Too short" in summary or docstring_corpus.support(body, summary) >= 0.6
+
+
+@pytest.mark.parametrize(
+    "written, expected",
+    [
+        ("Converts a SparseTensor_v2", "converts a sparse tensor v2"),
+        ("tf.data.Dataset.__init__(y_true)", "tf.data.dataset.init(y true)"),
+        ("NumPy on GPUs, TPUv4 and the XLACompiler", "numpy on gpus, tpuv4 and the xla compiler"),
+    ],
+)
+def test_identifiers_are_read_as_words(written, expected):
+    assert text.uncased(written) == expected
+
+
+def test_support_counts_stems_and_leaves_function_words_out():
+    document = "sort.values(x): sorting is stable, and copies are made."
+    assert docstring_corpus.support(document, "Sorts the copied values of x.") == 1
+    assert docstring_corpus.support(document, "Sorts an array, copied to memory") == 0.5
+
+
+def test_a_summary_that_cannot_be_told_from_the_document_is_left_out():
+    body = "The spread is largest minus smallest, in the unit of the array and not squared."
+    pair_of = lambda summary: docstring_corpus.to_pair(
+        text.Documented("spread", ("array",), f"{summary}\n\n{body}"), "f.py"
+    )
+    assert pair_of("Largest minus smallest value.") is not None  # three of four words
+    assert pair_of("How much values vary.") is None
 
 
 def _random_body(seed, count=40):
@@ -228,8 +270,9 @@ def test_a_failed_write_leaves_neither_the_file_nor_a_temporary_one(tmp_path, mo
 def test_the_shipped_vocabulary_has_4096_ids_and_keeps_text():
     vocabulary = vocabularies.docstrings_vocabulary()
     assert (vocabulary.vocab_size, vocabulary.pad_id, vocabulary.eos_id) == (4096, 0, 1)
-    sentence = "Returns the mean_squared_error(y_true, y_pred) of 1024 examples."
+    sentence = "returns the mean_squared_error(y_true, y_pred) of 1024 examples~"
     assert vocabulary.decode(vocabulary.encode(sentence)) == sentence
+    assert vocabulary.encode(sentence.upper()) == vocabulary.encode(sentence)
 
 
 def test_an_absent_sentencepiece_file_is_named_in_the_error():

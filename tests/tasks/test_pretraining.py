@@ -119,13 +119,13 @@ def test_objectives_are_drawn_by_their_shares():
     passage = np.concatenate([_passage(rng, 20), [STOP], _passage(rng, 20)]).astype(np.int32)
     starts = [int(objectives.draw(passage, MARKS, rng)[0][0]) for _ in range(2000)]
     shares = [starts.count(prefix[0]) / 2000 for prefix in (MARKS.copy, MARKS.find, MARKS.gap)]
-    np.testing.assert_allclose(shares, 0.2, atol=0.03)  # three standard deviations
+    np.testing.assert_allclose(shares, [0.1, 0.1, 0.5], atol=0.034)  # three standard deviations
 
 
 def test_paragraphs_are_packed_in_order_and_long_ones_are_cut():
-    paragraphs = [[1] * 60, [2] * 40, [3] * 30, [4] * 250, [5] * 5]
+    paragraphs = [[1] * 30, [2] * 20, [3] * 30, [4] * 150, [5] * 5]
     packed = pretraining.pack(paragraphs)
-    assert [len(p) for p in packed] == [100, 30, 112, 112, 31]
+    assert [len(p) for p in packed] == [50, 30, 64, 64, 27]
     flat = [token for passage in packed for token in passage]
     assert flat == [token for paragraph in paragraphs for token in paragraph]
 
@@ -161,7 +161,7 @@ def test_marks_of_the_shipped_vocabulary():
     sentence = np.array(tokenizer.encode("It ends. Another begins."), np.int32)
     spans = objectives.sentences(sentence, marks)
     texts = [tokenizer.decode(sentence[start:stop].tolist()) for start, stop in spans]
-    assert texts == ["It ends.", "Another begins."]
+    assert texts == ["it ends.", "another begins."]
 
 
 HELD = Pair(
@@ -198,7 +198,7 @@ def test_a_file_gives_docstrings_of_all_sections_comments_and_headlines(tmp_path
         "x = 1  # not this\n\n"
         "def f(a):\n"
         '    """Does one thing well.\n\n'
-        "    The body of this docstring is long enough for it to count as one here.\n\n"
+        "    The body says what thing it does and how well, at some length, to count as one.\n\n"
         "    Raises:\n        ValueError: for a reason.\n"
         '    """\n'
     )
@@ -206,12 +206,12 @@ def test_a_file_gives_docstrings_of_all_sections_comments_and_headlines(tmp_path
     assert paragraphs == [
         "What the module holds.",
         "Does one thing well.",
-        "The body of this docstring is long enough for it to count as one here.",
+        "The body says what thing it does and how well, at some length, to count as one.",
         "ValueError: for a reason.",
         "A comment goes on over two lines.",
         "Another one.",
     ]
-    assert [pair.summary for pair in headlines] == ["Does one thing well."]
+    assert [pair.summary for pair in headlines] == ["does one thing well."]
 
 
 def test_header_comments_and_metadata_are_read(tmp_path):
