@@ -19,6 +19,9 @@ import jax
 import numpy as np
 import seqio
 from absl import logging
+from etils import epath
+
+from dera_jax.checkpoints.vocabulary import Vocabulary
 
 _FEATURES = ("inputs", "targets")
 
@@ -89,6 +92,14 @@ def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> 
         summaries=_texts(task, "targets", rows),
         notes=_notes(rows),
     )
+
+
+def vocabulary_of(task_name: str) -> Vocabulary:
+    """The vocabulary of a task's targets, as model folders store it."""
+    vocabulary = seqio.get_mixture_or_task(task_name).output_features["targets"].vocabulary
+    file = getattr(vocabulary, "sentencepiece_model_file", None)
+    vocabulary.vocab_size  # noqa: B018 (reads the file; one made on first use is made now)
+    return Vocabulary(file and epath.Path(file), vocabulary.extra_ids)
 
 
 def train_batches(

@@ -1,6 +1,6 @@
 """The one entry point: reads gin, runs one job.
 
-    python -m dera_jax.main --gin_file=gin_configs/runs/sft.gin --gin.MODEL_DIR='"/tmp/sft"'
+    python -m dera_jax.main --gin_file=gin_configs/runs/pretrain.gin --gin.MODEL_DIR='"/tmp/pre"'
 
 Which job is up to the gin file: those of `gin_configs/runs` and `gin_configs/experiments`.
 """
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         configure.parse(options.gin_file, bindings, options.gin_search_paths.split(","))
         configure.launch()
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError) as error:
         if not _is_ours(error):
             raise
         sys.exit(f"error: {error}")
@@ -33,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _is_ours(error: Exception) -> bool:
     """True for errors raised on purpose, whose sentence says it all; others need the traceback."""
-    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    return Path(raised_in).is_relative_to(configure.REPOSITORY) or "/gin/" in raised_in
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    ours = (configure.REPOSITORY / name for name in ("dera_jax", "tasks"))
+    return any(map(raised_in.is_relative_to, ours)) or "gin" in raised_in.parts
 
 
 def _parser() -> argparse.ArgumentParser:

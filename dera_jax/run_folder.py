@@ -1,18 +1,23 @@
 """The rules of output folders: one folder holds one run.
 
-    config.gin      every setting of the run (gin's operative config)
+    config.gin      every setting of the run (gin's operative config), and the hashes of the models
+                    it names
     result.json     what the run returned; its presence says that the run has ended
 
 The same run resumes in its folder and is not run again once ended. Another run is refused.
 """
 
 import difflib
+import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 CONFIG, RESULT = "config.gin", "result.json"
+PARAMETERS = "model.safetensors"  # what makes a folder that of a model
+_FINGERPRINT = "# SHA-256 of"
 _SHOWN = 6  # lines of a difference
 
 
@@ -23,9 +28,12 @@ def claim(folder: Path, config: str) -> None:
         FileExistsError: the folder holds another run, or files that are no run.
     """
     path = folder / CONFIG
+    config += _fingerprints(config)
     if path.exists():
         differences = _differences(path.read_text(encoding="utf-8"), config)
-        if differences:
+        if differences and _holds_nothing_else(folder):  # the run failed before its first result
+            _write_atomically(path, config)
+        elif differences:
             raise FileExistsError(
                 f"{folder} holds a run with other settings ('-' there, '+' now):\n{differences}\n"
                 "Choose another MODEL_DIR, or the settings of that run to resume it"
@@ -50,6 +58,18 @@ def finish(folder: Path, values: Mapping[str, object]) -> None:
     _write_atomically(folder / RESULT, json.dumps(values, indent=1) + "\n")
 
 
+def _fingerprints(config: str) -> str:
+    """A line for every model folder that the config names: its parameters are a setting too."""
+    quoted = sorted(set(re.findall(r"['\"]([^'\"\n]+)['\"]", config)))
+    files = (Path(name) / PARAMETERS for name in quoted)
+    hashes = {f: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
+    return "".join(f"{_FINGERPRINT} {file}: {digest}\n" for file, digest in hashes.items())
+
+
+def _holds_nothing_else(folder: Path) -> bool:
+    return [path.name for path in folder.iterdir()] == [CONFIG]
+
+
 def _differences(there: str, here: str) -> str:
     lines = difflib.ndiff(_settings(there), _settings(here))
     return "\n".join([line for line in lines if line[0] in "-+"][:_SHOWN])
@@ -57,7 +77,8 @@ def _differences(there: str, here: str) -> str:
 
 def _settings(config: str) -> list[str]:
     """The lines that matter: not comments, and not the folder itself, which may be moved."""
-    lines = (line for line in config.splitlines() if line.strip() and not line.startswith("#"))
+    lines = [line for line in config.splitlines() if line.strip()]
+    lines = [line for line in lines if line[0] != "#" or line.startswith(_FINGERPRINT)]
     return [line for line in lines if not line.startswith("MODEL_DIR = ")]
 
 

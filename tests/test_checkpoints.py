@@ -80,6 +80,14 @@ def test_a_shipped_vocabulary_is_named_not_copied(tmp_path, monkeypatch):
         load_model(tmp_path / "m")
 
 
+def test_another_vocabulary_under_the_same_name_is_refused(folder, vocabulary):
+    vocabulary.file.write_bytes(b"other pieces")
+    stored = folder / vocabulary.file.name
+    stored.write_bytes(b"other pieces")
+    with pytest.raises(ValueError, match="is not the vocabulary that .* was trained with"):
+        load_model(folder)
+
+
 def test_saving_again_replaces_the_model(folder, vocabulary):
     save_model(folder, CONFIG, vocabulary, T5(CONFIG).init(jax.random.key(2)), {"loss": 1.0})
     assert load_model(folder).card == {"loss": 1.0}

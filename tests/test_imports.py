@@ -9,38 +9,45 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LIGHT = ["dera_jax", "dera_jax.models", "dera_jax.decoding", "dera_jax.rewards"]
+LIGHT = ["dera_jax.models", "dera_jax.decoding", "dera_jax.rewards"]  # with all their modules
 HEAVY = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "gin", "t5x", "orbax"}
 MAX_SECONDS = 3.0
 
 PROBE = """
-import importlib, json, sys, time
+import importlib, json, pkgutil, sys, time
 began = time.perf_counter()
-importlib.import_module(sys.argv[1])
+package = importlib.import_module(sys.argv[1])
+if sys.argv[2:]:
+    names = [m.name for m in pkgutil.walk_packages(package.__path__, sys.argv[1] + ".")]
+    assert names
+    for name in names:
+        importlib.import_module(name)
 seconds = time.perf_counter() - began
 roots = sorted({name.partition(".")[0] for name in sys.modules})
 print(json.dumps({"seconds": seconds, "roots": roots}))
 """
 
 
-def import_in_new_process(name: str) -> dict:
-    """Seconds that importing module `name` takes, and the top-level modules then loaded."""
-    command = [sys.executable, "-c", PROBE, name]
+def import_in_new_process(*arguments: str) -> dict:
+    """Seconds that an import takes, and the top-level modules then loaded.
+
+    A second argument asks for all modules of the package.
+    """
+    command = [sys.executable, "-c", PROBE, *arguments]
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", LIGHT)
-def test_import_loads_no_data_or_config_library(name):
-    if not ROOT.joinpath(*name.split("."), "__init__.py").exists():
-        pytest.skip(f"{name} does not exist yet")
-    loaded = HEAVY & set(import_in_new_process(name)["roots"])
-    assert not loaded, f"import {name} loads {sorted(loaded)}"
+@pytest.mark.parametrize("arguments", [("dera_jax",), *((name, "all") for name in LIGHT)])
+def test_import_loads_no_data_or_config_library(arguments):
+    loaded = HEAVY & set(import_in_new_process(*arguments)["roots"])
+    assert not loaded, f"importing {arguments} loads {sorted(loaded)}"
 
 
-def test_warm_import_is_fast():
-    import_in_new_process("dera_jax")  # warms the file cache and the .pyc files
-    seconds = statistics.median(import_in_new_process("dera_jax")["seconds"] for _ in range(5))
-    print(f"import dera_jax: median of 5 warm imports {seconds:.2f} s")
+@pytest.mark.parametrize("name", ["dera_jax", "dera_jax.decoding.sampling"])
+def test_warm_import_is_fast(name):
+    import_in_new_process(name)  # warms the file cache and the .pyc files
+    seconds = statistics.median(import_in_new_process(name)["seconds"] for _ in range(5))
+    print(f"import {name}: median of 5 warm imports {seconds:.2f} s")
     assert seconds < MAX_SECONDS

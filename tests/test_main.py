@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
+import orbax.checkpoint
 import pytest
 
 from dera_jax import configure, main, run_folder
@@ -105,6 +108,26 @@ def test_a_folder_that_is_no_run_is_refused(call, tmp_path):
         call()
 
 
+def test_a_run_that_left_nothing_may_be_corrected(call):
+    folder = call()
+    for name in ("result.json", "calls"):
+        (folder / name).unlink()
+    call("--gin.UPTO=5")
+    assert json.loads((folder / "result.json").read_text()) == {"total": 15}
+
+
+def test_a_folder_made_from_other_parameters_is_refused(tmp_path):
+    """Though the model's folder has the same name."""
+    parameters, config = tmp_path / "model.safetensors", f"REFERENCE = '{tmp_path}'\n"
+    parameters.write_bytes(b"first")
+    run_folder.claim(tmp_path / "run", config)
+    run_folder.claim(tmp_path / "run", config)
+    run_folder.finish(tmp_path / "run", {})
+    parameters.write_bytes(b"second")
+    with pytest.raises(FileExistsError, match=r"SHA-256 of .*model\.safetensors"):
+        run_folder.claim(tmp_path / "run", config)
+
+
 def test_a_moved_folder_is_the_same_run(tmp_path):
     run_folder.claim(tmp_path / "a", "MODEL_DIR = '/a'\nSTEPS = 3\n")
     (tmp_path / "a").rename(tmp_path / "b")
@@ -144,14 +167,29 @@ def test_the_repositorys_configs_are_found_from_anywhere(tmp_path, monkeypatch):
     configure.parse(["mine.gin"], ["DROPOUT_RATE = 0.2"], ["."])
 
 
+def macros_to_set(path: str) -> set[str]:
+    """The macros that a gin file, or one it includes, leaves to the command line."""
+    text = (ROOT / path).read_text()
+    included = re.findall(r"^include '(.+)'$", text, re.MULTILINE)
+    found = re.findall(r"^(\w+) = %gin\.REQUIRED$", text, re.MULTILINE)
+    return set(found).union(*map(macros_to_set, included))
+
+
+PARTS = ("gin_configs/runs/supervised.gin",)  # included by others
+RUN_FILES = [path.relative_to(ROOT).as_posix() for path in (ROOT / "gin_configs").rglob("*.gin")]
+RUN_FILES = sorted(f for f in RUN_FILES if "/models/" not in f and f not in PARTS)
+
+
+@pytest.mark.parametrize("path", RUN_FILES)
+def test_every_run_file_names_what_exists(path):
+    configure.parse([path], [f"{name} = 1" for name in sorted(macros_to_set(path))], ["."])
+
+
 RUN = """
 from __gin__ import dynamic_registration
 import letters
-from dera_jax.models import t5
 include 'gin_configs/runs/pretrain.gin'
 include 'gin_configs/models/micro.gin'
-t5.T5Config.num_heads = 4
-t5.T5Config.head_dim = 16
 TASK = 'letters'
 INPUTS = 12
 TARGETS = 8
@@ -195,6 +233,11 @@ def steps_saved(out: Path) -> int:
     )
 
 
+def arrays_of_the_last_checkpoint(out: Path) -> dict:
+    assert steps_saved(out) == 40
+    return orbax.checkpoint.PyTreeCheckpointer().restore(out / "checkpoints" / "40" / "default")
+
+
 @pytest.mark.slow
 def test_a_run_killed_twice_ends_with_the_same_bits(tmp_path):
     """kill -9 at two moments that nobody chose, then to the end; against a run left alone."""
@@ -212,6 +255,9 @@ def test_a_run_killed_twice_ends_with_the_same_bits(tmp_path):
     assert start(tmp_path, killed).wait() == 0
     for name in ("best/model.safetensors", "result.json"):
         assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    last = [arrays_of_the_last_checkpoint(run) for run in (killed, tmp_path / "whole")]
+    assert jax.tree.structure(last[0]) == jax.tree.structure(last[1])
+    jax.tree.map(np.testing.assert_array_equal, *last)
     reports = [run / "metrics.jsonl" for run in (killed, tmp_path / "whole")]
     steps = [
         [json.loads(line)["step"] for line in path.read_text().splitlines()] for path in reports

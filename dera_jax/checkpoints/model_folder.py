@@ -22,19 +22,12 @@ import safetensors.flax
 from jax import Array
 
 from dera_jax.checkpoints.mismatch import check_shapes
+from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 
 PyTree = object
 CONFIG, PARAMETERS, CARD = "config.json", "model.safetensors", "card.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """A SentencePiece file with `extra_ids` sentinels above its pieces; file None: UTF-8 bytes."""
-
-    file: Path | None
-    extra_ids: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +70,13 @@ def save_model(
         "model": dataclasses.asdict(config),
         "vocabulary": {
             "file": vocabulary.file and vocabulary.file.name,
+            "sha256": vocabulary.sha256,
             "extra_ids": vocabulary.extra_ids,
         },
     }
     _write_json(draft / CONFIG, names)
     if vocabulary.file and vocabulary.file.resolve() != _shipped(vocabulary.file.name).resolve():
-        shutil.copyfile(vocabulary.file, draft / vocabulary.file.name)
+        (draft / vocabulary.file.name).write_bytes(vocabulary.file.read_bytes())
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
 
@@ -92,7 +86,8 @@ def load_model(folder: str | Path) -> Loaded:
 
     Raises:
         FileNotFoundError: no such folder, or a file of it is missing.
-        ValueError: a file is half written, or the parameters are not those of the sizes given.
+        ValueError: a file is half written, the parameters are not those of the sizes given, or the
+            vocabulary is not the one the model was trained with.
     """
     folder = Path(folder)
     config = _read_json(folder, CONFIG)
@@ -109,9 +104,14 @@ def _vocabulary(folder: Path, names: Mapping) -> Vocabulary:
     if names["file"] is None:
         return Vocabulary(None, names["extra_ids"])
     places = [folder / names["file"], _shipped(names["file"])]
-    for place in places:
-        if place.exists():
-            return Vocabulary(place, names["extra_ids"])
+    for place in filter(Path.exists, places):
+        vocabulary = Vocabulary(place, names["extra_ids"])
+        if vocabulary.sha256 != names["sha256"]:
+            raise ValueError(
+                f"{place} is not the vocabulary that {folder} was trained with: its SHA-256 begins "
+                f"with {vocabulary.sha256[:12]}, expected {names['sha256'][:12]}"
+            )
+        return vocabulary
     raise FileNotFoundError(
         f"{folder / CONFIG} names the vocabulary {names['file']!r}, which is neither in that folder "
         f"nor in {places[1].parent}"
