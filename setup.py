@@ -13,6 +13,7 @@ REQUIRES = [
     "gin-config>=0.5",
     "jax>=0.10",
     "matplotlib>=3.8",
+    "nltk>=3.9",
     "numpy>=2.0",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.20",
@@ -22,6 +23,7 @@ REQUIRES = [
     "seqio>=0.0.20",
     # Not tensorflow-cpu: seqio needs tensorflow-text, which requires `tensorflow` by that name, and
     # both would write the same files.
+    "tensorboard>=2.19",  # clu's writer imports it
     "tensorflow>=2.19",
     "tensorflow-datasets>=4.9.7",
     "tqdm>=4.66",

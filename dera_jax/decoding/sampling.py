@@ -125,7 +125,8 @@ def sample(
     """
     check_sampling(sampling, model.vocab_size)
     if isinstance(model, Realigned):
-        check_lam(np.asarray(lam), stream.shape, len(model.aligned))
+        known = lam if isinstance(lam, jax.core.Tracer) else np.asarray(lam)
+        check_lam(known, stream.shape, len(model.aligned))
     return _sample(model, params, inputs, jnp.asarray(lam, jnp.float32), stream, sampling)
 
 

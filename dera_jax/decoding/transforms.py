@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-NEVER = jnp.finfo(jnp.float32).min  # finite: -inf - (-inf) would be NaN in a KL
+NEVER = jnp.finfo(jnp.float32).min  # finite: a row with nothing left is uniform, not NaN
 
 
 def forbid(logits: Array, token: Array, where: Array) -> Array:

@@ -178,11 +178,11 @@ class RelativeBias(nn.Module):
         )
 
     def between(self, length: int) -> Array:
-        """Bias [1, H, L, L] among `length` tokens."""
+        """Bias [H, L, L] among `length` tokens."""
         position = np.arange(length)
         distance = position[:, None] - position[None, :]
         buckets = relative_position_bucket(distance, self.bidirectional)
-        return self.rel_embedding[None, :, buckets]
+        return self.rel_embedding[:, buckets]
 
     def at(self, positions: Array, length: int) -> Array:
         """Bias [G, H, N, L] of queries at `positions`[G, N] over key slots 0..L-1, causal."""

@@ -86,9 +86,9 @@ class TokenEmbedder(nn.Module):
 
     def logits(self, hidden: Array) -> Array:
         """hidden[..., E] -> logits[..., V], divided by sqrt(E) as T5X does for tied tables."""
-        rows = hidden.reshape(-1, hidden.shape[-1])
+        rows = hidden.reshape(-1, hidden.shape[-1]) / jnp.sqrt(self.config.emb_dim)
         logits = einsum("ne,ve->nv", rows, self.embedding, self.config.dtype)
-        return (logits / jnp.sqrt(self.config.emb_dim)).reshape(*hidden.shape[:-1], -1)
+        return logits.reshape(*hidden.shape[:-1], -1)
 
 
 class EncoderLayer(nn.Module):
@@ -121,7 +121,8 @@ class Encoder(nn.Module):
 
     def __call__(self, x: Array, mask: Array, train: bool) -> Array:
         """x[B, S, E], mask[B, S] -> [B, S, E]."""
-        bias = self.relpos_bias.between(x.shape[1])
+        # An outer product, since its gradient is a product too: a sum over rows is slow on CPUs.
+        bias = jnp.einsum("b,hnl->bhnl", jnp.ones(len(x)), self.relpos_bias.between(x.shape[1]))
         bias = bias + jnp.where(mask[:, None, None, :], 0.0, MASKED)
         x = self.dropout(x, deterministic=not train)
         for layer in self.layers:

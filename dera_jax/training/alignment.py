@@ -14,6 +14,7 @@ import numpy as np
 from dera_jax import data
 from dera_jax.checkpoints.model_folder import Loaded, save_model
 from dera_jax.checkpoints.orbax import Checkpoints, Saving
+from dera_jax.checkpoints.vocabulary import check_same
 from dera_jax.models.heads import T5Value
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.training import metrics, ppo
@@ -62,14 +63,16 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
     and TensorBoard events.
 
     Returns:
-        The mean of each metric over the last 100 steps.
+        The mean of each metric over the reports of the last 100 steps.
 
     Raises:
         FloatingPointError: a loss was not finite, naming the steps.
-        ValueError: a batch not divisible by the minibatches, or a checkpoint in `folder` is of
-            another size.
+        ValueError: a batch not divisible by the minibatches, a checkpoint in `folder` is of
+            another size, or the task has another vocabulary than the reference.
     """
     reference, task = alignment.reference, alignment.data
+    theirs = data.vocabulary_of(task.task)
+    check_same(reference.vocabulary, theirs, "the reference", f"task {task.task!r}")
     actors = ppo.Actors(reference.model, T5Value(reference.model))
     value_params = actors.value.init(reference.params)
     state = ppo.initial_state(alignment.optimizers, reference.params, value_params)
@@ -106,12 +109,13 @@ def _recipe(alignment: Alignment) -> dict[str, object]:
     """What the aligned model's card says of its making."""
     objective = alignment.objective
     recipe = {
-        "task": alignment.data.task,
+        "data": dataclasses.asdict(alignment.data),
         "reward": repr(objective.reward),
         "beta": objective.beta,
         "max_length": objective.max_length,
         "updates": dataclasses.asdict(alignment.updates),
         "seed": alignment.seed,
+        "from": alignment.reference.card,
     }
     if isinstance(objective.reward, LengthInRange):
         recipe["length_range"] = [objective.reward.low, objective.reward.high]

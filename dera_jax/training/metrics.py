@@ -1,10 +1,11 @@
 """Metrics of a run: one JSON line per report, and the same numbers for TensorBoard."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import tensorflow as tf
+from clu.metric_writers import SummaryWriter
 
 FILE = "metrics.jsonl"
 
@@ -19,15 +20,13 @@ class MetricWriter:
     def __init__(self, folder: Path, start_step: int):
         self._path = folder / FILE
         _keep_until(self._path, start_step)
-        self._events = tf.summary.create_file_writer(str(folder), filename_suffix=f".{start_step}")
+        self._events = SummaryWriter(str(folder))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Reports named numbers after `step` steps."""
         with self._path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"step": step, **values}) + "\n")
-        with self._events.as_default():
-            for name, value in values.items():
-                _write_scalar(name, value, step)
+        self._events.write_scalars(step, values)
         self._events.flush()
 
 
@@ -42,12 +41,6 @@ def read(folder: Path) -> list[dict[str, float]]:
 
 def _keep_until(path: Path, step: int) -> None:
     kept = [row for row in read(path.parent) if row["step"] <= step]
-    path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-
-
-def _write_scalar(name: str, value: float, step: int) -> None:
-    # tf.summary.scalar needs the tensorboard package, which reading the file does but writing
-    # it need not.
-    plugin = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
-    metadata = tf.compat.v1.SummaryMetadata(plugin_data=plugin)
-    tf.summary.write(name, tf.constant(value, tf.float32), step=step, metadata=metadata)
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    os.replace(draft, path)

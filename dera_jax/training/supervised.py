@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import seqio
 
 from dera_jax import data
-from dera_jax.checkpoints.model_folder import Vocabulary, load_model, save_model
+from dera_jax.checkpoints.model_folder import load_model, save_model
 from dera_jax.checkpoints.orbax import Checkpoints, Saving
+from dera_jax.checkpoints.vocabulary import Vocabulary, check_same
 from dera_jax.models.copying import with_copying_heads
 from dera_jax.models.language_model import PyTree
 from dera_jax.models.t5 import T5Config
@@ -43,6 +44,23 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Start:
+    """Where training starts.
+
+    Attributes:
+        model: the architecture, dropout included.
+        params: its first parameters.
+        card: of the finished model they are from, or how they were drawn.
+        vocabulary: the ids they mean something for; None for random parameters.
+    """
+
+    model: T5
+    params: PyTree
+    card: dict
+    vocabulary: Vocabulary | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Training:
     """A run of supervised training.
 
@@ -57,7 +75,7 @@ class Training:
         saving: how often a checkpoint is written.
     """
 
-    start: tuple[T5, PyTree]
+    start: Start
     data: Data
     optimizer: Optimizer
     steps: int
@@ -71,22 +89,24 @@ class Training:
         return train(self, folder)
 
 
-def new_model(config: T5Config, seed: int) -> tuple[T5, PyTree]:
+def new_model(config: T5Config, seed: int) -> Start:
     """A T5 with random parameters."""
-    return T5(config), T5(config).init(jax.random.key(seed))
+    params = T5(config).init(jax.random.key(seed))
+    return Start(T5(config), params, {"random_parameters": seed})
 
 
-def copying_model(config: T5Config, seed: int) -> tuple[T5, PyTree]:
+def copying_model(config: T5Config, seed: int) -> Start:
     """A T5 with random parameters, but for heads that copy; see `models.copying`."""
-    model, params = new_model(config, seed)
-    return model, with_copying_heads(params, config, jax.random.key(seed))
+    start = new_model(config, seed)
+    params = with_copying_heads(start.params, config, jax.random.key(seed))
+    return Start(start.model, params, start.card | {"copying_heads": True})
 
 
-def finished_model(folder: str, dropout_rate: float) -> tuple[T5, PyTree]:
+def finished_model(folder: str, dropout_rate: float) -> Start:
     """A model from its folder, to be trained further with this dropout."""
     loaded = load_model(folder)
     config = dataclasses.replace(loaded.model.config, dropout_rate=dropout_rate)
-    return T5(config), loaded.params
+    return Start(T5(config), loaded.params, loaded.card, loaded.vocabulary)
 
 
 def train(training: Training, folder: Path) -> dict[str, float]:
@@ -100,13 +120,13 @@ def train(training: Training, folder: Path) -> dict[str, float]:
 
     Raises:
         FloatingPointError: a loss was not finite, naming the steps.
-        ValueError: the model has fewer ids than the task's vocabulary, or a checkpoint in `folder`
-            is of another size.
+        ValueError: the task's vocabulary has more ids than the model, or is not the one the model
+            was trained with, or a checkpoint in `folder` is of another size.
     """
-    (model, params), task = training.start, training.data
+    model, task = training.start.model, training.data
     lengths = {"inputs": task.inputs, "targets": task.targets}
-    validator = _validator(model, training, lengths)
-    state = initial_state(params, training.optimizer)
+    validator = _validator(training, lengths)
+    state = initial_state(training.start.params, training.optimizer)
     checkpoints = Checkpoints(folder / "checkpoints", training.saving)
     state = checkpoints.restore(state) or state
     step = int(state.step)
@@ -125,7 +145,7 @@ def train(training: Training, folder: Path) -> dict[str, float]:
             progress.flush()
             scores = validator(state.params, folder / "samples" / f"step_{step:06d}.txt")
             progress.validated(scores)
-            state = _keep_best(state, scores, validator, folder / "best")
+            state = _keep_best(state, scores, training, folder / "best")
             done = last or _is_out_of_patience(state, training.validation)
         if done or checkpoints.is_due(step):
             progress.flush()
@@ -136,8 +156,8 @@ def train(training: Training, folder: Path) -> dict[str, float]:
     return {"best_loss": float(state.best_loss), "best_step": int(state.best_step)}
 
 
-def _validator(model: T5, training: Training, lengths: dict[str, int]) -> Validator:
-    task, settings = training.data, training.validation
+def _validator(training: Training, lengths: dict[str, int]) -> Validator:
+    task, settings, model = training.data, training.validation, training.start.model
     examples = first(data.epoch(task.task, "validation", lengths, seed=0), settings.examples)
     vocabulary = seqio.get_mixture_or_task(task.task).output_features["targets"].vocabulary
     if vocabulary.vocab_size > model.vocab_size:
@@ -145,6 +165,9 @@ def _validator(model: T5, training: Training, lengths: dict[str, int]) -> Valida
             f"the vocabulary of task {task.task!r} has {vocabulary.vocab_size} ids, the model only "
             f"{model.vocab_size}: raise T5Config.vocab_size"
         )
+    if training.start.vocabulary:
+        theirs = data.vocabulary_of(task.task)
+        check_same(training.start.vocabulary, theirs, "the model", f"task {task.task!r}")
     return Validator(model, examples, vocabulary, task.batch_size, settings)
 
 
@@ -154,17 +177,19 @@ def _is_out_of_patience(state: TrainState, settings: Validation) -> bool:
 
 
 def _keep_best(
-    state: TrainState, scores: dict[str, float], validator: Validator, folder: Path
+    state: TrainState, scores: dict[str, float], training: Training, folder: Path
 ) -> TrainState:
     """Saves the model if its validation loss is the lowest yet."""
     if not scores["loss"] < state.best_loss:
         return state
-    card = {"step": int(state.step), "validation": scores}
-    vocabulary = _vocabulary(validator.vocabulary)
-    save_model(folder, validator.model.config, vocabulary, state.params, card)
+    card = {
+        "data": dataclasses.asdict(training.data),
+        "step": int(state.step),
+        "steps": training.steps,
+        "seed": training.seed,
+        "validation": scores,
+        "from": training.start.card,
+    }
+    vocabulary = data.vocabulary_of(training.data.task)
+    save_model(folder, training.start.model.config, vocabulary, state.params, card)
     return state.replace(best_loss=jnp.float32(scores["loss"]), best_step=state.step + 0)
-
-
-def _vocabulary(vocabulary: seqio.Vocabulary) -> Vocabulary:
-    file = getattr(vocabulary, "sentencepiece_model_file", None)
-    return Vocabulary(file and Path(file), vocabulary.extra_ids)

@@ -14,15 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import seqio
 from jax import Array
-from rouge_score import rouge_scorer
 
 from dera_jax import data
 from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.evaluation import metrics
 from dera_jax.models.language_model import PyTree, shift_right, streams
 from dera_jax.models.t5_lm import T5
 from dera_jax.training.losses import cross_entropy
 
-_ROUGE = ("rouge1", "rouge2", "rougeL")
 _PREFIX = re.compile(r"(\w+):")
 _SMALLEST_SHARE = 0.02  # of the tokens; below it a prefix is no objective but chance
 
@@ -63,7 +62,8 @@ class Validator:
             decoded = first(self.examples, self.settings.decoded)
             ids = greedy_tokens(self.model, params, decoded, self.batch_size)
             texts = [self.vocabulary.decode(row[row > 0].tolist()) for row in ids]
-            scores |= rouge(decoded.summaries, texts)
+            rouge = metrics.rouge(decoded.summaries, texts)
+            scores |= {name: float(np.mean(values)) for name, values in rouge.items()}
             write_samples(samples, first(decoded, self.settings.shown), texts)
         return scores
 
@@ -106,13 +106,6 @@ def greedy_tokens(
         lam = jnp.zeros(stream.shape, jnp.float32)
         rows.append(sample(model, params, batch["inputs"], lam, stream, sampling).tokens[:, 0])
     return np.concatenate(rows)[: len(examples)]
-
-
-def rouge(references: list[str], texts: list[str]) -> dict[str, float]:
-    """Mean F1 of ROUGE-1, -2 and -L, times 100, without stemming (as T5's)."""
-    scorer = rouge_scorer.RougeScorer(_ROUGE)
-    scores = [scorer.score(*pair) for pair in zip(references, texts, strict=True)]
-    return {name: 100 * float(np.mean([s[name].fmeasure for s in scores])) for name in _ROUGE}
 
 
 def first(examples: data.Examples, count: int) -> data.Examples:

@@ -13,9 +13,11 @@ import pytest
 from dera_jax.decoding import sampling as sampling_module
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample
-from dera_jax.models.language_model import score
+from dera_jax.models.language_model import score, streams
 from dera_jax.models.tabular import TabularLM
 from tests.decoding import worlds
+
+FIRST_DRAWS = [1.441218, 1.4971200, 1.2772480, 0.5770062, 4.2354951, -0.1590075]
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,19 @@ def test_calls_are_pure(pair):
     sample(*pair, Sampling(max_length=12, temperature=0.3, eos_id=7))
     second = sample(*pair, Sampling(max_length=12))
     jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_lambda_may_be_traced(pair):
+    model, params, inputs, lam, stream = pair
+    decode = lambda lam: sample(model, params, inputs, lam, stream, Sampling(max_length=4)).tokens
+    np.testing.assert_array_equal(jax.jit(decode)(lam), decode(lam))
+
+
+def test_draws_are_those_of_the_first_version():
+    """Seeds must give the same samples for ever; these numbers are from the first release."""
+    stream = streams(7, [123456789], [3])
+    noise = sampling_module.gumbel_noise(stream, jnp.array([[5]]), 6)
+    np.testing.assert_allclose(noise[0, 0], FIRST_DRAWS, rtol=1e-5)
 
 
 def test_log_probs_are_those_of_teacher_forcing(pair):

@@ -9,7 +9,7 @@ import pytest
 
 import tasks  # noqa: F401 (registers `newswire`)
 from dera_jax import data
-from dera_jax.checkpoints.model_folder import Loaded, Vocabulary, load_model
+from dera_jax.checkpoints.model_folder import Loaded, load_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
@@ -34,7 +34,9 @@ def alignment() -> Alignment:
         logits_via_embedding=True,
     )
     params = T5(config).init(jax.random.key(0))
-    reference = Loaded(T5(config), jax.tree.map(np.asarray, params), Vocabulary(None), {})
+    reference = Loaded(
+        T5(config), jax.tree.map(np.asarray, params), data.vocabulary_of("newswire"), {}
+    )
     rate = lambda peak: optimizers.adamw(
         optimizers.constant(peak, 2), clip_norm=1.0, weight_decay=0.0
     )

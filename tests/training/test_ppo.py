@@ -196,10 +196,15 @@ def test_every_epoch_sees_every_document_once():
     assert (epochs[0] != epochs[1]).any()
 
 
+COMPILED = {}  # rate -> step, since compiling it takes longer than all its calls
+
+
 def t5_steps(t5, count: int, rate: float = 1e-3) -> list[dict]:
     actors, objective, updates, params, inputs, ids = t5
     rates = constant_optimizers(rate, rate)
-    step = ppo.make_step(actors, objective, updates, rates, seed=3)
+    if rate not in COMPILED:
+        COMPILED[rate] = ppo.make_step(actors, objective, updates, rates, seed=3)
+    step = COMPILED[rate]
     state = ppo.initial_state(rates, params, actors.value.init(params))
     seen = []
     for _ in range(count):
