@@ -47,7 +47,7 @@ class Size:
 
 SIZES = {
     # gin_configs/models/tiny.gin
-    "tiny": Size(T5Config(4096, 192, 6, 3, 3, 32, 768, ("relu",), True), 112, 32),
+    "tiny": Size(T5Config(4096, 192, 6, 2, 2, 32, 768, ("relu",), True), 80, 24),
     "T5 1.1 small": Size(
         T5Config(32128, 512, 6, 8, 8, 64, 1024, ("gelu", "linear"), False), 512, 64
     ),

@@ -24,7 +24,7 @@ from dera_jax.models.language_model import streams
 from dera_jax.rewards.length import LengthInRange
 
 ASSETS = Path(str(resources.files("dera_jax"))) / "assets"
-INPUTS = 112  # tokens of a document the shipped models were trained with
+INPUTS = 80  # tokens of a document the shipped models were trained with
 BATCH_SIZE = 16
 WIDTH = 100
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import tasks  # noqa: F401 (registers `docstrings`; TensorFlow, so not before it is needed)
 
     options = _parser().parse_args(argv)
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.WARNING)
     pair = load_pair(options.reference, [options.aligned])
     low, high = pair.cards[1]["length_range"]
     sampling = Sampling(max_length=pair.cards[1]["max_length"])

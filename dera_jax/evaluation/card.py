@@ -17,7 +17,14 @@ from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation import metrics
 from dera_jax.evaluation.jobs import Split
 from dera_jax.evaluation.pairs import Pair, load_pair, tokenizer
-from dera_jax.evaluation.sweep import Documents, Sweep, decode, format_table, table
+from dera_jax.evaluation.sweep import (
+    Documents,
+    Sweep,
+    decode,
+    format_table,
+    full_batches,
+    table,
+)
 from dera_jax.models.language_model import streams
 from dera_jax.rewards.length import LengthInRange
 
@@ -50,8 +57,7 @@ def greedy_texts(pair: Pair, which: int, documents: Documents) -> list[str]:
     to_text = tokenizer(pair.vocabulary).decode
     sampling = Sampling(max_length=pair.cards[1]["max_length"], greedy=True)
     n, texts = len(documents.texts), []
-    for start in range(0, n, BATCH_SIZE):
-        rows = np.minimum(np.arange(start, start + BATCH_SIZE), n - 1)
+    for rows in full_batches(0, n, BATCH_SIZE):
         stream = streams(0, documents.example_id[rows], [0])
         out = sample(
             pair.model.models[which], pair.params[which], documents.inputs[rows],
@@ -64,6 +70,11 @@ def greedy_texts(pair: Pair, which: int, documents: Documents) -> list[str]:
 def lead(document: str, words: int = LEAD_WORDS) -> str:
     """The first words of a document's body, after its name and arguments."""
     return " ".join(document.partition("): ")[2].split()[:words])
+
+
+def name_of(document: str) -> str:
+    """The words of what a document describes: `flatten state` of `module.flatten state(x): ...`."""
+    return document.partition("(")[0].rpartition(": ")[2].rpartition(".")[2]
 
 
 def rouge_table(outputs: dict[str, list[str]], summaries: Sequence[str]) -> str:
@@ -107,6 +118,7 @@ def card(pair: Pair, documents: Documents, corpus_hash: str) -> str:
         "reference": greedy_texts(pair, 0, documents),
         "aligned": greedy_texts(pair, 1, documents),
         f"lead-{LEAD_WORDS} (the first words of the body)": [lead(t) for t in documents.texts],
+        "the name of the function or class": [name_of(t) for t in documents.texts],
     }
     records = samples_of_the_pair(pair, documents)
     page = [

@@ -1,12 +1,12 @@
 """The runs `sample` and `sweep`: a pair of model folders over a split of a seqio task."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 
 from dera_jax import data
+from dera_jax.checkpoints.vocabulary import check_same
 from dera_jax.evaluation.pairs import load_pair, tokenizer
 from dera_jax.evaluation.sweep import Documents, Sweep, decode, format_table, write_report
 from dera_jax.rewards.protocol import check_limit
@@ -67,6 +67,8 @@ class Decoding:
         if self.sweep.reward is not None:
             check_limit(self.sweep.reward, self.sweep.sampling.max_length)
         pair = load_pair(self.reference, [self.aligned])
+        theirs = data.vocabulary_of(self.documents.task)
+        check_same(pair.vocabulary, theirs, "the models", f"task {self.documents.task!r}")
         to_text = tokenizer(pair.vocabulary).decode
         records = decode(
             pair.model, pair.params, self.documents.read(), self.sweep, to_text, folder
@@ -75,4 +77,4 @@ class Decoding:
             return {"documents": len(records)}
         rows = write_report(records, folder)
         print(format_table(rows))
-        return {"documents": len(records), "lambda": json.loads(json.dumps(rows))}
+        return {"documents": len(records), "lambda": rows}

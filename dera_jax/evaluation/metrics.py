@@ -35,8 +35,8 @@ def repetition(text: str, n: int = 2) -> float:
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
-def mean_interval(values: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % confidence interval.
+def mean_interval(values: Sequence[Sequence[float]]) -> tuple[float, float | None]:
+    """Mean, and half the width of its 95 % confidence interval (None for a single document).
 
     Samples of one document are not independent, so the spread is that between documents.
 
@@ -45,6 +45,6 @@ def mean_interval(values: Sequence[Sequence[float]]) -> tuple[float, float]:
     """
     per_document = np.mean(np.asarray(values, np.float64), axis=1)
     if len(per_document) < 2:
-        return float(per_document.mean()), float("nan")
+        return float(per_document.mean()), None
     error = per_document.std(ddof=1) / np.sqrt(len(per_document))
     return float(per_document.mean()), float(1.96 * error)

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import sentencepiece
 
-from dera_jax.checkpoints.model_folder import Loaded, Vocabulary, load_model
+from dera_jax.checkpoints.model_folder import load_model
+from dera_jax.checkpoints.vocabulary import BYTE_OFFSET, Vocabulary, check_same
 from dera_jax.decoding.realign import Realigned
 from dera_jax.models.language_model import PyTree
-
-BYTE_OFFSET = 3  # seqio's byte vocabulary: 0, 1, 2 are padding, end and unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +31,7 @@ def load_pair(reference: str | Path, aligned: Sequence[str | Path]) -> Pair:
     """
     loaded = [load_model(folder) for folder in (reference, *aligned)]
     for folder, model in zip(aligned, loaded[1:], strict=True):
-        check_vocabularies(loaded[0], model, str(reference), str(folder))
+        check_same(loaded[0].vocabulary, model.vocabulary, str(reference), str(folder))
     models = [x.model for x in loaded]
     return Pair(
         model=Realigned(models[0], tuple(models[1:])),
@@ -40,33 +39,6 @@ def load_pair(reference: str | Path, aligned: Sequence[str | Path]) -> Pair:
         vocabulary=loaded[0].vocabulary,
         cards=tuple(x.card for x in loaded),
     )
-
-
-def pieces(vocabulary: Vocabulary) -> list[str]:
-    """What each id stands for."""
-    if vocabulary.file is None:
-        texts = [f"<special {i}>" for i in range(BYTE_OFFSET)] + [f"<byte {i}>" for i in range(256)]
-    else:
-        processor = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary.file))
-        texts = [processor.id_to_piece(i) for i in range(processor.vocab_size())]
-    return texts + [f"<extra id {i}>" for i in range(vocabulary.extra_ids)]
-
-
-def check_vocabularies(first: Loaded, second: Loaded, first_name: str, second_name: str) -> None:
-    """Refuses two models whose ids mean different pieces.
-
-    Raises:
-        ValueError: naming the first id that differs, and both pieces.
-    """
-    ours, theirs = pieces(first.vocabulary), pieces(second.vocabulary)
-    for i in range(max(len(ours), len(theirs))):
-        a = ours[i] if i < len(ours) else "(no such id)"
-        b = theirs[i] if i < len(theirs) else "(no such id)"
-        if a != b:
-            raise ValueError(
-                f"vocabularies differ at id {i}: {a!r} in {first_name}, {b!r} in {second_name}; "
-                "logits can only be combined over the same vocabulary"
-            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 PANELS = {
     "share_in_range": "share in range",
     "length": "length (tokens)",
-    "kl": "KL from the reference (nats)",
+    "kl": "KL from the reference (nats per text)",
     "rougeL": "ROUGE-L",
 }
 
@@ -22,7 +22,7 @@ def plot_sweep(rows: Sequence[dict], path: Path) -> None:
     lams = [row["lam"] for row in rows]
     for axis, (key, label) in zip(axes.flat, PANELS.items(), strict=True):
         values = [row[key] for row in rows]
-        errors = [row[f"{key}_ci95"] for row in rows]
+        errors = [row[f"{key}_ci95"] or 0 for row in rows]  # None: a single document
         axis.errorbar(lams, values, yerr=errors, marker="o", capsize=3)
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)

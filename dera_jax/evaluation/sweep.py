@@ -9,6 +9,7 @@ Axes: B documents at once, K = λ values x samples, S input length, T output len
 import csv
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -85,10 +86,9 @@ def decode(
     """
     folder.mkdir(parents=True, exist_ok=True)
     records = read_records(folder / RECORDS)
-    starts = range(len(records), len(documents.texts), sweep.batch_size)
+    batches = full_batches(len(records), len(documents.texts), sweep.batch_size)
     with open(folder / RECORDS, "a", encoding="utf-8") as out:
-        for start in tqdm(starts, desc="decoding", unit="batch", disable=not starts):
-            rows = _filled(np.arange(start, start + sweep.batch_size), len(documents.texts))
+        for rows in tqdm(batches, desc="decoding", unit="batch", disable=not batches):
             for record in _decode_batch(model, params, documents, sweep, to_text, rows):
                 out.write(json.dumps(record, ensure_ascii=False) + "\n")
                 records.append(record)
@@ -96,9 +96,10 @@ def decode(
     return records
 
 
-def _filled(rows: np.ndarray, n: int) -> np.ndarray:
-    """Row numbers with those past the end replaced by the last, so that no shape is new."""
-    return np.minimum(rows, n - 1)
+def full_batches(start: int, n: int, size: int) -> list[np.ndarray]:
+    """Row numbers start..n-1 in batches [size]; the last is filled up with row n - 1, so that no
+    shape is new."""
+    return [np.minimum(np.arange(i, i + size), n - 1) for i in range(start, n, size)]
 
 
 def _decode_batch(model, params, documents, sweep, to_text, rows) -> list[dict]:
@@ -114,7 +115,7 @@ def _decode_batch(model, params, documents, sweep, to_text, rows) -> list[dict]:
             break  # filling
         samples = [
             {
-                "lam": float(lam[b, k]),
+                "lam": float(sweep.lams[k // sweep.num_samples]),  # not as float32
                 "stream": int(numbers[k]),
                 "reward": None if reward is None else float(reward[b, k]),
                 **_describe(out, b, k, to_text),
@@ -164,7 +165,7 @@ def read_records(path: Path) -> list[dict]:
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
-        path.write_bytes(whole)
+        os.truncate(path, len(whole))
     return [json.loads(line) for line in whole.decode().splitlines()]
 
 
@@ -172,7 +173,7 @@ def table(records: Sequence[dict]) -> list[dict]:
     """One row per λ: means over documents, with the half width of their 95 % intervals.
 
     Columns: reward, share_in_range (of the samples with reward 0), length (tokens), kl (nats, from
-    the reference), rouge1/2/L (F1 x 100), repetition and distinct2 (see `metrics`).
+    the reference, of whole texts; at temperature 1 and without truncation only), rouge1/2/L (F1 x 100), repetition and distinct2 (see `metrics`).
     """
     lams = sorted({sample["lam"] for record in records for sample in record["samples"]})
     return [_row(lam, records) for lam in lams]

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from dera_jax import data
 from dera_jax.checkpoints.model_folder import Loaded, Vocabulary
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation.lengths import LengthSurvey
@@ -22,9 +23,15 @@ class Given:
     """Stands for a split of a task."""
 
     inputs: np.ndarray
+    task: str = "given"
 
     def read(self) -> Documents:
         return Documents(self.inputs, IDS, ["a"] * len(IDS), ["b"] * len(IDS))
+
+
+@pytest.fixture(autouse=True)
+def byte_vocabulary(monkeypatch):
+    monkeypatch.setattr(data, "vocabulary_of", lambda task: Vocabulary(None))
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,8 @@ def write(folder, vocabulary, config=CONFIG):
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     other = root / "other.model"
-    vocabularies.train(["some words to make other pieces from"] * 9, str(other), pieces=20)
+    texts = ["some words to make other pieces from", "and yet more of them, so that there are many"]
+    vocabularies.train(texts * 9, str(other), pieces=80)
     bytes_config = dataclasses.replace(CONFIG, vocab_size=259)
     return {
         "reference": write(root / "reference", shipped_vocabulary()),
@@ -69,7 +70,7 @@ def test_other_vocabularies_are_refused(folders, name, message):
 def test_tokenizer_agrees_with_seqio(folders):
     ours = tokenizer(shipped_vocabulary())
     theirs = vocabularies.docstrings_vocabulary()
-    text = "Returns the element-wise maximum of two arrays, or None."
+    text = "returns the element-wise maximum of two arrays, or none."
     assert ours.encode(text) == theirs.encode(text)
     assert ours.decode([*ours.encode(text), 1, 4095]) == text
     ours, theirs = tokenizer(Vocabulary(None)), vocabularies.bytes_vocabulary()

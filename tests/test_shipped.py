@@ -1,0 +1,38 @@
+"""The pair that ships with the package, on held-out documents: the main job as a newcomer runs it."""
+
+import json
+import time
+
+import jax
+import pytest
+
+from dera_jax import demo
+from dera_jax.checkpoints.model_folder import load_model
+
+
+@pytest.mark.parametrize("name", ["reference", "aligned"])
+def test_a_shipped_model_is_small(name):
+    model = load_model(demo.ASSETS / name)
+    assert sum(x.size for x in jax.tree.leaves(model.params)) <= 4_000_000
+
+
+def test_the_cards_say_how_the_models_were_made():
+    reference, aligned = (load_model(demo.ASSETS / name).card for name in ("reference", "aligned"))
+    assert reference["data"]["task"] == aligned["data"]["task"] == "docstrings"
+    assert reference["from"]["data"]["task"] == "prose"
+    assert aligned["from"] == reference
+    assert aligned["beta"] > 0 and len(aligned["length_range"]) == 2
+
+
+@pytest.mark.slow
+def test_the_main_job_shows_realignment(tmp_path, capsys):
+    began = time.monotonic()
+    demo.main(["--output", str(tmp_path)])
+    seconds = time.monotonic() - began
+    assert "token for token" in capsys.readouterr().out  # λ = 0 and 1 are the two models
+    rows = {row["lam"]: row for row in json.loads((tmp_path / "metrics.json").read_text())}
+    share = [rows[lam]["share_in_range"] for lam in (0, 0.25, 0.5, 1)]
+    assert share == sorted(share) and share[-1] > share[0] + 0.05
+    assert rows[1]["rougeL"] >= 0.85 * rows[0]["rougeL"]
+    print(f"main job: {seconds:.0f} s, share in range {share}")
+    assert seconds < 90
