@@ -35,12 +35,12 @@ def faithful_share(records: Path, lam: float) -> float:
 @pytest.mark.slow
 def test_from_nothing_to_a_lambda_sweep(tmp_path):
     sft, ppo, sweep = (tmp_path / name for name in ("sft", "ppo", "sweep"))
-    run("sft", sft, STEPS=800)
-    run("ppo", ppo, REFERENCE=str(sft / "best"), STEPS=50)
+    run("sft", sft, STEPS=1000)
+    run("ppo", ppo, REFERENCE=str(sft / "best"), PPO_STEPS=60, UPDATES=60)
     pair = {"REFERENCE": str(sft / "best"), "ALIGNED": str(ppo / "aligned")}
-    rows = run("sweep", sweep, **pair, DOCUMENTS=60)["lambda"]
+    rows = run("sweep", sweep, **pair, DOCUMENTS=120)["lambda"]
 
-    # In half its steps the T5 has learnt most of the corpus: what it samples, at temperature 1, is
+    # In less than half its steps the T5 has learnt most of the corpus: what it samples, at temperature 1, is
     # true more often than not. A text of no known phrase does not count as true.
     assert faithful_share(sweep / "records.jsonl", 0.0) > 0.5
     assert faithful_share(sweep / "records.jsonl", 1.0) > 0.5
