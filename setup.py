@@ -46,7 +46,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["dera_jax", "dera_jax.*", "tasks", "tasks.*"]),
-    package_data={"dera_jax": ["assets/**"]},
+    package_data={"dera_jax": ["assets/**", "evaluation/*.html"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

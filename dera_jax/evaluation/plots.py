@@ -40,3 +40,108 @@ def plot_sweep(rows: Sequence[dict], path: Path) -> None:
     )
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def plot_exact(means: Sequence[dict], path: Path) -> None:
+    """The rows of `exact.mean_rows`: how far DeRa is from what it approximates, without sampling."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    horizons = sorted({row["horizon"] for row in means})
+
+    def line(axis, aligned: str, horizon: int, key: str, **style) -> None:
+        rows = [m for m in means if (m["aligned"], m["horizon"]) == (aligned, horizon)]
+        if rows:
+            axis.plot([row["lam"] for row in rows], [row[key] for row in rows], **style)
+
+    for i, horizon in enumerate(horizons):
+        color = plt.cm.viridis(i / len(horizons))
+        style = {"color": color, "label": f"horizon {horizon}"}
+        line(axes[0], "optimum", horizon, "kl_token_sequence", marker="o", **style)
+        line(axes[1], "optimum", horizon, "reward_retrained", **style)
+        line(axes[1], "optimum", horizon, "reward_token", linestyle="--", marker="o", color=color)
+    gaps = {
+        "kl_token_sequence": "token ‖ sequence: DeRa's",
+        "kl_sequence_retrained": "sequence ‖ π*(β/λ): PPO's",
+        "kl_token_retrained": "token ‖ π*(β/λ): both",
+    }
+    for key, label in gaps.items():
+        line(axes[2], "PPO", horizons[-1], key, marker="o", label=label)
+    axes[0].set_title("DeRa's error, aligned with the optimum")
+    axes[0].set_ylabel("KL(token ‖ sequence mixture), nats per text")
+    axes[1].set_title("reward: π*(β/λ) (lines), DeRa (dashed)")
+    axes[1].set_ylabel("mean reward")
+    axes[2].set_title(f"aligned by PPO, horizon {horizons[-1]}")
+    axes[2].set_ylabel("KL, nats per text")
+    axes[2].set_yscale("log")
+    for axis in axes:
+        axis.set_xlabel("λ")
+        axis.axvline(1, color="grey", linestyle=":", linewidth=1)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_lengths(counts: Sequence[dict], path: Path) -> None:
+    """The rows of `comparison.length_counts`: DeRa at λ over the model retrained at β₀/λ."""
+    lams = sorted({row["lam"] for row in counts})
+    figure, axes = plt.subplots(
+        1, len(lams), figsize=(3.2 * len(lams), 3.2), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for axis, lam in zip(axes[0], lams, strict=True):
+        for source, style in (
+            ("dera", {"width": 1.0, "alpha": 0.45}),
+            ("retrained", {"width": 1.0, "fill": False, "edgecolor": "black"}),
+        ):
+            rows = [row for row in counts if (row["lam"], row["source"]) == (lam, source)]
+            label = "DeRa" if source == "dera" else "retrained at β₀/λ"
+            axis.bar([r["length"] for r in rows], [r["share"] for r in rows], label=label, **style)
+        axis.set_title(f"λ = {lam:g}")
+        axis.set_xlabel("length (tokens)")
+    axes[0, 0].set_ylabel("share of texts")
+    axes[0, 0].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_rewards(result: dict, text: str, path: Path) -> None:
+    """Mean reward against λ: DeRa, retrained models, and what the optimum would have."""
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    _with_errors(axis, result["dera"], "lam", "DeRa at λ", marker="o")
+    _with_errors(axis, result["retrained"], "lam", "retrained at β₀/λ", marker="s", linestyle="")
+    closed = result["closed_form"]
+    axis.plot([r["lam"] for r in closed], [r["reward"] for r in closed], "--", color="grey",
+              label="closed form of π*(β₀/λ)")  # fmt: skip
+    axis.set_xlabel("λ")
+    axis.set_ylabel("mean reward (0 in range, −1 out of it)")
+    axis.set_title(text, fontsize=8, wrap=True)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_frontier(result: dict, path: Path) -> None:
+    """Mean reward against KL from the reference, for DeRa and for retrained models."""
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, label, style in (
+        ("dera", "DeRa", {"marker": "o"}),
+        ("retrained", "retrained", {"marker": "s", "linestyle": ""}),
+    ):
+        _with_errors(axis, result[name], "kl", label, **style)
+        for row in result[name]:
+            offset = (6, 4) if name == "dera" else (6, -10)
+            axis.annotate(f"λ = {row['lam']:g}", (row["kl"], row["reward"]), xytext=offset,
+                          textcoords="offset points", fontsize=7)  # fmt: skip
+    axis.set_xlabel("KL from the reference (nats per text)")
+    axis.set_ylabel("mean reward")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _with_errors(axis, rows: Sequence[dict], x: str, label: str, **style) -> None:
+    errors = [row["reward_ci95"] or 0 for row in rows]
+    values = [row["reward"] for row in rows]
+    axis.errorbar([row[x] for row in rows], values, yerr=errors, capsize=3, label=label, **style)

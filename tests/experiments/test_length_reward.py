@@ -1,0 +1,110 @@
+"""The length experiment with a model of no use: its stages, their order, and going on after a stop."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import tasks  # noqa: F401 (registers `newswire`)
+from dera_jax import data
+from dera_jax.checkpoints.model_folder import save_model
+from dera_jax.checkpoints.orbax import Saving
+from dera_jax.evaluation.comparison import FIGURES
+from dera_jax.evaluation.jobs import Split
+from dera_jax.experiments.length_reward import LengthReward, Reference
+from dera_jax.models.t5 import T5Config
+from dera_jax.models.t5_lm import T5
+from dera_jax.rewards.length import LengthInRange
+from dera_jax.training import optimizers, ppo
+from dera_jax.training.alignment import Alignment
+from dera_jax.training.supervised import Data
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory) -> LengthReward:
+    folder = tmp_path_factory.mktemp("reference")
+    config = T5Config(1024, 16, 2, 1, 1, 8, 32, ("relu",), True)
+    params = T5(config).init(jax.random.key(0))
+    save_model(folder / "model", config, data.vocabulary_of("newswire"), params, {})
+    rate = lambda peak: optimizers.adamw(optimizers.constant(peak, 2), 1.0, weight_decay=0.0)
+
+    def align(reference, objective, seed):
+        return Alignment(
+            reference,
+            Data("newswire", inputs=16, targets=16, batch_size=4),
+            objective,
+            ppo.Updates(rollouts=2, epochs=1, minibatches=1),
+            ppo.Optimizers(rate(1e-2), rate(2e-2)),
+            steps=2,
+            seed=seed,
+            saving=Saving(steps=100, minutes=1e9),
+        )
+
+    return LengthReward(
+        reference=Reference(folder=str(folder / "model")),
+        align=align,
+        objective=ppo.Objective(LengthInRange(2, 5), max_length=8, beta=0.3),
+        seeds=(0,),
+        lams=(0.0, 0.5, 1.0),
+        retrained=(0.5,),
+        documents=Split("newswire", "test", inputs=16, documents=4),
+        num_samples=3,
+        reference_samples=4,
+        batch_size=2,
+    )
+
+
+@pytest.mark.slow
+def test_a_stopped_experiment_goes_on_and_ends_the_same(experiment, tmp_path):
+    whole = experiment.run(tmp_path / "whole")
+    names = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert names >= {*FIGURES, "report.html", "comparison.csv", "slopes.csv", "lengths.csv"}
+    assert [row["lam"] for row in whole["comparison"]] == [0.5, 1.0]
+    assert {(row["beta"], row["seed"]) for row in whole["slopes"]} == {
+        (beta, seed) for beta in (0.3, 0.6) for seed in (0,)
+    }
+    # DeRa at λ = 1 and the model "retrained" at β₀ are one model, decoded with the same draws.
+    assert whole["comparison"][1]["gap_reward"] == whole["comparison"][1]["gap_length"] == 0
+
+    # Stopped after PPO: what is there is not made again, and the rest comes out the same.
+    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
+    for path in (tmp_path / "stopped").iterdir():
+        if path.is_file() or path.name.startswith(("dera", "retrained_lam_1")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    again = dataclasses.replace(experiment, align=_never).run(tmp_path / "stopped")
+    assert json.dumps(again) == json.dumps(whole)
+
+
+def _never(**_):
+    raise AssertionError("a finished stage was run again")
+
+
+def test_a_retrained_model_is_trained_at_its_own_beta(experiment, tmp_path):
+    asked = []
+    align = lambda reference, objective, seed: asked.append((objective.beta, seed)) or _Nothing()
+    watched = dataclasses.replace(experiment, align=align, seeds=(0, 1))
+    for stage in watched.stages(tmp_path):
+        if stage.name.startswith("PPO"):
+            stage.run(stage.folder)
+    assert asked == [(0.6, 0), (0.3, 0), (0.6, 1), (0.3, 1)]
+
+
+class _Nothing:
+    def run(self, folder):
+        return {}
+
+
+def test_a_reference_is_given_or_trained():
+    with pytest.raises(ValueError, match="not both"):
+        Reference()
+    with pytest.raises(ValueError, match="not both"):
+        Reference(folder="a", training=lambda: None)
+
+
+def test_the_closed_form_is_that_of_the_sampled_shares(experiment, tmp_path):
+    survey = {stage.name: stage for stage in experiment.stages(tmp_path)}["reference's lengths"]
+    shares = survey.run(tmp_path)["shares"]
+    assert len(shares) == 4 and np.all(np.isin(np.multiply(shares, 4), range(5)))
