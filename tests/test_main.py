@@ -175,7 +175,10 @@ def macros_to_set(path: str) -> set[str]:
     return set(found).union(*map(macros_to_set, included))
 
 
-PARTS = ("gin_configs/runs/supervised.gin",)  # included by others
+PARTS = (  # included by others
+    "gin_configs/runs/supervised.gin",
+    "gin_configs/experiments/length_reward/base.gin",
+)
 RUN_FILES = [path.relative_to(ROOT).as_posix() for path in (ROOT / "gin_configs").rglob("*.gin")]
 RUN_FILES = sorted(f for f in RUN_FILES if "/models/" not in f and f not in PARTS)
 
