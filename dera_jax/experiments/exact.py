@@ -80,7 +80,7 @@ class ExactWorlds:
         """Writes exact.csv (a row per world, horizon, aligned model and λ) and exact.png.
 
         Returns:
-            The means over worlds.
+            The row, of the means over worlds, where DeRa is farthest from the sequence mixture.
 
         Raises:
             ArithmeticError: the sequence mixture of the optimum was not the optimum at β/λ.
@@ -94,7 +94,7 @@ class ExactWorlds:
         means = mean_rows(rows)
         plots.plot_exact(means, folder / "exact.png")
         print(format_rows(means))
-        return {"means": means}
+        return {"farthest": max(means, key=lambda row: row["kl_token_sequence"])}
 
     def compare(self, horizon: int, seed: int) -> list[dict]:
         """The rows of one world."""
