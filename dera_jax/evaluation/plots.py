@@ -72,6 +72,7 @@ def plot_exact(means: Sequence[dict], path: Path) -> None:
     axes[2].set_title(f"aligned by PPO, horizon {horizons[-1]}")
     axes[2].set_ylabel("KL, nats per text")
     axes[2].set_yscale("log")
+    axes[2].set_ylim(bottom=1e-5)  # at λ = 1 DeRa's own error is rounding
     for axis in axes:
         axis.set_xlabel("λ")
         axis.axvline(1, color="grey", linestyle=":", linewidth=1)
