@@ -21,9 +21,9 @@ REQUIRES = [
     "safetensors>=0.5",
     "sentencepiece>=0.2",
     "seqio>=0.0.20",
+    "tensorboard>=2.19",  # clu's writer imports it
     # Not tensorflow-cpu: seqio needs tensorflow-text, which requires `tensorflow` by that name, and
     # both would write the same files.
-    "tensorboard>=2.19",  # clu's writer imports it
     "tensorflow>=2.19",
     "tensorflow-datasets>=4.9.7",
     "tqdm>=4.66",

@@ -173,7 +173,8 @@ def table(records: Sequence[dict]) -> list[dict]:
     """One row per λ: means over documents, with the half width of their 95 % intervals.
 
     Columns: reward, share_in_range (of the samples with reward 0), length (tokens), kl (nats, from
-    the reference, of whole texts; at temperature 1 and without truncation only), rouge1/2/L (F1 x 100), repetition and distinct2 (see `metrics`).
+    the reference, of whole texts; at temperature 1 and without truncation only), rouge1/2/L
+    (F1 x 100), repetition and distinct2 (see `metrics`).
     """
     lams = sorted({sample["lam"] for record in records for sample in record["samples"]})
     return [_row(lam, records) for lam in lams]

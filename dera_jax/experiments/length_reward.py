@@ -10,7 +10,6 @@ Every stage has a folder of its own. A finished stage is not run again, an unfin
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -76,6 +75,9 @@ class LengthReward:
         num_samples: of each document, at each λ of each seed.
         reference_samples: of each document, for the closed form.
         batch_size: documents at once.
+
+    Raises:
+        ValueError: a retrained λ that is not in the sweep, which it is to be compared with.
     """
 
     reference: Reference
@@ -88,6 +90,14 @@ class LengthReward:
     num_samples: int
     reference_samples: int
     batch_size: int
+
+    def __post_init__(self):
+        missing = sorted(set(self._grid) - set(self.lams))
+        if missing or min(self._grid) <= 0:
+            raise ValueError(
+                "LengthReward.retrained and λ = 1 must be above 0 and among LengthReward.lams "
+                f"{self.lams}; found {self._grid}"
+            )
 
     def run(self, folder: Path) -> dict[str, object]:
         """Runs what is not finished; leaves figures, CSV files and report.html in `folder`.
@@ -124,9 +134,11 @@ class LengthReward:
 
     def compare(self, folder: Path) -> dict[str, object]:
         """Reads the stages' records and writes what the experiment shows."""
-        dera = comparison.pool([_records(folder / f"dera_seed_{seed}") for seed in self.seeds])
+        dera = comparison.pool([self._records(folder / f"dera_seed_{seed}") for seed in self.seeds])
         retrained = {
-            lam: [_records(folder / f"retrained_lam_{lam:g}_seed_{seed}") for seed in self.seeds]
+            lam: [
+                self._records(folder / f"retrained_lam_{lam:g}_seed_{seed}") for seed in self.seeds
+            ]
             for lam in self._grid
         }
         shares = np.asarray(run_folder.result(folder / "reference")["shares"])
@@ -138,10 +150,14 @@ class LengthReward:
             facts=comparison.sentences(result),
             figures=[folder / name for name in comparison.FIGURES],
             rows=result["comparison"],
-            records=_records(folder / f"dera_seed_{self.seeds[0]}"),
+            records=self._records(folder / f"dera_seed_{self.seeds[0]}"),
         )
         print("\n".join(comparison.sentences(result)))
         return result
+
+    @staticmethod
+    def _records(folder: Path) -> list[dict]:
+        return sweep.read_records(folder / sweep.RECORDS)
 
     @property
     def _grid(self) -> tuple[float, ...]:
@@ -204,7 +220,3 @@ def _run_once(stage: Stage) -> None:
     if run_folder.result(stage.folder) is None:
         stage.folder.mkdir(parents=True, exist_ok=True)
         run_folder.finish(stage.folder, stage.run(stage.folder))
-
-
-def _records(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / sweep.RECORDS).read_text().splitlines()]

@@ -97,6 +97,14 @@ class _Nothing:
         return {}
 
 
+@pytest.mark.parametrize(
+    "change", [{"retrained": (0.3,)}, {"lams": (0.0, 0.5)}, {"retrained": (0,)}]
+)
+def test_every_retrained_model_has_its_lambda_in_the_sweep(experiment, change):
+    with pytest.raises(ValueError, match="among LengthReward.lams"):
+        dataclasses.replace(experiment, **change)
+
+
 def test_a_reference_is_given_or_trained():
     with pytest.raises(ValueError, match="not both"):
         Reference()
