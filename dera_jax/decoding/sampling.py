@@ -17,7 +17,7 @@ from jax import Array
 
 from dera_jax.decoding import transforms
 from dera_jax.decoding.realign import Realigned, check_lam
-from dera_jax.models.language_model import LanguageModel, Output, PyTree, State
+from dera_jax.models.language_model import LanguageModel, Output, PyTree, State, rewind
 
 CHUNK = 8  # steps between two looks at whether every row has ended
 
@@ -84,6 +84,14 @@ class Hypotheses:
 
 
 @struct.dataclass
+class Prefilled:
+    """What `prefill` leaves for `sample_from`: the model's state, and its room (static, tokens)."""
+
+    state: State
+    room: int = struct.field(pytree_node=False)
+
+
+@struct.dataclass
 class Samples:
     """Decoded hypotheses.
 
@@ -123,19 +131,79 @@ def sample(
     Raises:
         ValueError: a setting out of its range, or lam of the wrong shape or not finite.
     """
+    lam = _check(model, lam, stream, sampling)
+    return _sample(model, params, inputs, lam, stream, sampling)
+
+
+def prefill(
+    model: LanguageModel,
+    params: PyTree,
+    inputs: Array,
+    lam: Array,
+    stream: Array,
+    sampling: Sampling,
+) -> Prefilled:
+    """The encoder's work of `sample` alone, for `sample_from` to use many times; arguments alike."""
+    lam = _check(model, lam, stream, sampling)
+    return Prefilled(_start(model, params, inputs, lam, stream, sampling), _room(sampling))
+
+
+def sample_from(
+    model: LanguageModel,
+    params: PyTree,
+    prefilled: Prefilled,
+    lam: Array,
+    stream: Array,
+    sampling: Sampling,
+) -> Samples:
+    """What `sample` gives with this lam and stream on the inputs of `prefilled`, which is kept.
+
+    Raises:
+        ValueError: as `sample` does, or `prefilled` is of another number of hypotheses, or has no
+            room for texts of this length.
+    """
+    rows, room = prefilled.state.stream.shape, prefilled.room
+    if stream.shape != rows or _room(sampling) > room:
+        raise ValueError(
+            f"prefilled for {rows} hypotheses of at most {room} tokens; found {stream.shape} of "
+            f"{sampling.max_length}."
+        )
+    lam = _check(model, lam, stream, sampling)
+    return _sample_from(model, params, prefilled.state, lam, stream, sampling)
+
+
+def _check(model: LanguageModel, lam: Array, stream: Array, sampling: Sampling) -> Array:
     check_sampling(sampling, model.vocab_size)
     if isinstance(model, Realigned):
         known = lam if isinstance(lam, jax.core.Tracer) else np.asarray(lam)
         check_lam(known, stream.shape, len(model.aligned))
-    return _sample(model, params, inputs, jnp.asarray(lam, jnp.float32), stream, sampling)
+    return jnp.asarray(lam, jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _sample(model, params, inputs, lam, stream, sampling: Sampling) -> Samples:
-    # The cache is a whole number of chunks: a slice update past its end would be moved back onto
-    # the last slots without a word.
-    num_chunks = -(-sampling.max_length // CHUNK)
-    hypotheses = begin(model, params, inputs, lam, stream, num_chunks * CHUNK)
+    state = _start(model, params, inputs, lam, stream, sampling)
+    return _decode(model, params, state, sampling)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sample_from(model, params, state, lam, stream, sampling: Sampling) -> Samples:
+    return _decode(model, params, rewind(state).replace(lam=lam, stream=stream), sampling)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _start(model, params, inputs, lam, stream, sampling: Sampling) -> State:
+    return model.start(params, inputs, lam, stream, _room(sampling))
+
+
+def _room(sampling: Sampling) -> int:
+    """Tokens in the cache, a whole number of chunks: a slice update past its end would be moved
+    back onto the last slots without a word."""
+    return -(-sampling.max_length // CHUNK) * CHUNK
+
+
+def _decode(model, params, state: State, sampling: Sampling) -> Samples:
+    num_chunks, hypotheses = _room(sampling) // CHUNK, begin(model, state)
     chunk = functools.partial(decode_chunk, model, params, sampling, num_steps=CHUNK)
     like = jax.eval_shape(lambda h: chunk(h)[1], hypotheses)
     record = jax.tree.map(lambda x: jnp.zeros((num_chunks, *x.shape), x.dtype), like)
@@ -161,10 +229,9 @@ def _time_last(x: Array, length: int) -> Array:
     return jnp.moveaxis(x.reshape(-1, *x.shape[2:]), 0, -1)[..., :length]
 
 
-def begin(model, params, inputs: Array, lam: Array, stream: Array, max_len: int) -> Hypotheses:
-    """Hypotheses of inputs[B, S] before their first token."""
-    state = model.start(params, inputs, lam, stream, max_len)
-    zeros = jnp.zeros(stream.shape, jnp.int32)
+def begin(model: LanguageModel, state: State) -> Hypotheses:
+    """Hypotheses of a state of `start`, before their first token."""
+    zeros = jnp.zeros(state.stream.shape, jnp.int32)
     return Hypotheses(state, zeros + model.start_token, zeros, zeros > 0)
 
 

@@ -3,7 +3,6 @@
 Records are those of `sweep.decode`: one per document, in the same order in every file.
 """
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dera_jax.evaluation import metrics, plots, sweep
+from dera_jax.evaluation.tables import write_csv
 from dera_jax.rewards.length import share_in_range
 from dera_jax.training.ppo import Objective
 
@@ -161,9 +161,9 @@ def write(result: Mapping[str, object], dera, retrained, folder: Path) -> None:
     text = json.dumps(result, indent=1) + "\n"
     (folder / "comparison.json").write_text(text, encoding="utf-8")
     for name, rows in result.items():
-        _write_csv(folder / f"{name}.csv", rows)
+        write_csv(folder / f"{name}.csv", rows)
     counts = length_counts(dera, {lam: pool(runs, lam) for lam, runs in retrained.items()})
-    _write_csv(folder / "lengths.csv", counts)
+    write_csv(folder / "lengths.csv", counts)
     text = "\n".join(sentences(result)[:1])
     plots.plot_lengths(counts, folder / FIGURES[0])
     plots.plot_rewards(result, text, folder / FIGURES[1])
@@ -182,10 +182,3 @@ def length_counts(dera, retrained: Mapping[float, Sequence[dict]]) -> list[dict]
                 for n, share in enumerate(shares)
             ]
     return rows
-
-
-def _write_csv(path: Path, rows: Sequence[dict]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

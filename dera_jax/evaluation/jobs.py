@@ -7,7 +7,8 @@ import numpy as np
 
 from dera_jax import data
 from dera_jax.checkpoints.vocabulary import check_same
-from dera_jax.evaluation.pairs import load_pair, tokenizer
+from dera_jax.decoding.sampling import Prefilled
+from dera_jax.evaluation.pairs import Pair, load_pair, tokenizer
 from dera_jax.evaluation.sweep import Documents, Sweep, decode, format_table, write_report
 from dera_jax.rewards.protocol import check_limit
 
@@ -64,17 +65,40 @@ class Decoding:
         Returns:
             How many documents were decoded, and the rows of the table.
         """
-        if self.sweep.reward is not None:
-            check_limit(self.sweep.reward, self.sweep.sampling.max_length)
-        pair = load_pair(self.reference, [self.aligned])
-        theirs = data.vocabulary_of(self.documents.task)
-        check_same(pair.vocabulary, theirs, "the models", f"task {self.documents.task!r}")
-        to_text = tokenizer(pair.vocabulary).decode
-        records = decode(
-            pair.model, pair.params, self.documents.read(), self.sweep, to_text, folder
-        )
+        records = self.load().decode(self.sweep, folder)
         if self.sweep.reward is None:
             return {"documents": len(records)}
         rows = write_report(records, folder)
         print(format_table(rows))
         return {"documents": len(records), "lambda": rows}
+
+    def load(self) -> "Loaded":
+        """Reads models and documents.
+
+        Raises:
+            ValueError: the reward cannot be reached within the length limit, or the models'
+                vocabulary is not the task's.
+        """
+        if self.sweep.reward is not None:
+            check_limit(self.sweep.reward, self.sweep.sampling.max_length)
+        pair = load_pair(self.reference, [self.aligned])
+        theirs = data.vocabulary_of(self.documents.task)
+        check_same(pair.vocabulary, theirs, "the models", f"task {self.documents.task!r}")
+        return Loaded(pair, self.documents.read())
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A pair and documents, read."""
+
+    pair: Pair
+    documents: Documents
+
+    def decode(
+        self, sweep: Sweep, folder: Path, prefills: dict[int, Prefilled] | None = None
+    ) -> list[dict]:
+        """The records of `evaluation.sweep.decode`."""
+        to_text = tokenizer(self.pair.vocabulary).decode
+        return decode(
+            self.pair.model, self.pair.params, self.documents, sweep, to_text, folder, prefills
+        )

@@ -42,6 +42,35 @@ def plot_sweep(rows: Sequence[dict], path: Path) -> None:
     plt.close(figure)
 
 
+def plot_choice(rows: Sequence[dict], best: dict, limit: tuple[str, float], path: Path) -> None:
+    """Mean reward, and below it what is limited, against every λ tried, as a PNG.
+
+    Args:
+        rows: of `sweep.table` with `round` and `allowed`.
+        best: the row chosen.
+        limit: key of the limited quantity, and its limit.
+        path: of the file.
+    """
+    key, bound = limit
+    figure, axes = plt.subplots(2, 1, figsize=(7, 6.5), sharex=True, layout="constrained")
+    for axis, name, label in zip(axes, ("reward", key), ("mean reward", PANELS[key]), strict=True):
+        for row in rows:
+            axis.errorbar(row["lam"], row[name], yerr=row[f"{name}_ci95"] or 0, capsize=3, marker="o",
+                          color=f"C{row['round']}",
+                          fillstyle="full" if row["allowed"] else "none")  # fmt: skip
+        axis.axvline(best["lam"], color="grey", linestyle=":")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+    axes[1].axhline(bound, color="black", linestyle="--", linewidth=1)
+    axes[1].set_xlabel("λ")
+    figure.suptitle(
+        f"chosen: λ = {best['lam']:g} (filled: within the limit; colours: rounds, coarse to fine)",
+        fontsize=10,
+    )
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def plot_exact(means: Sequence[dict], path: Path) -> None:
     """The rows of `exact.mean_rows`: how far DeRa is from what it approximates, without sampling."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")

@@ -6,8 +6,8 @@ are made from it, so a run that was stopped goes on where it was and loses no de
 Axes: B documents at once, K = λ values x samples, S input length, T output length.
 """
 
-import csv
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -17,8 +17,17 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from dera_jax.decoding.sampling import Samples, Sampling, sample, sweep_rows
+from dera_jax.decoding.sampling import (
+    Prefilled,
+    Samples,
+    Sampling,
+    prefill,
+    sample,
+    sample_from,
+    sweep_rows,
+)
 from dera_jax.evaluation import metrics, plots
+from dera_jax.evaluation.tables import write_csv
 from dera_jax.models.language_model import LanguageModel, PyTree, streams
 from dera_jax.rewards.protocol import Reward
 
@@ -70,6 +79,7 @@ def decode(
     sweep: Sweep,
     to_text: Callable[[Sequence[int]], str],
     folder: Path,
+    prefills: dict[int, Prefilled] | None = None,
 ) -> list[dict]:
     """Decodes all documents into `folder`/records.jsonl, after those that are there already.
 
@@ -80,6 +90,8 @@ def decode(
         sweep: λ values and the rest.
         to_text: ids to text.
         folder: of this sweep alone, with these settings.
+        prefills: the encoder's work by batch, filled here: given again to a later sweep with as
+            many rows of the same documents, it is not done again. None keeps nothing.
 
     Returns:
         One record per document: example_id, document, summary, samples (one dict per λ and sample).
@@ -89,7 +101,8 @@ def decode(
     batches = full_batches(len(records), len(documents.texts), sweep.batch_size)
     with open(folder / RECORDS, "a", encoding="utf-8") as out:
         for rows in tqdm(batches, desc="decoding", unit="batch", disable=not batches):
-            for record in _decode_batch(model, params, documents, sweep, to_text, rows):
+            sample_batch = functools.partial(_sample_batch, model, params, prefills, int(rows[0]))
+            for record in _decode_batch(sample_batch, documents, sweep, to_text, rows):
                 out.write(json.dumps(record, ensure_ascii=False) + "\n")
                 records.append(record)
             out.flush()
@@ -102,11 +115,19 @@ def full_batches(start: int, n: int, size: int) -> list[np.ndarray]:
     return [np.minimum(np.arange(i, i + size), n - 1) for i in range(start, n, size)]
 
 
-def _decode_batch(model, params, documents, sweep, to_text, rows) -> list[dict]:
+def _sample_batch(model, params, prefills, batch, inputs, lam, stream, sampling) -> Samples:
+    if prefills is None:
+        return sample(model, params, inputs, lam, stream, sampling)
+    if batch not in prefills:
+        prefills[batch] = prefill(model, params, inputs, lam, stream, sampling)
+    return sample_from(model, params, prefills[batch], lam, stream, sampling)
+
+
+def _decode_batch(sample_batch, documents, sweep, to_text, rows) -> list[dict]:
     lam, numbers = sweep_rows(sweep.lams, sweep.num_samples, len(rows))
     inputs = documents.inputs[rows]
     stream = streams(sweep.seed, documents.example_id[rows], numbers)
-    out = sample(model, params, inputs, lam, stream, sweep.sampling)
+    out = sample_batch(inputs, lam, stream, sweep.sampling)
     reward = _rewards(sweep.reward, inputs, out)
     out = jax.tree.map(np.asarray, out)
     records = []
@@ -203,10 +224,7 @@ def write_report(records: Sequence[dict], folder: Path) -> list[dict]:
     """Writes metrics.json, metrics.csv and sweep.png of the records; returns the table."""
     rows = table(records)
     (folder / "metrics.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    with open(folder / "metrics.csv", "w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(folder / "metrics.csv", rows)
     plots.plot_sweep(rows, folder / "sweep.png")
     return rows
 

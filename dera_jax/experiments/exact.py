@@ -12,7 +12,6 @@ With the optimum as aligned model, sequence and retrained are the same; with a p
 the three differ, and PPO's own error is told apart from DeRa's.
 """
 
-import csv
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dera_jax.evaluation import plots, trees
+from dera_jax.evaluation.tables import write_csv
 from dera_jax.models.heads import TabularValue
 from dera_jax.models.tabular import TabularLM
 from dera_jax.rewards.length import LengthInRange
@@ -87,10 +87,7 @@ class ExactWorlds:
         """
         worlds = [(horizon, seed) for horizon in self.horizons for seed in range(self.worlds)]
         rows = [row for world in tqdm(worlds, unit="world") for row in self.compare(*world)]
-        with open(folder / TABLE, "w", newline="", encoding="utf-8") as out:
-            writer = csv.DictWriter(out, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(folder / TABLE, rows)
         means = mean_rows(rows)
         plots.plot_exact(means, folder / "exact.png")
         print(format_rows(means))

@@ -12,7 +12,7 @@ import pytest
 
 from dera_jax.decoding import sampling as sampling_module
 from dera_jax.decoding.realign import Realigned
-from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.decoding.sampling import Sampling, prefill, sample, sample_from
 from dera_jax.models.language_model import score, streams
 from dera_jax.models.tabular import TabularLM
 from tests.decoding import worlds
@@ -144,6 +144,20 @@ def test_settings_may_differ_by_row():
     np.testing.assert_array_equal(out.tokens[:, 0::2], cold.tokens[:, 0::2])
     np.testing.assert_array_equal(out.tokens[:, 1::2], hot.tokens[:, 1::2])
     assert (cold.tokens != hot.tokens).any()
+
+
+def test_prefilled_inputs_give_the_same_samples_for_any_lambda_and_stream(pair):
+    model, params, inputs, lam, stream = pair
+    sampling = Sampling(max_length=12)
+    prefilled = prefill(model, params, inputs, lam, stream, sampling)
+    for new in ((lam, stream), (lam[:, ::-1] * 2, stream[:, ::-1]), (lam, stream)):
+        again = sample_from(model, params, prefilled, *new, sampling)
+        fresh = sample(model, params, inputs, *new, sampling)
+        jax.tree.map(np.testing.assert_array_equal, again, fresh)
+    with pytest.raises(ValueError, match="at most 16 tokens; found .* of 17"):
+        sample_from(model, params, prefilled, lam, stream, Sampling(max_length=17))
+    with pytest.raises(ValueError, match="prefilled for"):
+        sample_from(model, params, prefilled, lam[:, :1], stream[:, :1], sampling)
 
 
 def test_new_values_compile_nothing(pair):
