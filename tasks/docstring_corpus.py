@@ -145,7 +145,7 @@ def to_pair(item: text.Documented, source: str) -> Pair | None:
     body = body.strip(" .,;:-")
     body += "" if body.endswith((")", "!", "?")) else "."
     count = len(text.words(summary))
-    if not _SUMMARY_WORDS[0] <= count <= _SUMMARY_WORDS[1] or not is_sentence(summary):
+    if not _SUMMARY_WORDS[0] <= count <= _SUMMARY_WORDS[1] or not _is_sentence(summary):
         return None
     if (
         len(text.words(body)) < _MIN_BODY_WORDS
@@ -182,7 +182,7 @@ def _split_sentence(paragraph: str) -> tuple[str, str]:
     return paragraph[:end], paragraph[end:].strip()
 
 
-def is_sentence(summary: str) -> bool:
+def _is_sentence(summary: str) -> bool:
     """Mostly words of letters, unlike a signature or a formula."""
     if not summary[0].isalpha() or _UNFINISHED.search(summary):
         return False

@@ -1,40 +1,26 @@
-"""seqio tasks `docstrings`: the body of a docstring in, its first paragraph out; and
-`docstrings_detailed`: the same, and longer summaries beside (`docstring_details`).
-"""
-
-import functools
-from collections.abc import Callable
+"""seqio task `docstrings`: the body of a docstring in, its first line out."""
 
 import seqio
 import tensorflow as tf
 
-from tasks import docstring_corpus, docstring_details, jsonl, vocabularies
+from tasks import docstring_corpus, jsonl, vocabularies
 
 PREFIX = "summarize: "
 
 
-def dataset(
-    split: str,
-    shuffle_files: bool,
-    seed: int | None = None,
-    more: Callable[[docstring_corpus.Pair], docstring_corpus.Pair | None] | None = None,
-) -> tf.data.Dataset:
+def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
     """Examples of one split: `inputs` (with the prefix), `targets`, `example_id`.
 
     `example_id` is a non-negative int32 made from the document's hash: the same document has the
     same id in every run. Held-out splits come from the shipped list, and `train` needs the
     versions that list was made with.
 
-    more: makes a further example of a pair, or None; its id is that of the document
-
     Raises:
         RuntimeError: `train` under other package versions, where twins of held-out documents
             cannot be told apart.
     """
     del shuffle_files, seed  # the loader permutes
-    pairs = _pairs(split)
-    further = map(more, pairs) if more else ()
-    return tf.data.Dataset.from_tensor_slices(_columns([*pairs, *filter(None, further)]))
+    return tf.data.Dataset.from_tensor_slices(_columns(_pairs(split)))
 
 
 def _pairs(split: str) -> list[docstring_corpus.Pair]:
@@ -67,11 +53,11 @@ def example_id(pair: docstring_corpus.Pair) -> int:
     return int(pair.hash[:8], 16) & 0x7FFFFFFF
 
 
-def register(name: str, features: dict[str, seqio.Feature], source=dataset) -> seqio.Task:
+def register(name: str, features: dict[str, seqio.Feature]) -> seqio.Task:
     """Registers the corpus under `name` for other features, such as another vocabulary."""
     return seqio.TaskRegistry.add(
         name,
-        source=seqio.FunctionDataSource(source, splits=docstring_corpus.SPLITS),
+        source=seqio.FunctionDataSource(dataset, splits=docstring_corpus.SPLITS),
         preprocessors=[
             seqio.preprocessors.tokenize,
             seqio.CacheDatasetPlaceholder(),
@@ -81,7 +67,4 @@ def register(name: str, features: dict[str, seqio.Feature], source=dataset) -> s
     )
 
 
-_FEATURES = jsonl.features(vocabularies.docstrings_vocabulary())
-_DETAILED = functools.partial(dataset, more=docstring_details.detailed)
-register("docstrings", _FEATURES)
-register("docstrings_detailed", _FEATURES, _DETAILED)
+register("docstrings", jsonl.features(vocabularies.docstrings_vocabulary()))
