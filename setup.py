@@ -30,7 +30,14 @@ REQUIRES = [
 ]
 
 EXTRAS = {
-    "test": ["hypothesis>=6.100", "nbclient>=0.10", "pytest>=8.0", "ruff>=0.12", "selenium>=4.20"],
+    "test": [
+        "hypothesis>=6.100",
+        "ipykernel>=6.29",
+        "nbclient>=0.10",
+        "pytest>=8.0",
+        "ruff>=0.12",
+        "selenium>=4.20",
+    ],
     "bench": ["torch>=2.6", "transformers>=4.50"],
     "t5x": ["t5x @ git+https://github.com/google-research/t5x"],
     "gpu": ["jax[cuda12]>=0.10"],

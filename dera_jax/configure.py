@@ -19,6 +19,7 @@ import gin
 from absl import logging
 
 from dera_jax import run_folder
+from dera_jax.training.dry_run import format_needs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _ONE_LINE = 10**6  # so that settings can be compared line by line
@@ -56,17 +57,28 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
         raise ValueError(str(error).rstrip() + _hint(str(error))) from error
 
 
-def launch() -> None:
-    """Does what the parsed config says."""
-    gin.get_configurable(run)()
+def launch(dry_run: bool = False) -> None:
+    """Does what the parsed config says, or tells what it would need."""
+    gin.get_configurable(run)(dry_run=dry_run)
 
 
-def run(job: Job, folder: str) -> None:
+def run(job: Job, folder: str, dry_run: bool = False) -> None:
     """Does `job` in `folder` unless that was done already.
+
+    Args:
+        job: what to do.
+        folder: where.
+        dry_run: only print what the job needs, from shapes; touches no folder.
 
     Raises:
         FileExistsError: the folder belongs to a run with other settings.
+        ValueError: a dry run of a job that does not know its needs.
     """
+    if dry_run:
+        if not hasattr(job, "needs"):
+            raise ValueError(f"--dry_run: {type(job).__name__} has no step whose shapes to check")
+        print(format_needs(job.needs()))
+        return
     where = Path(folder)
     run_folder.claim(where, gin.operative_config_str(max_line_length=_ONE_LINE))
     if run_folder.result(where) is None:

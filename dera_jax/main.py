@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     bindings = [_binding(argument) for argument in rest]
     try:
         configure.parse(options.gin_file, bindings, options.gin_search_paths.split(","))
-        configure.launch()
+        configure.launch(options.dry_run)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError) as error:
         if not _is_ours(error):
             raise
@@ -50,6 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--gin_search_paths", default=".", help="folders of gin files, separated by commas"
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="check every shape and tell parameters, memory and tokens per step; runs nothing",
     )
     return parser
 

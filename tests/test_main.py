@@ -188,6 +188,38 @@ def test_every_run_file_names_what_exists(path):
     configure.parse([path], [f"{name} = 1" for name in sorted(macros_to_set(path))], ["."])
 
 
+EXPERIMENTS = "gin_configs/experiments/length_reward"
+SIZES = [  # parameters counted by hand from the sizes in gin_configs/models
+    ("newswire", 230_400, 32 * (64 + 32)),
+    # 76,961,152: the size of the public T5 1.1 small checkpoint
+    pytest.param("t5_small_xsum", 76_961_152, 32 * (512 + 64), marks=pytest.mark.slow),
+    pytest.param("t5_small_docstrings", 48_256_384, 32 * (80 + 24), marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("name, parameters, tokens", SIZES)
+def test_a_dry_run_tells_what_the_experiment_needs(name, parameters, tokens, tmp_path, capsys):
+    out = tmp_path / "out"
+    main.main([f"--gin_file={EXPERIMENTS}/{name}.gin", f'--gin.MODEL_DIR="{out}"', "--dry_run"])
+    said = capsys.readouterr().out
+    assert re.findall(r"^(.+): [\d,]+ tokens", said, re.MULTILINE) == [
+        "SFT step",
+        "PPO step",
+        "DeRa sweep, a batch",
+    ]
+    assert f"SFT step: {tokens:,} tokens" in said and f"model {parameters:,}\n" in said
+    assert f"reference {parameters:,}, policy {parameters:,}, value network" in said
+    # Float32 parameters, at least: an optimizer's state and results come on top.
+    kept = [float(x) for x in re.findall(r"([\d.]+) GiB kept", said)]
+    assert kept[1] >= round(3 * 4 * parameters / 2**30, 2) and not out.exists()
+
+
+def test_a_dry_run_of_a_job_without_steps_is_refused(tmp_path):
+    arguments = ["--gin_file=gin_configs/experiments/exact.gin", f'--gin.MODEL_DIR="{tmp_path}/x"']
+    with pytest.raises(SystemExit, match="--dry_run: Exact"):
+        main.main([*arguments, "--dry_run"])
+
+
 RUN = """
 from __gin__ import dynamic_registration
 import letters

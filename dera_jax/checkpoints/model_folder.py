@@ -90,10 +90,14 @@ def load_model(folder: str | Path) -> Loaded:
             vocabulary is not the one the model was trained with.
     """
     folder = Path(folder)
-    config = _read_json(folder, CONFIG)
-    model = T5(T5Config(**config["model"]))
-    vocabulary = _vocabulary(folder, config["vocabulary"])
+    model = T5(read_config(folder))
+    vocabulary = _vocabulary(folder, _read_json(folder, CONFIG)["vocabulary"])
     return Loaded(model, _read_parameters(folder, model), vocabulary, _read_json(folder, CARD))
+
+
+def read_config(folder: str | Path) -> T5Config:
+    """The sizes of a folder's model alone; raises as `load_model` does."""
+    return T5Config(**_read_json(Path(folder), CONFIG)["model"])
 
 
 def _shipped(name: str) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dera_jax.evaluation import metrics, plots, sweep
-from dera_jax.evaluation.tables import write_csv
+from dera_jax.evaluation.tables import in_columns, write_csv
 from dera_jax.rewards.length import share_in_range
 from dera_jax.training.ppo import Objective
 
@@ -130,8 +130,24 @@ def slope(records: Sequence[dict], beta: float) -> tuple[float, float]:
 
 
 def largest_gap(rows: Sequence[dict], key: str) -> dict:
-    """The row whose gap in `key` is the largest in size."""
-    return max(rows, key=lambda row: abs(row[f"gap_{key}"]))
+    """Of the row whose gap in `key` is the largest in size: λ, gap, and half its 95 % interval."""
+    row = max(rows, key=lambda row: abs(row[f"gap_{key}"]))
+    return {"lam": row["lam"], "gap": row[f"gap_{key}"], "ci95": row[f"gap_{key}_ci95"]}
+
+
+def format_comparison(rows: Sequence[dict]) -> str:
+    """The rows of `compare` for a terminal: DeRa, retrained (and for the reward the optimum)."""
+    head = ["λ", "β", "reward: DeRa", "retrained", "optimum", "length: DeRa", "retrained"]
+    lines = [[*head, "KL: DeRa", "retrained"]]
+    for row in rows:
+        pair = lambda key, digits, row=row: [
+            f"{row[f'{source}_{key}']:.{digits}f}" for source in ("dera", "retrained")
+        ]
+        lines.append(
+            [f"{row['lam']:g}", f"{row['beta']:.3g}", *pair("reward", 3)]
+            + [f"{row['closed_form_reward']:.3f}", *pair("length", 1), *pair("kl", 2)]
+        )
+    return in_columns(lines)
 
 
 def sentences(result: Mapping[str, object]) -> list[str]:
@@ -141,12 +157,12 @@ def sentences(result: Mapping[str, object]) -> list[str]:
     names = {"reward": "mean reward", "length": "mean length", "kl": "KL from the reference"}
     found = []
     for key, unit in units.items():
-        row = largest_gap(rows, key)
-        error = row[f"gap_{key}_ci95"]
+        largest = largest_gap(rows, key)
+        error = largest["ci95"]
         interval = "" if error is None else f" ± {error:.3f}"
         found.append(
             f"Largest gap between DeRa and retrained in {names[key]}: "
-            f"{row[f'gap_{key}']:+.3f}{interval}{unit}, at λ = {row['lam']:g}."
+            f"{largest['gap']:+.3f}{interval}{unit}, at λ = {largest['lam']:g}."
         )
     for row in result["slopes"]:
         found.append(
@@ -164,10 +180,10 @@ def write(result: Mapping[str, object], dera, retrained, folder: Path) -> None:
         write_csv(folder / f"{name}.csv", rows)
     counts = length_counts(dera, {lam: pool(runs, lam) for lam, runs in retrained.items()})
     write_csv(folder / "lengths.csv", counts)
-    text = "\n".join(sentences(result)[:1])
-    plots.plot_lengths(counts, folder / FIGURES[0])
-    plots.plot_rewards(result, text, folder / FIGURES[1])
-    plots.plot_frontier(result, folder / FIGURES[2])
+    reward, length, kl = sentences(result)[:3]
+    plots.plot_lengths(counts, length, folder / FIGURES[0])
+    plots.plot_rewards(result, reward, folder / FIGURES[1])
+    plots.plot_frontier(result, kl, folder / FIGURES[2])
 
 
 def length_counts(dera, retrained: Mapping[float, Sequence[dict]]) -> list[dict]:

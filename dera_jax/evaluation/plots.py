@@ -3,9 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 PANELS = {
@@ -111,7 +108,7 @@ def plot_exact(means: Sequence[dict], path: Path) -> None:
     plt.close(figure)
 
 
-def plot_lengths(counts: Sequence[dict], path: Path) -> None:
+def plot_lengths(counts: Sequence[dict], text: str, path: Path) -> None:
     """The rows of `comparison.length_counts`: DeRa at λ over the model retrained at β₀/λ."""
     lams = sorted({row["lam"] for row in counts})
     figure, axes = plt.subplots(
@@ -130,6 +127,7 @@ def plot_lengths(counts: Sequence[dict], path: Path) -> None:
         axis.set_xlabel("length (tokens)")
     axes[0, 0].set_ylabel("share of texts")
     axes[0, 0].legend(fontsize=8)
+    figure.suptitle(text, fontsize=9)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -151,7 +149,7 @@ def plot_rewards(result: dict, text: str, path: Path) -> None:
     plt.close(figure)
 
 
-def plot_frontier(result: dict, path: Path) -> None:
+def plot_frontier(result: dict, text: str, path: Path) -> None:
     """Mean reward against KL from the reference, for DeRa and for retrained models."""
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for name, label, style in (
@@ -165,6 +163,7 @@ def plot_frontier(result: dict, path: Path) -> None:
                           textcoords="offset points", fontsize=7)  # fmt: skip
     axis.set_xlabel("KL from the reference (nats per text)")
     axis.set_ylabel("mean reward")
+    axis.set_title(text, fontsize=8, wrap=True)
     axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(path, dpi=120)

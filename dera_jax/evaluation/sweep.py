@@ -27,7 +27,7 @@ from dera_jax.decoding.sampling import (
     sweep_rows,
 )
 from dera_jax.evaluation import metrics, plots
-from dera_jax.evaluation.tables import write_csv
+from dera_jax.evaluation.tables import in_columns, write_csv
 from dera_jax.models.language_model import LanguageModel, PyTree, streams
 from dera_jax.rewards.protocol import Reward
 
@@ -252,8 +252,6 @@ def format_table(rows: Sequence[dict]) -> str:
         text = f"{row[key]:.{digits}f}"
         return text if error is None else f"{text} ±{error:.{digits}f}"
 
-    lines = [list(COLUMNS)] + [[cell(row, key) for key in COLUMNS.values()] for row in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
-    return "\n".join(
-        "  ".join(text.rjust(w) for text, w in zip(line, widths, strict=True)) for line in lines
+    return in_columns(
+        [list(COLUMNS)] + [[cell(row, key) for key in COLUMNS.values()] for row in rows]
     )

@@ -1,4 +1,4 @@
-"""Rows of numbers as files."""
+"""Rows of numbers as files and on a terminal."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -11,3 +11,12 @@ def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
         writer = csv.DictWriter(out, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def in_columns(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells, each column as wide as its widest cell and flush right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )

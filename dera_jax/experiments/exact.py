@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dera_jax.evaluation import plots, trees
-from dera_jax.evaluation.tables import write_csv
+from dera_jax.evaluation.tables import in_columns, write_csv
 from dera_jax.models.heads import TabularValue
 from dera_jax.models.tabular import TabularLM
 from dera_jax.rewards.length import LengthInRange
@@ -174,7 +174,4 @@ def format_rows(means: Sequence[dict]) -> str:
     """The means as a table for a terminal."""
     lines = [list(means[0])]
     lines += [[f"{x:.5g}" if isinstance(x, float) else str(x) for x in m.values()] for m in means]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines
-    )
+    return in_columns(lines)

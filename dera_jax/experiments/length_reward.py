@@ -13,17 +13,23 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from dera_jax import run_folder
-from dera_jax.checkpoints.model_folder import load_model
-from dera_jax.decoding.sampling import Sampling
+from dera_jax.checkpoints.model_folder import Loaded, load_model, read_config
+from dera_jax.decoding.realign import Realigned
+from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation import comparison, report, sweep
 from dera_jax.evaluation.jobs import Split
 from dera_jax.evaluation.lengths import LengthSurvey
 from dera_jax.evaluation.pairs import load_pair, tokenizer
+from dera_jax.models.language_model import PyTree, streams
+from dera_jax.models.t5_lm import T5
 from dera_jax.training.alignment import MODEL, Alignment
+from dera_jax.training.dry_run import Need, need
 from dera_jax.training.ppo import Objective
 from dera_jax.training.supervised import Training
 
@@ -66,7 +72,7 @@ class LengthReward:
 
     Attributes:
         reference: the model to realign.
-        align: makes a PPO run of a loaded reference, an objective and a seed.
+        align: makes a PPO run of a loaded reference, `objective` and `seed`.
         objective: the length reward, and β₀ at λ = 1.
         seeds: of the PPO runs; all is done for each.
         lams: of the DeRa sweep.
@@ -103,14 +109,43 @@ class LengthReward:
         """Runs what is not finished; leaves figures, CSV files and report.html in `folder`.
 
         Returns:
-            The rows of the comparison and its largest gaps.
+            The largest gaps between DeRa and retrained; all else is in comparison.json.
         """
         stages = self.stages(folder)
         with tqdm(stages, unit="stage") as progress:
             for stage in progress:
                 progress.set_description(stage.name)
                 _run_once(stage)
-        return self.compare(folder)
+        rows = self.compare(folder)["comparison"]
+        return {
+            f"largest_gap_{key}": comparison.largest_gap(rows, key)
+            for key in ("reward", "length", "kl")
+        }
+
+    def needs(self) -> list[Need]:
+        """What the stages' compiled steps take; the runs at the other β take what the first does."""
+        needs, model = [], None
+        if self.reference.training is not None:
+            training = self.reference.training()
+            needs, model = training.needs(), training.start.model
+        model = model or T5(read_config(self.reference.folder))
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        like = Loaded(model, params, vocabulary=None, card={})
+        alignment = self._alignment(like, self.objective, self.seeds[0])
+        return needs + alignment.needs() + [self._sweep_need(model, params)]
+
+    def _sweep_need(self, model: T5, params: PyTree) -> Need:
+        rows, max_length = len(self.lams) * self.num_samples, self.objective.max_length
+        inputs = jax.ShapeDtypeStruct((self.batch_size, self.documents.inputs), jnp.int32)
+        stream = jax.eval_shape(lambda: streams(0, jnp.arange(self.batch_size), jnp.arange(rows)))
+        lam = jax.ShapeDtypeStruct(stream.shape, jnp.float32)
+        pair = Realigned(model, (model,))
+        decode = jax.jit(lambda *args: sample(pair, *args, Sampling(max_length)))
+        networks = {"reference": params, "aligned": params}
+        tokens = stream.size * max_length
+        return need(
+            "DeRa sweep, a batch", networks, tokens, decode, (params,) * 2, inputs, lam, stream
+        )
 
     def stages(self, folder: Path) -> list[Stage]:
         """In order; each reads what the ones before it left."""
@@ -152,6 +187,7 @@ class LengthReward:
             rows=result["comparison"],
             records=self._records(folder / f"dera_seed_{self.seeds[0]}"),
         )
+        print(comparison.format_comparison(result["comparison"]))
         print("\n".join(comparison.sentences(result)))
         return result
 
@@ -177,9 +213,14 @@ class LengthReward:
 
         def align(where: Path) -> Mapping[str, object]:
             reference = load_model(self._reference_folder(folder))
-            return self.align(reference=reference, objective=objective, seed=seed).run(where)
+            return self._alignment(reference, objective, seed).run(where)
 
         return align
+
+    def _alignment(self, reference: Loaded, objective: Objective, seed: int) -> Alignment:
+        # By position: gin makes the value bound to a parameter, here it would load a model, even
+        # where the caller names the parameter.
+        return self.align(reference, objective=objective, seed=seed)
 
     def _survey(self, folder: Path) -> Callable:
         def survey(where: Path) -> Mapping[str, object]:

@@ -18,6 +18,7 @@ from dera_jax.checkpoints.vocabulary import check_same
 from dera_jax.models.heads import T5Value
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.training import metrics, ppo
+from dera_jax.training.dry_run import Need, need
 from dera_jax.training.progress import PERIOD, Progress
 from dera_jax.training.supervised import Data
 
@@ -54,6 +55,24 @@ class Alignment:
     def run(self, folder: Path) -> dict[str, float]:
         """Aligns, or goes on aligning, in `folder`; see `align`."""
         return align(self, folder)
+
+    def needs(self) -> list[Need]:
+        """What a step takes, from shapes alone; those of `reference.params` suffice."""
+        task, updates, reference = self.data, self.updates, self.reference
+        actors = ppo.Actors(reference.model, T5Value(reference.model))
+        shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+        params = shapes(reference.params)
+        value = jax.eval_shape(actors.value.init, params)
+        start = lambda policy, value: ppo.initial_state(self.optimizers, policy, value)
+        state = jax.eval_shape(start, params, value)
+        improve = ppo.make_step(actors, self.objective, updates, self.optimizers, self.seed)
+        rows = task.batch_size
+        inputs = jax.ShapeDtypeStruct((rows, task.inputs), jnp.int32)
+        example_ids = jax.ShapeDtypeStruct((rows,), jnp.int32)
+        tokens = rows * updates.rollouts * self.objective.max_length
+        networks = {"reference": params, "policy": params, "value network": value}
+        step = improve, state, ppo.Fixed(params), inputs, example_ids
+        return [need("PPO step", networks, tokens, *step)]
 
 
 def align(alignment: Alignment, folder: Path) -> dict[str, float]:

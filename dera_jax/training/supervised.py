@@ -5,6 +5,7 @@ run killed at any moment resumes from its last checkpoint and, on a CPU, ends wi
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -12,13 +13,14 @@ import jax.numpy as jnp
 import seqio
 
 from dera_jax import data
-from dera_jax.checkpoints.model_folder import load_model, save_model
+from dera_jax.checkpoints.model_folder import load_model, read_config, save_model
 from dera_jax.checkpoints.orbax import Checkpoints, Saving
 from dera_jax.checkpoints.vocabulary import Vocabulary, check_same
 from dera_jax.models.copying import with_copying_heads
 from dera_jax.models.language_model import PyTree
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
+from dera_jax.training.dry_run import Need, need
 from dera_jax.training.metrics import MetricWriter
 from dera_jax.training.optimizers import Optimizer
 from dera_jax.training.progress import Progress
@@ -44,20 +46,31 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Origin:
+    """The parameters that training starts from.
+
+    Attributes:
+        params: T5X's tree.
+        card: of the finished model they are from, or how they were drawn.
+        vocabulary: the ids they mean something for; None for random parameters.
+    """
+
+    params: PyTree
+    card: dict
+    vocabulary: Vocabulary | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Start:
     """Where training starts.
 
     Attributes:
         model: the architecture, dropout included.
-        params: its first parameters.
-        card: of the finished model they are from, or how they were drawn.
-        vocabulary: the ids they mean something for; None for random parameters.
+        read: makes or reads the first parameters; not called before training begins.
     """
 
     model: T5
-    params: PyTree
-    card: dict
-    vocabulary: Vocabulary | None = None
+    read: Callable[[], Origin]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,25 +101,66 @@ class Training:
         """Trains, or goes on training, in `folder`; see `train`."""
         return train(self, folder)
 
+    def needs(self) -> list[Need]:
+        """What a step takes, from shapes alone."""
+        model, task = self.start.model, self.data
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        state = jax.eval_shape(lambda p: initial_state(p, self.optimizer), params)
+        update = make_step(model, self.optimizer, self.loss, self.seed)
+        shapes = [(task.batch_size, n) for n in (task.inputs, task.targets)]
+        batch = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in shapes]
+        tokens = task.batch_size * (task.inputs + task.targets)
+        return [need("SFT step", {"model": params}, tokens, update, state, *batch)]
+
 
 def new_model(config: T5Config, seed: int) -> Start:
     """A T5 with random parameters."""
-    params = T5(config).init(jax.random.key(seed))
-    return Start(T5(config), params, {"random_parameters": seed})
+    model = T5(config)
+    draw = lambda: Origin(model.init(jax.random.key(seed)), {"random_parameters": seed})
+    return Start(model, draw)
 
 
 def copying_model(config: T5Config, seed: int) -> Start:
     """A T5 with random parameters, but for heads that copy; see `models.copying`."""
     start = new_model(config, seed)
-    params = with_copying_heads(start.params, config, jax.random.key(seed))
-    return Start(start.model, params, start.card | {"copying_heads": True})
+
+    def draw() -> Origin:
+        random = start.read()
+        params = with_copying_heads(random.params, config, jax.random.key(seed))
+        return Origin(params, random.card | {"copying_heads": True})
+
+    return Start(start.model, draw)
 
 
 def finished_model(folder: str, dropout_rate: float) -> Start:
     """A model from its folder, to be trained further with this dropout."""
+    config = dataclasses.replace(read_config(folder), dropout_rate=dropout_rate)
+    return Start(T5(config), lambda: _read(folder))
+
+
+def finished_model_of(config: T5Config, folder: str | None) -> Start:
+    """A model from its folder, with the sizes said beforehand: they can be checked without it.
+
+    Raises:
+        ValueError: (when training begins) no folder, or its model has other sizes.
+    """
+
+    def read() -> Origin:
+        if folder is None:
+            raise ValueError("the model to start from is not given: add --gin.INITIAL_MODEL=...")
+        # Dropout and the type of activations are the run's, not the parameters'.
+        free = {"dropout_rate": config.dropout_rate, "dtype": config.dtype}
+        found = dataclasses.replace(read_config(folder), **free)
+        if found != config:
+            raise ValueError(f"{folder} holds a model of other sizes: {found}, expected {config}")
+        return _read(folder)
+
+    return Start(T5(config), read)
+
+
+def _read(folder: str) -> Origin:
     loaded = load_model(folder)
-    config = dataclasses.replace(loaded.model.config, dropout_rate=dropout_rate)
-    return Start(T5(config), loaded.params, loaded.card, loaded.vocabulary)
+    return Origin(loaded.params, loaded.card, loaded.vocabulary)
 
 
 def train(training: Training, folder: Path) -> dict[str, float]:
@@ -125,8 +179,9 @@ def train(training: Training, folder: Path) -> dict[str, float]:
     """
     model, task = training.start.model, training.data
     lengths = {"inputs": task.inputs, "targets": task.targets}
-    validator = _validator(training, lengths)
-    state = initial_state(training.start.params, training.optimizer)
+    origin = training.start.read()
+    validator = _validator(training, origin.vocabulary, lengths)
+    state = initial_state(origin.params, training.optimizer)
     checkpoints = Checkpoints(folder / "checkpoints", training.saving)
     state = checkpoints.restore(state) or state
     step = int(state.step)
@@ -145,7 +200,7 @@ def train(training: Training, folder: Path) -> dict[str, float]:
             progress.flush()
             scores = validator(state.params, folder / "samples" / f"step_{step:06d}.txt")
             progress.validated(scores)
-            state = _keep_best(state, scores, training, folder / "best")
+            state = _keep_best(state, scores, training, origin.card, folder / "best")
             done = last or _is_out_of_patience(state, training.validation)
         if done or checkpoints.is_due(step):
             progress.flush()
@@ -156,7 +211,7 @@ def train(training: Training, folder: Path) -> dict[str, float]:
     return {"best_loss": float(state.best_loss), "best_step": int(state.best_step)}
 
 
-def _validator(training: Training, lengths: dict[str, int]) -> Validator:
+def _validator(training: Training, known: Vocabulary | None, lengths: dict[str, int]) -> Validator:
     task, settings, model = training.data, training.validation, training.start.model
     examples = first(data.epoch(task.task, "validation", lengths, seed=0), settings.examples)
     vocabulary = seqio.get_mixture_or_task(task.task).output_features["targets"].vocabulary
@@ -165,9 +220,9 @@ def _validator(training: Training, lengths: dict[str, int]) -> Validator:
             f"the vocabulary of task {task.task!r} has {vocabulary.vocab_size} ids, the model only "
             f"{model.vocab_size}: raise T5Config.vocab_size"
         )
-    if training.start.vocabulary:
+    if known:
         theirs = data.vocabulary_of(task.task)
-        check_same(training.start.vocabulary, theirs, "the model", f"task {task.task!r}")
+        check_same(known, theirs, "the model", f"task {task.task!r}")
     return Validator(model, examples, vocabulary, task.batch_size, settings)
 
 
@@ -177,7 +232,7 @@ def _is_out_of_patience(state: TrainState, settings: Validation) -> bool:
 
 
 def _keep_best(
-    state: TrainState, scores: dict[str, float], training: Training, folder: Path
+    state: TrainState, scores: dict[str, float], training: Training, start: dict, folder: Path
 ) -> TrainState:
     """Saves the model if its validation loss is the lowest yet."""
     if not scores["loss"] < state.best_loss:
@@ -188,7 +243,7 @@ def _keep_best(
         "steps": training.steps,
         "seed": training.seed,
         "validation": scores,
-        "from": training.start.card,
+        "from": start,
     }
     vocabulary = data.vocabulary_of(training.data.task)
     save_model(folder, training.start.model.config, vocabulary, state.params, card)

@@ -59,7 +59,9 @@ def experiment(tmp_path_factory) -> LengthReward:
 
 @pytest.mark.slow
 def test_a_stopped_experiment_goes_on_and_ends_the_same(experiment, tmp_path):
-    whole = experiment.run(tmp_path / "whole")
+    ended = experiment.run(tmp_path / "whole")
+    whole = json.loads((tmp_path / "whole" / "comparison.json").read_text())
+    assert ended["largest_gap_reward"]["lam"] == 0.5
     names = {path.name for path in (tmp_path / "whole").iterdir()}
     assert names >= {*FIGURES, "report.html", "comparison.csv", "slopes.csv", "lengths.csv"}
     assert [row["lam"] for row in whole["comparison"]] == [0.5, 1.0]
@@ -75,7 +77,9 @@ def test_a_stopped_experiment_goes_on_and_ends_the_same(experiment, tmp_path):
         if path.is_file() or path.name.startswith(("dera", "retrained_lam_1")):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     again = dataclasses.replace(experiment, align=_never).run(tmp_path / "stopped")
-    assert json.dumps(again) == json.dumps(whole)
+    assert again == ended
+    written = (tmp_path / "stopped" / "comparison.json").read_text()
+    assert json.loads(written) == whole
 
 
 def _never(**_):

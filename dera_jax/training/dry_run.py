@@ -1,0 +1,73 @@
+"""What a run will need, from shapes alone: nothing is read, nothing computed."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """What one compiled call takes.
+
+    Attributes:
+        name: of the call.
+        parameters: how many, by network.
+        tokens: that a call reads or writes at most, padding included.
+        kept: bytes of its arguments and results per device; what is updated in place counts once.
+        temporary: bytes per device that XLA allocates on top while the call runs.
+        platform: whose compiler said so; another one allocates otherwise.
+    """
+
+    name: str
+    parameters: Mapping[str, int]
+    tokens: int
+    kept: int
+    temporary: int
+    platform: str
+
+
+def need(
+    name: str, networks: Mapping[str, object], tokens: int, call: Callable, *shapes: object
+) -> Need:
+    """Traces and compiles `call`, a jitted function, for arguments of these shapes.
+
+    Args:
+        name: what to call it.
+        networks: parameters, or their shapes, by network.
+        tokens: that it reads or writes at most.
+        call: the jitted function.
+        shapes: its arguments, arrays or `jax.ShapeDtypeStruct`s.
+
+    Raises:
+        TypeError, ValueError: shapes that do not fit each other.
+    """
+    memory = call.lower(*shapes).compile().memory_analysis()
+    updated = memory.alias_size_in_bytes
+    return Need(
+        name=name,
+        parameters={
+            key: sum(x.size for x in jax.tree.leaves(params)) for key, params in networks.items()
+        },
+        tokens=tokens,
+        kept=memory.argument_size_in_bytes + memory.output_size_in_bytes - updated,
+        temporary=memory.temp_size_in_bytes,
+        platform=jax.default_backend(),
+    )
+
+
+def format_needs(needs: Sequence[Need]) -> str:
+    """A paragraph for each."""
+    return "\n".join(map(_format, needs))
+
+
+def _format(x: Need) -> str:
+    networks = ", ".join(f"{name} {size:,}" for name, size in x.parameters.items())
+    return (
+        f"{x.name}: {x.tokens:,} tokens at most\n"
+        f"  parameters: {networks}\n"
+        f"  memory per device ({x.platform}): {x.kept / GIB:.2f} GiB kept and "
+        f"{x.temporary / GIB:.2f} GiB while it runs"
+    )
