@@ -24,7 +24,7 @@ lint: $(READY)
 tiny: $(READY)
 	$(RUN) --gin_file=$(TINY)/pretrain.gin
 	$(RUN) --gin_file=$(TINY)/sft.gin
-	$(BIN)/python -m dera_jax.checkpoints.ship out/tiny/sft/best dera_jax/assets/reference
+	$(BIN)/python -m dera_jax.checkpoints.ship out/tiny/sft/best dera_jax/assets/reference --temperature 0.65
 	$(RUN) --gin_file=$(TINY)/ppo.gin
 	$(BIN)/python -m dera_jax.checkpoints.ship out/tiny/ppo/aligned dera_jax/assets/aligned
 	$(BIN)/python -m dera_jax.evaluation.card

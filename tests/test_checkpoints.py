@@ -1,5 +1,6 @@
 """Train states and finished models on disk: what comes back, and what is refused."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dera_jax.checkpoints import ship
 from dera_jax.checkpoints.mismatch import check_shapes
 from dera_jax.checkpoints.model_folder import Vocabulary, load_model, save_model
 from dera_jax.checkpoints.orbax import Checkpoints, Saving
+from dera_jax.models.heads import start_teacher_forcing
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 
@@ -61,6 +64,23 @@ def test_bfloat16_is_rounded_once_and_half_the_size(tmp_path, folder):
     assert equal(load_model(tmp_path / "half").params, rounded)
     size = lambda name: (tmp_path / name / "model.safetensors").stat().st_size
     assert size("half") < 0.7 * size("m")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_sharpened_model_is_the_model_at_a_lower_temperature(tmp_path, tied):
+    model = T5(dataclasses.replace(CONFIG, logits_via_embedding=tied))
+    params = model.init(jax.random.key(1))
+    save_model(tmp_path / "m", model.config, Vocabulary(None), params, {"loss": 2.5})
+    ship.ship(tmp_path / "m", tmp_path / "sharp", temperature=0.5)
+    sharp = load_model(tmp_path / "sharp")
+    assert sharp.card == {"temperature": 0.5, "from": {"loss": 2.5}}
+    inputs, tokens = jnp.array([[3, 4, 1]]), jnp.array([[[5, 6, 1]]])
+    logits = [
+        np.asarray(x.teacher_forced(p, start_teacher_forcing(x, p, inputs, 1), tokens).logits)
+        for x, p in ((model, params), (sharp.model, sharp.params))
+    ]
+    assert np.abs(logits[0]).max() > 0.5
+    np.testing.assert_allclose(logits[1], 2 * logits[0], atol=0.05)  # bfloat16
 
 
 def test_a_shipped_vocabulary_is_named_not_copied(tmp_path, monkeypatch):

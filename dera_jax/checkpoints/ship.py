@@ -1,23 +1,41 @@
 """Rounds a finished model to bfloat16 in a folder of its own; `make tiny` ships models so.
 
-python -m dera_jax.checkpoints.ship out/tiny/sft/best dera_jax/assets/reference
+python -m dera_jax.checkpoints.ship out/tiny/sft/best dera_jax/assets/reference --temperature 0.65
 """
 
 import argparse
 from pathlib import Path
 
+import jax
+
 from dera_jax.checkpoints.model_folder import load_model, save_model
+from dera_jax.models.language_model import PyTree
 
 
-def ship(source: str, target: str) -> None:
+def ship(source: str, target: str, temperature: float = 1.0) -> None:
     """Raises what `load_model` does if `source` is no complete model."""
     loaded = load_model(source)
     config, vocabulary = loaded.model.config, loaded.vocabulary
-    save_model(Path(target), config, vocabulary, loaded.params, loaded.card, dtype="bfloat16")
+    params, card = loaded.params, loaded.card
+    if temperature != 1:
+        params, card = sharpened(params, temperature), {"temperature": temperature, "from": card}
+    save_model(Path(target), config, vocabulary, params, card, dtype="bfloat16")
+
+
+def sharpened(params: PyTree, temperature: float) -> PyTree:
+    """T5X's tree with all logits divided by `temperature`, by way of the last norm's scale.
+
+    A small model's samples at temperature 1 are often nonsense. Everything here that compares
+    distributions (KL, DeRa, PPO's ratios) wants temperature 1, so the model itself is made sharper.
+    """
+    decoder = params["decoder"]
+    norm = jax.tree.map(lambda scale: scale / temperature, decoder["decoder_norm"])
+    return {**params, "decoder": {**decoder, "decoder_norm": norm}}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", help="model folder")
     parser.add_argument("target", help="folder to write")
+    parser.add_argument("--temperature", type=float, default=1.0, help="divides all logits")
     ship(**vars(parser.parse_args()))
