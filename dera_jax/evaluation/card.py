@@ -36,8 +36,9 @@ HEADER = """# Model card: the shipped pair
 
 Made by `python -m dera_jax.evaluation.card` from the weights in `dera_jax/assets`; the models
 themselves by `make tiny`. Two T5 1.0 models over one SentencePiece vocabulary: `reference` writes the
-first line of a docstring from its body, `aligned` is the reference after PPO with a reward for outputs
-of {low} to {high} tokens at β = {beta}. For trying out decoding-time realignment on a CPU; the models
+first paragraph of a docstring from its body (all its logits are divided by {temperature}, so that text sampled
+at temperature 1 reads well), `aligned` is the reference after PPO with a reward for outputs of {low} to {high}
+tokens at β = {beta}. For trying out decoding-time realignment on a CPU; the models
 are small and were trained on little, and what they write should not be relied on.
 
 Data: docstrings of the installed, pinned packages (`tasks/docstring_corpus.py`); corpus hash
@@ -123,7 +124,12 @@ def card(pair: Pair, documents: Documents, corpus_hash: str) -> str:
     records = samples_of_the_pair(pair, documents)
     page = [
         HEADER.format(
-            low=low, high=high, beta=pair.cards[1]["beta"], corpus_hash=corpus_hash, recipe=recipe
+            temperature=pair.cards[0]["temperature"],
+            low=low,
+            high=high,
+            beta=pair.cards[1]["beta"],
+            corpus_hash=corpus_hash,
+            recipe=recipe,
         ),
         f"## On all {len(documents.texts)} held-out test documents\n",
         rouge_table(outputs, documents.summaries),

@@ -158,10 +158,11 @@ def plot_frontier(result: dict, text: str, path: Path) -> None:
     ):
         _with_errors(axis, result[name], "kl", label, **style)
         for row in result[name]:
-            offset = (6, 4) if name == "dera" else (6, -10)
-            axis.annotate(f"λ = {row['lam']:g}", (row["kl"], row["reward"]), xytext=offset,
-                          textcoords="offset points", fontsize=7)  # fmt: skip
-    axis.set_xlabel("KL from the reference (nats per text)")
+            offset = (-5, 7) if name == "dera" else (5, -12)
+            axis.annotate(f"{row['lam']:g}", (row["kl"], row["reward"]), xytext=offset, fontsize=7,
+                          textcoords="offset points", ha="right" if name == "dera" else "left",
+                          color="C0" if name == "dera" else "C1")  # fmt: skip
+    axis.set_xlabel("KL from the reference (nats per text); numbers are λ")
     axis.set_ylabel("mean reward")
     axis.set_title(text, fontsize=8, wrap=True)
     axis.grid(alpha=0.3)
