@@ -136,7 +136,7 @@ def refine(lams: Sequence[float], best: float, count: int) -> tuple[float, ...]:
     sides = lower[-1:] + upper[:1]
     counts = [count] if len(sides) == 1 else [count // 2, count - count // 2]
     new = [np.linspace(best, side, n + 2)[1:-1] for side, n in zip(sides, counts, strict=True)]
-    return tuple(sorted(round(float(lam), 6) for lam in np.concatenate(new)))
+    return tuple(sorted(round(float(lam), 4) for lam in np.concatenate(new)))
 
 
 def training_cost(card: Mapping, lams: Sequence[float]) -> dict[str, int]:

@@ -106,7 +106,7 @@ def test_equal_rewards_go_to_the_smaller_lambda():
 
 
 def test_refined_grids_lie_between_the_best_and_its_neighbours():
-    assert refine([0, 1, 2, 3], 1, 4) == (0.333333, 0.666667, 1.333333, 1.666667)
+    assert refine([0, 1, 2, 3], 1, 4) == (0.3333, 0.6667, 1.3333, 1.6667)
     assert refine([0, 1, 2, 3], 3, 3) == (2.25, 2.5, 2.75)
     assert refine([0, 1], 0, 1) == (0.5,)
 
