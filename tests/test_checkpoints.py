@@ -72,6 +72,8 @@ def test_a_sharpened_model_is_the_model_at_a_lower_temperature(tmp_path, tied):
     params = model.init(jax.random.key(1))
     save_model(tmp_path / "m", model.config, Vocabulary(None), params, {"loss": 2.5})
     ship.ship(tmp_path / "m", tmp_path / "sharp", temperature=0.5)
+    with pytest.raises(ValueError, match="above 0"):
+        ship.ship(tmp_path / "m", tmp_path / "sharp", temperature=0)
     sharp = load_model(tmp_path / "sharp")
     assert sharp.card == {"temperature": 0.5, "from": {"loss": 2.5}}
     inputs, tokens = jnp.array([[3, 4, 1]]), jnp.array([[[5, 6, 1]]])

@@ -13,7 +13,9 @@ from dera_jax.models.language_model import PyTree
 
 
 def ship(source: str, target: str, temperature: float = 1.0) -> None:
-    """Raises what `load_model` does if `source` is no complete model."""
+    """Raises what `load_model` does, and ValueError for a temperature that is not above 0."""
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0; found {temperature}")
     loaded = load_model(source)
     config, vocabulary = loaded.model.config, loaded.vocabulary
     params, card = loaded.params, loaded.card

@@ -3,7 +3,7 @@
 A sweep over a coarse grid of λ, then over finer ones around the best λ so far. The encoder works
 once: later sweeps start from its output.
 
-Source: Liu et al. 2024 (arXiv 2402.02992), Section 3.3.
+Source: Liu et al. 2024 (arXiv 2402.02992).
 """
 
 import dataclasses

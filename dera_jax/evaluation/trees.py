@@ -55,7 +55,7 @@ def optimum(reference: Policy, rewards: Rewards, beta: float) -> list[np.ndarray
 
 def sequence_mixture(reference: Policy, aligned: Policy, lam: float) -> list[np.ndarray]:
     """∝ π_ref^(1−λ)·π_aligned^λ over whole texts; with aligned = π*(β) this is π*(β/λ)
-    (DeRa, arXiv 2402.02992, Section 3)."""
+    (DeRa, arXiv 2402.02992)."""
     weights = [(1 - lam) * r + lam * a for r, a in zip(reference, aligned, strict=True)]
     return _renormalised(weights, _zero_rewards(reference))
 

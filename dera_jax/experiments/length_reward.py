@@ -3,7 +3,7 @@
     SFT (unless a reference is given) → PPO at β₀/λ for every λ of a short grid, λ = 1 being the
     aligned model → DeRa's λ sweep → the retrained models on the same documents → figures, report
 
-Source: Liu et al. 2024 (arXiv 2402.02992), Section 4.1. Beyond the paper: the closed form that a 0/−1
+Source: Liu et al. 2024 (arXiv 2402.02992), the length experiment. Beyond the paper: the closed form that a 0/−1
 reward has, and for each PPO run how near it came to its optimum.
 
 Every stage has a folder of its own. A finished stage is not run again, an unfinished one goes on.

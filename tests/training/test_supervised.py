@@ -10,7 +10,7 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from dera_jax.checkpoints.model_folder import load_model
+from dera_jax.checkpoints.model_folder import Vocabulary, load_model, save_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.models.language_model import shift_right
 from dera_jax.models.t5 import T5Config
@@ -148,3 +148,17 @@ def test_dropout_depends_on_seed_and_step_alone():
     assert len({first, later, other}) == 3
     without = losses(dataclasses.replace(CONFIG, dropout_rate=0.0), 0, [4, 5])
     assert without[0] == without[1]
+
+
+def test_a_model_to_start_from_has_the_sizes_that_were_said(tmp_path):
+    with pytest.raises(ValueError, match="add --gin.INITIAL_MODEL"):
+        supervised.finished_model_of(CONFIG, None).read()
+    params = T5(CONFIG).init(jax.random.key(4))
+    save_model(tmp_path / "m", CONFIG, Vocabulary(None), params, {"step": 7})
+    other = dataclasses.replace(CONFIG, mlp_dim=CONFIG.mlp_dim + 1)
+    with pytest.raises(ValueError, match="other sizes"):
+        supervised.finished_model_of(other, str(tmp_path / "m")).read()
+    free = dataclasses.replace(CONFIG, dropout_rate=0.3, dtype="bfloat16")
+    origin = supervised.finished_model_of(free, str(tmp_path / "m")).read()
+    assert origin.card == {"step": 7}
+    jax.tree.map(np.testing.assert_array_equal, origin.params, params)
