@@ -19,10 +19,11 @@ import numpy as np
 from jax import Array
 
 from dera_jax.models.language_model import PyTree
+from dera_jax.rewards.protocol import Reward, Source
 
 
 @dataclasses.dataclass(frozen=True)
-class LengthInRange:
+class LengthInRange(Reward):
     """0 for a text that ended with low to high tokens (end token excluded), else -1.
 
     A text cut off by the length limit scores -1, whatever its length.
@@ -46,10 +47,10 @@ class LengthInRange:
         return self.high + 2
 
     def __call__(
-        self, params: PyTree, inputs: Array, tokens: Array, lengths: Array, finished: Array
+        self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
     ) -> Array:
         """See `protocol.Reward`."""
-        del params, inputs, tokens
+        del params, source, tokens
         return jnp.where(self.contains(lengths, finished), 0.0, -1.0)
 
     def contains(self, lengths: Array, finished: Array) -> Array:

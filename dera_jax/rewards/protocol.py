@@ -1,36 +1,100 @@
 """What a reward is: a function of token ids, called inside the compiled program.
 
-Axes: B inputs, K hypotheses of each input, S input length, T output length.
+Axes: B inputs, K hypotheses of each input, S input length, T output length, R length of a human
+text, W keywords of a document, L bytes of a keyword.
 """
 
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from flax import struct
 from jax import Array
 
 from dera_jax.models.language_model import PyTree
 
 
-class Reward(Protocol):
-    """Scores whole texts, higher is better. Implementations are frozen, hashable, hold no arrays.
+@struct.dataclass
+class Source:
+    """What a reward may know of B documents.
+
+    Attributes:
+        inputs: int32 [B, S], 0 is padding: the document as a model reads it, instruction included.
+        targets: int32 [B, R], a human text about it; None where the task has none.
+        keywords: uint8 [B, W, L], its keywords in UTF-8, 0 is padding; None likewise.
+    """
+
+    inputs: Array
+    targets: Array | None = None
+    keywords: Array | None = None
+
+
+class Resources(Protocol):
+    """Where a reward's parameters come from: the vocabulary of a run, and files."""
+
+    def pieces(self) -> Sequence[bytes]:
+        """The text of every id in UTF-8; b"" for ids that stand for none."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text."""
+
+    def params(self, folder: str | None, init: Callable[[Array], PyTree]) -> PyTree:
+        """The parameters of a finished model's folder, of the shapes that init(key) gives.
+
+        Raises:
+            FileNotFoundError, ValueError: no complete model, or another vocabulary than the run's.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class Reward:
+    """Scores whole texts, higher is better. Rewards are frozen, hashable and hold no arrays.
+
+    What they need beyond their settings is read once, by `load`, and is an argument from then on.
 
     `min_limit` is the smallest length limit of a decode, in tokens with the end token, under which
     the reward means what it says; 1 if any does.
     """
 
-    min_limit: int
+    @property
+    def min_limit(self) -> int:
+        return 1
+
+    @property
+    def on_host(self) -> bool:
+        """Whether it, or a part of it, is a Python function of texts: not to be called compiled."""
+        return False
+
+    def load(self, resources: Resources) -> PyTree:
+        """The reward's parameters; None if it has none.
+
+        Raises:
+            FileNotFoundError, ValueError: a file that is missing, or of another vocabulary.
+        """
+        del resources
 
     def __call__(
-        self, params: PyTree, inputs: Array, tokens: Array, lengths: Array, finished: Array
+        self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
     ) -> Array:
         """The reward of each hypothesis, float32 [B, K].
 
         Args:
-            params: the reward's own parameters; None if it has none.
-            inputs: int32 [B, S], 0 is padding.
+            params: of `load`.
+            source: the B documents.
             tokens: int32 [B, K, T], 0 after each row's length.
             lengths: int32 [B, K], the end token included: the text has lengths - finished tokens.
             finished: bool [B, K]; False where the length limit cut the text off.
+
+        Raises:
+            ValueError: `source` lacks what the reward is about.
         """
+        raise NotImplementedError
+
+    def parts(
+        self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
+    ) -> Mapping[str, Array]:
+        """What the reward is the sum of, by name, each float32 [B, K]; empty if of nothing."""
+        return {}
 
 
 def check_limit(reward: Reward, max_length: int) -> None:

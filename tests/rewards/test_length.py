@@ -8,14 +8,14 @@ import pytest
 
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.rewards.length import LengthInRange, beta_for_share, range_of, share_in_range
-from dera_jax.rewards.protocol import check_limit
+from dera_jax.rewards.protocol import Source, check_limit
 from tests.decoding import worlds
 
 
 def reward_of(reward, lengths, finished) -> np.ndarray:
     lengths, finished = np.array([lengths]), np.array([finished])
     tokens = np.zeros((*lengths.shape, 70), int)
-    return np.asarray(reward(None, np.ones((1, 3), int), tokens, lengths, finished))[0]
+    return np.asarray(reward(None, Source(np.ones((1, 3), int)), tokens, lengths, finished))[0]
 
 
 def test_the_paper_s_range_is_the_default():

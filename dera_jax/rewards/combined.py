@@ -1,0 +1,100 @@
+"""Weighted sums of rewards, with named parts.
+
+    r = Σ_i weight_i·(r_i − mean_i)/std_i
+
+Mean and standard deviation are 0 and 1 unless statistics are given, which a calibration pass
+(`evaluation.statistics`) takes once over texts of the reference. They never move while a policy
+is trained or a search runs: what a text is worth must not depend on when it was written.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from jax import Array
+
+from dera_jax.models.language_model import PyTree
+from dera_jax.rewards.protocol import Resources, Reward, Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One term: its name in logs and tables, its reward, and its weight."""
+
+    name: str
+    reward: Reward
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation of the part of this name."""
+
+    name: str
+    mean: float
+    std: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Combined(Reward):
+    """The weighted sum of its parts; with statistics, of the standardised parts.
+
+    Raises:
+        ValueError: no part, two parts of one name, a weight that is not finite, or statistics that
+            are not those of the parts.
+    """
+
+    terms: tuple[Part, ...]
+    statistics: tuple[Statistics, ...] | None = None
+
+    def __post_init__(self):
+        names = [term.name for term in self.terms]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"Combined.terms must have names of their own; found {names}")
+        for term in self.terms:
+            if not np.isfinite(term.weight):
+                raise ValueError(f"Combined: the weight of {term.name!r} is {term.weight}")
+        if self.statistics is None:
+            return
+        if sorted(names) != sorted(x.name for x in self.statistics):
+            raise ValueError(
+                f"Combined has the parts {sorted(names)}, the statistics are those of "
+                f"{sorted(x.name for x in self.statistics)}; calibrate again"
+            )
+        flat = [x.name for x in self.statistics if not (np.isfinite(x.mean) and x.std > 0)]
+        if flat:
+            raise ValueError(f"Combined: {flat} did not vary in the calibration, so has no scale")
+
+    @property
+    def min_limit(self) -> int:
+        return max(term.reward.min_limit for term in self.terms)
+
+    @property
+    def on_host(self) -> bool:
+        return any(term.reward.on_host for term in self.terms)
+
+    def load(self, resources: Resources) -> PyTree:
+        return tuple(term.reward.load(resources) for term in self.terms)
+
+    def __call__(
+        self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
+    ) -> Array:
+        return self.total(self.parts(params, source, tokens, lengths, finished))
+
+    def parts(
+        self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
+    ) -> Mapping[str, Array]:
+        """The rewards of the parts, as they are: neither standardised nor weighted."""
+        return {
+            term.name: term.reward(part, source, tokens, lengths, finished)
+            for term, part in zip(self.terms, params, strict=True)
+        }
+
+    def total(self, parts: Mapping[str, Array]) -> Array:
+        """The reward [B, K] of parts [B, K]."""
+        scale = {x.name: (x.mean, x.std) for x in self.statistics or ()}
+        total = 0.0
+        for term in self.terms:
+            mean, std = scale.get(term.name, (0.0, 1.0))
+            total = total + term.weight * (parts[term.name] - mean) / std
+        return total

@@ -1,0 +1,59 @@
+"""Any Python function of texts as a reward.
+
+It is called between compiled rounds, once per round with all texts of this process, and never from
+inside a compiled program.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from dera_jax.rewards.protocol import Reward
+
+
+@dataclasses.dataclass(frozen=True)
+class HostReward(Reward):
+    """fn(documents, texts) -> one float for each text.
+
+    `documents` and `texts` are equally long lists: a document stands there once for each of its
+    texts. It is the task's whole text, the instruction included and nothing cut off.
+    """
+
+    fn: Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+
+    @property
+    def on_host(self) -> bool:
+        return True
+
+    def __call__(self, params, source, tokens, lengths, finished):
+        raise TypeError(
+            f"the host reward {self._name} cannot be called inside a compiled program; score texts "
+            "between its rounds, with rewards.judge.Judge"
+        )
+
+    def score(self, documents: Sequence[str], texts: Sequence[Sequence[str]]) -> np.ndarray:
+        """float32 [B, K] of the K texts of each of B documents, in one call of the function.
+
+        Raises:
+            ValueError: not one finite number for each text. What the function raises is passed on.
+        """
+        repeated = [document for document, row in zip(documents, texts, strict=True) for _ in row]
+        flat = [text for row in texts for text in row]
+        values = np.asarray(self.fn(repeated, flat), np.float32)
+        if values.shape != (len(flat),):
+            raise ValueError(
+                f"the host reward {self._name} returned values of shape {values.shape} for "
+                f"{len(flat)} texts; expected one float for each text"
+            )
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise ValueError(
+                f"the host reward {self._name} returned {values[bad[0]]} for the text "
+                f"{flat[bad[0]]!r}; rewards must be finite"
+            )
+        return values.reshape(len(texts), -1)
+
+    @property
+    def _name(self) -> str:
+        return getattr(self.fn, "__name__", repr(self.fn))

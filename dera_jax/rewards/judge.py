@@ -1,0 +1,87 @@
+"""Scoring whole rounds of texts, whether the reward is compiled or a Python function.
+
+Axes: B documents, K texts of each, T output length.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+from jax import Array
+
+from dera_jax.models.language_model import PyTree
+from dera_jax.rewards.combined import Combined
+from dera_jax.rewards.host import HostReward
+from dera_jax.rewards.protocol import Reward, Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """A reward with its parameters, and the way from ids to text that host rewards need."""
+
+    reward: Reward
+    params: PyTree
+    to_text: Callable[[Sequence[int]], str]
+
+    def __call__(
+        self,
+        source: Source,
+        documents: Sequence[str] | None,
+        tokens: Array,
+        lengths: Array,
+        finished: Array,
+    ) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+        """The rewards float32 [B, K] of texts, and their named parts [B, K].
+
+        Args:
+            source: the documents as compiled rewards know them.
+            documents: B texts, for host rewards; None where there is none.
+            tokens, lengths, finished: of the texts, [B, K, T], [B, K], [B, K].
+
+        Raises:
+            ValueError: a reward of another shape or that is not finite, or a host reward without
+                documents.
+        """
+        reward, params = self.reward, self.params
+        if isinstance(reward, HostReward):
+            total, parts = reward.score(documents, self._texts(tokens, lengths)), {}
+        elif reward.on_host:
+            total, parts = self._combine(source, documents, tokens, lengths, finished)
+        else:
+            total, parts = score(reward, params, source, tokens, lengths, finished)
+        total = np.asarray(total)
+        if total.shape != lengths.shape or not np.isfinite(total).all():
+            raise ValueError(
+                f"{reward} gave rewards of shape {total.shape}, {np.isfinite(total).sum()} of them "
+                f"finite; expected finite ones of shape {lengths.shape}"
+            )
+        return total, jax.tree.map(np.asarray, parts)
+
+    def _combine(self, source, documents, *texts):
+        """Each part where it runs; the sum here."""
+        combined: Combined = self.reward
+        parts = {
+            term.name: Judge(term.reward, params, self.to_text)(source, documents, *texts)[0]
+            for term, params in zip(combined.terms, self.params, strict=True)
+        }
+        return combined.total(parts), parts
+
+    def _texts(self, tokens: Array, lengths: Array) -> list[list[str]]:
+        tokens, lengths = np.asarray(tokens), np.asarray(lengths)
+        return [
+            [self.to_text(row[:length].tolist()) for row, length in zip(*rows, strict=True)]
+            for rows in zip(tokens, lengths, strict=True)
+        ]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def score(
+    reward: Reward, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
+) -> tuple[Array, Mapping[str, Array]]:
+    """The reward [B, K] and its named parts, compiled."""
+    parts = reward.parts(params, source, tokens, lengths, finished)
+    if isinstance(reward, Combined):
+        return reward.total(parts), parts
+    return reward(params, source, tokens, lengths, finished), parts

@@ -1,0 +1,134 @@
+"""Rewards that are networks: a scalar head trained on comparisons, and an entailment model.
+
+Both read token ids of the run's own vocabulary. A model with another tokenizer has to see text: wrap
+it as a host reward (`rewards.host`).
+
+Axes: B documents, K texts of each, S input length, T output length, N prompt length, A answer length.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from dera_jax.models.heads import T5Value, value_of_texts
+from dera_jax.models.language_model import PyTree, score
+from dera_jax.models.t5_lm import T5
+from dera_jax.rewards.protocol import Resources, Reward, Source
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModel(Reward):
+    """The scalar that a T5 gives a document and a whole text, its end token included.
+
+    Made by `training.preferences` from comparisons (Bradley and Terry 1952; for language models
+    Stiennon et al. 2020, arXiv 2009.01325).
+
+    Attributes:
+        model: the architecture.
+        folder: of the finished model; None for a dry run only.
+    """
+
+    model: T5Value
+    folder: str | None = None
+
+    def load(self, resources: Resources) -> PyTree:
+        return resources.params(self.folder, self.model.random)
+
+    def __call__(
+        self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
+    ) -> Array:
+        del finished
+        return value_of_texts(self.model, params, source.inputs, tokens, lengths)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entailment(Reward):
+    """log p(label | "premise: <document> hypothesis: <text>") of a text-to-text model.
+
+    As in the hallucination experiment of DeRa (Liu et al. 2024, arXiv 2402.02992), whose reward is the
+    log-probability of "entailment" under such a model. The prompt is put together from token ids,
+    document and text as they are, so it can differ from the tokens of the joined text at the seams.
+
+    Attributes:
+        model: the architecture.
+        folder: of the finished model; None for a dry run only.
+        max_length: N, tokens of a prompt; the document is cut to what the text leaves.
+        instruction: what the inputs of the run's task begin with; it is not part of the premise.
+        premise, hypothesis: what the model was trained to see before document and text.
+        label: what it answers where the document entails the text.
+        eos_id: the end token.
+    """
+
+    model: T5
+    folder: str | None = None
+    max_length: int = 512
+    instruction: str = "summarize:"
+    premise: str = "premise:"
+    hypothesis: str = "hypothesis:"
+    label: str = "entailment"
+    eos_id: int = 1
+
+    def load(self, resources: Resources) -> PyTree:
+        ids = lambda text: jnp.asarray(resources.encode(text), jnp.int32)
+        return {
+            "model": resources.params(self.folder, self.model.init),
+            "instruction": ids(self.instruction),
+            "premise": ids(self.premise),
+            "hypothesis": ids(self.hypothesis),
+            "answer": jnp.append(ids(self.label), self.eos_id),
+        }
+
+    def __call__(
+        self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
+    ) -> Array:
+        batch, rows, _ = tokens.shape
+        prompts = self.prompts(params, source.inputs, tokens, lengths - finished)
+        answer = params["answer"]
+        # Every text makes a prompt of its own, so an input of its own with one hypothesis.
+        nothing = jnp.zeros((batch * rows, 1))
+        flat = prompts.reshape(batch * rows, -1)
+        state = self.model.start(params["model"], flat, nothing, nothing, max_len=1)
+        answers = jnp.broadcast_to(answer, (batch * rows, 1, len(answer)))
+        lengths = jnp.full((batch * rows, 1), len(answer))
+        log_probs = score(self.model, params["model"], state, answers, lengths)
+        return jnp.sum(log_probs, axis=-1).reshape(batch, rows)
+
+    def prompts(self, params: PyTree, inputs: Array, tokens: Array, lengths: Array) -> Array:
+        """int32 [B, K, N]: premise, document, hypothesis and the first lengths[B, K] tokens.
+
+        Raises:
+            ValueError: a text can fill the prompt alone.
+        """
+        words = [params[name] for name in ("instruction", "premise", "hypothesis")]
+        room = self.max_length - len(words[1]) - len(words[2]) - tokens.shape[-1] - 1
+        if room < 1:
+            raise ValueError(
+                f"Entailment.max_length {self.max_length} leaves no room for a document beside a "
+                f"text of {tokens.shape[-1]} tokens; raise it"
+            )
+
+        def prompt(document: Array, text: Array, length: Array) -> Array:
+            document = _without_prefix(document, words[0])
+            document = jnp.where(document == self.eos_id, 0, document)[:room]
+            text = jnp.where(jnp.arange(len(text)) < length, text, 0)
+            parts = (words[1], document, words[2], text)
+            return _join(parts, self.max_length, self.eos_id)
+
+        of_rows = jax.vmap(prompt, (None, 0, 0))
+        return jax.vmap(of_rows)(inputs, tokens, lengths)
+
+
+def _without_prefix(ids: Array, prefix: Array) -> Array:
+    """ids[S] moved to the left by the prefix if they begin with it, filled up with 0."""
+    n = len(prefix)
+    moved = jnp.pad(ids[n:], (0, n))
+    return jnp.where(jnp.all(ids[:n] == prefix), moved, ids)
+
+
+def _join(parts: tuple[Array, ...], length: int, eos_id: int) -> Array:
+    """The ids above 0 of the parts, one after the other, then the end token: int32 [length]."""
+    ids = jnp.concatenate([*parts, jnp.array([eos_id])])
+    place = jnp.where(ids > 0, jnp.cumsum(ids > 0) - 1, length)  # padding falls off the end
+    return jnp.zeros(length, jnp.int32).at[place].set(ids, mode="drop")

@@ -1,0 +1,128 @@
+"""Rewards that count and compare token ids.
+
+Axes: B inputs, K hypotheses of each input, T output length, R length of a human text.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from dera_jax.models.language_model import PyTree
+from dera_jax.rewards.protocol import Reward, Source
+
+
+@dataclasses.dataclass(frozen=True)
+class LengthNear(Reward):
+    """-|n - target| / target for a text of n tokens (end token excluded): 0 at the target.
+
+    A text cut off by the length limit counts the tokens it has.
+
+    Raises:
+        ValueError: target is not positive.
+    """
+
+    target: int
+
+    def __post_init__(self):
+        if self.target < 1:
+            raise ValueError(
+                f"LengthNear.target must be at least 1 token; found {self.target}. Set it to the "
+                "length texts should have."
+            )
+
+    @property
+    def min_limit(self) -> int:
+        """Room for a text that is too long by one token, and ends."""
+        return self.target + 2
+
+    def __call__(
+        self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
+    ) -> Array:
+        """See `protocol.Reward`."""
+        del params, source, tokens
+        text = (lengths - finished).astype(jnp.float32)
+        return -jnp.abs(text - self.target) / self.target
+
+
+@dataclasses.dataclass(frozen=True)
+class Repetition(Reward):
+    """Minus the share of a text's n-grams of tokens that the text has had before.
+
+    0 for a text without repetition, or of fewer than n tokens. The end token is not counted.
+
+    Raises:
+        ValueError: n is not positive.
+    """
+
+    n: int = 2
+
+    def __post_init__(self):
+        if self.n < 1:
+            raise ValueError(
+                f"Repetition.n must be at least 1; found {self.n}. Set it to 2 for pairs of tokens."
+            )
+
+    def __call__(
+        self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
+    ) -> Array:
+        """See `protocol.Reward`."""
+        del params, source
+        tokens = jnp.asarray(tokens)
+        size = tokens.shape[-1]
+        padded = jnp.pad(tokens, ((0, 0), (0, 0), (0, self.n)))
+        grams = [padded[..., i : i + size] for i in range(self.n)]
+        total = jnp.maximum(lengths - finished - self.n + 1, 0)
+        is_gram = jnp.arange(size) < total[..., None]
+        # Sorted, equal n-grams are neighbours; what is no n-gram comes last.
+        ordered = lax.sort((~is_gram, *grams), dimension=-1, num_keys=self.n + 1)
+        same = jnp.ones((*tokens.shape[:-1], size - 1), bool)
+        for column in ordered[1:]:
+            same &= column[..., 1:] == column[..., :-1]
+        repeated = jnp.sum(same & ~ordered[0][..., 1:], axis=-1)
+        return -repeated / jnp.maximum(total, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenOverlap(Reward):
+    """F1 of a text's tokens and a human text's, as multisets; 0 where either is empty.
+
+    It stands in for ROUGE-1 where a program needs a reward: it knows neither words nor stems, so
+    what is reported as ROUGE is rouge-score's. Padding and the end token are not counted.
+
+    Attributes:
+        eos_id: the end token's id.
+
+    Raises:
+        ValueError: eos_id is negative.
+    """
+
+    eos_id: int = 1
+
+    def __post_init__(self):
+        if self.eos_id < 0:
+            raise ValueError(
+                f"TokenOverlap.eos_id must be a token id; found {self.eos_id}. Set it to the end "
+                "token's id, 1 in this library's vocabularies."
+            )
+
+    def __call__(
+        self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
+    ) -> Array:
+        """See `protocol.Reward`. Raises ValueError where the task has no human texts."""
+        del params
+        if source.targets is None:
+            raise ValueError(
+                "TokenOverlap needs a human text of each document, and this task has no targets: "
+                "add them to the task, or choose another reward"
+            )
+        size = tokens.shape[-1]
+        is_text = jnp.arange(size) < (lengths - finished)[..., None]
+        text = jnp.where(is_text & (tokens != self.eos_id), tokens, 0)  # [B, K, T]
+        human = jnp.where(source.targets != self.eos_id, source.targets, 0)[:, None]  # [B, 1, R]
+        there = jnp.sum(text[..., :, None] == human[..., None, :], axis=-1)
+        before = jnp.tril(jnp.ones((size, size), bool), -1)
+        earlier = jnp.sum((text[..., :, None] == text[..., None, :]) & before, axis=-1)
+        shared = jnp.sum((text != 0) & (earlier < there), axis=-1)
+        both = jnp.sum(text != 0, axis=-1) + jnp.sum(human != 0, axis=-1)
+        return 2 * shared / jnp.maximum(both, 1)

@@ -1,0 +1,146 @@
+"""Rewards about whole words: keyword coverage, and faithfulness to the document.
+
+Both work on token ids inside a compiled program, by `word_hashes`. `coverage` and `faithful_share`
+measure the same outside a program, on text and exactly. They normalise (NFKC) what they compare;
+the rewards take a text's characters as they are.
+
+Axes: B inputs, K hypotheses of each input, T output length, M words of a text, W keywords of a
+document, L bytes of a keyword, Q words of a keyword, F function words.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from dera_jax.models.language_model import PyTree
+from dera_jax.rewards.protocol import Resources, Reward, Source
+from dera_jax.rewards.word_hashes import (
+    WordTable,
+    keyword_bytes,
+    text_hashes,
+    word_hashes,
+    word_table,
+    words_of,
+)
+
+_ENGLISH = """
+a about above after again against all also although am an and another any are aren around as at be
+became because become been before being below between both but by can cannot could couldn d
+despite did didn do does doesn doing don done down during each either else ever every few for from
+further had hadn has hasn have haven having he hence her here hers herself him himself his how
+however i if in into is isn it its itself just ll m many may me might more most much must my
+myself neither no nor not of off on once one only onto or other others our ours ourselves out over
+own per rather re s same shall she should shouldn since so some such t than that the their theirs
+them themselves then there therefore these they this those though through thus to too toward
+towards under until up upon us ve very via was wasn we were weren what when where whether which
+while who whom whose why will with within without won would wouldn yet you your yours yourself
+yourselves
+"""
+_FUNCTION_WORDS = frozenset(_ENGLISH.split())
+
+
+@dataclasses.dataclass(frozen=True)
+class KeywordCoverage(Reward):
+    """The share of a document's keywords that a text has as whole words, whatever their case.
+
+    A keyword of several words must occur as these words in a row, whatever separates them. A
+    document without keywords asks for nothing: 1.
+
+    Attributes:
+        hard: 1 if the text has all keywords, else 0.
+    """
+
+    hard: bool = False
+
+    def load(self, resources: Resources) -> WordTable:
+        """The vocabulary's table. Raises ValueError where it has no text."""
+        return word_table(resources.pieces())
+
+    def __call__(
+        self, params: WordTable, source: Source, tokens: Array, lengths: Array, finished: Array
+    ) -> Array:
+        """See `protocol.Reward`. Raises ValueError where the task has no keywords."""
+        if source.keywords is None:
+            raise ValueError(
+                "KeywordCoverage needs the keywords of each document, and this task has no field "
+                "`keywords`: add it to the task, or choose another reward"
+            )
+        wanted = word_hashes(params, source.keywords)
+        found = _occurs(text_hashes(params, tokens, lengths - finished), wanted)
+        asked = (wanted[:, None, :, 0] != 0).astype(jnp.float32)
+        missing = jnp.sum(asked * ~found, axis=-1)
+        if self.hard:
+            return (missing == 0).astype(jnp.float32)
+        return 1 - missing / jnp.maximum(jnp.sum(asked, axis=-1), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Faithfulness(Reward):
+    """The share of a text's content words, numbers and identifiers that its document has.
+
+    Content words are all but a list of English function words ("the", "of", "is" ...); each
+    occurrence counts. The document is `Source.inputs`, the instruction before it included: a word
+    of the instruction is faithful. A text without a content word scores 0.
+    """
+
+    def load(self, resources: Resources) -> PyTree:
+        """The vocabulary's table, and the function words' hashes, uint32 [F], in order.
+
+        Raises:
+            ValueError: the vocabulary has no text.
+        """
+        table = word_table(resources.pieces())
+        words = keyword_bytes([sorted(_FUNCTION_WORDS)])[0]
+        return {"table": table, "function_words": jnp.sort(word_hashes(table, words)[:, 0])}
+
+    def __call__(
+        self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
+    ) -> Array:
+        """See `protocol.Reward`."""
+        inputs = jnp.asarray(source.inputs)
+        document = text_hashes(params["table"], inputs, jnp.full(len(inputs), inputs.shape[1]))
+        words = text_hashes(params["table"], tokens, lengths - finished)
+        content = (words != 0) & ~_contains(params["function_words"], words)
+        known = content & jax.vmap(_contains)(jnp.sort(document, axis=-1), words)
+        return jnp.sum(known, axis=-1) / jnp.maximum(jnp.sum(content, axis=-1), 1)
+
+
+def coverage(text: str, keywords: Sequence[str]) -> float:
+    """`KeywordCoverage` of a text, exactly."""
+    spaced = lambda x: f" {' '.join(words_of(x))} "
+    asked = [spaced(x) for x in keywords if words_of(x)]
+    return float(np.mean([x in spaced(text) for x in asked])) if asked else 1.0
+
+
+def faithful_share(text: str, document: str) -> float:
+    """`Faithfulness` of a text, exactly."""
+    known = set(words_of(document))
+    content = [x for x in words_of(text) if x not in _FUNCTION_WORDS]
+    return float(np.mean([x in known for x in content])) if content else 0.0
+
+
+@jax.jit
+def _occurs(words: Array, wanted: Array) -> Array:
+    """Whether the words of each of wanted [B, W, Q] stand in a row in words [B, K, M]: [B, K, W]."""
+    size = words.shape[-1]
+    padded = jnp.pad(words, ((0, 0), (0, 0), (0, wanted.shape[-1])))
+
+    def and_next(i, match):
+        here = lax.dynamic_slice_in_dim(padded, i, size, axis=-1)[:, :, None]
+        word = lax.dynamic_index_in_dim(wanted, i, axis=-1)[:, None]
+        return match & ((word == 0) | (here == word))
+
+    longest = jnp.max(jnp.sum(wanted != 0, axis=-1))  # most have few words, whatever Q has room for
+    match = jnp.ones((*words.shape[:2], wanted.shape[1], size), bool)
+    return jnp.any(lax.fori_loop(0, longest, and_next, match), axis=-1)
+
+
+@jax.jit
+def _contains(ordered: Array, values: Array) -> Array:
+    """Whether each value is in ordered [F]."""
+    place = jnp.searchsorted(ordered, values)
+    return ordered.at[place].get(mode="fill", fill_value=0) == values

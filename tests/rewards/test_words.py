@@ -1,0 +1,367 @@
+r"""Words found on token ids: what `re` finds with \w+ in the decoded and case-folded text."""
+
+import io
+import re
+from importlib import resources
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sentencepiece
+
+from dera_jax.rewards.protocol import Source
+from dera_jax.rewards.word_hashes import keyword_bytes, text_hashes, word_hashes, word_table
+from dera_jax.rewards.words import Faithfulness, KeywordCoverage, coverage, faithful_share
+
+SHIPPED = resources.files("dera_jax") / "assets" / "docstrings.model"
+SOME_WORDS = """return the value of array axis_0 numpy.ndarray float64 is not 3 1e-5 shape don't self
+x_y parameter Parameters computes gradient Gradient; (optional), isn't tensor's to a"""
+LETTERS = (
+    "aAzZ09_ -.,\n\0éÉßſKΣςσİıñ日本語ー中文ہندیहिन्दी한국٣²½Ⓐᾳᾼ—…😀𐐀𐐨𝔸𠀀\u0301\u0345\ufffd\ud7ff"
+)
+
+
+def pieces_of(processor) -> list[bytes]:
+    return [_piece(processor, i) for i in range(processor.vocab_size())]
+
+
+def _piece(processor, i) -> bytes:
+    if processor.is_unknown(i):
+        return " \u2047 ".encode()
+    if processor.is_control(i) or processor.is_unused(i):
+        return b""
+    if processor.is_byte(i):
+        return bytes.fromhex(processor.id_to_piece(i)[3:5])
+    return processor.id_to_piece(i).replace("▁", " ").encode()
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return sentencepiece.SentencePieceProcessor(model_file=str(SHIPPED))
+
+
+@pytest.fixture(scope="module")
+def fallback():
+    """A small vocabulary whose rarer characters are made of byte pieces."""
+    model = io.BytesIO()
+    lines = ["the artist made art of an elan", "a cafe of artisans; Art is x_1 or x_2"] * 9
+    lines += ["a café", "日本 1984"]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        vocab_size=330,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        character_coverage=0.98,
+        minloglevel=2,
+    )
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+@pytest.fixture(scope="module")
+def byte_pieces():
+    return [b""] * 3 + [bytes([i]) for i in range(256)]
+
+
+class Vocabulary:
+    def __init__(self, pieces):
+        self._pieces = pieces
+
+    def pieces(self):
+        return self._pieces
+
+
+def words_in(text: str) -> list[str]:
+    """By the rule, character by character."""
+    folded = ""
+    for x in text:
+        folded += (
+            x.casefold() if len(x.casefold()) == 1 else x.lower() if len(x.lower()) == 1 else x
+        )
+    return re.findall(r"\w+", folded)
+
+
+def padded(text: bytes) -> np.ndarray:
+    return np.frombuffer(text.ljust(400, b"\0"), np.uint8)
+
+
+def hash_alone(table, word: str) -> int:
+    found = np.asarray(word_hashes(table, padded(word.encode())))
+    assert not found[1:].any()
+    return int(found[0])
+
+
+def assert_words(table, found: np.ndarray, texts: list[str]):
+    """found [B, M] are the hashes of the words of texts, in order, and differ where words do."""
+    expected = [words_in(text) for text in texts]
+    names = sorted({word for row in expected for word in row})
+    number = {name: hash_alone(table, name) for name in names}
+    assert len(set(number.values())) == len(number) and 0 not in number.values()
+    for row, words in zip(np.asarray(found).tolist(), expected, strict=True):
+        assert row == [number[x] for x in words] + [0] * (len(row) - len(words))
+
+
+def random_text(rng, size: int) -> bytes:
+    """UTF-8 of LETTERS, of which now and then a byte is lost, doubled or changed."""
+    data = "".join(rng.choice(list(LETTERS), size)).encode("utf-8", "surrogatepass")
+    data = np.repeat(np.frombuffer(data, np.uint8), rng.choice([0, 1, 1, 1, 1, 1, 1, 2], len(data)))
+    return np.where(rng.random(len(data)) < 0.03, rng.integers(0, 256, len(data)), data).astype(
+        np.uint8
+    )
+
+
+def test_every_character_is_one_of_a_word_where_re_says_so_and_folded_as_python_folds_it():
+    table = word_table([b"", b"a"])
+    assert not re.search(r"\w", "".join(map(chr, range(0x40000, 0x110000))))
+    characters = [chr(c) for c in [*range(0xD800), *range(0xE000, 0x40000), 0x10FFFF]]
+    text = np.frombuffer(" ".join(characters).encode(), np.uint8)
+    found = np.asarray(word_hashes(table, text, 200_000))
+    expected = [word for x in characters for word in words_in(x)]
+    assert np.count_nonzero(found) == len(expected) and not found[len(expected) :].any()
+    pairs = set(zip(expected, found.tolist(), strict=False))
+    assert len(pairs) == len(set(expected)) == len(set(found[: len(expected)].tolist()))
+
+
+def test_words_of_bytes_some_of_which_are_no_utf8():
+    rng, table = np.random.default_rng(0), word_table([b"", b"a"])
+    rows = [random_text(rng, size) for size in rng.integers(1, 80, 200)]
+    text = np.stack([padded(bytes(x)) for x in rows])
+    found = word_hashes(table, text)
+    assert found.shape == (200, 201) and found.dtype == jnp.uint32
+    assert_words(table, found, [bytes(x).decode(errors="replace") for x in rows])
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["c181", "e08181", "f0808181", "eda080", "f4908080", "c3", "e697", "f09d94", "80", "ff"],
+)
+def test_bytes_that_are_no_utf8_separate_words(broken):
+    table = word_table([b"", b"a"])
+    text = padded(b"a" + bytes.fromhex(broken) + b"b")
+    assert_words(table, word_hashes(table, text)[None], ["a b"])
+
+
+def test_words_of_any_pieces_a_text_is_cut_into():
+    rng = np.random.default_rng(1)
+    texts, pieces, tokens = [bytes(random_text(rng, 60)) for _ in range(30)], [b"never"], []
+    for text in texts:
+        cuts = np.sort(rng.integers(0, len(text), 20))
+        first, parts = len(pieces), np.split(np.frombuffer(text, np.uint8), cuts)
+        pieces += [bytes(x) for x in parts]
+        # with padding, and an id above the vocabulary
+        tokens.append(np.insert(np.arange(first, len(pieces)), 5, [0, 10_000, 0]))
+    table = word_table(pieces)
+    found = text_hashes(table, np.stack(tokens), np.full(30, 24))
+    assert_words(table, found, [x.decode(errors="replace") for x in texts])
+
+
+def test_there_is_room_for_pieces_of_several_words():
+    table = word_table([b"", b"a b-c", b"\xc3", b"\xa9 d"])
+    tokens = np.array([1, 1, 2, 3, 1])
+    assert_words(table, text_hashes(table, tokens, np.array(5))[None], ["a b-ca b-cé da b-c"])
+
+
+@pytest.mark.parametrize("name", ["shipped", "fallback"])
+def test_words_of_random_tokens_are_those_of_the_decoded_text(name, request):
+    processor, rng = request.getfixturevalue(name), np.random.default_rng(2)
+    table = word_table(pieces_of(processor))
+    tokens = rng.integers(0, processor.vocab_size(), (5, 8, 30))
+    tokens[:2] = rng.choice([i for i, x in enumerate(pieces_of(processor)) if len(x) < 3], (8, 30))
+    lengths = rng.integers(0, 31, (5, 8))
+    found = text_hashes(table, tokens, lengths).reshape(40, -1)
+    rows = zip(tokens.reshape(40, 30).tolist(), lengths.flatten().tolist(), strict=True)
+    texts = [processor.decode([x for x in row[:size] if x]) for row, size in rows]
+    assert_words(table, found, texts)
+
+
+def test_words_of_a_byte_vocabulary(byte_pieces):
+    rng, table = np.random.default_rng(3), word_table(byte_pieces)
+    rows = [random_text(rng, 20)[:30] for _ in range(20)]
+    tokens = np.stack([np.pad(x + 3, (0, 30 - len(x))) for x in [r.astype(int) for r in rows]])
+    found = text_hashes(table, tokens, np.array([len(x) for x in rows]))
+    assert found.shape == (20, 16)
+    assert_words(table, found, [bytes(x).decode(errors="replace") for x in rows])
+
+
+def test_anagrams_and_repeated_letters_have_hashes_of_their_own():
+    table = word_table([b"", b"a"])
+    rng = np.random.default_rng(4)
+    words = {"".join(rng.permutation(list("abcdefghijklmnopq"))) for _ in range(4000)}
+    words |= {"a" * n for n in range(1, 18)} | {"0" * n + "1" for n in range(17)}
+    hashes = word_hashes(table, keyword_bytes([sorted(words)])[0])[:, 0]
+    assert len(set(np.asarray(hashes).tolist())) == len(words)
+
+
+def test_a_vocabulary_without_text_is_refused():
+    with pytest.raises(ValueError, match="all of its 2 ids"):
+        word_table([b"", b""])
+
+
+_compiled = jax.jit(lambda reward, *arguments: reward(*arguments), static_argnums=0)
+
+
+def scored(reward, pieces, rows: list[list[int]], finished=False, **source) -> np.ndarray:
+    """The reward of one document's hypotheses, padded with ids that do not count.
+
+    Shapes are always the same, so that little is compiled.
+    """
+    params, last = reward.load(Vocabulary(pieces)), len(pieces) - 1
+    size = [len(row) for row in rows] + [0] * (8 - len(rows))
+    tokens = [row + [last] * (40 - len(row)) for row in rows] + [[last] * 40] * (8 - len(rows))
+    if "keywords" in source:
+        spare = np.subtract((1, 3, 20), source["keywords"].shape)
+        source["keywords"] = np.pad(source["keywords"], [(0, x) for x in spare])
+    source = Source(**{"inputs": np.ones((1, 50), int)} | source)
+    arguments = (params, source, np.array([tokens]), np.array([size]), np.full((1, 8), finished))
+    values, eagerly = _compiled(reward, *arguments), reward(*arguments)
+    assert values.shape == (1, 8) and values.dtype == eagerly.dtype == jnp.float32
+    np.testing.assert_allclose(values, eagerly, atol=1e-6)
+    return np.asarray(values)[0, : len(rows)]
+
+
+def bytes_as_ids(*texts: str) -> list[list[int]]:
+    return [[x + 3 for x in text.encode()] for text in texts]
+
+
+def test_coverage_is_the_share_of_keywords_found_as_whole_words(byte_pieces):
+    keywords = ["art", "New  York-city", "Élan"]
+    texts = [
+        "ART, in new york city; éLAN",
+        "artist of york city new york; elan",
+        "New York art",
+        "",
+    ]
+    found = [3 / 3, 0, 1 / 3, 0]
+    for hard in (False, True):
+        reward = KeywordCoverage(hard)
+        values = scored(
+            reward, byte_pieces, bytes_as_ids(*texts), keywords=keyword_bytes([keywords])
+        )
+        np.testing.assert_allclose(values, np.floor(found) if hard else found, atol=1e-6)
+    np.testing.assert_allclose([coverage(x, keywords) for x in texts], found)
+
+
+def test_words_of_a_keyword_are_found_in_a_row_only(byte_pieces):
+    keywords = keyword_bytes([["b a b c"]])
+    texts = ["b a b a b c", "b a b", "b a b x c", "a b c", "b a b c", "b a bc", "c b a b"]
+    values = scored(KeywordCoverage(), byte_pieces, bytes_as_ids(*texts), keywords=keywords)
+    np.testing.assert_array_equal(values, [1, 0, 0, 0, 1, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("keywords", "soft", "hard"), [([], 1, 1), (["dog"], 0, 0), (["cat", "dog"], 0.5, 0)]
+)
+def test_a_document_without_keywords_asks_for_nothing(byte_pieces, keywords, soft, hard):
+    keywords = keyword_bytes([keywords])
+    for reward, expected in [(KeywordCoverage(), soft), (KeywordCoverage(hard=True), hard)]:
+        values = scored(reward, byte_pieces, bytes_as_ids("cat"), keywords=keywords)
+        np.testing.assert_array_equal(values, expected)
+
+
+def test_every_tokenization_of_a_word_counts(fallback):
+    pieces = pieces_of(fallback)
+    first = next(i for i in range(len(pieces)) if fallback.is_byte(i))
+    assert [pieces[first + i] for i in (0, 255)] == [b"\0", b"\xff"]
+    spell = lambda text: [first + x for x in text.encode()]
+    ways = {tuple(fallback.encode("the café")), tuple(fallback.encode("THE CAFÉ"))}
+    for seed in range(60):
+        sentencepiece.set_random_generator_seed(seed)
+        ways.add(
+            tuple(fallback.encode("the café", enable_sampling=True, alpha=0.01, nbest_size=-1))
+        )
+    ways |= {
+        (*spell("the "), *spell("CAFÉ")),
+        (*fallback.encode("the"), *spell(" caf"), *spell("É")),
+    }
+    assert len(ways) > 4
+    keywords = keyword_bytes([["Café", "the"]])
+    values = scored(KeywordCoverage(), pieces, [list(x) for x in ways], keywords=keywords)
+    np.testing.assert_array_equal(values, 1)
+    longer = [fallback.encode("artist"), fallback.encode("art") + spell("ist"), spell("artist")]
+    values = scored(KeywordCoverage(), pieces, longer, keywords=keyword_bytes([["art"]]))
+    np.testing.assert_array_equal(values, 0)
+
+
+def test_the_end_token_and_what_follows_it_are_no_text(byte_pieces):
+    keywords = keyword_bytes([["cat"]])
+    rows = [[*bytes_as_ids("cat")[0], bytes_as_ids("s")[0][0]], bytes_as_ids("cat")[0]]
+    for finished, expected in [(True, [1, 0]), (False, [0, 1])]:
+        values = scored(KeywordCoverage(), byte_pieces, rows, finished, keywords=keywords)
+        np.testing.assert_array_equal(values, expected)
+        inputs = np.pad(bytes_as_ids("cat"), ((0, 0), (0, 47)))
+        values = scored(Faithfulness(), byte_pieces, rows, finished, inputs=inputs)
+        np.testing.assert_array_equal(values, expected)
+
+
+def test_a_task_without_keywords_is_refused():
+    with pytest.raises(ValueError, match="no field `keywords`"):
+        KeywordCoverage()(None, Source(np.ones((1, 1), int)), *[np.ones((1, 1), int)] * 3)
+
+
+def test_keyword_bytes_are_normalised_utf8_in_rows():
+    found = keyword_bytes([["e\u0301a", "x"], [], ["ﬁne"]])
+    assert found.shape == (3, 2, 4) and found.dtype == np.uint8
+    read = [[bytes(x).rstrip(b"\0").decode() for x in row] for row in found]
+    assert read == [["éa", "x"], ["", ""], ["fine", ""]]
+    assert keyword_bytes([[], []]).shape == (2, 1, 1) and keyword_bytes([]).shape == (0, 1, 1)
+
+
+@pytest.mark.parametrize("keyword", ["", " ", "++"])
+def test_a_keyword_without_a_letter_is_refused(keyword):
+    with pytest.raises(ValueError, match=f"keyword '{re.escape(keyword)}' of document 1 "):
+        keyword_bytes([["a"], ["b", keyword]])
+
+
+def test_faithfulness_by_hand(byte_pieces):
+    document = "Summarize: The x_1 of Zoë has 42 cats."
+    inputs = np.pad(bytes_as_ids(document), ((0, 0), (0, 50 - len(document.encode()))))
+    texts = {
+        "ZOË has the 42 CATS": 1,  # Zoë, 42 and cats; function words do not count
+        "Zoë owns 43 cats": 2 / 4,
+        "cats cats dogs": 2 / 3,  # each occurrence
+        "cat x x_1 summarize": 2 / 4,
+        "the of and": 0,
+        "": 0,
+    }
+    expected = list(texts.values())
+    values = scored(Faithfulness(), byte_pieces, bytes_as_ids(*texts), inputs=inputs)
+    np.testing.assert_allclose(values, expected, atol=1e-6)
+    np.testing.assert_allclose([faithful_share(x, document) for x in texts], expected)
+
+
+def test_rewards_of_sentences_are_their_counterparts_on_text(shipped):
+    rng, pieces = np.random.default_rng(5), pieces_of(shipped)
+    sentences = [" ".join(rng.choice(SOME_WORDS.split(), n)) for n in rng.integers(0, 25, 36)]
+    documents, texts = sentences[:4], [sentences[4 + 8 * i :][:8] for i in range(4)]
+    lists = [
+        ["float64", "the value"],
+        ["PARAMETERS", "x_y", "1e-5"],
+        [],
+        ["to a", "to", "a", "don't"],
+    ]
+    pad = lambda rows: np.stack([np.pad(r, (0, 120 - len(r))) for r in map(np.int32, rows)])
+    ids = [[[*shipped.encode(x), 1] for x in row] for row in texts]
+    arguments = (
+        Source(pad([shipped.encode(x) for x in documents]), keywords=keyword_bytes(lists)),
+        np.stack([pad(row) for row in ids]),
+        np.array([[len(x) for x in row] for row in ids]),
+        np.ones((4, 8), bool),
+    )
+    expected = {
+        KeywordCoverage(): [[coverage(x, k) for x in t] for k, t in zip(lists, texts, strict=True)],
+        Faithfulness(): [
+            [faithful_share(x, d) for x in t] for d, t in zip(documents, texts, strict=True)
+        ],
+    }
+    for reward, values in expected.items():
+        assert len(np.unique(values)) > 4
+        params = reward.load(Vocabulary(pieces))
+        np.testing.assert_allclose(reward(params, *arguments), values, atol=1e-6)
+
+
+def test_the_counterparts_on_text():
+    assert coverage("anything", []) == 1 and coverage("", ["a"]) == 0
+    assert coverage("The ﬁne cafe\u0301", ["FINE", "café", "fine café", "caf"]) == 0.75
+    assert faithful_share("", "a cat") == faithful_share("the", "the") == 0
+    assert faithful_share("Ｃats ran", "the cats") == 0.5
