@@ -6,7 +6,7 @@ the whole epoch in memory (int32 ids, 4 bytes a token) and takes its own rows of
 
 A task registers itself when its module is imported (`import tasks`), as everywhere in seqio.
 
-Axes: n examples of one epoch, B batch rows, S input length, T target length.
+Axes: n examples of one epoch, B batch rows, S input length, T target length, W keywords, L bytes.
 """
 
 import dataclasses
@@ -22,8 +22,11 @@ from absl import logging
 from etils import epath
 
 from dera_jax.checkpoints.vocabulary import Vocabulary
+from dera_jax.rewards.word_hashes import keyword_bytes
 
 _FEATURES = ("inputs", "targets")
+_REJECTED = "rejected"  # what tasks of pairs have beside their targets
+_KEYWORDS = "keywords"  # a task's text field: one keyword per line
 
 Batch = dict[str, np.ndarray]
 Row = dict[str, np.ndarray]
@@ -40,6 +43,8 @@ class Examples:
         documents: n texts, the uncut `inputs_pretokenized` (decoded ids if the task has none).
         summaries: n texts, the same for the targets.
         notes: every other string field of the task, by name, n texts each.
+        rejected: int32 [n, T], of tasks of pairs (`tasks.preferences`), where `targets` is chosen.
+        keywords: uint8 [n, W, L] in UTF-8, of tasks with a field `keywords`, a keyword per line.
     """
 
     inputs: np.ndarray
@@ -48,6 +53,8 @@ class Examples:
     documents: list[str]
     summaries: list[str]
     notes: dict[str, list[str]]
+    rejected: np.ndarray | None = None
+    keywords: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -71,8 +78,11 @@ def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> 
     """
     _check_lengths(lengths)
     task = _task(task_name, split)
+    lengths = {name: lengths[name] for name in _FEATURES}
+    if _REJECTED in task.output_features:
+        lengths[_REJECTED] = lengths["targets"]
     dataset = task.get_dataset(
-        dict(lengths),
+        lengths,
         split,
         shuffle=False,
         seed=seed,
@@ -83,14 +93,17 @@ def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> 
     rows = list(dataset.as_numpy_iterator())
     if not rows:
         raise ValueError(f"task {task_name!r} has no example in split {split!r}")
-    ids = {name: _fit(task, name, rows, lengths[name], split) for name in _FEATURES}
+    ids = {name: _fit(task, name, rows, length, split) for name, length in lengths.items()}
+    notes = _notes(rows)
     return Examples(
         inputs=ids["inputs"],
         targets=ids["targets"],
         example_id=np.array([row.get("example_id", i) for i, row in enumerate(rows)], np.int32),
         documents=_texts(task, "inputs", rows),
         summaries=_texts(task, "targets", rows),
-        notes=_notes(rows),
+        notes=notes,
+        rejected=ids.get(_REJECTED),
+        keywords=_keywords(notes),
     )
 
 
@@ -102,6 +115,16 @@ def vocabulary_of(task_name: str) -> Vocabulary:
     return Vocabulary(file and epath.Path(file), vocabulary.extra_ids)
 
 
+def check_pairs(task_name: str, split: str) -> None:
+    """Raises ValueError unless the task is one of pairs, with a feature `rejected`."""
+    features = _task(task_name, split).output_features
+    if _REJECTED not in features:
+        raise ValueError(
+            f"task {task_name!r} has no pairs: expected a feature {_REJECTED!r} (see "
+            f"tasks.preferences), found {sorted(features)}"
+        )
+
+
 def train_batches(
     task_name: str,
     split: str,
@@ -111,6 +134,7 @@ def train_batches(
     start_step: int,
     process_index: int | None = None,
     process_count: int | None = None,
+    with_documents: bool = False,
 ) -> Iterator[Batch]:
     """Yields this process's rows of the batches of `start_step`, `start_step + 1`, ... for ever.
 
@@ -128,10 +152,12 @@ def train_batches(
         seed: of the order and of the preprocessors.
         start_step: the first step wanted, from 0.
         process_index, process_count: JAX's own by default.
+        with_documents: keep the texts in memory and yield them too.
 
     Yields:
         inputs int32 [B / processes, S], targets int32 [B / processes, T], example_id int32
-        [B / processes]; the processes' rows, concatenated, are the batch.
+        [B / processes], if the task has them `rejected` and `keywords`, and if wanted `documents`,
+        texts; the processes' rows, concatenated, are the batch.
 
     Raises:
         ValueError: as `epoch`, or `batch_size` not divisible by the processes.
@@ -141,7 +167,10 @@ def train_batches(
     @functools.lru_cache(maxsize=1)  # positions only grow, so one epoch at a time is enough
     def shuffled(number: int) -> tuple[Batch, np.ndarray]:
         examples = epoch(task_name, split, lengths, _epoch_seed(seed, number))
-        return _arrays(examples), _order(len(examples), seed, number)
+        arrays = _arrays(examples)
+        if with_documents:
+            arrays["documents"] = np.array(examples.documents, object)
+        return arrays, _order(len(examples), seed, number)
 
     def batches() -> Iterator[Batch]:
         for step in itertools.count(start_step):
@@ -269,6 +298,12 @@ def _notes(rows: list[Row]) -> dict[str, list[str]]:
     return {name: [row[name].decode() for row in rows] for name in names}
 
 
+def _keywords(notes: dict[str, list[str]]) -> np.ndarray | None:
+    if _KEYWORDS not in notes:
+        return None
+    return keyword_bytes([text.split("\n") if text else [] for text in notes[_KEYWORDS]])
+
+
 def _process_rows(batch_size: int, index: int | None, count: int | None) -> range:
     """The rows of a batch of B that belong to one process."""
     index = jax.process_index() if index is None else index
@@ -294,7 +329,9 @@ def _order(size: int, seed: int, number: int) -> np.ndarray:
 
 
 def _arrays(examples: Examples) -> Batch:
-    return {name: getattr(examples, name) for name in (*_FEATURES, "example_id")}
+    names = (*_FEATURES, "example_id", _REJECTED, _KEYWORDS)
+    arrays = {name: getattr(examples, name) for name in names}
+    return {name: array for name, array in arrays.items() if array is not None}
 
 
 def _take(arrays: Batch, order: np.ndarray, offset: np.ndarray) -> Batch:

@@ -1,6 +1,6 @@
 """A finished model as a folder that stands for itself.
 
-config.json        sizes of the T5 (`T5Config`) and its vocabulary
+config.json        sizes of the T5 (`T5Config`), its vocabulary, and whether a scalar head is on it
 model.safetensors  parameters, names joined by '/'
 card.json          how it was made and what it scores
 *.model            the SentencePiece file, unless it is one that ships with the package
@@ -9,7 +9,7 @@ card.json          how it was made and what it scores
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -23,11 +23,13 @@ from jax import Array
 
 from dera_jax.checkpoints.mismatch import check_shapes
 from dera_jax.checkpoints.vocabulary import Vocabulary
+from dera_jax.models.heads import T5Value
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 
 PyTree = object
 CONFIG, PARAMETERS, CARD = "config.json", "model.safetensors", "card.json"
+SCALAR = "scalar"  # the one head there is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,16 @@ class Loaded:
     """A model from its folder. params: float32, T5X's tree."""
 
     model: T5
+    params: PyTree
+    vocabulary: Vocabulary
+    card: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedValue:
+    """A T5 with a scalar head from its folder. params: float32, {"trunk": ..., "head": ...}."""
+
+    model: T5Value
     params: PyTree
     vocabulary: Vocabulary
     card: dict
@@ -54,7 +66,7 @@ def save_model(
         folder: to be made.
         config: the model's sizes.
         vocabulary: what its ids mean.
-        params: T5X's tree, without `params_axes`.
+        params: T5X's tree, without `params_axes`; or a `T5Value`'s.
         card: anything JSON can hold.
         dtype: of the stored parameters, 'float32' or 'bfloat16'.
     """
@@ -74,6 +86,8 @@ def save_model(
             "extra_ids": vocabulary.extra_ids,
         },
     }
+    if "head" in params:
+        names["head"] = SCALAR
     _write_json(draft / CONFIG, names)
     if vocabulary.file and vocabulary.file.resolve() != _shipped(vocabulary.file.name).resolve():
         (draft / vocabulary.file.name).write_bytes(vocabulary.file.read_bytes())
@@ -89,10 +103,34 @@ def load_model(folder: str | Path) -> Loaded:
         ValueError: a file is half written, the parameters are not those of the sizes given, or the
             vocabulary is not the one the model was trained with.
     """
-    folder = Path(folder)
     model = T5(read_config(folder))
+    if _head(folder):
+        raise ValueError(f"{folder} holds a reward model (a T5 with a scalar head), not a T5")
+    return Loaded(model, *load_params(Path(folder), model.init), _read_json(Path(folder), CARD))
+
+
+def load_value(folder: str | Path) -> LoadedValue:
+    """Reads the folder of a T5 with a scalar head; raises as `load_model` does."""
+    model = read_value(folder)
+    params, vocabulary = load_params(Path(folder), model.random)
+    return LoadedValue(model, params, vocabulary, _read_json(Path(folder), CARD))
+
+
+def read_value(folder: str | Path) -> T5Value:
+    """The architecture of such a folder alone; raises as `load_model` does."""
+    if _head(folder) != SCALAR:
+        raise ValueError(f"{folder} is no reward model: its {CONFIG} names no scalar head")
+    return T5Value(T5(read_config(folder)))
+
+
+def _head(folder: str | Path) -> str | None:
+    return _read_json(Path(folder), CONFIG).get("head")
+
+
+def load_params(folder: Path, init: Callable[[Array], PyTree]) -> tuple[PyTree, Vocabulary]:
+    """Parameters of the shapes that init(key) gives, and what their ids mean; raises likewise."""
     vocabulary = _vocabulary(folder, _read_json(folder, CONFIG)["vocabulary"])
-    return Loaded(model, _read_parameters(folder, model), vocabulary, _read_json(folder, CARD))
+    return _read_parameters(folder, init), vocabulary
 
 
 def read_config(folder: str | Path) -> T5Config:
@@ -122,13 +160,13 @@ def _vocabulary(folder: Path, names: Mapping) -> Vocabulary:
     )
 
 
-def _read_parameters(folder: Path, model: T5) -> PyTree:
+def _read_parameters(folder: Path, init: Callable[[Array], PyTree]) -> PyTree:
     where = _existing(folder, PARAMETERS)
     try:
         arrays: dict[str, Array] = safetensors.flax.load_file(where)
     except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(f"{where}: half written or damaged ({error})") from error
-    like = jax.eval_shape(model.init, jax.random.key(0))
+    like = jax.eval_shape(init, jax.random.key(0))
     expected = flax.traverse_util.flatten_dict(like, sep="/")
     check_shapes(
         {name: x.shape for name, x in arrays.items()},

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -47,3 +48,28 @@ def check_same(first: Vocabulary, second: Vocabulary, first_name: str, second_na
                 f"vocabularies differ at id {i}: {a!r} in {first_name}, {b!r} in {second_name}; "
                 "ids can only be shared, and logits combined, over the same vocabulary"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """Text to ids and back, without TensorFlow; equal to the seqio vocabulary of the same file."""
+
+    encode: Callable[[str], list[int]]
+    decode: Callable[[Sequence[int]], str]
+
+
+def tokenizer(vocabulary: Vocabulary) -> Tokenizer:
+    """The tokenizer of a vocabulary. Decoding leaves out ids that stand for no text."""
+    if vocabulary.file is None:
+        return Tokenizer(
+            encode=lambda text: [byte + BYTE_OFFSET for byte in text.encode()],
+            decode=lambda ids: bytes(
+                i - BYTE_OFFSET for i in ids if BYTE_OFFSET <= i < BYTE_OFFSET + 256
+            ).decode(errors="ignore"),
+        )
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary.file))
+    size = processor.vocab_size()
+    return Tokenizer(
+        encode=processor.encode,
+        decode=lambda ids: processor.decode([int(i) for i in ids if 1 < i < size]),
+    )

@@ -35,10 +35,23 @@ class T5Value:
         head = {"kernel": jnp.zeros(self.trunk.config.emb_dim), "bias": jnp.zeros(())}
         return {"trunk": trunk_params, "head": head}
 
+    def random(self, key: Array) -> PyTree:
+        """Starts from random parameters of the trunk."""
+        return self.init(self.trunk.init(key))
+
     def values(self, params: PyTree, inputs: Array, tokens: Array) -> Array:
         state = start_teacher_forcing(self.trunk, params["trunk"], inputs, tokens.shape[1])
         hidden = self.trunk.hidden(params["trunk"], state, tokens).astype(jnp.float32)
         return hidden @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+def value_of_texts(
+    model: ValueModel, params: PyTree, inputs: Array, tokens: Array, lengths: Array
+) -> Array:
+    """float32 [B, K]: the value of inputs[B, S] and all lengths[B, K] tokens of tokens[B, K, T]."""
+    longer = jnp.pad(tokens, [(0, 0), (0, 0), (0, 1)])  # the last token is read after T steps
+    values = model.values(params, inputs, longer)
+    return jnp.take_along_axis(values, lengths[..., None], axis=-1)[..., 0]
 
 
 @dataclasses.dataclass(frozen=True)

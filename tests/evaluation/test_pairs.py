@@ -6,7 +6,8 @@ import jax
 import pytest
 
 from dera_jax.checkpoints.model_folder import Vocabulary, save_model
-from dera_jax.evaluation.pairs import load_pair, tokenizer
+from dera_jax.checkpoints.vocabulary import tokenizer
+from dera_jax.evaluation.pairs import load_pair
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from tasks import vocabularies

@@ -1,0 +1,18 @@
+"""Learned rewards from the folders of their models, for gin files."""
+
+from dera_jax.checkpoints.model_folder import read_config, read_value
+from dera_jax.models.t5_lm import T5
+from dera_jax.rewards.learned import Entailment, RewardModel
+
+
+def reward_model(folder: str) -> RewardModel:
+    """A model that `training.preferences` made. Raises as `model_folder.load_value` does."""
+    return RewardModel(read_value(folder), folder)
+
+
+def entailment(folder: str, max_length: int, label: str = "entailment") -> Entailment:
+    """A text-to-text model that answers with `label`; see `rewards.learned.Entailment`.
+
+    Raises as `model_folder.load_model` does.
+    """
+    return Entailment(T5(read_config(folder)), folder, max_length, label=label)
