@@ -5,6 +5,7 @@ checkpoint and, on a CPU, ends with the same bits.
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -14,9 +15,12 @@ import numpy as np
 from dera_jax import data
 from dera_jax.checkpoints.model_folder import Loaded, save_model
 from dera_jax.checkpoints.orbax import Checkpoints, Saving
-from dera_jax.checkpoints.vocabulary import check_same
+from dera_jax.checkpoints.resources import RunResources, ShapesOnly
+from dera_jax.checkpoints.vocabulary import check_same, tokenizer
 from dera_jax.models.heads import T5Value
+from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.length import LengthInRange
+from dera_jax.rewards.protocol import Source
 from dera_jax.training import metrics, ppo
 from dera_jax.training.dry_run import Need, need
 from dera_jax.training.progress import PERIOD, Progress
@@ -24,6 +28,7 @@ from dera_jax.training.supervised import Data
 
 MODEL = "aligned"
 _SHOWN = ("reward", "kl", "length")
+_KEYWORDS = (8, 24)  # of a document, and bytes of each, in a dry run
 _LAST_STEPS = 10 * PERIOD  # whose mean is reported at the end
 
 
@@ -56,6 +61,10 @@ class Alignment:
         """Aligns, or goes on aligning, in `folder`; see `align`."""
         return align(self, folder)
 
+    def setup(self, actors: ppo.Actors) -> ppo.Setup:
+        """What the compiled step depends on."""
+        return ppo.Setup(actors, self.objective, self.updates, self.optimizers, self.seed)
+
     def needs(self) -> list[Need]:
         """What a step takes, from shapes alone; those of `reference.params` suffice."""
         task, updates, reference = self.data, self.updates, self.reference
@@ -65,14 +74,23 @@ class Alignment:
         value = jax.eval_shape(actors.value.init, params)
         start = lambda policy, value: ppo.initial_state(self.optimizers, policy, value)
         state = jax.eval_shape(start, params, value)
-        improve = ppo.make_step(actors, self.objective, updates, self.optimizers, self.seed)
+        improve = ppo.make_step(self.setup(actors))
         rows = task.batch_size
-        inputs = jax.ShapeDtypeStruct((rows, task.inputs), jnp.int32)
+        source = _source_shapes(rows, task)
+        reward = shapes(self.objective.reward.load(ShapesOnly(reference.model.vocab_size)))
         example_ids = jax.ShapeDtypeStruct((rows,), jnp.int32)
         tokens = rows * updates.rollouts * self.objective.max_length
         networks = {"reference": params, "policy": params, "value network": value}
-        step = improve, state, ppo.Fixed(params), inputs, example_ids
+        step = improve, state, ppo.Fixed(params, reward), source, example_ids
         return [need("PPO step", networks, tokens, *step)]
+
+
+def _source_shapes(rows: int, task: Data) -> Source:
+    """Of a batch; keywords as many and as long as a task's usually are."""
+    inputs, targets = (
+        jax.ShapeDtypeStruct((rows, n), jnp.int32) for n in (task.inputs, task.targets)
+    )
+    return Source(inputs, targets, jax.ShapeDtypeStruct((rows, *_KEYWORDS), jnp.uint8))
 
 
 def align(alignment: Alignment, folder: Path) -> dict[str, float]:
@@ -99,16 +117,20 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
     state = checkpoints.restore(state) or state
     step = int(state.step)
     lengths = {"inputs": task.inputs, "targets": task.targets}
-    batches = data.train_batches(task.task, "train", lengths, task.batch_size, alignment.seed, step)
-    improve = ppo.make_step(
-        actors, alignment.objective, alignment.updates, alignment.optimizers, alignment.seed
-    )
-    fixed = ppo.Fixed(jax.tree.map(jnp.asarray, reference.params))
+    reward = alignment.objective.reward
+    reward_params = reward.load(RunResources(reference.vocabulary))
+    judge = Judge(reward, reward_params, tokenizer(reference.vocabulary).decode)
+    batches = data.train_batches(
+        task.task, task.split, lengths, task.batch_size, alignment.seed, step,
+        with_documents=reward.on_host,
+    )  # fmt: skip
+    improve = _step(alignment.setup(actors), judge)
+    fixed = ppo.Fixed(jax.tree.map(jnp.asarray, reference.params), judge.params)
     progress = Progress(metrics.MetricWriter(folder, step), step, alignment.steps, _SHOWN)
 
     while step < alignment.steps:
         batch = next(batches)
-        state, observed = improve(state, fixed, batch["inputs"], batch["example_id"])
+        state, observed = improve(state, fixed, batch)
         step += 1
         progress.add(observed)
         if step == alignment.steps or checkpoints.is_due(step):
@@ -122,6 +144,21 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
     config, vocabulary = reference.model.config, reference.vocabulary
     save_model(folder / MODEL, config, vocabulary, state.policy.params, card)
     return scores
+
+
+def _step(setup: ppo.Setup, judge: Judge) -> Callable:
+    """(state, fixed, batch) -> (state, metrics), compiled in one piece if the reward can be."""
+    if not judge.reward.on_host:
+        step = ppo.make_step(setup)
+        return lambda state, fixed, batch: step(state, fixed, _source(batch), batch["example_id"])
+    step = ppo.make_host_step(setup, judge)
+    return lambda state, fixed, batch: step(
+        state, fixed, _source(batch), batch["example_id"], batch["documents"]
+    )
+
+
+def _source(batch: data.Batch) -> Source:
+    return Source(batch["inputs"], batch["targets"], batch.get("keywords"))
 
 
 def _recipe(alignment: Alignment) -> dict[str, object]:

@@ -41,3 +41,18 @@ def cross_entropy(logits: Array, targets: Array, label_smoothing: float, z_loss:
 def weighted_mean(values: Array, weights: Array) -> Array:
     """Σ values·weights / Σ weights over all axes; 0 where no weight is positive."""
     return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1e-9)
+
+
+def bradley_terry(margin: Array, probability: float | Array = 1.0) -> Array:
+    """−p·log σ(margin) − (1 − p)·log σ(−margin), in nats.
+
+    The loss of a model in which the first of two texts is preferred with probability σ(r₁ − r₂)
+    (Bradley and Terry, 1952).
+
+    Args:
+        margin: r₁ − r₂, [...].
+        probability: p that the first is preferred; 1 for a pair of chosen and rejected.
+    """
+    return -probability * jax.nn.log_sigmoid(margin) - (1 - probability) * jax.nn.log_sigmoid(
+        -margin
+    )

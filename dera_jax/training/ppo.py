@@ -9,7 +9,7 @@ Axes: B inputs, K rollouts of each input, S input length, T output length, b inp
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,9 @@ from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Samples, Sampling, sample
 from dera_jax.models.heads import ValueModel, start_teacher_forcing
 from dera_jax.models.language_model import LanguageModel, PyTree, streams
-from dera_jax.rewards.protocol import Reward, check_limit
+from dera_jax.rewards.judge import Judge, score
+from dera_jax.rewards.length import LengthInRange
+from dera_jax.rewards.protocol import Reward, Source, check_limit
 from dera_jax.training import policy_gradient as pg
 from dera_jax.training.optimizers import Optimizer
 
@@ -78,6 +80,17 @@ class Optimizers:
 
     policy: Optimizer
     value: Optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """All that a step depends on beside its arguments; seed: of texts and minibatches."""
+
+    actors: Actors
+    objective: Objective
+    updates: Updates
+    optimizers: Optimizers
+    seed: int
 
 
 @struct.dataclass
@@ -140,10 +153,8 @@ def initial_state(optimizers: Optimizers, policy: PyTree, value: PyTree) -> PPOS
     )
 
 
-def make_step(
-    actors: Actors, objective: Objective, updates: Updates, optimizers: Optimizers, seed: int
-) -> Callable:
-    """The compiled (state, fixed, inputs[B, S], example_ids[B]) -> (state, metrics).
+def make_step(setup: Setup) -> Callable:
+    """The compiled (state, fixed, source, example_ids[B]) -> (state, metrics).
 
     One rollout and its epochs of updates; `state` is donated. Texts depend on (seed, example id,
     step), minibatches on (seed, step). Metrics are scalars, of the rollout before its updates
@@ -154,53 +165,85 @@ def make_step(
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: PPOState, fixed: Fixed, inputs: Array, example_ids: Array):
-        _check_minibatches(inputs.shape[0], updates.minibatches)
-        numbers = state.step * updates.rollouts + jnp.arange(updates.rollouts)
-        stream = streams(seed, example_ids, numbers)
-        experience, observed = roll_out(actors, objective, updates, state, fixed, inputs, stream)
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        order = minibatch_order(key, inputs.shape[0], updates)
+    def step(state: PPOState, fixed: Fixed, source: Source, example_ids: Array):
+        samples = roll_out(setup, state, fixed, source.inputs, example_ids)
+        texts = samples.tokens, samples.lengths, samples.finished
+        rewards = score(setup.objective.reward, fixed.reward, source, *texts)
+        return learn(setup, state, source.inputs, samples, rewards)
 
-        def learn(state: PPOState, rows: Array):
-            batch = jax.tree.map(lambda x: x[rows], experience)
-            return update(actors, optimizers, updates.clip, state, batch)
+    return step
 
-        state, losses = jax.lax.scan(learn, state, order)
-        losses = jax.tree.map(jnp.mean, losses)
-        losses["loss"] = losses["policy_loss"] + losses["value_loss"]
-        return state.replace(step=state.step + 1), observed | losses
+
+def make_host_step(setup: Setup, judge: Judge) -> Callable:
+    """What `make_step` gives, for a reward in Python: (state, fixed, source, ids, documents[B]).
+
+    Two compiled calls, with the judge between them, which sees all texts of the rollout at once.
+    """
+
+    write = jax.jit(functools.partial(roll_out, setup))
+    improve = jax.jit(functools.partial(learn, setup), donate_argnums=0)
+
+    def step(state, fixed, source, example_ids, documents: Sequence[str]):
+        samples = write(state, fixed, source.inputs, example_ids)
+        texts = samples.tokens, samples.lengths, samples.finished
+        rewards = judge(source, documents, *texts)
+        return improve(state, source.inputs, samples, rewards)
 
     return step
 
 
 def roll_out(
-    actors: Actors,
-    objective: Objective,
-    updates: Updates,
-    state: PPOState,
-    fixed: Fixed,
-    inputs: Array,
-    stream: Array,
-) -> tuple[Experience, dict[str, Array]]:
-    """Samples the policy on inputs[B, S] with stream[B, K] and judges what came out."""
-    pair = Realigned(actors.model, (actors.model,))
+    setup: Setup, state: PPOState, fixed: Fixed, inputs: Array, example_ids: Array
+) -> Samples:
+    """Samples the policy, K texts for each of inputs[B, S], from the streams of this step."""
+    updates, model = setup.updates, setup.actors.model
+    _check_minibatches(inputs.shape[0], updates.minibatches)
+    numbers = state.step * updates.rollouts + jnp.arange(updates.rollouts)
+    stream = streams(setup.seed, example_ids, numbers)
     params = fixed.reference, state.policy.params
     lam = np.ones(stream.shape, np.float32)
-    samples = sample(pair, params, inputs, lam, stream, Sampling(objective.max_length))
-    reward = objective.reward(
-        fixed.reward, inputs, samples.tokens, samples.lengths, samples.finished
-    )
+    sampling = Sampling(setup.objective.max_length)
+    return sample(Realigned(model, (model,)), params, inputs, lam, stream, sampling)
+
+
+def learn(
+    setup: Setup,
+    state: PPOState,
+    inputs: Array,
+    samples: Samples,
+    rewards: tuple[Array, Mapping[str, Array]],
+) -> tuple[PPOState, dict[str, Array]]:
+    """The epochs of updates on a rollout with its rewards[B, K] and their named parts."""
+    experience = judged(setup, state, inputs, samples, rewards[0])
+    observed = observe(setup.objective.reward, samples, *rewards)
+    key = jax.random.fold_in(jax.random.key(setup.seed), state.step)
+    order = minibatch_order(key, inputs.shape[0], setup.updates)
+
+    def improve(state: PPOState, rows: Array):
+        batch = jax.tree.map(lambda x: x[rows], experience)
+        return update(setup.actors, setup.optimizers, setup.updates.clip, state, batch)
+
+    state, losses = jax.lax.scan(improve, state, order)
+    losses = jax.tree.map(jnp.mean, losses)
+    losses["loss"] = losses["policy_loss"] + losses["value_loss"]
+    return state.replace(step=state.step + 1), observed | losses
+
+
+def judged(
+    setup: Setup, state: PPOState, inputs: Array, samples: Samples, reward: Array
+) -> Experience:
+    """A rollout on inputs[B, S] and its reward[B, K], ready to learn from."""
+    actors, objective, updates = setup.actors, setup.objective, setup.updates
     mask = jnp.arange(objective.max_length) < samples.lengths[..., None]
     values = actors.value.values(state.value.params, inputs, samples.tokens) * mask
-    log_ratio = samples.scores.sampling_log_prob - samples.scores.part_log_prob[0]
 
     def credit(reward: Array, log_ratio: Array, length: Array, values: Array) -> Array:
         rewards = pg.token_rewards(reward, log_ratio, length, objective.beta)
         return pg.generalized_advantages(rewards, values, updates.decay)
 
-    advantages = jax.vmap(jax.vmap(credit))(reward, log_ratio, samples.lengths, values)
-    experience = Experience(
+    each = jax.vmap(jax.vmap(credit))
+    advantages = each(reward, log_ratio(samples), samples.lengths, values)
+    return Experience(
         inputs=inputs,
         tokens=samples.tokens,
         old_log_prob=samples.scores.sampling_log_prob,
@@ -208,17 +251,26 @@ def roll_out(
         targets=advantages + values,
         weights=mask / jnp.mean(samples.lengths),
     )
-    return experience, observe(samples, reward, log_ratio)
 
 
-def observe(samples: Samples, reward: Array, log_ratio: Array) -> dict[str, Array]:
-    """Scalars about a rollout; reward[B, K], log_ratio[B, K, T] = log π − log π_ref."""
+def log_ratio(samples: Samples) -> Array:
+    """log π − log π_ref of each token of a rollout, [B, K, T]."""
+    return samples.scores.sampling_log_prob - samples.scores.part_log_prob[0]
+
+
+def observe(
+    what: Reward, samples: Samples, reward: Array, parts: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Scalars about a rollout with rewards and their parts, [B, K] each."""
+    shares = {"share_in_range": jnp.mean(reward == 0)} if isinstance(what, LengthInRange) else {}
     return {
         "tokens": jnp.sum(samples.lengths),
         "reward": jnp.mean(reward),
-        "share_in_range": jnp.mean(reward == 0),  # says something of 0/-1 rewards only
-        "kl": jnp.mean(jnp.sum(log_ratio, axis=-1)),  # of whole texts, from the tokens drawn
-        "full_kl": jnp.mean(jnp.sum(samples.scores.kl, axis=-1)),  # from whole distributions
+        **{f"reward_{name}": jnp.mean(values) for name, values in parts.items()},
+        **shares,
+        # Of whole texts, from the tokens drawn; and from whole distributions.
+        "kl": jnp.mean(jnp.sum(log_ratio(samples), axis=-1)),
+        "full_kl": jnp.mean(jnp.sum(samples.scores.kl, axis=-1)),
         "length": jnp.mean(samples.lengths - samples.finished),
         "finished": jnp.mean(samples.finished),
     }

@@ -1,11 +1,7 @@
-"""Supervised training of a T5: pre-training and fine-tuning are this run on different tasks.
-
-Everything random depends on (seed, step) alone: the batch of a step and its dropout masks. So a
-run killed at any moment resumes from its last checkpoint and, on a CPU, ends with the same bits.
-"""
+"""Supervised training of a T5: pre-training and fine-tuning are this run on different tasks."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -14,35 +10,38 @@ import seqio
 
 from dera_jax import data
 from dera_jax.checkpoints.model_folder import load_model, read_config, save_model
-from dera_jax.checkpoints.orbax import Checkpoints, Saving
+from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.vocabulary import Vocabulary, check_same
 from dera_jax.models.copying import with_copying_heads
 from dera_jax.models.language_model import PyTree
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
+from dera_jax.training import loop
 from dera_jax.training.dry_run import Need, need
-from dera_jax.training.metrics import MetricWriter
 from dera_jax.training.optimizers import Optimizer
-from dera_jax.training.progress import Progress
 from dera_jax.training.train_step import Loss, TrainState, initial_state, make_step
 from dera_jax.training.validation import Validation, Validator, first
+
+BEST = "best"  # the folder of the model with the lowest validation loss
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """A seqio task with the splits `train` and `validation`, and the size of a batch.
+    """A seqio task that has the split `validation` too, and the size of a batch.
 
     Attributes:
         task: its name.
         inputs: tokens of an input, the end of sequence included.
         targets: tokens of a target, likewise.
         batch_size: examples of a step.
+        split: to train on.
     """
 
     task: str
     inputs: int
     targets: int
     batch_size: int
+    split: str = "train"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,33 +180,19 @@ def train(training: Training, folder: Path) -> dict[str, float]:
     lengths = {"inputs": task.inputs, "targets": task.targets}
     origin = training.start.read()
     validator = _validator(training, origin.vocabulary, lengths)
-    state = initial_state(origin.params, training.optimizer)
-    checkpoints = Checkpoints(folder / "checkpoints", training.saving)
-    state = checkpoints.restore(state) or state
-    step = int(state.step)
-    batches = data.train_batches(task.task, "train", lengths, task.batch_size, training.seed, step)
-    update = make_step(model, training.optimizer, training.loss, training.seed)
-    progress = Progress(MetricWriter(folder, step), step, training.steps)
-
-    done = step >= training.steps or _is_out_of_patience(state, training.validation)
-    while not done:
-        batch = next(batches)
-        state, metrics = update(state, batch["inputs"], batch["targets"])
-        step += 1
-        progress.add(metrics)
-        last = step == training.steps
-        if last or step % training.validation.period == 0:
-            progress.flush()
-            scores = validator(state.params, folder / "samples" / f"step_{step:06d}.txt")
-            progress.validated(scores)
-            state = _keep_best(state, scores, training, origin.card, folder / "best")
-            done = last or _is_out_of_patience(state, training.validation)
-        if done or checkpoints.is_due(step):
-            progress.flush()
-            checkpoints.save(step, state)
-
-    checkpoints.close()
-    progress.close()
+    improve = make_step(model, training.optimizer, training.loss, training.seed)
+    settings = training.validation
+    state = loop.run(
+        loop.Schedule(training.steps, settings.period, settings.patience, training.saving),
+        folder,
+        initial_state(origin.params, training.optimizer),
+        batches=lambda step: data.train_batches(
+            task.task, task.split, lengths, task.batch_size, training.seed, step
+        ),
+        update=lambda state, batch: improve(state, batch["inputs"], batch["targets"]),
+        validate=lambda params, step: validator(params, folder / f"samples/step_{step:06d}.txt"),
+        keep=lambda state, scores: _keep_best(state, scores, training, origin.card, folder),
+    )
     return {"best_loss": float(state.best_loss), "best_step": int(state.best_step)}
 
 
@@ -226,17 +211,13 @@ def _validator(training: Training, known: Vocabulary | None, lengths: dict[str, 
     return Validator(model, examples, vocabulary, task.batch_size, settings)
 
 
-def _is_out_of_patience(state: TrainState, settings: Validation) -> bool:
-    waited = int(state.step) // settings.period - int(state.best_step) // settings.period
-    return settings.patience is not None and waited >= settings.patience
-
-
 def _keep_best(
-    state: TrainState, scores: dict[str, float], training: Training, start: dict, folder: Path
-) -> TrainState:
-    """Saves the model if its validation loss is the lowest yet."""
-    if not scores["loss"] < state.best_loss:
-        return state
+    state: TrainState,
+    scores: Mapping[str, float],
+    training: Training,
+    start: dict,
+    folder: Path,
+) -> None:
     card = {
         "data": dataclasses.asdict(training.data),
         "step": int(state.step),
@@ -246,5 +227,5 @@ def _keep_best(
         "from": start,
     }
     vocabulary = data.vocabulary_of(training.data.task)
-    save_model(folder, training.start.model.config, vocabulary, state.params, card)
-    return state.replace(best_loss=jnp.float32(scores["loss"]), best_step=state.step + 0)
+    config = training.start.model.config
+    save_model(folder / BEST, config, vocabulary, state.params, card)

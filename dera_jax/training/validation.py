@@ -110,11 +110,10 @@ def greedy_tokens(
 
 def first(examples: data.Examples, count: int) -> data.Examples:
     """The first `count` examples, or all if there are fewer."""
-    notes = {name: texts[:count] for name, texts in examples.notes.items()}
     columns = {f.name: getattr(examples, f.name) for f in dataclasses.fields(examples)}
-    return data.Examples(
-        **{name: x[:count] for name, x in columns.items() if name != "notes"}, notes=notes
-    )
+    notes = {name: texts[:count] for name, texts in columns.pop("notes").items()}
+    cut = {name: None if x is None else x[:count] for name, x in columns.items()}
+    return data.Examples(**cut, notes=notes)
 
 
 def write_samples(path: Path, examples: data.Examples, texts: list[str]) -> None:

@@ -70,7 +70,7 @@ def test_a_run_that_died_ends_with_the_same_bits(alignment, tmp_path, monkeypatc
 
     all_batches = data.train_batches
 
-    def three_batches(*args):
+    def three_batches(*args, **more):
         yield from itertools.islice(all_batches(*args), 3)
         raise Killed
 

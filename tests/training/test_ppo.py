@@ -12,6 +12,7 @@ from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.models.heads import T5Value, TabularValue
 from dera_jax.models.language_model import score, streams
 from dera_jax.rewards.length import LengthInRange, share_in_range
+from dera_jax.rewards.protocol import Reward, Source
 from dera_jax.training import optimizers, ppo
 from tests import golden
 from tests.decoding import worlds
@@ -23,12 +24,10 @@ STEPS = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class TextReward:
+class TextReward(Reward):
     """A reward for every text: params[number of its last prefix]."""
 
-    min_limit = 1
-
-    def __call__(self, params, inputs, tokens, lengths, finished):
+    def __call__(self, params, source, tokens, lengths, finished):
         number = jnp.zeros_like(lengths)
         for t in range(worlds.HORIZON):
             number = jnp.where(t < lengths, number * VOCAB + tokens[..., t] + 1, number)
@@ -68,11 +67,11 @@ def tabular_ppo(reference, reward, reward_params, beta: float):
     policy = optimizers.adamw(schedule, clip_norm=1.0, weight_decay=0.0)
     optimizers_of = ppo.Optimizers(policy, constant_optimizers(0.0, 0.05).value)
     objective = ppo.Objective(reward, worlds.HORIZON, beta)
-    step = ppo.make_step(actors, objective, updates, optimizers_of, seed=0)
+    step = ppo.make_step(ppo.Setup(actors, objective, updates, optimizers_of, seed=0))
     state = ppo.initial_state(optimizers_of, reference, actors.value.init())
-    inputs, ids = jnp.zeros((DOCUMENTS, 1), int), jnp.arange(DOCUMENTS)
+    source, ids = Source(jnp.zeros((DOCUMENTS, 1), int)), jnp.arange(DOCUMENTS)
     for _ in range(STEPS):
-        state, metrics = step(state, ppo.Fixed(reference, reward_params), inputs, ids)
+        state, metrics = step(state, ppo.Fixed(reference, reward_params), source, ids)
     return state.policy.params, metrics
 
 
@@ -126,9 +125,14 @@ def t5():
 
 def first_rollout(t5, policy):
     actors, objective, updates, params, inputs, ids = t5
-    state = ppo.initial_state(constant_optimizers(1e-3, 1e-3), policy, actors.value.init(params))
-    stream = streams(0, ids, np.arange(updates.rollouts))
-    return ppo.roll_out(actors, objective, updates, state, ppo.Fixed(params), inputs, stream)
+    rates = constant_optimizers(1e-3, 1e-3)
+    setup = ppo.Setup(actors, objective, updates, rates, seed=0)
+    state = ppo.initial_state(rates, policy, actors.value.init(params))
+    samples = ppo.roll_out(setup, state, ppo.Fixed(params), inputs, ids)
+    texts = samples.tokens, samples.lengths, samples.finished
+    reward = objective.reward(None, Source(inputs), *texts)
+    experience = ppo.judged(setup, state, inputs, samples, reward)
+    return experience, ppo.observe(objective.reward, samples, reward, {})
 
 
 def test_a_rollout_is_what_the_policy_alone_samples_and_scores(t5):
@@ -203,12 +207,12 @@ def t5_steps(t5, count: int, rate: float = 1e-3) -> list[dict]:
     actors, objective, updates, params, inputs, ids = t5
     rates = constant_optimizers(rate, rate)
     if rate not in COMPILED:
-        COMPILED[rate] = ppo.make_step(actors, objective, updates, rates, seed=3)
+        COMPILED[rate] = ppo.make_step(ppo.Setup(actors, objective, updates, rates, seed=3))
     step = COMPILED[rate]
     state = ppo.initial_state(rates, params, actors.value.init(params))
     seen = []
     for _ in range(count):
-        state, metrics = step(state, ppo.Fixed(params), inputs, ids)
+        state, metrics = step(state, ppo.Fixed(params), Source(inputs), ids)
         seen.append({name: float(x) for name, x in metrics.items()} | {"step": int(state.step)})
     return seen
 
@@ -229,10 +233,11 @@ def test_each_step_draws_anew_for_the_same_documents(t5):
 def test_a_batch_that_minibatches_do_not_divide_is_refused(t5):
     actors, objective, _, params, inputs, ids = t5
     rates = constant_optimizers(1e-3, 1e-3)
-    step = ppo.make_step(actors, objective, ppo.Updates(minibatches=3), rates, seed=0)
+    setup = ppo.Setup(actors, objective, ppo.Updates(minibatches=3), rates, seed=0)
+    step = ppo.make_step(setup)
     state = ppo.initial_state(rates, params, actors.value.init(params))
     with pytest.raises(ValueError, match=r"4 documents .* Updates.minibatches \(3\)"):
-        step(state, ppo.Fixed(params), inputs, ids)
+        step(state, ppo.Fixed(params), Source(inputs), ids)
 
 
 def test_bad_objectives_are_refused():

@@ -1,0 +1,300 @@
+"""Training on comparisons: reward models, and DPO, which is the same loss on another score.
+
+Of a document's two texts the chosen one is to have the higher score s (Bradley and Terry 1952):
+
+    loss = −log σ(s(chosen) − s(rejected))
+
+A reward model's score is the scalar of a T5 with a head (Stiennon et al. 2020, arXiv 2009.01325). The
+score of direct preference optimization is that of which the policy is the optimum (Rafailov et al.
+2023, arXiv 2305.18290):
+
+    s(y) = β·(log π(y | x) − log π_ref(y | x))
+
+Axes: B documents, K texts of each (chosen, rejected), S input length, T text length.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from dera_jax import data
+from dera_jax.checkpoints.model_folder import load_params, save_model
+from dera_jax.checkpoints.orbax import Saving
+from dera_jax.checkpoints.vocabulary import Vocabulary, check_same
+from dera_jax.evaluation import reliability
+from dera_jax.models.heads import T5Value, start_teacher_forcing, value_of_texts
+from dera_jax.models.language_model import LanguageModel, PyTree, score
+from dera_jax.training import loop, supervised
+from dera_jax.training.dry_run import Need, need
+from dera_jax.training.losses import bradley_terry
+from dera_jax.training.optimizers import Optimizer
+from dera_jax.training.supervised import BEST, Data
+from dera_jax.training.train_step import TrainState, initial_state
+from dera_jax.training.validation import first
+
+
+class Scorer(Protocol):
+    """What gives texts a score to be trained. Frozen, hashable, holds no arrays."""
+
+    def init(self, params: PyTree) -> PyTree:
+        """The first parameters to train, from those of a T5."""
+
+    def scores(
+        self, params: PyTree, fixed: PyTree, inputs: Array, texts: Array, lengths: Array
+    ) -> Array:
+        """float32 [B, K] of texts[B, K, T]; `fixed` are the T5's parameters before training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalarHead:
+    """A reward model's score; what is trained is a `T5Value`."""
+
+    model: T5Value
+
+    def init(self, params: PyTree) -> PyTree:
+        return self.model.init(params)
+
+    def scores(
+        self, params: PyTree, fixed: PyTree, inputs: Array, texts: Array, lengths: Array
+    ) -> Array:
+        del fixed
+        return value_of_texts(self.model, params, inputs, texts, lengths)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogRatio:
+    """DPO's score, the reward that the policy is optimal for, up to a constant of the document.
+
+    Raises:
+        ValueError: β is not positive.
+    """
+
+    model: LanguageModel
+    beta: float
+
+    def __post_init__(self):
+        if not self.beta > 0:
+            raise ValueError(f"DPO's beta must be positive; found {self.beta}")
+
+    def init(self, params: PyTree) -> PyTree:
+        return params
+
+    def scores(
+        self, params: PyTree, fixed: PyTree, inputs: Array, texts: Array, lengths: Array
+    ) -> Array:
+        def log_prob(p: PyTree) -> Array:
+            state = start_teacher_forcing(self.model, p, inputs, texts.shape[1])
+            return jnp.sum(score(self.model, p, state, texts, lengths), axis=-1)
+
+        return self.beta * (log_prob(params) - log_prob(jax.lax.stop_gradient(fixed)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What is trained, and the T5 it starts from."""
+
+    scorer: Scorer
+    start: supervised.Start
+
+
+def reward_model(start: supervised.Start) -> Start:
+    """A scalar head, 0 at first, on the T5 of `start`. Dropout is not used."""
+    return Start(ScalarHead(T5Value(start.model)), start)
+
+
+def dpo(start: supervised.Start, beta: float) -> Start:
+    """The T5 of `start` as policy and as reference. Dropout is not used."""
+    return Start(LogRatio(start.model, beta), start)
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """How often and on what to validate.
+
+    Attributes:
+        period: steps between two validations; there is one after the last step too.
+        examples: the first so many pairs of the split `validation`.
+        patience: stop after so many validations without a better loss; None to go on.
+    """
+
+    period: int
+    examples: int = 1024
+    patience: int | None = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceTraining:
+    """A run of training on pairs.
+
+    Attributes:
+        start: what to train (`reward_model`, `dpo`).
+        data: a task of pairs (`tasks.preferences`) with the splits validation and test too.
+        optimizer: how.
+        steps: updates in all.
+        seed: of the data's order.
+        validation: how often, and when to stop early.
+        saving: how often a checkpoint is written.
+    """
+
+    start: Start
+    data: Data
+    optimizer: Optimizer
+    steps: int
+    seed: int
+    validation: Validation
+    saving: Saving
+
+    def run(self, folder: Path) -> dict[str, object]:
+        """Trains, or goes on training, in `folder`; see `train`."""
+        return train(self, folder)
+
+    def needs(self) -> list[Need]:
+        """What a step takes, from shapes alone."""
+        model, task, scorer = self.start.start.model, self.data, self.start.scorer
+        fixed = jax.eval_shape(model.init, jax.random.key(0))
+        params = jax.eval_shape(scorer.init, fixed)
+        state = jax.eval_shape(lambda p: initial_state(p, self.optimizer), params)
+        ids = lambda n: jax.ShapeDtypeStruct((task.batch_size, n), jnp.int32)
+        batch = ids(task.inputs), ids(task.targets), ids(task.targets)
+        tokens = task.batch_size * (task.inputs + 2 * task.targets)
+        name = f"step on pairs ({type(scorer).__name__})"
+        update = make_step(scorer, self.optimizer)
+        return [need(name, {"trained": params}, tokens, update, state, fixed, *batch)]
+
+
+def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
+    """Trains, or goes on training, in `folder`.
+
+    Leaves there: `best` (the model of the lowest validation loss), `checkpoints`, `metrics.jsonl` and
+    TensorBoard events; of the best model on the split `test` `test.json` and `calibration.png`.
+
+    Returns:
+        best_loss, best_step, and `test`: see `reliability.summary`.
+
+    Raises:
+        FloatingPointError: a loss was not finite, naming the steps.
+        ValueError: the task has no pairs, or another vocabulary than the model.
+    """
+    task, scorer, settings = training.data, training.start.scorer, training.validation
+    lengths = {"inputs": task.inputs, "targets": task.targets}
+    origin = training.start.start.read()
+    data.check_pairs(task.task, task.split)
+    vocabulary = _vocabulary(task.task, origin.vocabulary)
+    held_out = first(data.epoch(task.task, "validation", lengths, seed=0), settings.examples)
+    fixed = jax.tree.map(jnp.asarray, origin.params)
+    improve = make_step(scorer, training.optimizer)
+    scores_of = functools.partial(margins, scorer, fixed=fixed, batch_size=task.batch_size)
+
+    def keep(state: TrainState, scores: Mapping[str, float]) -> None:
+        card = _card(training, int(state.step), scores, origin.card)
+        config = training.start.start.model.config
+        save_model(folder / BEST, config, vocabulary, state.params, card)
+
+    state = loop.run(
+        loop.Schedule(training.steps, settings.period, settings.patience, training.saving),
+        folder,
+        initial_state(scorer.init(origin.params), training.optimizer),
+        batches=lambda step: data.train_batches(
+            task.task, task.split, lengths, task.batch_size, training.seed, step
+        ),
+        update=lambda state, batch: improve(
+            state, fixed, batch["inputs"], batch["targets"], batch["rejected"]
+        ),
+        validate=lambda params, step: reliability.scores(scores_of(params, held_out)),
+        keep=keep,
+    )
+    best, _ = load_params(
+        folder / BEST, lambda key: scorer.init(training.start.start.model.init(key))
+    )
+    test = data.epoch(task.task, "test", lengths, seed=0)
+    report = reliability.summary(scores_of(best, test), test.notes)
+    (folder / "test.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    reliability.plot(report, folder / "calibration.png")
+    print(reliability.sentence(report))
+    return {
+        "best_loss": float(state.best_loss),
+        "best_step": int(state.best_step),
+        "test": {name: x for name, x in report.items() if name != "bins"},
+    }
+
+
+def make_step(scorer: Scorer, optimizer: Optimizer) -> Callable:
+    """Compiles (state, fixed, inputs[B, S], chosen[B, T], rejected[B, T]) -> (state, metrics).
+
+    `state` is donated. Metrics: loss, accuracy, grad_norm (before clipping), learning_rate, tokens.
+    """
+
+    def loss_of(params: PyTree, fixed: PyTree, inputs: Array, chosen: Array, rejected: Array):
+        margin = margin_of(scorer, params, fixed, inputs, chosen, rejected)
+        return jnp.mean(bradley_terry(margin)), jnp.mean(margin > 0)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, fixed: PyTree, inputs: Array, chosen: Array, rejected: Array):
+        differentiate = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, accuracy), grads = differentiate(state.params, fixed, inputs, chosen, rejected)
+        updates, opt_state = optimizer.transformation.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": loss,
+            "accuracy": accuracy,
+            "grad_norm": optax.tree.norm(grads),
+            "learning_rate": jnp.asarray(optimizer.learning_rate(state.step), jnp.float32),
+            "tokens": sum(jnp.sum(x > 0) for x in (inputs, chosen, rejected)),
+        }
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return step
+
+
+def margin_of(
+    scorer: Scorer, params: PyTree, fixed: PyTree, inputs: Array, chosen: Array, rejected: Array
+) -> Array:
+    """s(chosen) − s(rejected), float32 [B]."""
+    texts = jnp.stack([chosen, rejected], axis=1)
+    scores = scorer.scores(params, fixed, inputs, texts, jnp.sum(texts > 0, axis=-1))
+    return scores[:, 0] - scores[:, 1]
+
+
+_margin_of = jax.jit(margin_of, static_argnums=0)
+
+
+def margins(
+    scorer: Scorer, params: PyTree, examples: data.Examples, fixed: PyTree, batch_size: int
+) -> np.ndarray:
+    """s(chosen) − s(rejected) of all examples, float32 [n]."""
+    parts = [
+        _margin_of(scorer, params, fixed, batch["inputs"], batch["targets"], batch["rejected"])
+        for batch in data.eval_batches(examples, batch_size)
+    ]
+    return np.concatenate(parts)[: len(examples)]
+
+
+def _vocabulary(name: str, known: Vocabulary | None) -> Vocabulary:
+    """The task's vocabulary, if it is the model's."""
+    theirs = data.vocabulary_of(name)
+    if known:
+        check_same(known, theirs, "the model", f"task {name!r}")
+    return theirs
+
+
+def _card(training: PreferenceTraining, step: int, scores: Mapping, start: dict) -> dict:
+    scorer = training.start.scorer
+    return {
+        "data": dataclasses.asdict(training.data),
+        "score": type(scorer).__name__,
+        **({"beta": scorer.beta} if isinstance(scorer, LogRatio) else {}),
+        "step": step,
+        "steps": training.steps,
+        "seed": training.seed,
+        "validation": dict(scores),
+        "from": start,
+    }
