@@ -13,10 +13,11 @@ import numpy as np
 from absl import logging
 
 from dera_jax import demo
+from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation import metrics
 from dera_jax.evaluation.jobs import Split
-from dera_jax.evaluation.pairs import Pair, load_pair, tokenizer
+from dera_jax.evaluation.pairs import Pair, load_pair
 from dera_jax.evaluation.sweep import (
     Documents,
     Sweep,

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from dera_jax import data
-from dera_jax.checkpoints.vocabulary import check_same
+from dera_jax.checkpoints.resources import RunResources
+from dera_jax.checkpoints.vocabulary import check_same, tokenizer
 from dera_jax.decoding.sampling import Prefilled
-from dera_jax.evaluation.pairs import Pair, load_pair, tokenizer
+from dera_jax.evaluation.pairs import Pair, load_pair
 from dera_jax.evaluation.sweep import Documents, Sweep, decode, format_table, write_report
+from dera_jax.models.language_model import PyTree
 from dera_jax.rewards.protocol import check_limit
 
 
@@ -40,6 +42,8 @@ class Split:
             example_id=examples.example_id[rows],
             texts=[examples.documents[i] for i in rows],
             summaries=[examples.summaries[i] for i in rows],
+            targets=examples.targets[rows],
+            keywords=None if examples.keywords is None else examples.keywords[rows],
         )
 
 
@@ -84,21 +88,32 @@ class Decoding:
         pair = load_pair(self.reference, [self.aligned])
         theirs = data.vocabulary_of(self.documents.task)
         check_same(pair.vocabulary, theirs, "the models", f"task {self.documents.task!r}")
-        return Loaded(pair, self.documents.read())
+        reward = self.sweep.reward
+        reward_params = reward and reward.load(RunResources(pair.vocabulary))
+        return Loaded(pair, self.documents.read(), reward_params)
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A pair and documents, read."""
+    """A pair, documents and the reward's parameters, read."""
 
     pair: Pair
     documents: Documents
+    reward_params: PyTree = None
 
     def decode(
         self, sweep: Sweep, folder: Path, prefills: dict[int, Prefilled] | None = None
     ) -> list[dict]:
         """The records of `evaluation.sweep.decode`."""
-        to_text = tokenizer(self.pair.vocabulary).decode
+        pair = self.pair
+        to_text = tokenizer(pair.vocabulary).decode
         return decode(
-            self.pair.model, self.pair.params, self.documents, sweep, to_text, folder, prefills
+            pair.model,
+            pair.params,
+            self.documents,
+            sweep,
+            to_text,
+            folder,
+            prefills,
+            self.reward_params,
         )

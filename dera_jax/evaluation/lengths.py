@@ -6,17 +6,11 @@ Axes: n documents, K samples of each.
 import dataclasses
 from pathlib import Path
 
-import jax
 import numpy as np
-from tqdm import tqdm
 
-from dera_jax import data
 from dera_jax.checkpoints.model_folder import Loaded
-from dera_jax.checkpoints.vocabulary import check_same
-from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation.jobs import Split
-from dera_jax.evaluation.sweep import full_batches
-from dera_jax.models.language_model import streams
+from dera_jax.evaluation.samples import sample_batches
 from dera_jax.rewards.length import beta_for_share, range_of
 
 SHARES = (0.6, 0.7, 0.8)  # in range at λ = 1, for which β is computed
@@ -60,18 +54,17 @@ class LengthSurvey:
 
     def sample(self) -> tuple[np.ndarray, np.ndarray]:
         """lengths int32 [n, K], the end token included, and finished bool [n, K]."""
-        documents = self.documents.read()
-        theirs = data.vocabulary_of(self.documents.task)
-        check_same(self.model.vocabulary, theirs, "the model", f"task {self.documents.task!r}")
-        params = jax.device_put(self.model.params)
-        parts = []
-        for rows in tqdm(full_batches(0, len(documents.inputs), self.batch_size), unit="batch"):
-            stream = streams(self.seed, documents.example_id[rows], np.arange(self.num_samples))
-            no_lam = np.zeros(stream.shape, np.float32)
-            inputs, sampling = documents.inputs[rows], Sampling(self.max_length)
-            samples = sample(self.model.model, params, inputs, no_lam, stream, sampling)
+        parts, n = [], 0
+        for _, documents, samples in sample_batches(
+            self.model,
+            self.documents,
+            self.max_length,
+            self.num_samples,
+            self.batch_size,
+            self.seed,
+        ):
             parts.append((np.asarray(samples.lengths), np.asarray(samples.finished)))
-        n = len(documents.inputs)
+            n = len(documents.inputs)
         return tuple(np.concatenate(column)[:n] for column in zip(*parts, strict=True))
 
 

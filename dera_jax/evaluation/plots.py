@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 
 PANELS = {
     "share_in_range": "share in range",
+    "reward": "mean reward",
     "length": "length (tokens)",
     "kl": "KL from the reference (nats per text)",
     "rougeL": "ROUGE-L",
@@ -14,10 +15,15 @@ PANELS = {
 
 
 def plot_sweep(rows: Sequence[dict], path: Path) -> None:
-    """Share in range, length, KL and ROUGE-L against λ, with 95 % intervals, as a PNG."""
+    """Reward (or share in range), length, KL and ROUGE-L against λ, with 95 % intervals, as a PNG."""
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), sharex=True, layout="constrained")
     lams = [row["lam"] for row in rows]
-    for axis, (key, label) in zip(axes.flat, PANELS.items(), strict=True):
+    first = rows[0]
+    shown = [key for key in PANELS if key in first]
+    if "share_in_range" in shown:
+        shown.remove("reward")  # the same, minus 1
+    for axis, key in zip(axes.flat, shown, strict=True):
+        label = PANELS[key]
         values = [row[key] for row in rows]
         errors = [row[f"{key}_ci95"] or 0 for row in rows]  # None: a single document
         axis.errorbar(lams, values, yerr=errors, marker="o", capsize=3)
@@ -30,7 +36,6 @@ def plot_sweep(rows: Sequence[dict], path: Path) -> None:
                               color="grey", rotation=90, va="top", ha="right")  # fmt: skip
     for axis in axes[1]:
         axis.set_xlabel("λ")
-    first = rows[0]
     figure.suptitle(
         f"DeRa: {first['documents']} held-out documents, "
         f"{first['samples'] // first['documents']} samples each (95 % intervals between documents)"
@@ -64,6 +69,82 @@ def plot_choice(rows: Sequence[dict], best: dict, limit: tuple[str, float], path
         f"chosen: λ = {best['lam']:g} (filled: within the limit; colours: rounds, coarse to fine)",
         fontsize=10,
     )
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_best_of(rows: Sequence[dict], path: Path) -> None:
+    """The rows of `best_of.table`: mean reward against KL, of DeRa over λ and of best-of-n."""
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    single = [row for row in rows if row["n"] == 1]
+    _with_errors(axis, single, "kl_most", "one sample at each λ", marker="o", color="black")
+    for i, lam in enumerate(sorted({row["lam"] for row in rows})):
+        own = [row for row in rows if row["lam"] == lam]
+        style = {"marker": "s", "linestyle": "--", "color": f"C{i}"}
+        _with_errors(axis, own, "kl_most", f"best of n at λ = {lam:g}", **style)
+        for row in own:
+            axis.annotate(f"n={row['n']}", (row["kl_most"], row["reward"]), xytext=(4, -9),
+                          fontsize=7, textcoords="offset points", color=f"C{i}")  # fmt: skip
+    axis.set_xlabel("KL from the reference in nats (of best-of-n: at most)")
+    axis.set_ylabel("mean reward")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_parts(rows: Sequence[dict], names: Sequence[str], path: Path) -> None:
+    """The rows of `sweep.table`: each part of the reward, and faithfulness, against λ, as a PNG."""
+    panels = {f"reward_{name}": f"reward part: {name}" for name in names}
+    panels["faithful"] = "content words in the document"
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4 * len(panels), 3.4), layout="constrained", squeeze=False
+    )
+    lams = [row["lam"] for row in rows]
+    for axis, (key, label) in zip(axes[0], panels.items(), strict=True):
+        errors = [row[f"{key}_ci95"] or 0 for row in rows]
+        axis.errorbar(lams, [row[key] for row in rows], yerr=errors, marker="o", capsize=3)
+        axis.axvline(1, color="grey", linestyle=":", linewidth=1)
+        axis.set_xlabel("λ")
+        axis.set_title(label, fontsize=10)
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_two_rewards(
+    rows: Sequence[dict], trained: Sequence[dict], names: Sequence[str], path: Path
+) -> None:
+    """Two rewards against each other: DeRa on a grid of (λ₁, λ₂), and models trained on sums.
+
+    Args:
+        rows: of `sweep.table`, `lam` a pair; lines join equal λ₁.
+        trained: such rows, `lam` the weights of the sum.
+        names: of the two parts of the reward.
+        path: of the file.
+    """
+    figure, axis = plt.subplots(figsize=(7.5, 5.5), layout="constrained")
+    x, y = (f"reward_{name}" for name in names)
+    firsts = sorted({row["lam"][0] for row in rows})
+    for i, first in enumerate(firsts):
+        line = sorted((r for r in rows if r["lam"][0] == first), key=lambda r: r["lam"][1])
+        axis.plot([r[x] for r in line], [r[y] for r in line], marker="o", markersize=4,
+                  color=plt.cm.viridis(i / max(len(firsts) - 1, 1)),
+                  label=f"DeRa, λ of {names[0]} = {first:g}")  # fmt: skip
+        for r in (line[0], line[-1]):
+            axis.annotate(f"{r['lam'][1]:g}", (r[x], r[y]), xytext=(4, 4), fontsize=7,
+                          textcoords="offset points")  # fmt: skip
+    errors = {f"{a}err": [r[f"{key}_ci95"] or 0 for r in trained] for a, key in zip("xy", (x, y))}
+    axis.errorbar([r[x] for r in trained], [r[y] for r in trained], **errors, marker="s",
+                  linestyle="", color="C3", capsize=2, label="trained on a weighted sum")  # fmt: skip
+    for r in trained:
+        axis.annotate("({:g}, {:g})".format(*r["lam"]), (r[x], r[y]), xytext=(5, -10), fontsize=8,
+                      textcoords="offset points", color="C3")  # fmt: skip
+    axis.set_xlabel(f"mean reward: {names[0]}")
+    axis.set_ylabel(f"mean reward: {names[1]}")
+    axis.set_title(f"small numbers: λ of {names[1]}; red: weights trained on", fontsize=9)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

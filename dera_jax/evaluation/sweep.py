@@ -3,7 +3,8 @@
 `records.jsonl` holds one line per document with all its samples; the table, the CSV and the plot
 are made from it, so a run that was stopped goes on where it was and loses no decoded document.
 
-Axes: B documents at once, K = λ values x samples, S input length, T output length.
+Axes: B documents at once, K = λ values x samples, S input length, R length of a human summary, T output
+length, W keywords, L bytes.
 """
 
 import dataclasses
@@ -29,9 +30,12 @@ from dera_jax.decoding.sampling import (
 from dera_jax.evaluation import metrics, plots
 from dera_jax.evaluation.tables import in_columns, write_csv
 from dera_jax.models.language_model import LanguageModel, PyTree, streams
-from dera_jax.rewards.protocol import Reward
+from dera_jax.rewards import words
+from dera_jax.rewards.judge import Judge
+from dera_jax.rewards.protocol import Reward, Source
 
 RECORDS = "records.jsonl"
+PART = "reward_"  # begins the column of a part of the reward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +47,21 @@ class Documents:
         example_id: int32 [n], fixes each document's random draws.
         texts: the n documents.
         summaries: their n human summaries.
+        targets: int32 [n, R], the summaries' tokens; None if unknown.
+        keywords: uint8 [n, W, L], see `rewards.protocol.Source`; None if the task has none.
     """
 
     inputs: np.ndarray
     example_id: np.ndarray
     texts: Sequence[str]
     summaries: Sequence[str]
+    targets: np.ndarray | None = None
+    keywords: np.ndarray | None = None
+
+    def source(self, rows: np.ndarray) -> Source:
+        """What a reward may know of some of them."""
+        columns = (self.inputs, self.targets, self.keywords)
+        return Source(*(None if x is None else x[rows] for x in columns))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +93,7 @@ def decode(
     to_text: Callable[[Sequence[int]], str],
     folder: Path,
     prefills: dict[int, Prefilled] | None = None,
+    reward_params: PyTree = None,
 ) -> list[dict]:
     """Decodes all documents into `folder`/records.jsonl, after those that are there already.
 
@@ -92,6 +106,7 @@ def decode(
         folder: of this sweep alone, with these settings.
         prefills: the encoder's work by batch, filled here: given again to a later sweep with as
             many rows of the same documents, it is not done again. None keeps nothing.
+        reward_params: of the sweep's reward.
 
     Returns:
         One record per document: example_id, document, summary, samples (one dict per λ and sample).
@@ -99,10 +114,11 @@ def decode(
     folder.mkdir(parents=True, exist_ok=True)
     records = read_records(folder / RECORDS)
     batches = full_batches(len(records), len(documents.texts), sweep.batch_size)
+    judge = sweep.reward and Judge(sweep.reward, reward_params, to_text)
     with open(folder / RECORDS, "a", encoding="utf-8") as out:
         for rows in tqdm(batches, desc="decoding", unit="batch", disable=not batches):
             sample_batch = functools.partial(_sample_batch, model, params, prefills, int(rows[0]))
-            for record in _decode_batch(sample_batch, documents, sweep, to_text, rows):
+            for record in _decode_batch(sample_batch, documents, sweep, to_text, judge, rows):
                 out.write(json.dumps(record, ensure_ascii=False) + "\n")
                 records.append(record)
             out.flush()
@@ -123,12 +139,11 @@ def _sample_batch(model, params, prefills, batch, inputs, lam, stream, sampling)
     return sample_from(model, params, prefills[batch], lam, stream, sampling)
 
 
-def _decode_batch(sample_batch, documents, sweep, to_text, rows) -> list[dict]:
+def _decode_batch(sample_batch, documents, sweep, to_text, judge, rows) -> list[dict]:
     lam, numbers = sweep_rows(sweep.lams, sweep.num_samples, len(rows))
-    inputs = documents.inputs[rows]
     stream = streams(sweep.seed, documents.example_id[rows], numbers)
-    out = sample_batch(inputs, lam, stream, sweep.sampling)
-    reward = _rewards(sweep.reward, inputs, out)
+    out = sample_batch(documents.inputs[rows], lam, stream, sweep.sampling)
+    rewards = _rewards(judge, documents, rows, out)
     out = jax.tree.map(np.asarray, out)
     records = []
     for b, row in enumerate(rows):
@@ -136,9 +151,9 @@ def _decode_batch(sample_batch, documents, sweep, to_text, rows) -> list[dict]:
             break  # filling
         samples = [
             {
-                "lam": float(sweep.lams[k // sweep.num_samples]),  # not as float32
+                "lam": _plain(sweep.lams[k // sweep.num_samples]),
                 "stream": int(numbers[k]),
-                "reward": None if reward is None else float(reward[b, k]),
+                **{name: None if x is None else float(x[b, k]) for name, x in rewards.items()},
                 **_describe(out, b, k, to_text),
             }
             for k in range(len(numbers))
@@ -148,19 +163,33 @@ def _decode_batch(sample_batch, documents, sweep, to_text, rows) -> list[dict]:
                 "example_id": int(documents.example_id[row]),
                 "document": documents.texts[row],
                 "summary": documents.summaries[row],
+                **_keywords(documents, row),
                 "samples": samples,
             }
         )
     return records
 
 
-def _rewards(reward: Reward | None, inputs: np.ndarray, out: Samples) -> np.ndarray | None:
-    if reward is None:
-        return None
-    values = np.asarray(reward(None, inputs, out.tokens, out.lengths, out.finished))
-    if values.shape != out.lengths.shape:
-        raise ValueError(f"the reward has shape {values.shape}; expected {out.lengths.shape}")
-    return values
+def _keywords(documents: Documents, row: int) -> dict[str, list[str]]:
+    if documents.keywords is None:
+        return {}
+    texts = [bytes(x).rstrip(b"\0").decode() for x in documents.keywords[row]]
+    return {"keywords": [text for text in texts if text]}
+
+
+def _plain(lam: float | Sequence[float]) -> float | list[float]:
+    """As given, not as float32."""
+    return float(lam) if np.ndim(lam) == 0 else [float(x) for x in lam]
+
+
+def _rewards(judge: Judge | None, documents: Documents, rows: np.ndarray, out: Samples) -> dict:
+    """The reward, and its parts as reward_<name>, float32 [B, K] each."""
+    if judge is None:
+        return {"reward": None}
+    texts = [documents.texts[row] for row in rows]
+    source = documents.source(rows)
+    total, parts = judge(source, texts, out.tokens, out.lengths, out.finished)
+    return {"reward": total} | {f"{PART}{name}": values for name, values in parts.items()}
 
 
 def _describe(out: Samples, b: int, k: int, to_text: Callable) -> dict:
@@ -193,23 +222,36 @@ def read_records(path: Path) -> list[dict]:
 def table(records: Sequence[dict]) -> list[dict]:
     """One row per λ: means over documents, with the half width of their 95 % intervals.
 
-    Columns: reward, share_in_range (of the samples with reward 0), length (tokens), kl (nats, from
-    the reference, of whole texts; at temperature 1 and without truncation only), rouge1/2/L
-    (F1 x 100), repetition and distinct2 (see `metrics`).
+    Columns: reward and its parts (reward_<name>), share_in_range (of the samples with reward 0; for
+    rewards of 0 and −1 only), length (tokens), kl (nats, from the reference, of whole texts; at
+    temperature 1 and without truncation only), rouge1/2/L (F1 x 100), repetition and distinct2 (see
+    `metrics`), and measured on the text: faithful (`words.faithful_share`), and where documents have
+    keywords coverage (share of them) and covered (share of texts with all).
     """
-    lams = sorted({sample["lam"] for record in records for sample in record["samples"]})
+    lams = sorted({_key(sample["lam"]) for record in records for sample in record["samples"]})
     return [_row(lam, records) for lam in lams]
 
 
-def _row(lam: float, records: Sequence[dict]) -> dict:
-    samples = [[s for s in record["samples"] if s["lam"] == lam] for record in records]
-    values = {
-        "reward": [[s["reward"] for s in group] for group in samples],
-        "share_in_range": [[float(s["reward"] == 0) for s in group] for group in samples],
-        "length": [[s["length"] for s in group] for group in samples],
-        "kl": [[s["kl"] for s in group] for group in samples],
-        "repetition": [[metrics.repetition(s["text"]) for s in group] for group in samples],
-    }
+def _key(lam: float | Sequence[float]) -> float | tuple[float, ...]:
+    return tuple(lam) if isinstance(lam, Sequence) else lam
+
+
+def _row(lam: float | tuple[float, ...], records: Sequence[dict]) -> dict:
+    samples = [[s for s in record["samples"] if _key(s["lam"]) == lam] for record in records]
+    each = lambda measure: [
+        [measure(r, s) for s in group] for r, group in zip(records, samples, strict=True)
+    ]
+    rewards = [name for name in samples[0][0] if name == "reward" or name.startswith(PART)]
+    values = {name: each(lambda r, s, name=name: s[name]) for name in rewards}
+    if {x for group in values["reward"] for x in group} <= {0.0, -1.0}:
+        values["share_in_range"] = each(lambda r, s: float(s["reward"] == 0))
+    values["length"] = each(lambda r, s: s["length"])
+    values["kl"] = each(lambda r, s: s["kl"])
+    values["repetition"] = each(lambda r, s: metrics.repetition(s["text"]))
+    values["faithful"] = each(lambda r, s: words.faithful_share(s["text"], r["document"]))
+    if "keywords" in records[0]:
+        values["coverage"] = each(lambda r, s: words.coverage(s["text"], r["keywords"]))
+        values["covered"] = [[float(x == 1) for x in group] for group in values["coverage"]]
     texts = [s["text"] for group in samples for s in group]
     references = [r["summary"] for r, g in zip(records, samples, strict=True) for _ in g]
     for name, flat in metrics.rouge(references, texts).items():
@@ -233,6 +275,9 @@ COLUMNS = {
     "λ": "lam",
     "reward": "reward",
     "in range": "share_in_range",
+    "faithful": "faithful",
+    "coverage": "coverage",
+    "covered": "covered",
     "length": "length",
     "KL": "kl",
     "ROUGE-1": "rouge1",
@@ -241,17 +286,26 @@ COLUMNS = {
     "distinct-2": "distinct2",
     "repetition": "repetition",
 }
+_ONE_DIGIT = ("length", "kl", "rouge1", "rouge2", "rougeL")
 
 
 def format_table(rows: Sequence[dict]) -> str:
     """The table for a terminal, with ± half widths of 95 % intervals."""
-
-    def cell(row: dict, key: str) -> str:
-        error = row.get(f"{key}_ci95")
-        digits = 2 if key in ("lam", "reward", "share_in_range", "distinct2", "repetition") else 1
-        text = f"{row[key]:.{digits}f}"
-        return text if error is None else f"{text} ±{error:.{digits}f}"
-
+    columns = {title: key for title, key in COLUMNS.items() if key in rows[0]}
+    if "share_in_range" in columns.values():
+        del columns["faithful"]  # a length reward's table is about lengths
+    parts = {key.removeprefix(PART): key for key in rows[0] if key.startswith(PART)}
+    columns |= {name: key for name, key in parts.items() if not key.endswith("_ci95")}
     return in_columns(
-        [list(COLUMNS)] + [[cell(row, key) for key in COLUMNS.values()] for row in rows]
+        [list(columns)] + [[cell(row, key) for key in columns.values()] for row in rows]
     )
+
+
+def cell(row: dict, key: str) -> str:
+    """A number of a row with ± half its 95 % interval, if it has one."""
+    if isinstance(row[key], tuple):
+        return ", ".join(f"{x:g}" for x in row[key])
+    error = row.get(f"{key}_ci95")
+    digits = 1 if key in _ONE_DIGIT else 2
+    text = f"{row[key]:.{digits}f}"
+    return text if error is None else f"{text} ±{error:.{digits}f}"

@@ -3,21 +3,30 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.evaluation import sweep as sweep_module
 from dera_jax.evaluation.sweep import RECORDS, Documents, Sweep, decode, table, write_report
+from dera_jax.rewards.protocol import Reward
 from tests.decoding import worlds
 
 
-def odd_length(params, inputs, tokens, lengths, finished):
-    del params, inputs, tokens, finished
-    return np.where(np.asarray(lengths) % 2, 0.0, -1.0)
+@dataclasses.dataclass(frozen=True)
+class OddLength(Reward):
+    def __call__(self, params, source, tokens, lengths, finished):
+        return jnp.where(lengths % 2, 0.0, -1.0)
 
 
-SWEEP = Sweep((0.0, 0.5, 1.0), 2, Sampling(max_length=6), odd_length, batch_size=2, seed=0)
+@dataclasses.dataclass(frozen=True)
+class ThreeNumbers(Reward):
+    def __call__(self, *_):
+        return jnp.zeros(3)
+
+
+SWEEP = Sweep((0.0, 0.5, 1.0), 2, Sampling(max_length=6), OddLength(), batch_size=2, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +99,7 @@ def test_report_writes_json_csv_and_a_picture(records, tmp_path):
 
 
 def test_a_reward_of_the_wrong_shape_is_refused(world, tmp_path):
-    bad = dataclasses.replace(SWEEP, reward=lambda *_: np.zeros(3))
+    bad = dataclasses.replace(SWEEP, reward=ThreeNumbers())
     model, params, documents, to_text = world
-    with pytest.raises(ValueError, match=r"the reward has shape \(3,\); expected \(2, 6\)"):
+    with pytest.raises(ValueError, match=r"ThreeNumbers\(\) gave rewards of shape \(3,\).*of shape \(2, 6\)"):
         decode(model, params, documents, bad, to_text, tmp_path)

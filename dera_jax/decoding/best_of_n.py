@@ -1,0 +1,98 @@
+"""Best-of-n: the simplest use of a reward. Sample n texts, keep the best.
+
+Its distribution π_n is at most this far from what the texts were sampled from, π:
+
+    KL(π_n ‖ π) ≤ log n − (n − 1)/n
+
+(Stiennon et al. 2020, arXiv 2009.01325; that it is a bound, with equality where no two texts have
+one reward and none is likely: Beirami et al. 2024, arXiv 2401.01879).
+
+Axes: B inputs, K hypotheses of each, G groups of n, K = G·n.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from dera_jax.decoding.sampling import Samples, Sampling, sample
+from dera_jax.models.language_model import LanguageModel, PyTree
+from dera_jax.rewards.protocol import Reward, Source
+
+
+@struct.dataclass
+class Best:
+    """The winners of their groups.
+
+    Attributes:
+        samples: of the G winners of each input.
+        index: int32 [B, G], which of the K hypotheses they are.
+        rewards: float32 [B, K], of all.
+    """
+
+    samples: Samples
+    index: Array
+    rewards: Array
+
+
+@functools.partial(jax.jit, static_argnames=("model", "reward", "n"))
+def best_of_n(
+    model: LanguageModel,
+    params: PyTree,
+    reward: Reward,
+    reward_params: PyTree,
+    source: Source,
+    lam: Array,
+    stream: Array,
+    sampling: Sampling,
+    n: int,
+) -> Best:
+    """Samples K hypotheses of each input and keeps the best of every n, all in one compiled call.
+
+    Rows g·n to g·n + n − 1 compete: the samples at one λ of `sweep_rows` with n samples. For a reward
+    in Python, `sample`, score, and `keep` the winners of `winners`.
+
+    Raises:
+        ValueError: as `sample` and `winners`.
+    """
+    samples = sample(model, params, source.inputs, lam, stream, sampling)
+    texts = samples.tokens, samples.lengths, samples.finished
+    rewards = reward(reward_params, source, *texts)
+    index = winners(rewards, n)
+    return Best(keep(samples, index), index, rewards)
+
+
+def winners(rewards: Array, n: int) -> Array:
+    """int32 [B, G]: of every n of rewards[B, K] the place of the highest, the first if several are.
+
+    Raises:
+        ValueError: K is not a multiple of n.
+    """
+    batch, rows = rewards.shape
+    if n < 1 or rows % n:
+        raise ValueError(f"best of n = {n}: the {rows} samples must be a multiple of n")
+    best = jnp.argmax(rewards.reshape(batch, rows // n, n), axis=-1)
+    return best + n * jnp.arange(rows // n)
+
+
+def keep(samples: Samples, index: Array) -> Samples:
+    """The hypotheses index[B, G] of samples [B, K]."""
+    gather = jax.vmap(lambda rows, at: rows[at])
+    pick = lambda x: gather(x, index)
+    scores = samples.scores
+    parts = scores.part_log_prob
+    kept = jax.tree.map(pick, scores.replace(part_log_prob=None))
+    return samples.replace(
+        tokens=pick(samples.tokens),
+        lengths=pick(samples.lengths),
+        finished=pick(samples.finished),
+        scores=kept.replace(part_log_prob=None if parts is None else jax.vmap(pick)(parts)),
+    )
+
+
+def kl_bound(n: int) -> float:
+    """log n − (n − 1)/n, in nats."""
+    return float(np.log(n) - (n - 1) / n)

@@ -1,0 +1,111 @@
+"""How well scores predict which of two texts was chosen, and how well they know it.
+
+A margin m = s(chosen) − s(rejected) says that the chosen text is preferred with probability σ(m).
+
+Axes: n pairs.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+BINS = 10
+_MOST_KINDS = 10  # different values of a field that is a kind and not a text
+
+
+def scores(margins: np.ndarray) -> dict[str, float]:
+    """loss (Bradley-Terry, nats; log 2 without knowledge) and accuracy of margins [n].
+
+    A margin of 0 is half right.
+    """
+    m = np.asarray(margins, np.float64)
+    right = np.mean((m > 0) + 0.5 * (m == 0))
+    return {"loss": float(np.mean(np.logaddexp(0, -m))), "accuracy": float(right)}
+
+
+def summary(margins: np.ndarray, notes: Mapping[str, Sequence[str]]) -> dict[str, object]:
+    """All there is to say about margins [n].
+
+    Args:
+        margins: of the pairs.
+        notes: text fields of the pairs, n values each; accuracies are given for each value of those
+            that name a kind, such as how the rejected text was made.
+
+    Returns:
+        loss, accuracy and accuracy_ci95 (half a 95 % interval), pairs; calibration_error, the mean
+        over pairs of |accuracy − confidence| of their bin; bins (see `bins`); by_<field>, accuracy
+        and number by kind.
+    """
+    m = np.asarray(margins, np.float64)
+    found = scores(m) | {"pairs": len(m)}
+    accuracy = found["accuracy"]
+    found["accuracy_ci95"] = float(1.96 * np.sqrt(accuracy * (1 - accuracy) / len(m)))
+    table = bins(m)
+    gaps = [row["pairs"] * abs(row["accuracy"] - row["confidence"]) for row in table]
+    found |= {"calibration_error": float(sum(gaps) / len(m)), "bins": table}
+    for field, values in notes.items():
+        kinds = sorted(set(values))
+        if 1 < len(kinds) <= _MOST_KINDS:
+            of = {kind: m[[v == kind for v in values]] for kind in kinds}
+            found[f"by_{field}"] = {
+                kind: {"accuracy": scores(x)["accuracy"], "pairs": len(x)} for kind, x in of.items()
+            }
+    return found
+
+
+def bins(margins: np.ndarray) -> list[dict[str, float]]:
+    """Pairs by the probability σ(|m|) given to the text with the higher score, in BINS equal bins
+    from 0.5 to 1; empty ones are left out. Each with its mean confidence and its accuracy."""
+    m = np.asarray(margins, np.float64)
+    confidence = 1 / (1 + np.exp(-np.abs(m)))
+    number = np.minimum((confidence - 0.5) * 2 * BINS, BINS - 1).astype(int)
+    return [
+        {
+            "confidence": float(confidence[inside].mean()),
+            "accuracy": scores(m[inside])["accuracy"],
+            "pairs": int(inside.sum()),
+        }
+        for inside in (number == i for i in range(BINS))
+        if inside.any()
+    ]
+
+
+def sentence(report: Mapping) -> str:
+    """The summary in words."""
+    kinds = [
+        f"{name.removeprefix('by_')} {kind} {x['accuracy']:.1%} of {x['pairs']}"
+        for name, group in report.items()
+        if name.startswith("by_")
+        for kind, x in group.items()
+    ]
+    return (
+        f"test: {report['accuracy']:.1%} ±{report['accuracy_ci95']:.1%} of {report['pairs']} pairs "
+        f"right, loss {report['loss']:.3f} nats, calibration error {report['calibration_error']:.3f}"
+        + "".join(f"; {x}" for x in kinds)
+    )
+
+
+def plot(report: Mapping, path: Path) -> None:
+    """Accuracy against confidence, and how many pairs there are of each, as a PNG."""
+    table = report["bins"]
+    x = [row["confidence"] for row in table]
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(5, 5.5), sharex=True, height_ratios=(3, 1), layout="constrained"
+    )
+    above.plot([0.5, 1], [0.5, 1], "--", color="grey", label="calibrated")
+    above.plot(x, [row["accuracy"] for row in table], marker="o", label="test pairs")
+    above.set_ylabel("share of pairs that are right")
+    above.grid(alpha=0.3)
+    above.legend()
+    below.bar(x, [row["pairs"] for row in table], width=0.03)
+    below.set_ylabel("pairs")
+    below.set_xlabel("confidence σ(|margin|)")
+    figure.suptitle(
+        f"accuracy {report['accuracy']:.1%} ±{report['accuracy_ci95']:.1%} of {report['pairs']} "
+        f"pairs; calibration error {report['calibration_error']:.3f}",
+        fontsize=10,
+    )
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

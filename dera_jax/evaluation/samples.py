@@ -1,0 +1,36 @@
+"""Samples of one model over a split, batch by batch."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from dera_jax import data
+from dera_jax.checkpoints.model_folder import Loaded
+from dera_jax.checkpoints.vocabulary import check_same
+from dera_jax.decoding.sampling import Samples, Sampling, sample
+from dera_jax.evaluation.jobs import Split
+from dera_jax.evaluation.sweep import Documents, full_batches
+from dera_jax.models.language_model import streams
+
+
+def sample_batches(
+    model: Loaded, split: Split, max_length: int, num_samples: int, batch_size: int, seed: int
+) -> Iterator[tuple[np.ndarray, Documents, Samples]]:
+    """Yields (row numbers [B], all documents, the samples [B, K] of these rows).
+
+    The last batch is filled up with the last document, so that no shape is new.
+
+    Raises:
+        ValueError: the model's vocabulary is not the task's.
+    """
+    documents = split.read()
+    theirs = data.vocabulary_of(split.task)
+    check_same(model.vocabulary, theirs, "the model", f"task {split.task!r}")
+    params = jax.device_put(model.params)
+    for rows in tqdm(full_batches(0, len(documents.inputs), batch_size), unit="batch"):
+        stream = streams(seed, documents.example_id[rows], np.arange(num_samples))
+        no_lam = np.zeros(stream.shape, np.float32)
+        inputs, sampling = documents.inputs[rows], Sampling(max_length)
+        yield rows, documents, sample(model.model, params, inputs, no_lam, stream, sampling)

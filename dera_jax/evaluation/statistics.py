@@ -1,0 +1,92 @@
+"""The calibration pass: mean and spread of the parts of a reward over a reference's own texts.
+
+`rewards.combined.Combined` standardises by them, from the file that is written here.
+
+Axes: n documents, K samples of each.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from dera_jax.checkpoints.model_folder import Loaded
+from dera_jax.checkpoints.resources import RunResources
+from dera_jax.checkpoints.vocabulary import tokenizer
+from dera_jax.evaluation.jobs import Split
+from dera_jax.evaluation.samples import sample_batches
+from dera_jax.rewards.combined import Combined, Statistics
+from dera_jax.rewards.judge import Judge
+from dera_jax.rewards.protocol import check_limit
+
+FILE = "statistics.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardStatistics:
+    """Samples the reference and measures every part of a combined reward.
+
+    Attributes:
+        model: the reference; its folder, loaded.
+        documents: a split; of training, since that is where alignment will happen.
+        reward: the combined reward; its own statistics, if any, are not used.
+        max_length: tokens at most, the end token included.
+        num_samples: K.
+        batch_size: documents at once.
+        seed: of the draws.
+    """
+
+    model: Loaded
+    documents: Split
+    reward: Combined
+    max_length: int
+    num_samples: int = 8
+    batch_size: int = 16
+    seed: int = 0
+
+    def run(self, folder: Path) -> dict[str, object]:
+        """Writes statistics.json: name -> mean and std. Returns the same."""
+        check_limit(self.reward, self.max_length)
+        vocabulary = self.model.vocabulary
+        params = self.reward.load(RunResources(vocabulary))
+        judge = Judge(self.reward, params, tokenizer(vocabulary).decode)
+        found = {term.name: [] for term in self.reward.terms}
+        for rows, documents, out in sample_batches(
+            self.model,
+            self.documents,
+            self.max_length,
+            self.num_samples,
+            self.batch_size,
+            self.seed,
+        ):
+            texts = [documents.texts[row] for row in rows]
+            source = documents.source(rows)
+            _, parts = judge(source, texts, out.tokens, out.lengths, out.finished)
+            for name, values in parts.items():
+                found[name].append(values)
+        result = {name: _moments(parts) for name, parts in found.items()}
+        (folder / FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        return result
+
+
+def _moments(parts: list[np.ndarray]) -> dict[str, float]:
+    values = np.concatenate(parts).astype(np.float64)
+    return {"mean": float(values.mean()), "std": float(values.std())}
+
+
+def read(path: str | None) -> tuple[Statistics, ...] | None:
+    """The statistics of a calibration pass, for `Combined.statistics`; None without a path.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or it is not that of a calibration pass.
+    """
+    if path is None:
+        return None
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: no statistics; run gin_configs/runs/statistics.gin first")
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        return tuple(Statistics(name, x["mean"], x["std"]) for name, x in rows.items())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no file of statistics: {error!r}") from error

@@ -1,0 +1,131 @@
+"""Best-of-n against its distribution, which is known exactly for a model small enough to enumerate:
+
+P(best of n is y) = P(r ≤ r(y))^n − P(r < r(y))^n, where no two texts have one reward.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from dera_jax.decoding.best_of_n import best_of_n, keep, kl_bound, winners
+from dera_jax.decoding.realign import Realigned
+from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.rewards.protocol import Reward, Source
+from tests.decoding import worlds
+
+VOCAB = 3
+TEXTS = worlds.texts(VOCAB)
+SAMPLING = Sampling(worlds.HORIZON)
+SOURCE = Source(jnp.zeros((1, 1), int))
+
+
+@dataclasses.dataclass(frozen=True)
+class TextReward(Reward):
+    """params[number of the last prefix]."""
+
+    def __call__(self, params, source, tokens, lengths, finished):
+        number = jnp.zeros_like(lengths)
+        for t in range(worlds.HORIZON):
+            number = jnp.where(t < lengths, number * VOCAB + tokens[..., t] + 1, number)
+        return params[number]
+
+
+@pytest.fixture(scope="module")
+def world():
+    """model, its table, each text's probability, each prefix's reward, each text's reward."""
+    model, (table,) = worlds.tabular_tower(1, VOCAB)
+    logits = np.asarray(table, np.float64)[0]
+    p = worlds.text_probabilities(lambda prefix: logits[worlds.prefix_number(prefix, VOCAB)], TEXTS)
+    by_prefix = np.random.default_rng(0).normal(size=40).astype(np.float32)
+    rewards = np.array([by_prefix[worlds.prefix_number(text, VOCAB)] for text in TEXTS])
+    return model, table, p, by_prefix, rewards
+
+
+def exact(p: np.ndarray, rewards: np.ndarray, n: int) -> np.ndarray:
+    upto = np.array([p[rewards <= r].sum() for r in rewards])
+    return upto**n - (upto - p) ** n
+
+
+def test_the_winners_have_the_exact_distribution(world):
+    model, table, p, by_prefix, rewards = world
+    n, groups = 4, 4000
+    lam, stream = worlds.rows(n * groups, 0.0)
+    best = best_of_n(model, table, TextReward(), by_prefix, SOURCE, lam, stream, SAMPLING, n)
+    assert best.samples.tokens.shape == (1, groups, worlds.HORIZON)
+    counts = worlds.count(best.samples.tokens[0], best.samples.lengths[0], TEXTS)
+    p_value = lambda n: _p_value(counts, exact(p, rewards, n))
+    assert p_value(4) > 1e-3
+    assert p_value(3) < 1e-6 and p_value(5) < 1e-6  # the test would catch another n
+
+
+def _p_value(counts: np.ndarray, probabilities: np.ndarray) -> float:
+    """χ², texts expected less than 5 times taken together."""
+    expected = probabilities * counts.sum()
+    rare = expected < 5
+    pool = lambda x: np.append(x[~rare], x[rare].sum())
+    return stats.chisquare(pool(counts), pool(expected)).pvalue
+
+
+def test_the_kl_is_within_the_bound(world):
+    _, _, p, _, rewards = world
+    for n in (1, 2, 4, 16):
+        q = exact(p, rewards, n)
+        kl = float(np.sum(np.where(q > 0, q * np.log(np.maximum(q, 1e-300) / p), 0)))
+        assert kl <= kl_bound(n) + 1e-9
+        assert kl > 0.3 * kl_bound(n)  # 15 texts, so not tight
+    # Tight where no text is likely: n·u^(n−1) over 10⁵ equally likely ranks.
+    u = (np.arange(100_000) + 0.5) / 100_000
+    assert np.mean(4 * u**3 * np.log(4 * u**3)) == pytest.approx(kl_bound(4), abs=1e-4)
+
+
+def test_groups_do_not_mix_lambdas():
+    """Best of 2 at each λ is the better of that λ's own two samples."""
+    model, params = worlds.tabular_tower(2, VOCAB)
+    pair = Realigned(model, (model,))
+    lam = np.array([[0.0, 0.0, 1.0, 1.0]], np.float32)
+    _, stream = worlds.rows(4, 0.0)
+    by_prefix = np.random.default_rng(0).normal(size=40).astype(np.float32)
+    arguments = TextReward(), by_prefix, SOURCE, lam, stream, SAMPLING
+    best = best_of_n(pair, tuple(params), *arguments, n=2)
+    alone = sample(pair, tuple(params), SOURCE.inputs, lam, stream, SAMPLING)
+    for g in (0, 1):
+        pick = int(best.index[0, g])
+        assert pick // 2 == g
+        assert best.rewards[0, pick] == best.rewards[0, 2 * g : 2 * g + 2].max()
+        np.testing.assert_array_equal(best.samples.tokens[0, g], alone.tokens[0, pick])
+        found, expected = best.samples.scores, alone.scores
+        np.testing.assert_array_equal(found.kl[0, g], expected.kl[0, pick])
+        np.testing.assert_array_equal(
+            found.part_log_prob[:, 0, g], expected.part_log_prob[:, 0, pick]
+        )
+
+
+def test_best_of_one_is_sampling(world):
+    model, table, _, by_prefix, _ = world
+    lam, stream = worlds.rows(6, 0.0)
+    best = best_of_n(model, table, TextReward(), by_prefix, SOURCE, lam, stream, SAMPLING, 1)
+    alone = sample(model, table, SOURCE.inputs, lam, stream, SAMPLING)
+    np.testing.assert_array_equal(best.samples.tokens, alone.tokens)
+    np.testing.assert_array_equal(best.samples.scores.log_prob, alone.scores.log_prob)
+
+
+def test_ties_go_to_the_first():
+    rewards = jnp.array([[1.0, 2.0, 2.0, 0.0, 0.0, 0.0]])
+    np.testing.assert_array_equal(winners(rewards, 3), [[1, 3]])
+
+
+def test_a_number_of_samples_that_n_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="n = 4: the 6 samples must be a multiple of n"):
+        winners(jnp.zeros((1, 6)), 4)
+
+
+def test_a_single_model_s_winners_have_no_parts(world):
+    model, table, *_ = world
+    lam, stream = worlds.rows(4, 0.0)
+    samples = sample(model, table, SOURCE.inputs, lam, stream, SAMPLING)
+    kept = keep(samples, jnp.array([[3, 3]]))
+    assert kept.scores.part_log_prob is None
+    np.testing.assert_array_equal(kept.tokens[0, 1], samples.tokens[0, 3])
