@@ -16,9 +16,10 @@ import numpy as np
 from absl import logging
 
 from dera_jax import run_folder
+from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.sampling import Sampling, sample, sweep_rows
 from dera_jax.evaluation.jobs import Split
-from dera_jax.evaluation.pairs import Pair, load_pair, tokenizer
+from dera_jax.evaluation.pairs import Pair, load_pair
 from dera_jax.evaluation.sweep import Documents, Sweep, decode, format_table, write_report
 from dera_jax.models.language_model import streams
 from dera_jax.rewards.length import LengthInRange

@@ -26,6 +26,7 @@ from dera_jax.evaluation.tables import in_columns, write_csv
 from dera_jax.models.heads import TabularValue
 from dera_jax.models.tabular import TabularLM
 from dera_jax.rewards.length import LengthInRange
+from dera_jax.rewards.protocol import Source
 from dera_jax.training import ppo
 
 TABLE = "exact.csv"
@@ -118,11 +119,11 @@ def align(
     """The table after PPO from `table`[1, P, V]."""
     actors = ppo.Actors(model, TabularValue(model))
     objective = ppo.Objective(reward, model.horizon, beta)
-    step = ppo.make_step(actors, objective, how.updates, how.optimizers, seed)
+    step = ppo.make_step(ppo.Setup(actors, objective, how.updates, how.optimizers, seed))
     state = ppo.initial_state(how.optimizers, table, actors.value.init())
-    inputs, ids = jnp.zeros((how.inputs, 1), int), jnp.arange(how.inputs)
+    source, ids = Source(jnp.zeros((how.inputs, 1), int)), jnp.arange(how.inputs)
     for _ in range(how.steps):
-        state, _ = step(state, ppo.Fixed(table), inputs, ids)
+        state, _ = step(state, ppo.Fixed(table), source, ids)
     return np.asarray(state.policy.params)
 
 

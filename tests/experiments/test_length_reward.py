@@ -14,7 +14,8 @@ from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.evaluation.comparison import FIGURES
 from dera_jax.evaluation.jobs import Split
-from dera_jax.experiments.length_reward import LengthReward, Reference
+from dera_jax.experiments.length_reward import LengthReward
+from dera_jax.experiments.stages import Reference
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.rewards.length import LengthInRange

@@ -1,0 +1,136 @@
+"""What experiments of several stages share: stages that run once, the reference, decoding, needs.
+
+Every stage has a folder of its own. A finished stage is not run again, an unfinished one goes on.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from dera_jax import run_folder
+from dera_jax.checkpoints.model_folder import read_config
+from dera_jax.checkpoints.resources import RunResources
+from dera_jax.checkpoints.vocabulary import tokenizer
+from dera_jax.decoding.realign import Realigned
+from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.evaluation import sweep
+from dera_jax.evaluation.jobs import Split
+from dera_jax.evaluation.pairs import load_pair
+from dera_jax.models.language_model import streams
+from dera_jax.models.t5_lm import T5
+from dera_jax.training import supervised
+from dera_jax.training.dry_run import Need, need
+from dera_jax.training.supervised import BEST, Training
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One step of an experiment: what it is called, where it works, what it does there."""
+
+    name: str
+    folder: Path
+    run: Callable[[Path], Mapping[str, object]]
+
+
+def run_all(stages: Sequence[Stage]) -> None:
+    """Runs in order what has not ended; each stage reads what the ones before it left."""
+    with tqdm(stages, unit="stage") as progress:
+        for stage in progress:
+            progress.set_description(stage.name)
+            if run_folder.result(stage.folder) is None:
+                stage.folder.mkdir(parents=True, exist_ok=True)
+                run_folder.finish(stage.folder, stage.run(stage.folder))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """Where the reference model is from.
+
+    Attributes:
+        folder: of a finished model; None to train one.
+        training: makes the run that trains it.
+
+    Raises:
+        ValueError: both, or neither.
+    """
+
+    folder: str | None = None
+    training: Callable[[], Training] | None = None
+
+    def __post_init__(self):
+        if (self.folder is None) == (self.training is None):
+            raise ValueError(
+                "Reference needs a folder or a training run, and not both; "
+                f"found folder {self.folder!r} and training {self.training!r}"
+            )
+
+    def stages(self, experiment: Path) -> list[Stage]:
+        """Its training, if it has one."""
+        if self.training is None:
+            return []
+        return [Stage("SFT", experiment / "sft", lambda where: self.training().run(where))]
+
+    def path(self, experiment: Path) -> Path:
+        """The folder of the finished model."""
+        return Path(self.folder or experiment / "sft" / BEST)
+
+    def model(self) -> T5:
+        """Its architecture, known before it is trained."""
+        return self.training().start.model if self.training else T5(read_config(self.folder))
+
+    def start(self, experiment: Path) -> supervised.Start:
+        """For networks that begin as the reference; nothing is read before they are trained."""
+        config = self.model().config
+        return supervised.finished_model_of(config, str(self.path(experiment)))
+
+    def needs(self) -> list[Need]:
+        """Of its training, if it has one."""
+        return self.training().needs() if self.training else []
+
+
+def decode_pair(
+    reference: Path,
+    aligned: Sequence[Path],
+    documents: Split,
+    settings: sweep.Sweep,
+    folder: Path,
+) -> Mapping[str, object]:
+    """A sweep over models' folders; what a stage returns."""
+    pair = load_pair(reference, aligned)
+    reward_params = settings.reward and settings.reward.load(RunResources(pair.vocabulary))
+    to_text = tokenizer(pair.vocabulary).decode
+    records = sweep.decode(
+        pair.model,
+        pair.params,
+        documents.read(),
+        settings,
+        to_text,
+        folder,
+        reward_params=reward_params,
+    )
+    return {"documents": len(records)}
+
+
+def sweep_need(model: T5, documents: Split, settings: sweep.Sweep, num_aligned: int = 1) -> Need:
+    """What a batch of a sweep takes, its reward aside, from shapes alone."""
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    rows, batch = len(settings.lams) * settings.num_samples, settings.batch_size
+    inputs = jax.ShapeDtypeStruct((batch, documents.inputs), jnp.int32)
+    stream = jax.eval_shape(lambda: streams(0, jnp.arange(batch), jnp.arange(rows)))
+    shape = stream.shape if num_aligned == 1 else (*stream.shape, num_aligned)
+    lam = jax.ShapeDtypeStruct(shape, jnp.float32)
+    pair, max_length = Realigned(model, (model,) * num_aligned), settings.sampling.max_length
+    decode = jax.jit(lambda *args: sample(pair, *args, Sampling(max_length)))
+    networks = {"reference": params} | {f"aligned {i + 1}": params for i in range(num_aligned)}
+    everything = (params,) * (1 + num_aligned)
+    tokens = stream.size * max_length
+    return need("DeRa sweep, a batch", networks, tokens, decode, everything, inputs, lam, stream)
+
+
+def records(folder: Path) -> list[dict]:
+    """What `decode_pair` left in a stage's folder."""
+    return sweep.read_records(folder / sweep.RECORDS)
