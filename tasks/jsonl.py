@@ -7,21 +7,32 @@
         vocabularies.sentencepiece("news/pieces.model"),
     )
 
-in a module that the gin file imports. Other keys of a line are ignored. A bad line stops the run,
-with its file and number: nothing is skipped.
+in a module that the gin file imports. A line may also have `"keywords": ["solar power", ...]`, which
+the reward for keyword coverage reads; other keys are ignored. A bad line stops the run, with its file
+and number: nothing is skipped.
 
 Summaries: every line of a file has one, or none has. Files without can be sampled from, and their
 targets hold the end of sequence only; `train` and `validation` must have summaries.
 """
 
 import functools
+import gzip
 import json
-from collections.abc import Callable, Iterable, Mapping
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import seqio
 import tensorflow as tf
+from absl import logging
 
 _NEED_SUMMARIES = ("train", "validation")
+_SUMMARY = {"targets": "summary"}
+_MOST_REASONS = 10  # shown in the log, of lines that were left out
+
+Row = dict[str, str]
+Parse = Callable[[dict[str, object], str], Iterable[Row]]
 
 
 def register(
@@ -38,11 +49,16 @@ def register(
     Raises:
         ValueError: no split, or the name is taken. Reading a split raises as `read`.
     """
-    if not paths:
-        raise ValueError(f"task {name!r}: `paths` has no split; expected split -> file")
+    check_paths(name, paths)
     return register_pairs(
         name, functools.partial(_rows, dict(paths)), list(paths), vocabulary, prefix
     )
+
+
+def check_paths(name: str, paths: Mapping[str, str]) -> None:
+    """Raises ValueError if there is no file at all."""
+    if not paths:
+        raise ValueError(f"task {name!r}: `paths` has no split; expected split -> file")
 
 
 def register_pairs(
@@ -51,13 +67,28 @@ def register_pairs(
     splits: Iterable[str],
     vocabulary: seqio.Vocabulary,
     prefix: str,
+    identity: Sequence[str] = ("document",),
 ) -> seqio.Task:
     """Registers a task over columns of text held in memory.
 
     Args:
         rows: for a split, equally long columns `document` and `summary`; further ones are kept.
         name, vocabulary, prefix: see `register`.
+        identity: the columns whose hash is an example's id; where a document occurs several times,
+            these have to tell its rows apart.
     """
+    steps = preprocessors(prefix, identity=identity)
+    return register_columns(name, rows, splits, steps, features(vocabulary))
+
+
+def register_columns(
+    name: str,
+    rows: Callable[[str], Mapping[str, list[str]]],
+    splits: Iterable[str],
+    steps: Sequence[Callable[..., tf.data.Dataset]],
+    output_features: Mapping[str, seqio.Feature],
+) -> seqio.Task:
+    """As `register_pairs`, for other `preprocessors` and `features` than a summary's."""
 
     def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         del shuffle_files, seed  # the order is the file's; the loader shuffles
@@ -67,72 +98,153 @@ def register_pairs(
     return seqio.TaskRegistry.add(
         name,
         source=seqio.FunctionDataSource(dataset, splits=splits),
-        preprocessors=preprocessors(prefix),
-        output_features=features(vocabulary),
+        preprocessors=steps,
+        output_features=output_features,
     )
 
 
-def preprocessors(prefix: str) -> list[Callable[..., tf.data.Dataset]]:
-    """From rows with `document` and `summary` to ids; an example's id is its document's hash."""
+def preprocessors(
+    prefix: str,
+    outputs: Mapping[str, str] = _SUMMARY,
+    identity: Sequence[str] = ("document",),
+) -> list[Callable[..., tf.data.Dataset]]:
+    """From rows of texts to ids.
+
+    outputs: column by feature; the inputs are the column `document`
+    identity: the columns whose hash is an example's id
+    """
     return [
-        functools.partial(_to_example, prefix=prefix),
+        functools.partial(_to_example, prefix=prefix, outputs=outputs, identity=identity),
         seqio.preprocessors.tokenize,
         seqio.preprocessors.append_eos_after_trim,
     ]
 
 
-def features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
-    """Inputs and targets in one vocabulary, both with an end of sequence."""
-    return {
-        name: seqio.Feature(vocabulary, add_eos=True, required=True)
-        for name in ("inputs", "targets")
-    }
+def features(
+    vocabulary: seqio.Vocabulary, names: Sequence[str] = ("inputs", "targets")
+) -> dict[str, seqio.Feature]:
+    """Inputs and targets in one vocabulary, all with an end of sequence."""
+    return {name: seqio.Feature(vocabulary, add_eos=True, required=True) for name in names}
 
 
 @seqio.map_over_dataset
-def _to_example(row: dict[str, tf.Tensor], prefix: str) -> dict[str, tf.Tensor]:
-    others = {key: value for key, value in row.items() if key not in ("document", "summary")}
-    identity = tf.strings.to_hash_bucket_fast(row["document"], 2**31 - 1)
-    return others | {
-        "inputs": tf.strings.join([prefix, row["document"]]),
-        "targets": row["summary"],
-        "example_id": tf.cast(identity, tf.int32),
-    }
+def _to_example(
+    row: dict[str, tf.Tensor], prefix: str, outputs: Mapping[str, str], identity: Sequence[str]
+) -> dict[str, tf.Tensor]:
+    used = ("document", *outputs.values())
+    others = {key: value for key, value in row.items() if key not in used}
+    number = tf.strings.to_hash_bucket_fast(
+        tf.strings.join([row[key] for key in identity], "\x1f"), 2**31 - 1
+    )
+    return (
+        others
+        | {"inputs": tf.strings.join([prefix, row["document"]])}
+        | {feature: row[column] for feature, column in outputs.items()}
+        | {"example_id": tf.cast(number, tf.int32)}
+    )
 
 
 def read(path: str, need_summaries: bool) -> dict[str, list[str]]:
     """Reads and checks a file of `{"document", "summary"}` lines.
 
     Returns:
-        The columns `document` and `summary`, the latter of empty texts if the file has none.
+        The columns `document` and `summary`, the latter of empty texts if the file has none, and if
+        it has them `keywords`, one on each line of a text.
 
     Raises:
         FileNotFoundError: no such file.
-        TypeError: with file and line number: not an object, a value that is not a text.
+        TypeError: with file and line number: not an object, a value that is not a text, keywords
+            that are no list of texts.
         ValueError: with file and line number: not JSON, a key missing, an empty document or
-            summary, a summary in some lines only.
+            summary, a keyword without a letter or digit, a summary or keywords in some lines only.
     """
-    if not tf.io.gfile.exists(path):
-        raise FileNotFoundError(f"{path}: no such JSONL file")
-    documents: list[str] = []
-    summaries: list[str] = []
-    with tf.io.gfile.GFile(path, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"{path}, line {number}"
-            row = _object(line, where)
-            documents.append(_text(row, "document", where))
-            if "summary" in row or need_summaries:
-                summaries.append(_text(row, "summary", where))
-            if len(summaries) not in (0, len(documents)):
-                raise ValueError(
-                    f"{where}: {'a' if 'summary' in row else 'no'} 'summary', unlike the lines "
-                    "before; either every line of a file has one or none"
-                )
-    return {"document": documents, "summary": summaries or [""] * len(documents)}
+
+    def parse(row: dict[str, object], where: str) -> list[Row]:
+        keys = ["document", "summary"] if "summary" in row or need_summaries else ["document"]
+        return [{key: text_of(row, key, where) for key in keys} | keywords_of(row, where)]
+
+    return with_summaries(read_columns(path, parse, ["document", "summary"]))
+
+
+def with_summaries(columns: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The columns, with one of empty summaries if there is none."""
+    return columns | {"summary": columns.get("summary", [""] * len(columns["document"]))}
+
+
+def read_columns(
+    path: str, parse: Parse, keys: Sequence[str], leave_out_bad: bool = False
+) -> dict[str, list[str]]:
+    """Reads a file of JSON objects, one per line; one that ends in `.gz` is unpacked on the way.
+
+    Args:
+        path: of the file.
+        parse: from an object and where it stands ("file, line 3") to the rows it makes; raises
+            TypeError or ValueError, with that place, for an object that it refuses.
+        keys: of the columns, should the file be empty.
+        leave_out_bad: leave out the lines that are refused, which the log reports, instead of
+            stopping at the first one.
+
+    Raises:
+        FileNotFoundError: no such file.
+        TypeError, ValueError: a line that is refused, or whose rows have other keys than the first.
+    """
+    found: list[tuple[str, Row]] = []
+    bad: list[str] = []
+    for where, line in _lines(path):
+        try:
+            found += [(where, row) for row in parse(_object(line, where), where)]
+        except (TypeError, ValueError) as error:
+            if not leave_out_bad:
+                raise
+            bad.append(str(error))
+    if bad:
+        shown = "\n".join(bad[:_MOST_REASONS])
+        _warn_once(f"{path}: left out {len(bad)} lines, the first of them:\n{shown}")
+    first = found[0][1].keys() if found else keys
+    for where, row in found:
+        _check_keys(row, first, where)
+    return {key: [row[key] for _, row in found] for key in first}
+
+
+def folder_of(variable: str, task: str, files: str) -> str:
+    """The folder that an environment variable names; raises ValueError if it is not set."""
+    folder = os.environ.get(variable)
+    if not folder:
+        raise ValueError(f"task {task!r}: set {variable} to a folder with {files}")
+    return folder
+
+
+def _check_keys(row: Row, expected: Iterable[str], where: str) -> None:
+    for key in sorted(row.keys() ^ set(expected)):
+        raise ValueError(
+            f"{where}: {'a' if key in row else 'no'} {key!r}, unlike the lines before; "
+            "either every line of a file has one or none"
+        )
+
+
+@functools.cache  # a file is read once per epoch, and says the same each time
+def _warn_once(message: str) -> None:
+    logging.warning("%s", message)
 
 
 def _rows(paths: Mapping[str, str], split: str) -> dict[str, list[str]]:
     return read(paths[split], need_summaries=split in _NEED_SUMMARIES)
+
+
+def _lines(path: str) -> Iterator[tuple[str, bytes]]:
+    """Yields (where, line), `where` as in "file, line 3"."""
+    if not tf.io.gfile.exists(path):
+        raise FileNotFoundError(f"{path}: no such JSONL file")
+    number = 0
+    with tf.io.gfile.GFile(path, "rb") as file:
+        lines = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
+        try:
+            for number, line in enumerate(lines, start=1):
+                yield f"{path}, line {number}", line
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(
+                f"{path}: not a whole gzip file, {number} lines could be read: {error}"
+            ) from error
 
 
 def _object(line: bytes, where: str) -> dict[str, object]:
@@ -145,7 +257,8 @@ def _object(line: bytes, where: str) -> dict[str, object]:
     return row
 
 
-def _text(row: dict[str, object], key: str, where: str) -> str:
+def text_of(row: dict[str, object], key: str, where: str) -> str:
+    """The text under `key`, which has to be there and to say something."""
     if key not in row:
         raise ValueError(f"{where}: key {key!r} is missing, found {sorted(row)}")
     text = row[key]
@@ -153,8 +266,27 @@ def _text(row: dict[str, object], key: str, where: str) -> str:
         raise TypeError(f"{where}: {key!r} must be a text, found {type(text).__name__}")
     if not text.strip():
         raise ValueError(f"{where}: {key!r} is empty")
+    check_unicode(text, key, where)
+    return text
+
+
+def keywords_of(row: dict[str, object], where: str) -> Row:
+    """The column `keywords` of a line that has a list of them, possibly an empty one."""
+    if "keywords" not in row:
+        return {}
+    found = row["keywords"]
+    if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
+        raise TypeError(f"{where}: 'keywords' must be a list of texts, found {found!r}")
+    for keyword in found:
+        check_unicode(keyword, "keywords", where)
+        if not re.search(r"\w", keyword):
+            raise ValueError(f"{where}: the keyword {keyword!r} has no letter or digit")
+    return {"keywords": "\n".join(" ".join(x.split()) for x in found)}
+
+
+def check_unicode(text: str, key: str, where: str) -> None:
+    """Raises ValueError if a text has half a character, as JSON can spell it: "\\ud83d"."""
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can spell half a character, as in "\ud83d"
+    except UnicodeEncodeError as error:
         raise ValueError(f"{where}: {key!r} is not valid Unicode: {error}") from error
-    return text

@@ -1,6 +1,6 @@
 """The seqio task `newswire`: generated reports, and the vocabulary trained on them.
 
-Fields besides the ids: `facts` (a JSON object, value by role) and `keywords` (joined by spaces);
+Fields besides the ids: `facts` (a JSON object, value by role) and `keywords` (one per line);
 `newswire_corpus.check` compares a summary with the facts.
 """
 
@@ -75,7 +75,7 @@ def _columns(split: str) -> dict[str, list[str]]:
         "document": [report.document for report in reports(split)],
         "summary": [report.summary for report in reports(split)],
         "facts": [json.dumps(report.facts) for report in reports(split)],
-        "keywords": [" ".join(report.keywords) for report in reports(split)],
+        "keywords": ["\n".join(report.keywords) for report in reports(split)],
     }
 
 

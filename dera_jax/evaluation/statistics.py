@@ -63,8 +63,9 @@ class RewardStatistics:
             texts = [documents.texts[row] for row in rows]
             source = documents.source(rows)
             _, parts = judge(source, texts, out.tokens, out.lengths, out.finished)
+            real = len(np.unique(rows))  # the rest is filling
             for name, values in parts.items():
-                found[name].append(values)
+                found[name].append(values[:real])
         result = {name: _moments(parts) for name, parts in found.items()}
         (folder / FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         return result

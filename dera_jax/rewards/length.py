@@ -36,7 +36,7 @@ class LengthInRange(Reward):
     high: int = 60
 
     def __post_init__(self):
-        if not 0 <= self.low <= self.high:
+        if None in (self.low, self.high) or not 0 <= self.low <= self.high:
             raise ValueError(
                 f"LengthInRange needs 0 <= low <= high; found low {self.low}, high {self.high}."
             )

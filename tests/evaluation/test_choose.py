@@ -50,7 +50,12 @@ class Curve:
             "text": " ".join(words[: round(10 - lam)]),
         }
         samples = [sample(lam) for lam in settings.lams for _ in range(2)]
-        return {"example_id": i, "document": " ".join(words), "summary": " ".join(words), "samples": samples}
+        return {
+            "example_id": i,
+            "document": " ".join(words),
+            "summary": " ".join(words),
+            "samples": samples,
+        }
 
 
 def run(monkeypatch, folder, rule: Rule, rounds: int) -> dict:

@@ -4,54 +4,28 @@ import dataclasses
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
-import tasks  # noqa: F401 (registers `newswire`)
-from dera_jax import data
-from dera_jax.checkpoints.model_folder import save_model
-from dera_jax.checkpoints.orbax import Saving
 from dera_jax.evaluation.comparison import FIGURES
-from dera_jax.evaluation.jobs import Split
 from dera_jax.experiments.length_reward import LengthReward
 from dera_jax.experiments.stages import Reference
-from dera_jax.models.t5 import T5Config
-from dera_jax.models.t5_lm import T5
 from dera_jax.rewards.length import LengthInRange
-from dera_jax.training import optimizers, ppo
-from dera_jax.training.alignment import Alignment
-from dera_jax.training.supervised import Data
+from dera_jax.training import ppo
+from tests.experiments import small
 
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory) -> LengthReward:
-    folder = tmp_path_factory.mktemp("reference")
-    config = T5Config(1024, 16, 2, 1, 1, 8, 32, ("relu",), True)
-    params = T5(config).init(jax.random.key(0))
-    save_model(folder / "model", config, data.vocabulary_of("newswire"), params, {})
-    rate = lambda peak: optimizers.adamw(optimizers.constant(peak, 2), 1.0, weight_decay=0.0)
-
-    def align(reference, objective, seed):
-        return Alignment(
-            reference,
-            Data("newswire", inputs=16, targets=16, batch_size=4),
-            objective,
-            ppo.Updates(rollouts=2, epochs=1, minibatches=1),
-            ppo.Optimizers(rate(1e-2), rate(2e-2)),
-            steps=2,
-            seed=seed,
-            saving=Saving(steps=100, minutes=1e9),
-        )
-
+    folder = small.reference_folder(tmp_path_factory.mktemp("reference") / "model")
     return LengthReward(
-        reference=Reference(folder=str(folder / "model")),
-        align=align,
+        reference=Reference(folder=folder),
+        align=small.align,
         objective=ppo.Objective(LengthInRange(2, 5), max_length=8, beta=0.3),
         seeds=(0,),
         lams=(0.0, 0.5, 1.0),
         retrained=(0.5,),
-        documents=Split("newswire", "test", inputs=16, documents=4),
+        documents=small.DOCUMENTS,
         num_samples=3,
         reference_samples=4,
         batch_size=2,

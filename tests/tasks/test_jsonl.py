@@ -118,3 +118,27 @@ def test_missing_and_empty_files(tmp_path):
 def test_no_split():
     with pytest.raises(ValueError, match="task 'nothing': `paths` has no split"):
         jsonl.register("nothing", {}, seqio.ByteVocabulary())
+
+
+def test_keywords_of_a_user_s_lines_reach_the_loader(tmp_path):
+    lists = [["solar power", "Rome"], [], ["a"], ["b"], ["c"]]
+    rows = [row | {"keywords": words} for row, words in zip(PAIRS, lists, strict=True)]
+    found = data.epoch(register(write(tmp_path / "a.jsonl", dump(rows))), "train", LENGTHS, seed=0)
+    assert found.keywords.shape == (5, 2, 11)
+    assert bytes(found.keywords[0, 0]).rstrip(b"\0") == b"solar power"
+    assert not found.keywords[1].any()
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error", "message"),
+    [
+        ("Rome", TypeError, "line 2: 'keywords' must be a list of texts, found 'Rome'"),
+        ([3], TypeError, "line 2: 'keywords' must be a list of texts"),
+        (["--"], ValueError, "line 2: the keyword '--' has no letter or digit"),
+    ],
+)
+def test_bad_keywords_are_named_with_their_line(tmp_path, keywords, error, message):
+    rows = [PAIRS[0] | {"keywords": ["a"]}, PAIRS[1] | {"keywords": keywords}]
+    path = write(tmp_path / "a.jsonl", dump(rows))
+    with pytest.raises(error, match=re.escape(message)):
+        jsonl.read(path, need_summaries=True)

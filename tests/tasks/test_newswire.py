@@ -186,7 +186,7 @@ def test_task_carries_the_facts():
         newswire.reports("test"), examples.notes["facts"], examples.notes["keywords"], strict=True
     ):
         assert json.loads(facts) == report.facts
-        assert tuple(keywords.split()) == report.keywords
+        assert tuple(keywords.split("\n")) == report.keywords
     assert len(set(examples.example_id.tolist())) == len(examples)
     assert examples.example_id.min() >= 0
 

@@ -1,0 +1,98 @@
+"""CommonGen (Lin et al., 2020, "CommonGen: A Constrained Text Generation Challenge for Generative
+Commonsense Reasoning", arXiv 1911.03705): a sentence that uses all of some given concepts.
+
+Task `commongen` reads `train.jsonl`, `validation.jsonl` and `test.jsonl` (published as
+`commongen.train.jsonl`, `commongen.dev.jsonl` and `commongen.test.jsonl`) from the folder named by
+`DERA_JAX_COMMONGEN` (local or `gs://`): lines of `{"concept_set": "dog#frisbee#catch", "scene":
+["...", ...]}`. Marks of the part of speech, as in `dog_N`, are taken off; other keys are ignored.
+
+The document is the concepts with commas, the summary a scene: `train` has a row for every scene of
+a line, the other splits one for the first. Lines of `test` may have no scenes, if none has; they
+can be sampled from. The field `keywords` has the concepts, one per line.
+
+Task `commongen_tfds` reads `gem/common_gen` of TensorFlow Datasets, the same set as GEM prepared it:
+every split has the rows that it has there, with `target` as the summary, which may be empty in
+`test`.
+
+Both use T5's public vocabulary (see `tasks.xsum`). A folder or a vocabulary of your own: `register`
+and `register_tfds`, under another name.
+"""
+
+import functools
+import os
+import re
+
+import seqio
+import tensorflow as tf
+
+from tasks import jsonl, xsum
+
+PREFIX = "generate a sentence with: "
+SPLITS = ("train", "validation", "test")
+_TFDS_NAME = "gem/common_gen:1.1.0"
+_ROW = ("document", "summary")  # a document of `train` has several rows
+_TAG = re.compile(r"_[NV]$")
+
+
+def register(name: str, folder: str, vocabulary: seqio.Vocabulary) -> seqio.Task:
+    """Registers a task over a folder with one JSONL file per split.
+
+    Raises:
+        ValueError: the name is taken. Reading a split raises ValueError and TypeError with file and
+            line number: no concepts, no scenes where they are needed, an empty one.
+    """
+    rows = functools.partial(_rows, folder)
+    return jsonl.register_pairs(name, rows, SPLITS, vocabulary, PREFIX, identity=_ROW)
+
+
+def register_tfds(name: str, vocabulary: seqio.Vocabulary) -> seqio.Task:
+    """Registers a task over TFDS's `gem/common_gen`. Raises ValueError if the name is taken."""
+    return seqio.TaskRegistry.add(
+        name,
+        source=seqio.TfdsDataSource(_TFDS_NAME, splits=SPLITS),
+        preprocessors=[_from_tfds, *jsonl.preprocessors(PREFIX, identity=_ROW)],
+        output_features=jsonl.features(vocabulary),
+    )
+
+
+@seqio.map_over_dataset
+def _from_tfds(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    return {
+        "document": tf.strings.reduce_join(row["concepts"], separator=", "),
+        "summary": row["target"],
+        "keywords": tf.strings.reduce_join(row["concepts"], separator="\n"),
+    }
+
+
+def _rows(folder: str, split: str) -> dict[str, list[str]]:
+    parse = functools.partial(_parse, split=split)
+    path = os.path.join(folder, f"{split}.jsonl")
+    return jsonl.with_summaries(jsonl.read_columns(path, parse, (*_ROW, "keywords")))
+
+
+def _parse(row: dict[str, object], where: str, split: str) -> list[dict[str, str]]:
+    listed = jsonl.text_of(row, "concept_set", where).split("#")
+    concepts = [_TAG.sub("", concept.strip()) for concept in listed]
+    if not all(concepts):
+        raise ValueError(f"{where}: 'concept_set' has an empty concept: {row['concept_set']!r}")
+    scenes = row.get("scene", [])
+    if not isinstance(scenes, list):
+        raise TypeError(f"{where}: 'scene' must be a list of texts, found {type(scenes).__name__}")
+    if not scenes and split != "test":
+        raise ValueError(f"{where}: 'scene' has no text; only lines of 'test' may do without")
+    texts = [jsonl.text_of({"scene": scene}, "scene", where).strip() for scene in scenes]
+    document = {"document": ", ".join(concepts), "keywords": "\n".join(concepts)}
+    if not texts:
+        return [document]
+    return [document | {"summary": scene} for scene in (texts if split == "train" else texts[:1])]
+
+
+def _default_rows(split: str) -> dict[str, list[str]]:
+    files = ", ".join(f"{name}.jsonl" for name in SPLITS)
+    return _rows(jsonl.folder_of("DERA_JAX_COMMONGEN", "commongen", files), split)
+
+
+jsonl.register_pairs(
+    "commongen", _default_rows, SPLITS, xsum.t5_vocabulary(), PREFIX, identity=_ROW
+)
+register_tfds("commongen_tfds", xsum.t5_vocabulary())

@@ -1,0 +1,118 @@
+"""Helpful and harmless dialogues (Bai et al., 2022, "Training a Helpful and Harmless Assistant with
+Reinforcement Learning from Human Feedback", arXiv 2204.05862), as Anthropic published them.
+
+Task `hh_rlhf` reads `train.jsonl.gz` and `test.jsonl.gz`, or the same unpacked, from the folder
+named by `DERA_JAX_HH_RLHF` (local or `gs://`), one of the published ones such as `helpful-base`.
+Lines are of `{"chosen", "rejected"}`, two dialogues that differ in the last answer only:
+
+    "\\n\\nHuman: ...\\n\\nAssistant: ...\\n\\nHuman: ...\\n\\nAssistant: ..."
+
+The document is the dialogue up to and with the last "Assistant:", without a prefix; the two answers
+are the pair. The published sets have no validation split: 5 % of the training dialogues are taken
+for it, by a hash of the first turn, so that all pairs of one conversation fall on the same side.
+
+A line whose dialogues differ earlier, or that has an empty answer or twice the same one, stops the
+run. To train on files that have such lines use `register` with `leave_out_bad`.
+
+TensorFlow Datasets does not have this set. The vocabulary is T5's (see `tasks.xsum`); a folder or a
+vocabulary of your own: `register`, under another name.
+"""
+
+import functools
+import os
+
+import seqio
+import tensorflow as tf
+
+from tasks import jsonl, preferences, xsum
+
+SPLITS = ("train", "validation", "test")
+VALIDATION_SHARE = 0.05
+_HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+
+
+def register(
+    name: str,
+    folder: str,
+    vocabulary: seqio.Vocabulary,
+    validation_share: float = VALIDATION_SHARE,
+    leave_out_bad: bool = False,
+) -> seqio.Task:
+    """Registers a task over a folder of published files.
+
+    Args:
+        name, vocabulary: see `jsonl.register`.
+        folder: with `train.jsonl` and `test.jsonl`, or these with `.gz`.
+        validation_share: of the conversations in the training file.
+        leave_out_bad: leave out the lines that are refused, which the log reports.
+
+    Raises:
+        ValueError: a share that is not between 0 and 1, or the name is taken. Reading a split
+            raises as `preferences.read`.
+    """
+    preferences.check_shares(_shares(validation_share))
+    rows = functools.partial(_rows, folder, validation_share, leave_out_bad)
+    return preferences.register_pairs(name, rows, SPLITS, vocabulary, "")
+
+
+def _shares(validation_share: float) -> dict[str, float]:
+    return {"train": 1 - validation_share, "validation": validation_share}
+
+
+def _rows(
+    folder: str, validation_share: float, leave_out_bad: bool, split: str
+) -> dict[str, list[str]]:
+    path = _file(folder, "test" if split == "test" else "train")
+    found = jsonl.read_columns(path, _parse, preferences.TEXTS, leave_out_bad)
+    if split == "test":
+        return found
+    return preferences.split_rows(found, _shares(validation_share), key=_opening)[split]
+
+
+def _file(folder: str, name: str) -> str:
+    plain = os.path.join(folder, f"{name}.jsonl")
+    return plain if tf.io.gfile.exists(plain) else f"{plain}.gz"
+
+
+def _opening(document: str) -> str:
+    """The first turn: later pairs of a conversation have the earlier ones' turns too."""
+    return document.partition(_ASSISTANT)[0]
+
+
+def _parse(row: dict[str, object], where: str) -> list[dict[str, str]]:
+    (prompt, chosen), (other, rejected) = (
+        _divide(jsonl.text_of(row, key, where), key, where) for key in ("chosen", "rejected")
+    )
+    if prompt != other:
+        raise ValueError(
+            f"{where}: 'chosen' and 'rejected' differ before their last answer, "
+            f"from {_difference(prompt, other)!r} on"
+        )
+    return [preferences.pair(prompt, chosen, rejected, where)]
+
+
+def _divide(dialogue: str, key: str, where: str) -> tuple[str, str]:
+    """(dialogue up to and with the last "Assistant:", last answer)."""
+    before, marker, answer = dialogue.rpartition(_ASSISTANT)
+    if not marker or not dialogue.startswith(_HUMAN):
+        raise ValueError(
+            f"{where}: {key!r} must start with {_HUMAN!r} and have an {_ASSISTANT!r}, "
+            f"found {dialogue[:60]!r}"
+        )
+    if _HUMAN in answer:
+        raise ValueError(f"{where}: {key!r} must end with the assistant's answer")
+    if not answer.strip():
+        raise ValueError(f"{where}: the last answer of {key!r} is empty")
+    return (before + marker).strip(), answer.strip()
+
+
+def _difference(one: str, other: str) -> str:
+    return one[len(os.path.commonprefix([one, other])) :][:60]
+
+
+def _default_rows(split: str) -> dict[str, list[str]]:
+    folder = jsonl.folder_of("DERA_JAX_HH_RLHF", "hh_rlhf", "train.jsonl.gz and test.jsonl.gz")
+    return _rows(folder, VALIDATION_SHARE, False, split)
+
+
+preferences.register_pairs("hh_rlhf", _default_rows, SPLITS, xsum.t5_vocabulary(), "")

@@ -1,0 +1,114 @@
+"""Reddit TL;DR (Stiennon et al., 2020, "Learning to summarize from human feedback", 2009.01325).
+
+Both tasks read OpenAI's files from the folder named by `DERA_JAX_TLDR` (local or `gs://`), renamed:
+
+- `tldr`, posts with the authors' own summaries: `train.jsonl`, `validation.jsonl` (published as
+  `valid.jsonl`) and `test.jsonl` of the filtered set, lines of `{"subreddit", "title", "post",
+  "summary"}`.
+- `tldr_pairs`, comparisons: `comparisons_train.jsonl`, `comparisons_validation.jsonl` and
+  `comparisons_test.jsonl`, lines of `{"info": {"subreddit", "title", "post"}, "summaries": [{"text"},
+  {"text"}], "choice"}`, where `choice`, 0 or 1, is the place of the better summary. Published are
+  files by batch, whose lines name their split in the key `split` (`train`, `valid1`, `valid2`): put
+  them together by it. The batches about news articles have another `info` and are refused.
+
+The inputs are the paper's prompt, without a prefix: `SUBREDDIT: r/... TITLE: ... POST: ... TL;DR:`,
+an empty line between the parts. Spaces around a text are taken off. Other keys are ignored.
+
+TensorFlow Datasets has neither: its `reddit` and `reddit_tifu` are other collections.
+
+Both use T5's public vocabulary (see `tasks.xsum`). A folder or a vocabulary of your own: `register`
+and `register_comparisons`, under another name.
+"""
+
+import functools
+import os
+
+import seqio
+
+from tasks import jsonl, preferences, xsum
+
+SPLITS = ("train", "validation", "test")
+
+
+def register(
+    name: str, folder: str, vocabulary: seqio.Vocabulary, leave_out_bad: bool = False
+) -> seqio.Task:
+    """Registers a task over a folder of posts with summaries.
+
+    Args:
+        name, vocabulary: see `jsonl.register`.
+        folder: with `train.jsonl`, `validation.jsonl` and `test.jsonl`.
+        leave_out_bad: leave out the lines that are refused, which the log reports.
+
+    Raises:
+        ValueError: the name is taken. Reading a split raises as `jsonl.read`.
+    """
+    rows = functools.partial(_posts, folder, leave_out_bad)
+    return jsonl.register_pairs(name, rows, SPLITS, vocabulary, "")
+
+
+def register_comparisons(
+    name: str, folder: str, vocabulary: seqio.Vocabulary, leave_out_bad: bool = False
+) -> seqio.Task:
+    """As `register`, over `comparisons_train.jsonl` and so on. Raises as `preferences.register`."""
+    rows = functools.partial(_comparisons, folder, leave_out_bad)
+    return preferences.register_pairs(name, rows, SPLITS, vocabulary, "")
+
+
+def prompt(row: dict[str, object], where: str) -> str:
+    """The inputs for a post. Raises as `jsonl.text_of`."""
+    subreddit, title, post = (
+        jsonl.text_of(row, key, where).strip() for key in ("subreddit", "title", "post")
+    )
+    return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+
+
+def _posts(folder: str, leave_out_bad: bool, split: str) -> dict[str, list[str]]:
+    path = os.path.join(folder, f"{split}.jsonl")
+    return jsonl.read_columns(path, _parse_post, ("document", "summary"), leave_out_bad)
+
+
+def _comparisons(folder: str, leave_out_bad: bool, split: str) -> dict[str, list[str]]:
+    path = os.path.join(folder, f"comparisons_{split}.jsonl")
+    return jsonl.read_columns(path, _parse_comparison, preferences.TEXTS, leave_out_bad)
+
+
+def _parse_post(row: dict[str, object], where: str) -> list[dict[str, str]]:
+    summary = jsonl.text_of(row, "summary", where).strip()
+    return [{"document": prompt(row, where), "summary": summary}]
+
+
+def _parse_comparison(row: dict[str, object], where: str) -> list[dict[str, str]]:
+    info, summaries, choice = (row.get(key) for key in ("info", "summaries", "choice"))
+    if not isinstance(info, dict):
+        raise TypeError(f"{where}: 'info' must be an object about the post, found {info!r}")
+    if (
+        not isinstance(summaries, list)
+        or len(summaries) != 2
+        or not all(isinstance(summary, dict) for summary in summaries)
+    ):
+        raise TypeError(f"{where}: 'summaries' must be a list of two objects, found {summaries!r}")
+    if choice not in (0, 1) or not isinstance(choice, int) or isinstance(choice, bool):
+        raise ValueError(f"{where}: 'choice' must be 0 or 1, found {choice!r}")
+    texts = [jsonl.text_of(summary, "text", where).strip() for summary in summaries]
+    return [preferences.pair(prompt(info, where), texts[choice], texts[1 - choice], where)]
+
+
+def _default_folder(task: str) -> str:
+    return jsonl.folder_of("DERA_JAX_TLDR", task, "the files that `tasks.tldr` describes")
+
+
+jsonl.register_pairs(
+    "tldr",
+    lambda split: _posts(_default_folder("tldr"), False, split),
+    SPLITS,
+    xsum.t5_vocabulary(),
+    "",
+)
+preferences.register_pairs(
+    "tldr_pairs",
+    lambda split: _comparisons(_default_folder("tldr_pairs"), False, split),
+    SPLITS,
+    xsum.t5_vocabulary(),
+    "",
+)

@@ -1,0 +1,43 @@
+"""A model of no use and a PPO run of two steps, for experiments whose stages are to be seen."""
+
+from pathlib import Path
+
+import jax
+
+import tasks  # noqa: F401 (registers `newswire`)
+from dera_jax import data
+from dera_jax.checkpoints.model_folder import save_model
+from dera_jax.checkpoints.orbax import Saving
+from dera_jax.evaluation.jobs import Split
+from dera_jax.models.t5 import T5Config
+from dera_jax.models.t5_lm import T5
+from dera_jax.training import optimizers, ppo
+from dera_jax.training.alignment import Alignment
+from dera_jax.training.supervised import Data
+
+CONFIG = T5Config(1024, 16, 2, 1, 1, 8, 32, ("relu",), True)
+DOCUMENTS = Split("newswire", "test", inputs=16, documents=4)
+NEVER_SAVED = Saving(steps=100, minutes=1e9)
+
+
+def reference_folder(folder: Path) -> str:
+    params = T5(CONFIG).init(jax.random.key(0))
+    save_model(folder, CONFIG, data.vocabulary_of("newswire"), params, {})
+    return str(folder)
+
+
+def adamw(peak: float) -> optimizers.Optimizer:
+    return optimizers.adamw(optimizers.constant(peak, 2), 1.0, weight_decay=0.0)
+
+
+def align(reference, objective, seed) -> Alignment:
+    return Alignment(
+        reference,
+        Data("newswire", inputs=16, targets=16, batch_size=4),
+        objective,
+        ppo.Updates(rollouts=2, epochs=1, minibatches=1),
+        ppo.Optimizers(adamw(1e-2), adamw(2e-2)),
+        steps=2,
+        seed=seed,
+        saving=NEVER_SAVED,
+    )

@@ -1,0 +1,148 @@
+"""A learned reward with models of no use: what is trained on what, optimised, and only measured."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from dera_jax.checkpoints.orbax import Saving
+from dera_jax.checkpoints.resources import RunResources
+from dera_jax.evaluation import sweep
+from dera_jax.experiments.reward_study import (
+    FIGURE,
+    FromComparisons,
+    FromLabels,
+    Given,
+    RewardStudy,
+)
+from dera_jax.experiments.stages import Reference
+from dera_jax.rewards.combined import Combined
+from dera_jax.rewards.words import Faithfulness
+from dera_jax.training import preferences, supervised, validation
+from dera_jax.training.supervised import Data
+from dera_jax.training.train_step import Loss
+from tests.experiments import small
+
+
+def on_pairs(split: str, seed: int):
+    return lambda start: preferences.PreferenceTraining(
+        start,
+        Data("newswire_pairs", inputs=16, targets=16, batch_size=4, split=split),
+        small.adamw(1e-2),
+        steps=2,
+        seed=seed,
+        validation=preferences.Validation(period=2, examples=8),
+        saving=Saving(),
+    )
+
+
+def on_labels(start):
+    return supervised.Training(
+        start,
+        Data("newswire_entailment", inputs=32, targets=8, batch_size=4),
+        small.adamw(1e-2),
+        steps=2,
+        seed=0,
+        validation=validation.Validation(period=2, examples=8),
+        loss=Loss(),
+        saving=Saving(),
+    )
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> RewardStudy:
+    folder = small.reference_folder(tmp_path_factory.mktemp("reference") / "model")
+    return RewardStudy(
+        reference=Reference(folder=folder),
+        criteria=(
+            FromComparisons("proxy", on_pairs("train_a", 0)),
+            FromComparisons("judge", on_pairs("train_b", 1), weight=0.0),
+            FromLabels("entailed", on_labels, max_length=32, weight=0.5),
+            Given("faithful", Faithfulness(), weight=0.0),
+        ),
+        align=small.align,
+        max_length=8,
+        beta=0.3,
+        seed=0,
+        lams=(0.0, 1.0),
+        documents=small.DOCUMENTS,
+        num_samples=2,
+        batch_size=2,
+        title="A study",
+    )
+
+
+@pytest.mark.slow
+def test_a_study_measures_every_part_and_optimises_those_with_a_weight(study, tmp_path):
+    rows = study.run(tmp_path)["lambda"]
+    assert [row["lam"] for row in rows] == [0.0, 1.0]
+    names = ("proxy", "judge", "entailed", "faithful")
+    for row in rows:
+        parts = {name: row[f"reward_{name}"] for name in names}
+        assert row["reward"] == pytest.approx(parts["proxy"] + 0.5 * parts["entailed"], abs=1e-5)
+        assert parts["entailed"] < 0  # a log-probability
+        assert 0 <= parts["faithful"] <= 1
+    logged = json.loads((tmp_path / "ppo" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"training/reward_proxy", "training/reward_entailed"} <= set(logged)
+    assert "training/reward_judge" not in logged
+    for name in ("report.html", "sweep.png", FIGURE, "metrics.json"):
+        assert (tmp_path / name).stat().st_size > 0
+    trained = {p.parent.name for p in tmp_path.glob("*/best")}
+    assert trained == {"proxy", "judge", "entailed"}
+
+    # Stopped in the sweep: nothing is trained again.
+    (tmp_path / "dera" / "result.json").unlink()
+    never = lambda *_, **__: pytest.fail("a finished stage was run again")
+    unlearned = tuple(
+        dataclasses.replace(part, training=never) if hasattr(part, "training") else part
+        for part in study.criteria
+    )
+    again = dataclasses.replace(study, criteria=unlearned, align=never).run(tmp_path)
+    assert again["lambda"] == rows
+
+
+def test_the_sweep_s_rewards_are_those_of_the_parts(study, tmp_path):
+    """Against each part called alone on the recorded tokens."""
+    shown = dataclasses.replace(
+        study, criteria=(Given("a", Faithfulness(), 2.0), Given("b", Faithfulness(), -1.0))
+    )
+    for stage in shown.stages(tmp_path):
+        stage.folder.mkdir(parents=True)
+        stage.run(stage.folder)
+    resources = RunResources(small.data.vocabulary_of("newswire"))
+    documents = small.DOCUMENTS.read()
+    reward = Faithfulness()
+    params = reward.load(resources)
+    for i, record in enumerate(sweep.read_records(tmp_path / "dera" / sweep.RECORDS)):
+        source = documents.source(np.array([i]))
+        for s in record["samples"]:
+            tokens = np.zeros((1, 1, 8), int)
+            tokens[0, 0, : len(s["tokens"])] = s["tokens"]
+            lengths = np.array([[len(s["tokens"])]])
+            value = reward(params, source, tokens, lengths, np.array([[s["finished"]]]))
+            assert (
+                s["reward_a"] == s["reward_b"] == s["reward"] == pytest.approx(float(value[0, 0]))
+            )
+
+
+def test_a_dry_run_needs_no_files(study):
+    unread = dataclasses.replace(
+        study,
+        reference=Reference(training=lambda: on_labels(supervised.new_model(small.CONFIG, 0))),
+    )
+    names = [need.name for need in unread.needs()]
+    assert names[-2:] == ["PPO step", "DeRa sweep, a batch"]
+    assert sum("pairs" in name for name in names) == 2 and len(names) == 6
+
+
+def test_a_study_without_a_weight_is_refused(study):
+    with pytest.raises(ValueError, match="at least one of the criteria needs a weight"):
+        dataclasses.replace(study, criteria=study.criteria[1:2])
+
+
+def test_parts_of_one_name_are_refused(study, tmp_path):
+    twice = (Given("a", Faithfulness()), Given("a", Faithfulness()))
+    with pytest.raises(ValueError, match=r"found \['a', 'a'\]"):
+        dataclasses.replace(study, criteria=twice)._sum(lambda part: part.given, weighted=True)
+    assert isinstance(study._sum(lambda part: Faithfulness(), weighted=True), Combined)

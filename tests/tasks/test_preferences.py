@@ -1,0 +1,174 @@
+"""Tasks of pairs: what is read, how each bad line is reported, and how one file is divided."""
+
+import itertools
+import json
+import re
+
+import pytest
+import seqio
+
+from dera_jax import data
+from tasks import preferences
+
+LENGTHS = {"inputs": 40, "targets": 20, "rejected": 20}
+BYTES = seqio.ByteVocabulary()
+PAIRS = [
+    {"document": f"Report {i // 2} is here.", "chosen": f"Good {i}.", "rejected": f"Bad {i}."}
+    for i in range(6)  # two pairs for each document
+]
+_names = (f"pairs_{i}" for i in itertools.count())
+
+
+def write(path, rows):
+    lines = [row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows]
+    path.write_text("".join(lines))
+    return str(path)
+
+
+def register(path, split="train", prefix="summarize: "):
+    name = next(_names)
+    preferences.register(name, {split: path}, BYTES, prefix)
+    return name
+
+
+def examples(name, split="train"):
+    task = seqio.get_mixture_or_task(name)
+    return list(task.get_dataset(LENGTHS, split, shuffle=False).as_numpy_iterator())
+
+
+def test_a_file_becomes_pairs_of_ids(tmp_path):
+    found = examples(register(write(tmp_path / "a.jsonl", PAIRS), prefix="tl;dr: "))
+    assert len(found) == len(PAIRS)
+    for row, pair in zip(found, PAIRS, strict=True):
+        texts = {
+            "inputs": "tl;dr: " + pair["document"],
+            "targets": pair["chosen"],
+            "rejected": pair["rejected"],
+        }
+        for feature, text in texts.items():
+            assert row[feature].tolist() == [b + 3 for b in text.encode()] + [1]
+
+
+def test_the_loader_takes_chosen_as_targets(tmp_path):
+    name = register(write(tmp_path / "a.jsonl", PAIRS))
+    found = data.epoch(name, "train", {"inputs": 40, "targets": 20}, seed=0)
+    assert found.summaries == [pair["chosen"] for pair in PAIRS]
+    assert [BYTES.decode(ids.tolist()) for ids in found.rejected] == [p["rejected"] for p in PAIRS]
+
+
+def test_every_pair_of_a_document_has_an_id_of_its_own(tmp_path):
+    same_chosen = [PAIRS[0], PAIRS[0] | {"rejected": "Other."}]
+    same_rejected = [PAIRS[0], PAIRS[0] | {"chosen": "Other."}]
+    border = [{"document": "a", "chosen": c, "rejected": r} for c, r in (("bc", "d"), ("b", "cd"))]
+    for rows in (PAIRS, same_chosen, same_rejected, border):
+        found = examples(register(write(tmp_path / "a.jsonl", rows)))
+        assert len({int(row["example_id"]) for row in found}) == len(rows)
+        assert min(row["example_id"] for row in found) >= 0
+
+
+def test_further_texts_are_kept_and_other_values_ignored(tmp_path):
+    rows = [pair | {"source": "paper", "corruption": "", "score": 3} for pair in PAIRS]
+    for row in examples(register(write(tmp_path / "a.jsonl", rows))):
+        assert (row["source"], row["corruption"]) == (b"paper", b"")
+        assert "score" not in row
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        ("nothing\n", "not valid JSON"),
+        (["a"], "expected an object, found list"),
+        ({"document": "a", "chosen": "b"}, "key 'rejected' is missing, found"),
+        ({"document": "a", "chosen": 3, "rejected": "c"}, "'chosen' must be a text, found int"),
+        ({"document": " ", "chosen": "b", "rejected": "c"}, "'document' is empty"),
+        ({"document": "a", "chosen": "b c", "rejected": "b  c "}, "are the same text"),
+        (PAIRS[0] | {"source": "b"}, "a 'source', unlike the lines before"),
+        (PAIRS[0] | {"targets": "b"}, "key 'targets' is a name of the task's own"),
+        (PAIRS[0] | {"a_pretokenized": "b"}, "key 'a_pretokenized' is a name of the task's own"),
+        (PAIRS[0] | {"source": "\ud83d"}, "'source' is not valid Unicode"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, bad, message):
+    path = write(tmp_path / "bad.jsonl", [*PAIRS[:2], bad, *PAIRS[2:]])
+    expected = re.escape(f"{path}, line 3: ") + ".*" + re.escape(message)
+    with pytest.raises((ValueError, TypeError), match=expected):
+        examples(register(path))
+
+
+def test_no_split():
+    with pytest.raises(ValueError, match="task 'nothing': `paths` has no split"):
+        preferences.register("nothing", {}, BYTES)
+
+
+def test_rows_are_split_by_document():
+    shares = {"train": 0.7, "validation": 0.2, "test": 0.1}
+    documents = [f"document {i // 2}" for i in range(4000)]
+    rows = {"document": documents, "chosen": [str(i) for i in range(4000)]}
+    found = preferences.split_rows(rows, shares)
+    for split, share in shares.items():
+        assert len(found[split]["document"]) == pytest.approx(share * 4000, abs=150)
+    kept = [set(found[split]["document"]) for split in shares]
+    assert not kept[0] & kept[1] | kept[0] & kept[2] | kept[1] & kept[2]
+    assert set.union(*kept) == set(documents)
+    for columns in found.values():
+        for document, chosen in zip(columns["document"], columns["chosen"], strict=True):
+            assert document == documents[int(chosen)]
+    fewer = preferences.split_rows({"document": documents[:100]}, shares)
+    assert set(fewer["test"]["document"]) == set(documents[:100]) & kept[2]
+
+
+def test_a_part_of_the_document_can_decide():
+    rows = {"document": [f"{i % 40} turn {i}" for i in range(400)]}
+    found = preferences.split_rows(
+        rows, {"train": 0.5, "test": 0.5}, key=lambda text: text.split()[0]
+    )
+    first = [{text.split()[0] for text in found[split]["document"]} for split in found]
+    assert first[0] and first[1] and not first[0] & first[1]
+
+
+def test_one_file_gives_all_splits(tmp_path):
+    path = write(tmp_path / "a.jsonl", [p | {"document": f"{i}"} for i in range(40) for p in PAIRS])
+    name = next(_names)
+    preferences.register_one_file(name, path, {"train": 0.5, "dev": 0.5}, BYTES)
+    found = {
+        split: {row["inputs_pretokenized"] for row in examples(name, split)}
+        for split in ("train", "dev")
+    }
+    assert found["train"] and found["dev"] and not found["train"] & found["dev"]
+    assert len(found["train"] | found["dev"]) == 40
+
+
+@pytest.mark.parametrize(
+    "shares, message",
+    [
+        ({}, "add up to 1"),
+        ({"train": 0.9, "test": 0.2}, "add up to 1, found {'train': 0.9, 'test': 0.2}"),
+        ({"train": 1.0, "test": 0.0}, "shares['test']: expected a positive number, found 0.0"),
+        ({"train": float("nan")}, "shares['train']: expected a positive number"),
+    ],
+)
+def test_bad_shares(shares, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        preferences.register_one_file("bad_shares", "nowhere.jsonl", shares, BYTES)
+
+
+def test_the_halves_of_train_share_no_document(tmp_path):
+    rows = [
+        {"document": f"report {i // 2}", "chosen": f"good {i}", "rejected": f"bad {i}"}
+        for i in range(40)
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    name = register(str(path))
+    whole, first, second = (examples(name, split) for split in ("train", "train_a", "train_b"))
+    texts = [{x["inputs_pretokenized"] for x in found} for found in (whole, first, second)]
+    assert not texts[1] & texts[2] and texts[1] | texts[2] == texts[0]
+    assert len(first) + len(second) == len(whole) == 40 and min(len(first), len(second)) > 8
+
+
+def test_pairs_may_have_keywords(tmp_path):
+    row = {"document": "d", "chosen": "a", "rejected": "b", "keywords": ["solar  power", "Rome"]}
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    (found,) = examples(register(str(path)))
+    assert found["keywords"] == b"solar power\nRome"
