@@ -1,15 +1,14 @@
-"""Arguments for or against a topic.
+"""Lists of arguments for and against, and prose that says them and nothing else.
 
 Task `arguments` reads `train.jsonl`, `validation.jsonl` and `test.jsonl` from the folder named by
-`DERA_JAX_ARGUMENTS` (local or `gs://`): lines of `{"topic": "We should ban cars", "stance": "pro",
-"argument": ...}`, the stance being "pro" or "con". This layout is our own, one that sets of short
-arguments can be put in, such as IBM's 30,000 (Gretz et al., 2020, "A Large-scale Dataset for
-Argument Quality Ranking", arXiv 1911.11408), whose table has the columns `topic`, `argument` and
-`stance_WA` (1 for pro, -1 for con). TensorFlow Datasets does not have that set.
+`DERA_JAX_ARGUMENTS` (local or `gs://`): lines of `{"topic": "Ban cars", "pro": ["Quiet streets."],
+"con": ["Villages have no trains."], "text": "Quiet streets speak for it, but ..."}`. What DeRa's
+hallucination experiment uses (Liu et al., 2024, arXiv 2402.02992) is not published; this layout is
+our own. Lists of arguments can be made of sets such as IBM's 30,000 (Gretz et al., 2020, arXiv
+1911.11408); TensorFlow Datasets has none. `text` may be missing where it is only to be written.
 
-The document is the instruction, "argue for: {topic}" or "argue against: {topic}", without a further
-prefix; the summary is the argument; the field `stance` is kept. A topic has many arguments: an
-example's id is made from both. Keep the topics of your splits apart if you test on new ones.
+The document is the list, "topic: Ban cars pro: Quiet streets. con: Villages have no trains.", after
+the prefix "rewrite: "; the summary is the prose. One file for all splits: `register_one_file`.
 
 The vocabulary is T5's (see `tasks.xsum`); a folder or a vocabulary of your own: `register`, under
 another name.
@@ -17,13 +16,14 @@ another name.
 
 import functools
 import os
+from collections.abc import Mapping
 
 import seqio
 
-from tasks import jsonl, xsum
+from tasks import jsonl, preferences, xsum
 
 SPLITS = ("train", "validation", "test")
-_INSTRUCTIONS = {"pro": "argue for: ", "con": "argue against: "}
+PREFIX = "rewrite: "
 _ROW = ("document", "summary")
 
 
@@ -32,23 +32,53 @@ def register(name: str, folder: str, vocabulary: seqio.Vocabulary) -> seqio.Task
 
     Raises:
         ValueError: the name is taken. Reading a split raises ValueError and TypeError with file and
-            line number: a text that is missing or empty, another stance.
+            line number: a text that is missing or empty, a list that is none, no argument at all.
     """
     rows = functools.partial(_rows, folder)
-    return jsonl.register_pairs(name, rows, SPLITS, vocabulary, "", identity=_ROW)
+    return jsonl.register_pairs(name, rows, SPLITS, vocabulary, PREFIX)
+
+
+def register_one_file(
+    name: str, path: str, shares: Mapping[str, float], vocabulary: seqio.Vocabulary
+) -> seqio.Task:
+    """Registers a task over one file, of whose documents each split gets a share.
+
+    shares: by split, such as `{"train": 0.6, "validation": 0.2, "test": 0.2}`
+
+    Raises:
+        ValueError: shares that do not add up to 1, or the name is taken; and as `register`.
+    """
+    preferences.check_shares(shares)
+
+    def rows(split: str) -> dict[str, list[str]]:
+        return preferences.split_rows(_read(path), shares)[split]
+
+    return jsonl.register_pairs(name, rows, list(shares), vocabulary, PREFIX)
 
 
 def _rows(folder: str, split: str) -> dict[str, list[str]]:
-    return jsonl.read_columns(os.path.join(folder, f"{split}.jsonl"), _parse, (*_ROW, "stance"))
+    return _read(os.path.join(folder, f"{split}.jsonl"))
+
+
+def _read(path: str) -> dict[str, list[str]]:
+    return jsonl.with_summaries(jsonl.read_columns(path, _parse, _ROW))
 
 
 def _parse(row: dict[str, object], where: str) -> list[dict[str, str]]:
-    topic, stance, argument = (
-        jsonl.text_of(row, key, where).strip() for key in ("topic", "stance", "argument")
-    )
-    if stance not in _INSTRUCTIONS:
-        raise ValueError(f"{where}: 'stance' must be 'pro' or 'con', found {stance!r}")
-    return [{"document": _INSTRUCTIONS[stance] + topic, "summary": argument, "stance": stance}]
+    topic = jsonl.text_of(row, "topic", where).strip()
+    sides = [(side, argument) for side in ("pro", "con") for argument in _list(row, side, where)]
+    if not sides:
+        raise ValueError(f"{where}: neither 'pro' nor 'con' has an argument")
+    document = " ".join([f"topic: {topic}", *(f"{side}: {text}" for side, text in sides)])
+    summary = {"summary": jsonl.text_of(row, "text", where).strip()} if "text" in row else {}
+    return [{"document": document} | summary]
+
+
+def _list(row: dict[str, object], side: str, where: str) -> list[str]:
+    found = row.get(side, [])
+    if not isinstance(found, list):
+        raise TypeError(f"{where}: {side!r} must be a list of texts, found {found!r}")
+    return [jsonl.text_of({side: text}, side, where).strip() for text in found]
 
 
 def _default_rows(split: str) -> dict[str, list[str]]:
@@ -56,4 +86,4 @@ def _default_rows(split: str) -> dict[str, list[str]]:
     return _rows(jsonl.folder_of("DERA_JAX_ARGUMENTS", "arguments", files), split)
 
 
-jsonl.register_pairs("arguments", _default_rows, SPLITS, xsum.t5_vocabulary(), "", identity=_ROW)
+jsonl.register_pairs("arguments", _default_rows, SPLITS, xsum.t5_vocabulary(), PREFIX)

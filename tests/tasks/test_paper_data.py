@@ -57,9 +57,14 @@ SETS = {
     "reason": ["Dogs play."],
 }
 ARGUMENTS = [
-    {"topic": "We should ban cars", "stance": "pro", "argument": "Streets would be quiet."},
-    {"topic": "We should ban cars", "stance": "pro", "argument": "The air would be clean."},
-    {"topic": "We should ban cars", "stance": "con", "argument": "Villages have no trains."},
+    {
+        "topic": "Ban cars",
+        "pro": ["Quiet streets."],
+        "con": [" No trains. "],
+        "text": "Quiet, but.",
+    },
+    {"topic": "Ban cars", "pro": ["Clean air.", "Room."], "text": "Clean air and room."},
+    {"topic": "Free trains", "con": ["It is dear."], "text": "It is dear."},
 ]
 
 
@@ -347,21 +352,37 @@ def test_arguments(tmp_path):
     arguments.register(name, str(tmp_path), BYTES)
     for split in SPLITS:
         found = examples(name, split)
-        assert found.documents == ["argue for: We should ban cars"] * 2 + [
-            "argue against: We should ban cars"
+        assert found.documents == [
+            "rewrite: topic: Ban cars pro: Quiet streets. con: No trains.",
+            "rewrite: topic: Ban cars pro: Clean air. pro: Room.",
+            "rewrite: topic: Free trains con: It is dear.",
         ]
-        assert found.summaries == [row["argument"] for row in ARGUMENTS]
-        assert found.notes["stance"] == ["pro", "pro", "con"]
+        assert found.summaries == [row["text"] for row in ARGUMENTS]
         assert len(set(found.example_id.tolist())) == 3
+
+
+def test_arguments_of_one_file_are_split_by_the_shares_given(tmp_path):
+    rows = [ARGUMENTS[0] | {"topic": f"topic {i}"} for i in range(60)]
+    path = write(tmp_path / "all.jsonl", rows)
+    name = next(_names)
+    arguments.register_one_file(name, path, {"train": 0.5, "dev": 0.3, "test": 0.2}, BYTES)
+    found = {split: rows_of(name, split) for split in ("train", "dev", "test")}
+    sizes = {split: len(rows) for split, rows in found.items()}
+    assert sum(sizes.values()) == 60 and sizes["train"] > sizes["dev"] > sizes["test"] > 0
+    documents = [row["document"] for rows in found.values() for row in rows]
+    assert len(set(documents)) == 60
+    with pytest.raises(ValueError, match="add up to 1"):
+        arguments.register_one_file(next(_names), path, {"train": 0.5}, BYTES)
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"stance": "for"}, "'stance' must be 'pro' or 'con', found 'for'"),
-        ({"stance": 1}, "'stance' must be a text, found int"),
+        ({"pro": "for"}, "'pro' must be a list of texts, found 'for'"),
+        ({"con": [1]}, "'con' must be a text, found int"),
         ({"topic": ""}, "'topic' is empty"),
-        ({"argument": None}, "'argument' must be a text, found NoneType"),
+        ({"text": None}, "'text' must be a text, found NoneType"),
+        ({"pro": []}, "neither 'pro' nor 'con' has an argument"),
     ],
 )
 def test_arguments_bad_line(tmp_path, change, message):

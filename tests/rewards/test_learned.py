@@ -1,0 +1,136 @@
+"""Networks as rewards, against the same networks called on one whole text at a time."""
+
+from importlib import resources
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dera_jax.checkpoints.learned_rewards import entailment, reward_model
+from dera_jax.checkpoints.model_folder import load_model, save_model
+from dera_jax.checkpoints.resources import RunResources
+from dera_jax.checkpoints.vocabulary import Vocabulary, tokenizer
+from dera_jax.models.heads import T5Value
+from dera_jax.models.language_model import shift_right
+from dera_jax.models.t5 import T5Config
+from dera_jax.models.t5_lm import T5
+from dera_jax.rewards.protocol import Source
+
+CONFIG = T5Config(4096, 32, 2, 1, 1, 16, 64, ("relu",), True)
+DOCUMENTS = ["summarize: solve(a, b): the solution of a x = b.", "summarize: the mean of an array."]
+TEXTS = [["solve a linear system.", "returns x."], ["the mean", "computes the mean of the array."]]
+MAX_LENGTH = 16
+ASSETS = Path(str(resources.files("dera_jax"))) / "assets"
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return Vocabulary(ASSETS / "docstrings.model", extra_ids=96)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, vocabulary):
+    """A text-to-text model, and a reward model whose head is not 0."""
+    folder = tmp_path_factory.mktemp("models")
+    model = T5(CONFIG)
+    params = model.init(jax.random.key(0))
+    save_model(folder / "text", CONFIG, vocabulary, params, {})
+    value = T5Value(model).init(params)
+    value["head"] = {"kernel": jax.random.normal(jax.random.key(1), (32,)), "bias": jnp.ones(())}
+    save_model(folder / "scalar", CONFIG, vocabulary, value, {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def batch(vocabulary):
+    """source, tokens [2, 2, T], lengths, finished; the last text was cut off."""
+    encode = tokenizer(vocabulary).encode
+    inputs = np.zeros((2, 40), np.int32)
+    for row, document in zip(inputs, DOCUMENTS, strict=True):
+        ids = [*encode(document), 1]
+        row[: len(ids)] = ids
+    tokens = np.zeros((2, 2, MAX_LENGTH), np.int32)
+    finished = np.array([[True, True], [True, False]])
+    for index in np.ndindex(2, 2):
+        ids = encode(TEXTS[index[0]][index[1]]) + [1] * int(finished[index])
+        tokens[index][: len(ids)] = ids
+    return Source(inputs), tokens, np.sum(tokens > 0, axis=-1), finished
+
+
+def test_a_reward_model_reads_the_whole_text(folders, vocabulary, batch):
+    """Its score is the head on the state that has read the last token, of the text by itself."""
+    reward = reward_model(str(folders / "scalar"))
+    params = reward.load(RunResources(vocabulary))
+    source, tokens, lengths, finished = batch
+    found = reward(params, source, tokens, lengths, finished)
+    model = reward.model
+    for b, k in np.ndindex(2, 2):
+        text = tokens[b, k, : lengths[b, k]]
+        document = source.inputs[b][source.inputs[b] > 0]
+        alone = jnp.append(text, 7)[None, None]  # whatever comes after is not read
+        values = model.values(params, document[None], alone)
+        assert found[b, k] == pytest.approx(float(values[0, 0, -1]), abs=1e-4)
+    changed = tokens.copy()
+    changed[0, 0, lengths[0, 0] - 2] = 99  # the last word
+    assert abs(float(reward(params, source, changed, lengths, finished)[0, 0] - found[0, 0])) > 1e-3
+    behind = np.where(tokens == 0, 55, tokens)  # behind the text
+    np.testing.assert_array_equal(reward(params, source, behind, lengths, finished), found)
+
+
+def test_entailment_is_the_label_s_log_probability(folders, vocabulary, batch):
+    """Against the label's teacher-forced log-probability after the prompt written out as text."""
+    reward = entailment(str(folders / "text"), max_length=64, label="entailment")
+    params = reward.load(RunResources(vocabulary))
+    source, tokens, lengths, finished = batch
+    found = jax.jit(reward.__call__)(params, source, tokens, lengths, finished)
+    loaded = load_model(folders / "text")
+    encode = tokenizer(vocabulary).encode
+    answer = np.array([*encode("entailment"), 1])
+    for b, k in np.ndindex(2, 2):
+        document = DOCUMENTS[b].removeprefix("summarize: ")
+        prompt = [*encode(f"premise: {document} hypothesis: {TEXTS[b][k]}"), 1]
+        logits = loaded.model.apply(
+            loaded.params, "teacher_forced", np.array([prompt]),
+            shift_right(jnp.array(answer), 0)[None, None],
+        )[0, 0]  # fmt: skip
+        log_probs = jax.nn.log_softmax(logits)
+        expected = float(log_probs[np.arange(len(answer)), answer].sum())
+        assert found[b, k] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_prompt_is_the_tokens_of_its_text(folders, vocabulary, batch):
+    reward = entailment(str(folders / "text"), max_length=64)
+    params = reward.load(RunResources(vocabulary))
+    source, tokens, lengths, finished = batch
+    prompts = reward.prompts(params, source.inputs, tokens, lengths - finished)
+    encode = tokenizer(vocabulary).encode
+    text = f"premise: {DOCUMENTS[0].removeprefix('summarize: ')} hypothesis: {TEXTS[0][0]}"
+    expected = [*encode(text), 1]
+    assert prompts.shape == (2, 2, 64)
+    assert prompts[0, 0].tolist() == expected + [0] * (64 - len(expected))
+
+
+def test_a_long_document_leaves_room_for_the_text(folders, vocabulary):
+    reward = entailment(str(folders / "text"), max_length=40)
+    params = reward.load(RunResources(vocabulary))
+    inputs = np.full((1, 80), 500)
+    tokens = np.full((1, 1, MAX_LENGTH), 600)
+    prompt = np.asarray(reward.prompts(params, inputs, tokens, np.array([[MAX_LENGTH]])))[0, 0]
+    assert (prompt == 600).sum() == MAX_LENGTH and prompt[-1] == 1
+    words = sum(len(params[name]) for name in ("premise", "hypothesis"))
+    assert (prompt == 500).sum() == 40 - words - MAX_LENGTH - 1
+    with pytest.raises(ValueError, match="max_length 20 leaves no room for a document"):
+        entailment(str(folders / "text"), 20).prompts(params, inputs, tokens, np.array([[1]]))
+
+
+def test_a_model_of_another_vocabulary_is_refused(folders):
+    with pytest.raises(ValueError, match="vocabularies differ at id 0"):
+        reward_model(str(folders / "scalar")).load(RunResources(Vocabulary(None)))
+    with pytest.raises(ValueError, match="is no reward model"):
+        reward_model(str(folders / "text"))
+    with pytest.raises(ValueError, match="holds a reward model"):
+        load_model(folders / "scalar")
+    with pytest.raises(FileNotFoundError, match="no model folder"):
+        reward_model(str(folders / "nothing"))
