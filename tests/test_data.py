@@ -9,6 +9,7 @@ import seqio
 import tensorflow as tf
 
 from dera_jax import data
+from tasks import preferences
 
 LENGTHS = {"inputs": 12, "targets": 6}
 WORDS = [
@@ -232,3 +233,54 @@ def test_batch_size_must_divide_among_processes():
         train(batch_size=5, process_index=0, process_count=2)
     with pytest.raises(ValueError, match=message):
         data.eval_batches(data.epoch("toy", "train", LENGTHS, 0), 5, 0, 2)
+
+
+@pytest.fixture(scope="module")
+def pairs_task():
+    """The toy's words as pairs, with keywords: the words of each text."""
+
+    def rows(split):
+        return {
+            "document": [f"see {text}" for text in WORDS],
+            "chosen": WORDS,
+            "rejected": [f"{text} or not at all" for text in WORDS],
+            "keywords": ["\n".join(text.split()) for text in WORDS],
+        }
+
+    preferences.register_pairs("toy_pairs", rows, ["train"], seqio.ByteVocabulary(), "")
+
+
+def test_rejected_texts_are_cut_as_targets_are(pairs_task):
+    examples = data.epoch("toy_pairs", "train", LENGTHS, 0)
+    assert examples.rejected.shape == examples.targets.shape == (len(WORDS), 6)
+    for row, text in zip(examples.rejected, WORDS, strict=True):
+        assert row.tolist() == [b + 3 for b in f"{text} or not"[:5].encode()] + [1]
+    data.check_pairs("toy_pairs", "train")
+    with pytest.raises(ValueError, match="task 'toy' has no pairs: expected a feature 'rejected'"):
+        data.check_pairs("toy", "train")
+    assert data.epoch("toy", "train", LENGTHS, 0).rejected is None
+
+
+def test_keywords_are_bytes(pairs_task):
+    keywords = data.epoch("toy_pairs", "train", LENGTHS, 0).keywords
+    assert keywords.shape == (len(WORDS), 4, 6) and keywords.dtype == np.uint8
+    last = [bytes(x).rstrip(b"\0").decode() for x in keywords[-1]]
+    assert last == ["a", "very", "long", "animal"]
+    assert not keywords[0, 1:].any()
+    assert data.epoch("toy", "train", LENGTHS, 0).keywords is None
+
+
+def test_batches_keep_what_belongs_together(pairs_task):
+    """Rows of every array, and the texts if they are wanted, are of one example."""
+    examples = data.epoch("toy_pairs", "train", LENGTHS, 0)
+    row_of = {int(x): i for i, x in enumerate(examples.example_id)}
+    batches = data.train_batches(
+        "toy_pairs", "train", LENGTHS, 4, seed=1, start_step=0, with_documents=True
+    )
+    for batch in itertools.islice(batches, 6):  # two epochs
+        rows = [row_of[int(x)] for x in batch["example_id"]]
+        assert list(batch["documents"]) == [examples.documents[i] for i in rows]
+        for name in ("inputs", "targets", "rejected", "keywords"):
+            np.testing.assert_array_equal(batch[name], getattr(examples, name)[rows])
+    plain = next(data.train_batches("toy", "train", LENGTHS, 4, seed=1, start_step=0))
+    assert set(plain) == {"inputs", "targets", "example_id"}

@@ -45,7 +45,7 @@ class TwoRewards:
 
     Attributes:
         reference: the model to realign.
-        parts: the two rewards; their weights are not used.
+        parts: the two rewards; a weight of 1 in a sum, and λ = 1, mean the part's own weight.
         align: makes a PPO run of a loaded reference, `objective` and `seed`.
         max_length: tokens of a text at most.
         beta: β of every PPO run.
@@ -154,7 +154,7 @@ class TwoRewards:
 
     def _sum(self, weights: Weights) -> Combined:
         pairs = zip(self.parts, weights, strict=True)
-        return Combined(tuple(dataclasses.replace(part, weight=w) for part, w in pairs))
+        return Combined(tuple(dataclasses.replace(x, weight=w * x.weight) for x, w in pairs))
 
     def _decode(self, folder: Path, aligned: Sequence[Path], lams: Sequence) -> Callable:
         settings = self._settings(tuple(lams))

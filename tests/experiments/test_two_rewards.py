@@ -18,7 +18,7 @@ def experiment(tmp_path_factory) -> TwoRewards:
     folder = small.reference_folder(tmp_path_factory.mktemp("reference") / "model")
     return TwoRewards(
         reference=Reference(folder=folder),
-        parts=(Part("length", LengthInRange(2, 5)), Part("faithful", Faithfulness())),
+        parts=(Part("length", LengthInRange(2, 5)), Part("faithful", Faithfulness(), 4.0)),
         align=small.align,
         max_length=8,
         beta=0.3,
@@ -69,7 +69,7 @@ def test_each_model_is_trained_on_its_own_weights(experiment, tmp_path):
     for stage in dataclasses.replace(experiment, align=align).stages(tmp_path):
         if stage.name.startswith("PPO"):
             stage.run(stage.folder)
-    assert asked == [(1.0, 0.0), (0.0, 1.0), (0.5, 0.5)]
+    assert asked == [(1.0, 0.0), (0.0, 4.0), (0.5, 2.0)]
 
 
 class _Nothing:
