@@ -31,7 +31,7 @@ from dera_jax.checkpoints.vocabulary import Tokenizer, tokenizer
 from dera_jax.decoding.best_of_n import best_of_n, winners
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation.jobs import Split
-from dera_jax.evaluation.sweep import Documents
+from dera_jax.evaluation.sweep import Documents, keyword_texts
 from dera_jax.models.heads import T5Value
 from dera_jax.models.language_model import streams
 from dera_jax.rewards.host import HostReward
@@ -117,7 +117,8 @@ def pairs(world: World) -> list[tuple[str, Reward, object, Callable]]:
     network = {"trunk": world.params, "head": head | {"kernel": kernel}}
     answers = Entailment(world.model, max_length=128)
     prompts = answers.load(_Given(world))
-    keywords = dict(zip(world.documents.texts, _keywords(world.documents), strict=True))
+    lists = map(keyword_texts, world.documents.keywords)
+    keywords = dict(zip(world.documents.texts, lists, strict=True))
     length = LengthInRange(12, 16)
     words = lambda reward: (reward, reward.load(world.resources))
     return [
@@ -143,11 +144,6 @@ class _Given:
 
     def params(self, folder, init):
         return self.world.params
-
-
-def _keywords(documents: Documents) -> list[list[str]]:
-    texts = [[bytes(x).rstrip(b"\0").decode() for x in rows] for rows in documents.keywords]
-    return [[x for x in row if x] for row in texts]
 
 
 def in_range(world: World, reward: LengthInRange, texts: Sequence[str]) -> list[float]:

@@ -80,12 +80,22 @@ def run(job: Job, folder: str, dry_run: bool = False) -> None:
         print(format_needs(job.needs()))
         return
     where = Path(folder)
-    run_folder.claim(where, gin.operative_config_str(max_line_length=_ONE_LINE))
+    run_folder.claim(where, _settings())
     if run_folder.result(where) is None:
         run_folder.finish(where, job.run(where))
     else:
         logging.warning("%s: this run has ended before; nothing to do", where)
     print(f"{where}: {run_folder.result(where)}")
+
+
+def _settings() -> str:
+    """Gin's operative config, and what is bound besides: an experiment builds its stages' jobs later,
+    whose settings are settings of the run all the same."""
+    operative = gin.operative_config_str(max_line_length=_ONE_LINE)
+    bound = gin.config_str(max_line_length=_ONE_LINE).splitlines()
+    known = set(operative.splitlines())
+    more = [line for line in bound if "=" in line and line not in known]
+    return "\n".join([operative, "# Bound, and not used yet:", *more]) + "\n"
 
 
 def _look_in(search_paths: Sequence[str]) -> None:

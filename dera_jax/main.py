@@ -7,6 +7,7 @@ Which job is up to the gin file: those of `gin_configs/runs` and `gin_configs/ex
 
 import argparse
 import sys
+import sysconfig
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,10 +33,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _is_ours(error: Exception) -> bool:
-    """True for errors raised on purpose, whose sentence says it all; others need the traceback."""
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    ours = (configure.REPOSITORY / name for name in ("dera_jax", "tasks"))
-    return any(map(raised_in.is_relative_to, ours)) or "gin" in raised_in.parts
+    """True for errors raised on purpose, whose sentence says it all; others need the traceback.
+
+    So do those that passed through a user's own code, such as a reward, wherever they were raised.
+    """
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    ours = [configure.REPOSITORY / name for name in ("dera_jax", "tasks")]
+    libraries = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    frozen = lambda file: file.name.startswith("<")  # Python's own import machinery
+    known = [frozen(x) or any(map(x.is_relative_to, [*ours, *libraries])) for x in files]
+    on_purpose = any(map(files[-1].is_relative_to, ours)) or "gin" in files[-1].parts
+    return on_purpose and all(known)
 
 
 def _parser() -> argparse.ArgumentParser:

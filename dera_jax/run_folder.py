@@ -1,7 +1,7 @@
 """The rules of output folders: one folder holds one run.
 
-    config.gin      every setting of the run (gin's operative config), and the hashes of the models
-                    it names
+    config.gin      every setting of the run (gin's config), and the hashes of the models and files it
+                    names
     result.json     what the run returned; its presence says that the run has ended
 
 The same run resumes in its folder and is not run again once ended. Another run is refused.
@@ -59,9 +59,9 @@ def finish(folder: Path, values: Mapping[str, object]) -> None:
 
 
 def _fingerprints(config: str) -> str:
-    """A line for every model folder that the config names: its parameters are a setting too."""
+    """A line for every model folder and file that the config names: what they hold is a setting too."""
     quoted = sorted(set(re.findall(r"['\"]([^'\"\n]+)['\"]", config)))
-    files = (Path(name) / PARAMETERS for name in quoted)
+    files = (file for name in quoted for file in (Path(name) / PARAMETERS, Path(name)))
     hashes = {f: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
     return "".join(f"{_FINGERPRINT} {file}: {digest}\n" for file, digest in hashes.items())
 

@@ -5,7 +5,7 @@ Task `arguments` reads `train.jsonl`, `validation.jsonl` and `test.jsonl` from t
 "con": ["Villages have no trains."], "text": "Quiet streets speak for it, but ..."}`. What DeRa's
 hallucination experiment uses (Liu et al., 2024, arXiv 2402.02992) is not published; this layout is
 our own. Lists of arguments can be made of sets such as IBM's 30,000 (Gretz et al., 2020, arXiv
-1911.11408); TensorFlow Datasets has none. `text` may be missing where it is only to be written.
+1911.11408); TensorFlow Datasets has none. In the split `test` all lines may lack `text`.
 
 The document is the list, "topic: Ban cars pro: Quiet streets. con: Villages have no trains.", after
 the prefix "rewrite: "; the summary is the prose. One file for all splits: `register_one_file`.
@@ -51,27 +51,29 @@ def register_one_file(
     preferences.check_shares(shares)
 
     def rows(split: str) -> dict[str, list[str]]:
-        return preferences.split_rows(_read(path), shares)[split]
+        return preferences.split_rows(_read(path, need_text=True), shares)[split]
 
     return jsonl.register_pairs(name, rows, list(shares), vocabulary, PREFIX)
 
 
 def _rows(folder: str, split: str) -> dict[str, list[str]]:
-    return _read(os.path.join(folder, f"{split}.jsonl"))
+    return _read(os.path.join(folder, f"{split}.jsonl"), need_text=split in jsonl.NEED_SUMMARIES)
 
 
-def _read(path: str) -> dict[str, list[str]]:
-    return jsonl.with_summaries(jsonl.read_columns(path, _parse, _ROW))
+def _read(path: str, need_text: bool) -> dict[str, list[str]]:
+    parse = functools.partial(_parse, need_text=need_text)
+    return jsonl.with_summaries(jsonl.read_columns(path, parse, _ROW))
 
 
-def _parse(row: dict[str, object], where: str) -> list[dict[str, str]]:
+def _parse(row: dict[str, object], where: str, need_text: bool) -> list[dict[str, str]]:
     topic = jsonl.text_of(row, "topic", where).strip()
     sides = [(side, argument) for side in ("pro", "con") for argument in _list(row, side, where)]
     if not sides:
         raise ValueError(f"{where}: neither 'pro' nor 'con' has an argument")
     document = " ".join([f"topic: {topic}", *(f"{side}: {text}" for side, text in sides)])
-    summary = {"summary": jsonl.text_of(row, "text", where).strip()} if "text" in row else {}
-    return [{"document": document} | summary]
+    if not need_text and "text" not in row:
+        return [{"document": document}]
+    return [{"document": document, "summary": jsonl.text_of(row, "text", where).strip()}]
 
 
 def _list(row: dict[str, object], side: str, where: str) -> list[str]:

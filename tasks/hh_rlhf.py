@@ -20,6 +20,7 @@ vocabulary of your own: `register`, under another name.
 
 import functools
 import os
+from collections.abc import Callable
 
 import seqio
 import tensorflow as tf
@@ -52,7 +53,15 @@ def register(
     """
     preferences.check_shares(_shares(validation_share))
     rows = functools.partial(_rows, folder, validation_share, leave_out_bad)
-    return preferences.register_pairs(name, rows, SPLITS, vocabulary, "")
+    return _register(name, rows, vocabulary)
+
+
+def _register(
+    name: str, rows: Callable[[str], dict[str, list[str]]], vocabulary: seqio.Vocabulary
+) -> seqio.Task:
+    return preferences.register_pairs(
+        name, rows, SPLITS, vocabulary, "", key=_opening, keep_end=True
+    )
 
 
 def _shares(validation_share: float) -> dict[str, float]:
@@ -115,4 +124,4 @@ def _default_rows(split: str) -> dict[str, list[str]]:
     return _rows(folder, VALIDATION_SHARE, False, split)
 
 
-preferences.register_pairs("hh_rlhf", _default_rows, SPLITS, xsum.t5_vocabulary(), "")
+_register("hh_rlhf", _default_rows, xsum.t5_vocabulary())

@@ -27,7 +27,7 @@ import seqio
 import tensorflow as tf
 from absl import logging
 
-_NEED_SUMMARIES = ("train", "validation")
+NEED_SUMMARIES = ("train", "validation")
 _SUMMARY = {"targets": "summary"}
 _MOST_REASONS = 10  # shown in the log, of lines that were left out
 
@@ -107,17 +107,29 @@ def preprocessors(
     prefix: str,
     outputs: Mapping[str, str] = _SUMMARY,
     identity: Sequence[str] = ("document",),
+    keep_end: bool = False,
 ) -> list[Callable[..., tf.data.Dataset]]:
     """From rows of texts to ids.
 
     outputs: column by feature; the inputs are the column `document`
     identity: the columns whose hash is an example's id
+    keep_end: of inputs that are too long cut the beginning, not the end
     """
     return [
         functools.partial(_to_example, prefix=prefix, outputs=outputs, identity=identity),
         seqio.preprocessors.tokenize,
+        *([_cut_beginning] if keep_end else []),
         seqio.preprocessors.append_eos_after_trim,
     ]
+
+
+def _cut_beginning(
+    dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None
+) -> tf.data.Dataset:
+    if not sequence_length:
+        return dataset
+    room = sequence_length["inputs"] - 1  # for the end of sequence
+    return dataset.map(lambda row: row | {"inputs": row["inputs"][-room:]})
 
 
 def features(
@@ -228,7 +240,7 @@ def _warn_once(message: str) -> None:
 
 
 def _rows(paths: Mapping[str, str], split: str) -> dict[str, list[str]]:
-    return read(paths[split], need_summaries=split in _NEED_SUMMARIES)
+    return read(paths[split], need_summaries=split in NEED_SUMMARIES)
 
 
 def _lines(path: str) -> Iterator[tuple[str, bytes]]:

@@ -77,6 +77,8 @@ def register_pairs(
     splits: Iterable[str],
     vocabulary: seqio.Vocabulary,
     prefix: str,
+    key: Callable[[str], str] = str,
+    keep_end: bool = False,
 ) -> seqio.Task:
     """Registers a task over columns of text held in memory.
 
@@ -84,14 +86,19 @@ def register_pairs(
         rows: for a split, equally long columns `document`, `chosen` and `rejected`; further ones
             are kept.
         name, vocabulary, prefix: see `register`.
+        key: what of a document decides in which half of `train` it falls, by default all of it.
+        keep_end: of inputs that are too long cut the beginning, not the end.
     """
     # A document may have several pairs: only all three texts together tell them apart.
-    steps = jsonl.preprocessors(prefix, _OUTPUTS, identity=TEXTS)
+    steps = jsonl.preprocessors(prefix, _OUTPUTS, identity=TEXTS, keep_end=keep_end)
     splits = list(splits)
     halves = list(_HALVES) if "train" in splits else []
 
     def columns(split: str) -> Columns:
-        return split_rows(rows("train"), _HALVES)[split] if split in halves else rows(split)
+        return split_rows(rows("train"), _HALVES, half)[split] if split in halves else rows(split)
+
+    def half(document: str) -> str:  # another hash than the one that may have made `train`
+        return f"half of {key(document)}"
 
     features = jsonl.features(vocabulary, FEATURES)
     return jsonl.register_columns(name, columns, splits + halves, steps, features)

@@ -30,6 +30,10 @@ def letters(documents, texts):
 
 def broken(documents, texts):
     raise KeyError("a fault in my_rewards")
+
+def misled(documents, texts):
+    from dera_jax.rewards.words import faithful_share
+    return [faithful_share(None, text) for text in texts]  # raised in the library
 '''
 
 GIN = """
@@ -51,7 +55,7 @@ def user(tmp_path_factory):
     """A folder on PYTHONPATH with a module of the user's, and gin files that name its functions."""
     folder = tmp_path_factory.mktemp("user")
     (folder / "my_rewards.py").write_text(MODULE)
-    for function in ("vowels", "broken"):
+    for function in ("vowels", "broken", "misled"):
         (folder / f"{function}.gin").write_text(GIN.format(function=function))
     sys.path.insert(0, str(folder))
     yield folder
@@ -115,12 +119,36 @@ def _mean(texts: list[str]) -> float:
     return sum(sum(c in "aeiou" for c in x) / max(len(x), 1) for x in texts) / len(texts)
 
 
-def test_a_fault_in_a_user_s_function_keeps_its_traceback(reference, user, tmp_path):
-    files = ["gin_configs/runs/sweep.gin", str(user / "broken.gin")]
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [("broken", KeyError, "a fault in my_rewards"), ("misled", TypeError, "must be str")],
+)
+def test_a_fault_in_a_user_s_function_keeps_its_traceback(
+    name, error, message, reference, user, tmp_path
+):
+    files = ["gin_configs/runs/sweep.gin", str(user / f"{name}.gin")]
     pair = {"REFERENCE": reference, "ALIGNED": reference}
-    with pytest.raises(KeyError, match="a fault in my_rewards") as caught:
+    with pytest.raises(error, match=message) as caught:
         run(files, tmp_path / "broken", **SMALL, **pair, DOCUMENTS=2, SAMPLES=1)
-    assert any(entry.name == "broken" for entry in caught.traceback)
+    assert any(entry.name == name for entry in caught.traceback)
+
+
+def test_a_wrong_answer_of_a_user_s_function_is_a_sentence(reference, user, tmp_path):
+    (user / "none.gin").write_text(GIN.format(function="none"))
+    sys.modules["my_rewards"].none = lambda documents, texts: None
+    pair = {"REFERENCE": reference, "ALIGNED": reference}
+    files = ["gin_configs/runs/sweep.gin", str(user / "none.gin")]
+    with pytest.raises(SystemExit, match="must return one float for each text; found None"):
+        run(files, tmp_path / "none", **SMALL, **pair, DOCUMENTS=2, SAMPLES=1)
+
+
+def test_a_dry_run_with_a_user_s_function_has_two_calls(reference, user, tmp_path, capsys):
+    arguments = ["--gin_file=gin_configs/runs/ppo.gin", f"--gin_file={user / 'vowels.gin'}"]
+    settings = SMALL | {"TARGETS": 16, "PPO_BATCH_SIZE": 4, "REFERENCE": reference}
+    arguments += [f"--gin.{key}={value!r}" for key, value in settings.items()]
+    main.main([*arguments, f"--gin.MODEL_DIR={str(tmp_path / 'x')!r}", "--dry_run"])
+    said = capsys.readouterr().out
+    assert "PPO rollout: 128 tokens" in said and "PPO updates: 128 tokens" in said
 
 
 @pytest.mark.parametrize("file", REWARDS, ids=lambda path: path.stem)

@@ -16,6 +16,7 @@ import orbax.checkpoint
 import pytest
 
 from dera_jax import configure, main, run_folder
+from dera_jax.experiments import two_rewards
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -202,16 +203,61 @@ def test_a_dry_run_tells_what_the_experiment_needs(name, parameters, tokens, tmp
     out = tmp_path / "out"
     main.main([f"--gin_file={EXPERIMENTS}/{name}.gin", f'--gin.MODEL_DIR="{out}"', "--dry_run"])
     said = capsys.readouterr().out
+    sft = f"training step on {name.rpartition('_')[2]}"
     assert re.findall(r"^(.+): [\d,]+ tokens", said, re.MULTILINE) == [
-        "SFT step",
+        sft,
         "PPO step",
         "DeRa sweep, a batch",
+        "scoring, a batch",
     ]
-    assert f"SFT step: {tokens:,} tokens" in said and f"model {parameters:,}\n" in said
+    assert f"{sft}: {tokens:,} tokens" in said and f"model {parameters:,}\n" in said
     assert f"reference {parameters:,}, policy {parameters:,}, value network" in said
     # Float32 parameters, at least: an optimizer's state and results come on top.
     kept = [float(x) for x in re.findall(r"([\d.]+) GiB kept", said)]
     assert kept[1] >= round(3 * 4 * parameters / 2**30, 2) and not out.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tldr/newswire",
+        "hallucination/newswire",
+        "two_rewards/newswire",
+        pytest.param("tldr/tiny", marks=pytest.mark.slow),
+        pytest.param("hallucination/tiny", marks=pytest.mark.slow),
+        pytest.param("two_rewards/tiny", marks=pytest.mark.slow),
+    ],
+)
+def test_every_experiment_with_rewards_can_be_checked_dry(name, tmp_path, capsys):
+    out = tmp_path / "out"
+    path = f"gin_configs/experiments/{name}.gin"
+    main.main([f"--gin_file={path}", f'--gin.MODEL_DIR="{out}"', "--dry_run"])
+    said = capsys.readouterr().out
+    assert re.findall(r"^(.+): [\d,]+ tokens", said, re.MULTILINE)[-3:] == [
+        "PPO step",
+        "DeRa sweep, a batch",
+        "scoring, a batch",
+    ]
+    assert not out.exists()
+
+
+def test_an_experiment_with_other_settings_of_a_stage_is_refused(tmp_path, monkeypatch):
+    """Its stages' jobs are made after the folder was claimed."""
+    path = "gin_configs/experiments/two_rewards/tiny.gin"
+    arguments = [f"--gin_file={path}", f'--gin.MODEL_DIR="{tmp_path}/out"']
+    monkeypatch.setattr(two_rewards.TwoRewards, "run", lambda self, folder: _stop(folder))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="stopped"):
+            main.main(arguments)
+    with pytest.raises(
+        SystemExit, match=r"(?s)other settings.*- PPO_STEPS = 64.*\+ PPO_STEPS = 65"
+    ):
+        main.main([*arguments, "--gin.PPO_STEPS=65"])
+
+
+def _stop(folder):
+    (folder / "sft").mkdir(exist_ok=True)
+    raise RuntimeError("stopped")
 
 
 def test_a_dry_run_of_a_job_without_steps_is_refused(tmp_path):

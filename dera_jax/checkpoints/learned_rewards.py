@@ -6,13 +6,15 @@ from dera_jax.rewards.learned import Entailment, RewardModel
 
 
 def reward_model(folder: str) -> RewardModel:
-    """A model that `training.preferences` made. Raises as `model_folder.load_value` does."""
+    """A model that `training.preferences` made. Raises as `model_folder.read_value` does."""
     return RewardModel(read_value(folder), folder)
 
 
-def entailment(folder: str, max_length: int, label: str = "entailment") -> Entailment:
+def entailment(
+    folder: str, max_length: int, label: str = "entailment", instruction: str = "summarize:"
+) -> Entailment:
     """A text-to-text model that answers with `label`; see `rewards.learned.Entailment`.
 
     Raises as `model_folder.load_model` does.
     """
-    return Entailment(T5(read_config(folder)), folder, max_length, label=label)
+    return Entailment(T5(read_config(folder)), folder, max_length, instruction, label=label)

@@ -42,16 +42,6 @@ class Loaded:
     card: dict
 
 
-@dataclasses.dataclass(frozen=True)
-class LoadedValue:
-    """A T5 with a scalar head from its folder. params: float32, {"trunk": ..., "head": ...}."""
-
-    model: T5Value
-    params: PyTree
-    vocabulary: Vocabulary
-    card: dict
-
-
 def save_model(
     folder: Path,
     config: T5Config,
@@ -109,15 +99,8 @@ def load_model(folder: str | Path) -> Loaded:
     return Loaded(model, *load_params(Path(folder), model.init), _read_json(Path(folder), CARD))
 
 
-def load_value(folder: str | Path) -> LoadedValue:
-    """Reads the folder of a T5 with a scalar head; raises as `load_model` does."""
-    model = read_value(folder)
-    params, vocabulary = load_params(Path(folder), model.random)
-    return LoadedValue(model, params, vocabulary, _read_json(Path(folder), CARD))
-
-
 def read_value(folder: str | Path) -> T5Value:
-    """The architecture of such a folder alone; raises as `load_model` does."""
+    """The architecture of a reward model's folder; raises as `load_model` does."""
     if _head(folder) != SCALAR:
         raise ValueError(f"{folder} is no reward model: its {CONFIG} names no scalar head")
     return T5Value(T5(read_config(folder)))

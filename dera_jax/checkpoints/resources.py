@@ -40,7 +40,7 @@ class RunResources:
             raise ValueError("a learned reward needs the folder of its model")
         params, theirs = load_params(Path(folder), init)
         check_same(self.vocabulary, theirs, "this run", str(folder))
-        return params
+        return jax.device_put(params)
 
 
 def _text(processor: sentencepiece.SentencePieceProcessor, i: int) -> bytes:

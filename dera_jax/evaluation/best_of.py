@@ -28,7 +28,7 @@ class BestOf:
         sizes: the n, each a divisor of num_samples.
 
     Raises:
-        ValueError: no reward, or an n that does not divide the number of samples.
+        ValueError: no reward, greedy texts, or an n that does not divide the number of samples.
     """
 
     decoding: Decoding
@@ -36,6 +36,8 @@ class BestOf:
 
     def __post_init__(self):
         settings = self.decoding.sweep
+        if settings.sampling.greedy:
+            raise ValueError("best-of-n of greedy texts: all n are the same; sample them")
         if settings.reward is None:
             raise ValueError("best-of-n needs a reward to tell the best by")
         bad = [n for n in self.sizes if n < 1 or settings.num_samples % n]
@@ -78,15 +80,16 @@ def _winners(samples: Sequence[dict], n: int) -> list[dict]:
 def table(records: Sequence[dict], n: int) -> list[dict]:
     """The rows of `sweep.table` over winners, with n and two KL columns, in nats.
 
-    kl_bound is that of best-of-n from what it samples from, π_λ; kl_most that from the reference:
+    kl_bound is that of best-of-n from what it samples from, π (at λ, temperature and truncation
+    included); kl_most that from the reference, whose last term the winners estimate:
 
-        KL(π_n ‖ π_ref) = KL(π_n ‖ π_λ) + E_{π_n}[log π_λ/π_ref] ≤ kl_bound + the winners' mean log-ratio
+        KL(π_n ‖ π_ref) = KL(π_n ‖ π) + E_{π_n}[log π/π_ref] ≤ kl_bound + E_{π_n}[log π/π_ref]
     """
     kept = best(records, n)
     rows = []
     for row in sweep.table(kept):
         ratios = [
-            s["log_prob"] - s["part_log_probs"][0]
+            s["sampling_log_prob"] - s["part_log_probs"][0]
             for record in kept
             for s in record["samples"]
             if s["lam"] == row["lam"]

@@ -123,6 +123,9 @@ class Choice:
         return {key: result[key] for key in ("rule", "lam", "beta", "training_the_grid")}
 
 
+_OF_PAIRS = {"rollouts": 2, "epochs": 1, "minibatches": 1}  # DPO's updates: both texts of each pair
+
+
 def choose(rows: Sequence[Mapping]) -> Mapping:
     """The allowed row of the highest mean reward; of equals the one of the smallest λ."""
     allowed = [row for row in rows if row["allowed"]]
@@ -143,10 +146,10 @@ def training_cost(card: Mapping, lams: Sequence[float]) -> dict[str, int]:
     """What it would take to train a model for every λ other than 0 and 1, each like the aligned one.
 
     Returns:
-        runs; texts, sampled and learnt from in all of them; updates of the parameters.
+        runs; texts learnt from in all of them; updates of the parameters.
     """
     runs = len(set(lams) - {0.0, 1.0})
-    use = card["updates"]
+    use = card.get("updates", _OF_PAIRS)
     return {
         "runs": runs,
         "texts": runs * card["step"] * card["data"]["batch_size"] * use["rollouts"],
@@ -159,7 +162,7 @@ def sentences(result: Mapping) -> list[str]:
     rows, chosen, cost = result["rows"], result["chosen"], result["training_the_grid"]
     decoded = sum(row["samples"] for row in rows)
     saved = (
-        f"{len(rows)} λ were tried by decoding {decoded:,} texts; as PPO runs like the aligned model's "
+        f"{len(rows)} λ were tried by decoding {decoded:,} texts; as runs like the aligned model's "
         f"they would be {cost['runs']} with {cost['texts']:,} texts and {cost['updates']:,} updates."
     )
     if result["beta"] is None:
@@ -180,7 +183,7 @@ def sentences(result: Mapping) -> list[str]:
 
 
 def _check_card(card: Mapping, folder: str) -> None:
-    missing = [key for key in ("beta", "step", "data", "updates") if key not in card]
+    missing = [key for key in ("beta", "step", "data") if key not in card]
     if missing:
         raise ValueError(
             f"{folder}/card.json does not say {' nor '.join(map(repr, missing))}: choosing β = β₀/λ "

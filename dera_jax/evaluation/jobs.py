@@ -1,6 +1,7 @@
 """The runs `sample` and `sweep`: a pair of model folders over a split of a seqio task."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,20 +78,8 @@ class Decoding:
         return {"documents": len(records), "lambda": rows}
 
     def load(self) -> "Loaded":
-        """Reads models and documents.
-
-        Raises:
-            ValueError: the reward cannot be reached within the length limit, or the models'
-                vocabulary is not the task's.
-        """
-        if self.sweep.reward is not None:
-            check_limit(self.sweep.reward, self.sweep.sampling.max_length)
-        pair = load_pair(self.reference, [self.aligned])
-        theirs = data.vocabulary_of(self.documents.task)
-        check_same(pair.vocabulary, theirs, "the models", f"task {self.documents.task!r}")
-        reward = self.sweep.reward
-        reward_params = reward and reward.load(RunResources(pair.vocabulary))
-        return Loaded(pair, self.documents.read(), reward_params)
+        """Reads models and documents; raises as `load` does."""
+        return load(self.reference, [self.aligned], self.documents, self.sweep)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,3 +106,22 @@ class Loaded:
             prefills,
             self.reward_params,
         )
+
+
+def load(
+    reference: str | Path, aligned: Sequence[str | Path], documents: Split, sweep: Sweep
+) -> Loaded:
+    """Reads models, documents and what the sweep's reward needs.
+
+    Raises:
+        ValueError: the reward cannot be reached within the length limit, or the models' vocabulary is
+            not the task's.
+    """
+    reward = sweep.reward
+    if reward is not None:
+        check_limit(reward, sweep.sampling.max_length)
+    pair = load_pair(reference, aligned)
+    theirs = data.vocabulary_of(documents.task)
+    check_same(pair.vocabulary, theirs, "the models", f"task {documents.task!r}")
+    reward_params = reward and reward.load(RunResources(pair.vocabulary))
+    return Loaded(pair, documents.read(), reward_params)

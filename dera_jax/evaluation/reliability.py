@@ -34,14 +34,12 @@ def summary(margins: np.ndarray, notes: Mapping[str, Sequence[str]]) -> dict[str
             that name a kind, such as how the rejected text was made.
 
     Returns:
-        loss, accuracy and accuracy_ci95 (half a 95 % interval), pairs; calibration_error, the mean
-        over pairs of |accuracy − confidence| of their bin; bins (see `bins`); by_<field>, accuracy
-        and number by kind.
+        loss; accuracy, its 95 % interval (accuracy_low, accuracy_high) and the number of pairs;
+        calibration_error, the mean over pairs of |accuracy − confidence| of their bin; bins (see
+        `bins`); by_<field>: accuracy, interval and number of each kind.
     """
     m = np.asarray(margins, np.float64)
-    found = scores(m) | {"pairs": len(m)}
-    accuracy = found["accuracy"]
-    found["accuracy_ci95"] = float(1.96 * np.sqrt(accuracy * (1 - accuracy) / len(m)))
+    found = {"loss": scores(m)["loss"]} | _accuracy(m)
     table = bins(m)
     gaps = [row["pairs"] * abs(row["accuracy"] - row["confidence"]) for row in table]
     found |= {"calibration_error": float(sum(gaps) / len(m)), "bins": table}
@@ -49,10 +47,17 @@ def summary(margins: np.ndarray, notes: Mapping[str, Sequence[str]]) -> dict[str
         kinds = sorted(set(values))
         if 1 < len(kinds) <= _MOST_KINDS:
             of = {kind: m[[v == kind for v in values]] for kind in kinds}
-            found[f"by_{field}"] = {
-                kind: {"accuracy": scores(x)["accuracy"], "pairs": len(x)} for kind, x in of.items()
-            }
+            found[f"by_{field}"] = {kind: _accuracy(x) for kind, x in of.items()}
     return found
+
+
+def _accuracy(margins: np.ndarray) -> dict[str, float]:
+    """With Wilson's interval (1927), which has a width at 0 and 1 too."""
+    share, n, z = scores(margins)["accuracy"], len(margins), 1.96
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    low, high = float(middle - half), float(middle + half)
+    return {"accuracy": share, "accuracy_low": low, "accuracy_high": high, "pairs": n}
 
 
 def bins(margins: np.ndarray) -> list[dict[str, float]]:
@@ -75,16 +80,21 @@ def bins(margins: np.ndarray) -> list[dict[str, float]]:
 def sentence(report: Mapping) -> str:
     """The summary in words."""
     kinds = [
-        f"{name.removeprefix('by_')} {kind} {x['accuracy']:.1%} of {x['pairs']}"
+        f"{name.removeprefix('by_')} {kind} {_words(x)}"
         for name, group in report.items()
         if name.startswith("by_")
         for kind, x in group.items()
     ]
     return (
-        f"test: {report['accuracy']:.1%} ±{report['accuracy_ci95']:.1%} of {report['pairs']} pairs "
-        f"right, loss {report['loss']:.3f} nats, calibration error {report['calibration_error']:.3f}"
-        + "".join(f"; {x}" for x in kinds)
+        f"test pairs right: {_words(report)}; loss {report['loss']:.3f} nats, calibration error "
+        f"{report['calibration_error']:.3f}" + "".join(f"; {x}" for x in kinds)
     )
+
+
+def _words(x: Mapping) -> str:
+    """E.g. 94.5% (91.6% to 96.5%) of 337."""
+    low, high = x["accuracy_low"], x["accuracy_high"]
+    return f"{x['accuracy']:.1%} ({low:.1%} to {high:.1%}) of {x['pairs']}"
 
 
 def plot(report: Mapping, path: Path) -> None:
@@ -103,8 +113,7 @@ def plot(report: Mapping, path: Path) -> None:
     below.set_ylabel("pairs")
     below.set_xlabel("confidence σ(|margin|)")
     figure.suptitle(
-        f"accuracy {report['accuracy']:.1%} ±{report['accuracy_ci95']:.1%} of {report['pairs']} "
-        f"pairs; calibration error {report['calibration_error']:.3f}",
+        f"right: {_words(report)} pairs; calibration error {report['calibration_error']:.3f}",
         fontsize=10,
     )
     figure.savefig(path, dpi=120)

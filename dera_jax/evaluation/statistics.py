@@ -35,6 +35,9 @@ class RewardStatistics:
         num_samples: K.
         batch_size: documents at once.
         seed: of the draws.
+
+    Raises:
+        TypeError: the reward is no sum.
     """
 
     model: Loaded
@@ -44,6 +47,13 @@ class RewardStatistics:
     num_samples: int = 8
     batch_size: int = 16
     seed: int = 0
+
+    def __post_init__(self):
+        if not isinstance(self.reward, Combined):
+            raise TypeError(
+                f"RewardStatistics.reward must be a rewards.combined.Combined, whose parts are "
+                f"measured; found {self.reward!r}"
+            )
 
     def run(self, folder: Path) -> dict[str, object]:
         """Writes statistics.json: name -> mean and std. Returns the same."""
@@ -60,12 +70,12 @@ class RewardStatistics:
             self.batch_size,
             self.seed,
         ):
-            texts = [documents.texts[row] for row in rows]
-            source = documents.source(rows)
-            _, parts = judge(source, texts, out.tokens, out.lengths, out.finished)
-            real = len(np.unique(rows))  # the rest is filling
+            rows = np.unique(rows)  # the rest is filling
+            texts = (x[: len(rows)] for x in (out.tokens, out.lengths, out.finished))
+            documents_of = [documents.texts[row] for row in rows]
+            _, parts = judge(documents.source(rows), documents_of, *texts)
             for name, values in parts.items():
-                found[name].append(values[:real])
+                found[name].append(values)
         result = {name: _moments(parts) for name, parts in found.items()}
         (folder / FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         return result

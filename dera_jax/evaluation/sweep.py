@@ -32,6 +32,7 @@ from dera_jax.evaluation.tables import in_columns, write_csv
 from dera_jax.models.language_model import LanguageModel, PyTree, streams
 from dera_jax.rewards import words
 from dera_jax.rewards.judge import Judge
+from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import Reward, Source
 
 RECORDS = "records.jsonl"
@@ -69,7 +70,7 @@ class Sweep:
     """Settings of a sweep.
 
     Attributes:
-        lams: λ values.
+        lams: λ values; of M aligned models each a tuple of M.
         num_samples: samples of each document at each λ.
         sampling: how to draw.
         reward: a `dera_jax.rewards` reward; None to leave texts unscored.
@@ -77,7 +78,7 @@ class Sweep:
         seed: of all draws.
     """
 
-    lams: tuple[float, ...]
+    lams: tuple[float | tuple[float, ...], ...]
     num_samples: int
     sampling: Sampling
     reward: Reward | None
@@ -98,7 +99,7 @@ def decode(
     """Decodes all documents into `folder`/records.jsonl, after those that are there already.
 
     Args:
-        model: a realigned model of one aligned model.
+        model: a realigned model.
         params: its parameters.
         documents: n of them.
         sweep: λ values and the rest.
@@ -153,7 +154,7 @@ def _decode_batch(sample_batch, documents, sweep, to_text, judge, rows) -> list[
             {
                 "lam": _plain(sweep.lams[k // sweep.num_samples]),
                 "stream": int(numbers[k]),
-                **{name: None if x is None else float(x[b, k]) for name, x in rewards.items()},
+                **{name: None if x is None else x[b, k].item() for name, x in rewards.items()},
                 **_describe(out, b, k, to_text),
             }
             for k in range(len(numbers))
@@ -173,8 +174,13 @@ def _decode_batch(sample_batch, documents, sweep, to_text, judge, rows) -> list[
 def _keywords(documents: Documents, row: int) -> dict[str, list[str]]:
     if documents.keywords is None:
         return {}
-    texts = [bytes(x).rstrip(b"\0").decode() for x in documents.keywords[row]]
-    return {"keywords": [text for text in texts if text]}
+    return {"keywords": keyword_texts(documents.keywords[row])}
+
+
+def keyword_texts(rows: np.ndarray) -> list[str]:
+    """The keywords of one document from uint8 [W, L]."""
+    texts = [bytes(row).rstrip(b"\0").decode() for row in rows]
+    return [text for text in texts if text]
 
 
 def _plain(lam: float | Sequence[float]) -> float | list[float]:
@@ -183,13 +189,18 @@ def _plain(lam: float | Sequence[float]) -> float | list[float]:
 
 
 def _rewards(judge: Judge | None, documents: Documents, rows: np.ndarray, out: Samples) -> dict:
-    """The reward, and its parts as reward_<name>, float32 [B, K] each."""
+    """The reward, its parts as reward_<name>, and for a length reward in_range: [B, K] each."""
     if judge is None:
         return {"reward": None}
-    texts = [documents.texts[row] for row in rows]
-    source = documents.source(rows)
-    total, parts = judge(source, texts, out.tokens, out.lengths, out.finished)
-    return {"reward": total} | {f"{PART}{name}": values for name, values in parts.items()}
+    texts = out.tokens, out.lengths, out.finished
+    if judge.reward.on_host:  # Python need not see what only fills the batch
+        rows = np.unique(rows)
+        texts = tuple(x[: len(rows)] for x in texts)
+    found, parts = judge(documents.source(rows), [documents.texts[i] for i in rows], *texts)
+    rewards = {"reward": found} | {f"{PART}{name}": values for name, values in parts.items()}
+    if isinstance(judge.reward, LengthInRange):
+        rewards["in_range"] = np.asarray(judge.reward.contains(out.lengths, out.finished))
+    return rewards
 
 
 def _describe(out: Samples, b: int, k: int, to_text: Callable) -> dict:
@@ -222,8 +233,7 @@ def read_records(path: Path) -> list[dict]:
 def table(records: Sequence[dict]) -> list[dict]:
     """One row per λ: means over documents, with the half width of their 95 % intervals.
 
-    Columns: reward and its parts (reward_<name>), share_in_range (of the samples with reward 0; for
-    rewards of 0 and −1 only), length (tokens), kl (nats, from the reference, of whole texts; at
+    Columns: reward and its parts (reward_<name>), share_in_range (for the length reward), length (tokens), kl (nats, from the reference, of whole texts; at
     temperature 1 and without truncation only), rouge1/2/L (F1 x 100), repetition and distinct2 (see
     `metrics`), and measured on the text: faithful (`words.faithful_share`), and where documents have
     keywords coverage (share of them) and covered (share of texts with all).
@@ -243,8 +253,8 @@ def _row(lam: float | tuple[float, ...], records: Sequence[dict]) -> dict:
     ]
     rewards = [name for name in samples[0][0] if name == "reward" or name.startswith(PART)]
     values = {name: each(lambda r, s, name=name: s[name]) for name in rewards}
-    if {x for group in values["reward"] for x in group} <= {0.0, -1.0}:
-        values["share_in_range"] = each(lambda r, s: float(s["reward"] == 0))
+    if "in_range" in samples[0][0]:
+        values["share_in_range"] = each(lambda r, s: float(s["in_range"]))
     values["length"] = each(lambda r, s: s["length"])
     values["kl"] = each(lambda r, s: s["kl"])
     values["repetition"] = each(lambda r, s: metrics.repetition(s["text"]))
@@ -294,8 +304,8 @@ def format_table(rows: Sequence[dict]) -> str:
     columns = {title: key for title, key in COLUMNS.items() if key in rows[0]}
     if "share_in_range" in columns.values():
         del columns["faithful"]  # a length reward's table is about lengths
-    parts = {key.removeprefix(PART): key for key in rows[0] if key.startswith(PART)}
-    columns |= {name: key for name, key in parts.items() if not key.endswith("_ci95")}
+    parts = [x for x in rows[0] if x.startswith(PART) and not x.endswith("_ci95")]
+    columns |= {name: name for name in parts}
     return in_columns(
         [list(columns)] + [[cell(row, key) for key in columns.values()] for row in rows]
     )

@@ -26,7 +26,7 @@ from dera_jax.experiments.stages import (
     decode_pair,
     records,
     run_all,
-    sweep_need,
+    sweep_needs,
 )
 from dera_jax.training.alignment import MODEL, Alignment
 from dera_jax.training.dry_run import Need
@@ -91,8 +91,8 @@ class LengthReward:
         params = jax.eval_shape(model.init, jax.random.key(0))
         like = Loaded(model, params, vocabulary=None, card={})
         alignment = self._alignment(like, self.objective, self.seeds[0])
-        decode = sweep_need(model, self.documents, self._settings(self.lams))
-        return [*self.reference.needs(), *alignment.needs(), decode]
+        decode = sweep_needs(model, self.documents, self._settings(self.lams))
+        return [*self.reference.needs(), *alignment.needs(), *decode]
 
     def stages(self, folder: Path) -> list[Stage]:
         """In order; each reads what the ones before it left."""

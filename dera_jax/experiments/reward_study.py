@@ -17,8 +17,10 @@ from typing import Protocol
 
 import jax
 
+from dera_jax import data
 from dera_jax.checkpoints.learned_rewards import entailment, reward_model
 from dera_jax.checkpoints.model_folder import Loaded, load_model
+from dera_jax.checkpoints.resources import RunResources
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.evaluation import plots, report, sweep
 from dera_jax.evaluation.jobs import Split
@@ -28,7 +30,7 @@ from dera_jax.experiments.stages import (
     decode_pair,
     records,
     run_all,
-    sweep_need,
+    sweep_needs,
 )
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.learned import Entailment, RewardModel
@@ -41,6 +43,7 @@ from dera_jax.training.preferences import PreferenceTraining
 from dera_jax.training.supervised import BEST, Training
 
 FIGURE = "parts.png"
+_OWN_FOLDERS = {"sft", "ppo", "dera"}
 
 
 class Criterion(Protocol):
@@ -145,7 +148,7 @@ class RewardStudy:
         align: makes a PPO run of a loaded reference, `objective` and `seed`.
         max_length: tokens of a text at most.
         beta: β of PPO.
-        seed: of PPO.
+        seed: of PPO and of the sweep.
         lams: of the sweep.
         documents: held-out documents.
         num_samples: of each document at each λ.
@@ -153,7 +156,7 @@ class RewardStudy:
         title: of the report.
 
     Raises:
-        ValueError: no part has a weight.
+        ValueError: no part has a weight, or parts have no names of their own.
     """
 
     reference: Reference
@@ -171,6 +174,12 @@ class RewardStudy:
     def __post_init__(self):
         if not any(part.weight for part in self.criteria):
             raise ValueError("RewardStudy: at least one of the criteria needs a weight")
+        names = [part.name for part in self.criteria]  # of folders too
+        if len({*names, *_OWN_FOLDERS}) < len(names) + len(_OWN_FOLDERS):
+            raise ValueError(
+                f"RewardStudy: criteria need names of their own, not {sorted(_OWN_FOLDERS)}; "
+                f"found {names}"
+            )
 
     def run(self, folder: Path) -> dict[str, object]:
         """Runs what is not finished; leaves metrics.json, .csv, sweep.png, parts.png, report.html.
@@ -178,6 +187,7 @@ class RewardStudy:
         Returns:
             The rows of `sweep.table`.
         """
+        self._check_given()
         run_all(self.stages(folder))
         found = records(folder / "dera")
         rows = sweep.write_report(found, folder)
@@ -212,13 +222,21 @@ class RewardStudy:
         start = supervised.finished_model_of(model.config, None)
         params = jax.eval_shape(model.init, jax.random.key(0))
         like = Loaded(model, params, vocabulary=None, card={})
-        reward = self._sum(lambda part: part.shape(start), weighted=True)
+        shape = lambda part: part.shape(start)
+        optimised, measured = (self._sum(shape, weighted=x) for x in (True, False))
         return [
             *self.reference.needs(),
             *(need for part in self.criteria for need in part.needs(start)),
-            *self._alignment(like, reward).needs(),
-            sweep_need(model, self.documents, self._settings(None)),
+            *self._alignment(like, optimised).needs(),
+            *sweep_needs(model, self.documents, self._settings(measured)),
         ]
+
+    def _check_given(self) -> None:
+        """Reads what given rewards need, lest a missing file is found after hours of training."""
+        resources = RunResources(data.vocabulary_of(self.documents.task))
+        for part in self.criteria:
+            if isinstance(part, Given):
+                part.given.load(resources)
 
     def _align(self, folder: Path) -> Alignment:
         reward = self._sum(lambda part: part.reward(folder), weighted=True)
@@ -235,7 +253,7 @@ class RewardStudy:
         aligned = [folder / "ppo" / MODEL]
         return decode_pair(self.reference.path(folder), aligned, self.documents, settings, where)
 
-    def _settings(self, reward: Reward | None) -> sweep.Sweep:
+    def _settings(self, reward: Reward) -> sweep.Sweep:
         sampling = Sampling(self.max_length)
         return sweep.Sweep(
             self.lams, self.num_samples, sampling, reward, self.batch_size, self.seed

@@ -13,17 +13,16 @@ from tqdm import tqdm
 
 from dera_jax import run_folder
 from dera_jax.checkpoints.model_folder import read_config
-from dera_jax.checkpoints.resources import RunResources
-from dera_jax.checkpoints.vocabulary import tokenizer
+from dera_jax.checkpoints.resources import ShapesOnly
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation import sweep
-from dera_jax.evaluation.jobs import Split
-from dera_jax.evaluation.pairs import load_pair
+from dera_jax.evaluation.jobs import Split, load
 from dera_jax.models.language_model import streams
 from dera_jax.models.t5_lm import T5
+from dera_jax.rewards.judge import score
 from dera_jax.training import supervised
-from dera_jax.training.dry_run import Need, need
+from dera_jax.training.dry_run import Need, need, shapes, source_shapes
 from dera_jax.training.supervised import BEST, Training
 
 
@@ -100,23 +99,14 @@ def decode_pair(
     folder: Path,
 ) -> Mapping[str, object]:
     """A sweep over models' folders; what a stage returns."""
-    pair = load_pair(reference, aligned)
-    reward_params = settings.reward and settings.reward.load(RunResources(pair.vocabulary))
-    to_text = tokenizer(pair.vocabulary).decode
-    records = sweep.decode(
-        pair.model,
-        pair.params,
-        documents.read(),
-        settings,
-        to_text,
-        folder,
-        reward_params=reward_params,
-    )
-    return {"documents": len(records)}
+    found = load(reference, aligned, documents, settings).decode(settings, folder)
+    return {"documents": len(found)}
 
 
-def sweep_need(model: T5, documents: Split, settings: sweep.Sweep, num_aligned: int = 1) -> Need:
-    """What a batch of a sweep takes, its reward aside, from shapes alone."""
+def sweep_needs(
+    model: T5, documents: Split, settings: sweep.Sweep, num_aligned: int = 1
+) -> list[Need]:
+    """What decoding and scoring a batch of a sweep take, from shapes alone."""
     params = jax.eval_shape(model.init, jax.random.key(0))
     rows, batch = len(settings.lams) * settings.num_samples, settings.batch_size
     inputs = jax.ShapeDtypeStruct((batch, documents.inputs), jnp.int32)
@@ -128,7 +118,24 @@ def sweep_need(model: T5, documents: Split, settings: sweep.Sweep, num_aligned: 
     networks = {"reference": params} | {f"aligned {i + 1}": params for i in range(num_aligned)}
     everything = (params,) * (1 + num_aligned)
     tokens = stream.size * max_length
-    return need("DeRa sweep, a batch", networks, tokens, decode, everything, inputs, lam, stream)
+    decoding = need(
+        "DeRa sweep, a batch", networks, tokens, decode, everything, inputs, lam, stream
+    )
+    if settings.reward is None or settings.reward.on_host:
+        return [decoding]
+    return [decoding, _scoring_need(model, documents, settings, stream.shape)]
+
+
+def _scoring_need(model: T5, documents: Split, settings: sweep.Sweep, rows: tuple) -> Need:
+    reward, max_length = settings.reward, settings.sampling.max_length
+    array = jax.ShapeDtypeStruct
+    params = shapes(reward.load(ShapesOnly(model.vocab_size)))
+    texts = array((*rows, max_length), jnp.int32), array(rows, jnp.int32), array(rows, bool)
+    source = source_shapes(rows[0], documents.inputs, documents.inputs)
+    tokens = rows[0] * (documents.inputs + rows[1] * max_length)
+    return need(
+        "scoring, a batch", {"reward": params}, tokens, score, reward, params, source, *texts
+    )
 
 
 def records(folder: Path) -> list[dict]:

@@ -28,7 +28,7 @@ from dera_jax.experiments.stages import (
     decode_pair,
     records,
     run_all,
-    sweep_need,
+    sweep_needs,
 )
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.training.alignment import MODEL, Alignment
@@ -49,7 +49,7 @@ class TwoRewards:
         align: makes a PPO run of a loaded reference, `objective` and `seed`.
         max_length: tokens of a text at most.
         beta: β of every PPO run.
-        seed: of every PPO run.
+        seed: of every PPO run and of the sweep.
         grid: values of λ₁ and of λ₂.
         trained: weights of the sums that models are trained on, beside (1, 0) and (0, 1).
         documents: held-out documents.
@@ -110,7 +110,7 @@ class TwoRewards:
         return [
             *self.reference.needs(),
             *self._alignment(like, self._weights[0]).needs(),
-            sweep_need(model, self.documents, self._settings(self._lams), num_aligned=2),
+            *sweep_needs(model, self.documents, self._settings(self._lams), num_aligned=2),
         ]
 
     def stages(self, folder: Path) -> list[Stage]:

@@ -48,10 +48,15 @@ class T5Value:
 def value_of_texts(
     model: ValueModel, params: PyTree, inputs: Array, tokens: Array, lengths: Array
 ) -> Array:
-    """float32 [B, K]: the value of inputs[B, S] and all lengths[B, K] tokens of tokens[B, K, T]."""
+    """float32 [B, K], one number for inputs[B, S] and the lengths[B, K] tokens of tokens[B, K, T].
+
+    The mean of the values of all prefixes, from the empty text to the whole one. Of few comparisons
+    a head on the last state alone learns little, since no state holds the whole text at first.
+    """
     longer = jnp.pad(tokens, [(0, 0), (0, 0), (0, 1)])  # the last token is read after T steps
     values = model.values(params, inputs, longer)
-    return jnp.take_along_axis(values, lengths[..., None], axis=-1)[..., 0]
+    read = jnp.arange(longer.shape[-1]) <= lengths[..., None]
+    return jnp.sum(values * read, axis=-1) / (lengths + 1)
 
 
 @dataclasses.dataclass(frozen=True)

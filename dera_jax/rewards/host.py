@@ -12,7 +12,7 @@ import numpy as np
 from dera_jax.rewards.protocol import Reward
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class HostReward(Reward):
     """fn(documents, texts) -> one float for each text.
 
@@ -32,15 +32,17 @@ class HostReward(Reward):
             "between its rounds, with rewards.judge.Judge"
         )
 
-    def score(self, documents: Sequence[str], texts: Sequence[Sequence[str]]) -> np.ndarray:
+    def score(self, documents: Sequence[str] | None, texts: Sequence[Sequence[str]]) -> np.ndarray:
         """float32 [B, K] of the K texts of each of B documents, in one call of the function.
 
         Raises:
-            ValueError: not one finite number for each text. What the function raises is passed on.
+            ValueError: no documents, or not one finite number for each text. What the function raises is passed on.
         """
+        if documents is None:
+            raise ValueError(f"the host reward {self._name} needs the documents' texts")
         repeated = [document for document, row in zip(documents, texts, strict=True) for _ in row]
         flat = [text for row in texts for text in row]
-        values = np.asarray(self.fn(repeated, flat), np.float32)
+        values = self._floats(self.fn(repeated, flat))
         if values.shape != (len(flat),):
             raise ValueError(
                 f"the host reward {self._name} returned values of shape {values.shape} for "
@@ -54,6 +56,17 @@ class HostReward(Reward):
             )
         return values.reshape(len(texts), -1)
 
+    def _floats(self, values: object) -> np.ndarray:
+        try:
+            return np.asarray(list(values), np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"the host reward {self._name} must return one float for each text; found {values!r}"
+            ) from error
+
+    def __repr__(self) -> str:
+        return f"HostReward({self._name})"
+
     @property
     def _name(self) -> str:
-        return getattr(self.fn, "__name__", repr(self.fn))
+        return getattr(self.fn, "__qualname__", repr(self.fn))

@@ -20,7 +20,7 @@ from dera_jax.rewards.protocol import Resources, Reward, Source
 
 @dataclasses.dataclass(frozen=True)
 class RewardModel(Reward):
-    """The scalar that a T5 gives a document and a whole text, its end token included.
+    """The mean of the scalars that a T5 with a head gives a document and every prefix of a text.
 
     Made by `training.preferences` from comparisons (Bradley and Terry 1952; for language models
     Stiennon et al. 2020, arXiv 2009.01325).
@@ -54,7 +54,7 @@ class Entailment(Reward):
     Attributes:
         model: the architecture.
         folder: of the finished model; None for a dry run only.
-        max_length: N, tokens of a prompt; the document is cut to what the text leaves.
+        max_length: N, tokens of a prompt; the document is cut to what a text of T tokens leaves.
         instruction: what the inputs of the run's task begin with; it is not part of the premise.
         premise, hypothesis: what the model was trained to see before document and text.
         label: what it answers where the document entails the text.

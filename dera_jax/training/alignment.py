@@ -22,13 +22,12 @@ from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import Source
 from dera_jax.training import metrics, ppo
-from dera_jax.training.dry_run import Need, need
+from dera_jax.training.dry_run import Need, need, shapes, source_shapes
 from dera_jax.training.progress import PERIOD, Progress
 from dera_jax.training.supervised import Data
 
 MODEL = "aligned"
 _SHOWN = ("reward", "kl", "length")
-_KEYWORDS = (8, 24)  # of a document, and bytes of each, in a dry run
 _LAST_STEPS = 10 * PERIOD  # whose mean is reported at the end
 
 
@@ -69,28 +68,29 @@ class Alignment:
         """What a step takes, from shapes alone; those of `reference.params` suffice."""
         task, updates, reference = self.data, self.updates, self.reference
         actors = ppo.Actors(reference.model, T5Value(reference.model))
-        shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
         params = shapes(reference.params)
         value = jax.eval_shape(actors.value.init, params)
         start = lambda policy, value: ppo.initial_state(self.optimizers, policy, value)
         state = jax.eval_shape(start, params, value)
-        improve = ppo.make_step(self.setup(actors))
-        rows = task.batch_size
-        source = _source_shapes(rows, task)
-        reward = shapes(self.objective.reward.load(ShapesOnly(reference.model.vocab_size)))
+        setup, rows = self.setup(actors), task.batch_size
+        source = source_shapes(rows, task.inputs, task.targets)
         example_ids = jax.ShapeDtypeStruct((rows,), jnp.int32)
         tokens = rows * updates.rollouts * self.objective.max_length
         networks = {"reference": params, "policy": params, "value network": value}
-        step = improve, state, ppo.Fixed(params, reward), source, example_ids
+        if self.objective.reward.on_host:
+            write, improve = ppo.make_halves(setup)
+            fixed = ppo.Fixed(params)
+            samples = jax.eval_shape(write, state, fixed, source.inputs, example_ids)
+            rewards = jax.ShapeDtypeStruct(samples.lengths.shape, jnp.float32), {}
+            halves = {
+                "PPO rollout": (write, state, fixed, source.inputs, example_ids),
+                "PPO updates": (improve, state, source.inputs, samples, rewards),
+            }
+            return [need(name, networks, tokens, *call) for name, call in halves.items()]
+        reward = shapes(self.objective.reward.load(ShapesOnly(reference.model.vocab_size)))
+        networks["reward"] = reward
+        step = ppo.make_step(setup), state, ppo.Fixed(params, reward), source, example_ids
         return [need("PPO step", networks, tokens, *step)]
-
-
-def _source_shapes(rows: int, task: Data) -> Source:
-    """Of a batch; keywords as many and as long as a task's usually are."""
-    inputs, targets = (
-        jax.ShapeDtypeStruct((rows, n), jnp.int32) for n in (task.inputs, task.targets)
-    )
-    return Source(inputs, targets, jax.ShapeDtypeStruct((rows, *_KEYWORDS), jnp.uint8))
 
 
 def align(alignment: Alignment, folder: Path) -> dict[str, float]:

@@ -4,8 +4,12 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
+
+from dera_jax.rewards.protocol import Source
 
 GIB = 2**30
+_KEYWORDS = (8, 24)  # of a document, and bytes of each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,18 @@ def need(
         temporary=memory.temp_size_in_bytes,
         platform=jax.default_backend(),
     )
+
+
+def shapes(tree: object) -> object:
+    """A pytree of arrays as one of `jax.ShapeDtypeStruct`s."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def source_shapes(rows: int, inputs: int, targets: int) -> Source:
+    """What a reward knows of a batch; keywords as many and as long as a task's usually are."""
+    array = jax.ShapeDtypeStruct
+    ids = [array((rows, n), jnp.int32) for n in (inputs, targets)]
+    return Source(*ids, array((rows, *_KEYWORDS), jnp.uint8))
 
 
 def format_needs(needs: Sequence[Need]) -> str:

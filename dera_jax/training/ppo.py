@@ -180,8 +180,7 @@ def make_host_step(setup: Setup, judge: Judge) -> Callable:
     Two compiled calls, with the judge between them, which sees all texts of the rollout at once.
     """
 
-    write = jax.jit(functools.partial(roll_out, setup))
-    improve = jax.jit(functools.partial(learn, setup), donate_argnums=0)
+    write, improve = make_halves(setup)
 
     def step(state, fixed, source, example_ids, documents: Sequence[str]):
         samples = write(state, fixed, source.inputs, example_ids)
@@ -190,6 +189,12 @@ def make_host_step(setup: Setup, judge: Judge) -> Callable:
         return improve(state, source.inputs, samples, rewards)
 
     return step
+
+
+def make_halves(setup: Setup) -> tuple[Callable, Callable]:
+    """`roll_out` and `learn`, compiled; the second's state is donated."""
+    write = jax.jit(functools.partial(roll_out, setup))
+    return write, jax.jit(functools.partial(learn, setup), donate_argnums=0)
 
 
 def roll_out(

@@ -4,7 +4,8 @@ Of a document's two texts the chosen one is to have the higher score s (Bradley 
 
     loss = −log σ(s(chosen) − s(rejected))
 
-A reward model's score is the scalar of a T5 with a head (Stiennon et al. 2020, arXiv 2009.01325). The
+A reward model's score is a number from a T5 with a scalar head (`heads.value_of_texts`; Stiennon et al.
+2020, arXiv 2009.01325, take the last state's). The
 score of direct preference optimization is that of which the policy is the optimum (Rafailov et al.
 2023, arXiv 2305.18290):
 
@@ -33,6 +34,7 @@ from dera_jax.checkpoints.vocabulary import Vocabulary, check_same
 from dera_jax.evaluation import reliability
 from dera_jax.models.heads import T5Value, start_teacher_forcing, value_of_texts
 from dera_jax.models.language_model import LanguageModel, PyTree, score
+from dera_jax.models.t5_lm import T5
 from dera_jax.training import loop, supervised
 from dera_jax.training.dry_run import Need, need
 from dera_jax.training.losses import bradley_terry
@@ -48,10 +50,13 @@ class Scorer(Protocol):
     def init(self, params: PyTree) -> PyTree:
         """The first parameters to train, from those of a T5."""
 
+    def fixed(self, params: PyTree) -> PyTree:
+        """What of the T5's parameters the score needs as they were before training; None: nothing."""
+
     def scores(
         self, params: PyTree, fixed: PyTree, inputs: Array, texts: Array, lengths: Array
     ) -> Array:
-        """float32 [B, K] of texts[B, K, T]; `fixed` are the T5's parameters before training."""
+        """float32 [B, K] of texts[B, K, T]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +67,9 @@ class ScalarHead:
 
     def init(self, params: PyTree) -> PyTree:
         return self.model.init(params)
+
+    def fixed(self, params: PyTree) -> PyTree:
+        return None
 
     def scores(
         self, params: PyTree, fixed: PyTree, inputs: Array, texts: Array, lengths: Array
@@ -86,6 +94,9 @@ class LogRatio:
             raise ValueError(f"DPO's beta must be positive; found {self.beta}")
 
     def init(self, params: PyTree) -> PyTree:
+        return params
+
+    def fixed(self, params: PyTree) -> PyTree:
         return params
 
     def scores(
@@ -160,13 +171,13 @@ class PreferenceTraining:
     def needs(self) -> list[Need]:
         """What a step takes, from shapes alone."""
         model, task, scorer = self.start.start.model, self.data, self.start.scorer
-        fixed = jax.eval_shape(model.init, jax.random.key(0))
-        params = jax.eval_shape(scorer.init, fixed)
+        first_params = jax.eval_shape(model.init, jax.random.key(0))
+        params, fixed = jax.eval_shape(scorer.init, first_params), scorer.fixed(first_params)
         state = jax.eval_shape(lambda p: initial_state(p, self.optimizer), params)
         ids = lambda n: jax.ShapeDtypeStruct((task.batch_size, n), jnp.int32)
         batch = ids(task.inputs), ids(task.targets), ids(task.targets)
         tokens = task.batch_size * (task.inputs + 2 * task.targets)
-        name = f"step on pairs ({type(scorer).__name__})"
+        name = f"step on pairs of {task.task} ({type(scorer).__name__})"
         update = make_step(scorer, self.optimizer)
         return [need(name, {"trained": params}, tokens, update, state, fixed, *batch)]
 
@@ -188,9 +199,10 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
     lengths = {"inputs": task.inputs, "targets": task.targets}
     origin = training.start.start.read()
     data.check_pairs(task.task, task.split)
-    vocabulary = _vocabulary(task.task, origin.vocabulary)
+    vocabulary = _vocabulary(task.task, training.start.start.model, origin.vocabulary)
     held_out = first(data.epoch(task.task, "validation", lengths, seed=0), settings.examples)
-    fixed = jax.tree.map(jnp.asarray, origin.params)
+    test = data.epoch(task.task, "test", lengths, seed=0)  # now, lest it is missing after training
+    fixed = jax.device_put(scorer.fixed(origin.params))
     improve = make_step(scorer, training.optimizer)
     scores_of = functools.partial(margins, scorer, fixed=fixed, batch_size=task.batch_size)
 
@@ -215,7 +227,6 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
     best, _ = load_params(
         folder / BEST, lambda key: scorer.init(training.start.start.model.init(key))
     )
-    test = data.epoch(task.task, "test", lengths, seed=0)
     report = reliability.summary(scores_of(best, test), test.notes)
     (folder / "test.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     reliability.plot(report, folder / "calibration.png")
@@ -278,9 +289,10 @@ def margins(
     return np.concatenate(parts)[: len(examples)]
 
 
-def _vocabulary(name: str, known: Vocabulary | None) -> Vocabulary:
+def _vocabulary(name: str, model: T5, known: Vocabulary | None) -> Vocabulary:
     """The task's vocabulary, if it is the model's."""
     theirs = data.vocabulary_of(name)
+    supervised.check_room(name, model)
     if known:
         check_same(known, theirs, "the model", f"task {name!r}")
     return theirs

@@ -109,7 +109,8 @@ class Training:
         shapes = [(task.batch_size, n) for n in (task.inputs, task.targets)]
         batch = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in shapes]
         tokens = task.batch_size * (task.inputs + task.targets)
-        return [need("SFT step", {"model": params}, tokens, update, state, *batch)]
+        name = f"training step on {task.task}"
+        return [need(name, {"model": params}, tokens, update, state, *batch)]
 
 
 def new_model(config: T5Config, seed: int) -> Start:
@@ -196,15 +197,22 @@ def train(training: Training, folder: Path) -> dict[str, float]:
     return {"best_loss": float(state.best_loss), "best_step": int(state.best_step)}
 
 
+def check_room(task_name: str, model: T5) -> None:
+    """Raises ValueError if the task's vocabulary has more ids than the model."""
+    features = seqio.get_mixture_or_task(task_name).output_features
+    size = features["targets"].vocabulary.vocab_size
+    if size > model.vocab_size:
+        raise ValueError(
+            f"the vocabulary of task {task_name!r} has {size} ids, the model only "
+            f"{model.vocab_size}: raise T5Config.vocab_size"
+        )
+
+
 def _validator(training: Training, known: Vocabulary | None, lengths: dict[str, int]) -> Validator:
     task, settings, model = training.data, training.validation, training.start.model
     examples = first(data.epoch(task.task, "validation", lengths, seed=0), settings.examples)
     vocabulary = seqio.get_mixture_or_task(task.task).output_features["targets"].vocabulary
-    if vocabulary.vocab_size > model.vocab_size:
-        raise ValueError(
-            f"the vocabulary of task {task.task!r} has {vocabulary.vocab_size} ids, the model only "
-            f"{model.vocab_size}: raise T5Config.vocab_size"
-        )
+    check_room(task.task, model)
     if known:
         theirs = data.vocabulary_of(task.task)
         check_same(known, theirs, "the model", f"task {task.task!r}")

@@ -34,12 +34,12 @@ def test_accuracy_is_told_for_each_kind_and_not_for_each_text():
     notes = {"kind": ["a", "a", "b", "b"], "facts": ["x"] * 4}
     notes["text"] = [str(i) for i in range(4)]
     found = reliability.summary(margins, notes)
-    assert found["by_kind"]["a"] == {"accuracy": 1.0, "pairs": 2}
-    assert found["by_kind"]["b"] == {"accuracy": 0.5, "pairs": 2}
+    by_kind = {k: (x["accuracy"], x["pairs"]) for k, x in found["by_kind"].items()}
+    assert by_kind == {"a": (1.0, 2), "b": (0.5, 2)}
     assert "by_facts" not in found
     many = reliability.summary(np.ones(20), {"id": [str(i) for i in range(20)]})
     assert not any(name.startswith("by_") for name in many)
-    assert "kind a 100.0% of 2" in reliability.sentence(found)
+    assert "kind a 100.0% (34.2% to 100.0%) of 2" in reliability.sentence(found)
     json.dumps(found)
 
 
@@ -47,3 +47,12 @@ def test_the_picture_is_written(tmp_path):
     report = reliability.summary(np.random.default_rng(0).normal(1, 2, 200), {})
     reliability.plot(report, tmp_path / "calibration.png")
     assert (tmp_path / "calibration.png").stat().st_size > 10_000
+
+
+def test_intervals_are_wilson_s():
+    """Solutions p of |share − p| = 1.96·√(p(1 − p)/n)."""
+    for right, n in ((40, 40), (0, 7), (30, 40)):
+        found = reliability.summary(np.array([1.0] * right + [-1.0] * (n - right)), {})
+        for p in (found["accuracy_low"], found["accuracy_high"]):
+            assert abs(right / n - p) == pytest.approx(1.96 * np.sqrt(p * (1 - p) / n), abs=1e-6)
+        assert found["accuracy_low"] < found["accuracy_high"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +10,19 @@ import pytest
 
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.evaluation import sweep as sweep_module
-from dera_jax.evaluation.sweep import RECORDS, Documents, Sweep, decode, table, write_report
+from dera_jax.evaluation.sweep import (
+    RECORDS,
+    Documents,
+    Sweep,
+    decode,
+    format_table,
+    table,
+    write_report,
+)
+from dera_jax.rewards.host import HostReward
+from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import Reward
+from dera_jax.rewards.word_hashes import keyword_bytes
 from tests.decoding import worlds
 
 
@@ -85,7 +97,7 @@ def test_table_is_the_mean_over_the_records(records):
     for row in rows:
         samples = [s for r in records for s in r["samples"] if s["lam"] == row["lam"]]
         assert row["reward"] == pytest.approx(np.mean([s["reward"] for s in samples]))
-        assert row["share_in_range"] == pytest.approx(1 + row["reward"])
+        assert "share_in_range" not in row  # OddLength is 0 or −1 too, and about no range
         assert row["kl"] == pytest.approx(np.mean([s["kl"] for s in samples]))
         assert row["length"] == pytest.approx(np.mean([s["length"] for s in samples]))
 
@@ -105,3 +117,67 @@ def test_a_reward_of_the_wrong_shape_is_refused(world, tmp_path):
         ValueError, match=r"ThreeNumbers\(\) gave rewards of shape \(3,\).*of shape \(2, 6\)"
     ):
         decode(model, params, documents, bad, to_text, tmp_path)
+
+
+def test_a_length_reward_s_table_has_the_share_in_range(world, tmp_path):
+    """Counted from the recorded lengths."""
+    model, params, documents, to_text = world
+    settings = dataclasses.replace(SWEEP, reward=LengthInRange(1, 3))
+    records = decode(model, params, documents, settings, to_text, tmp_path)
+    for row in table(records):
+        samples = [s for r in records for s in r["samples"] if s["lam"] == row["lam"]]
+        inside = [s["finished"] and 1 <= s["length"] <= 3 for s in samples]
+        assert row["share_in_range"] == pytest.approx(np.mean(inside))
+    assert "in range" in format_table(table(records))
+
+
+def test_rewards_of_any_value_make_a_table(records, tmp_path):
+    """At one λ all rewards are 0 or −1, at another they are not."""
+    changed = [
+        r | {"samples": [s | {"reward": s["reward"] - 3 * (s["lam"] == 1)} for s in r["samples"]]}
+        for r in records
+    ]
+    rows = write_report(changed, tmp_path)
+    assert len({frozenset(row) for row in rows}) == 1
+    assert "share_in_range" not in rows[0] and "faithful" in format_table(rows)
+
+
+def test_parts_stand_beside_what_is_measured(records):
+    """A part named like a column does not take its place."""
+    named = [r | {"samples": [s | {"reward_length": -7.0} for s in r["samples"]]} for r in records]
+    head, first, *_ = format_table(table(named)).splitlines()
+    cells = dict(zip(re.split(r"  +", head.strip()), re.split(r"  +", first.strip()), strict=True))
+    assert cells["reward_length"].startswith("-7.00")
+    assert not cells["length"].startswith("-")
+
+
+def test_python_sees_no_document_that_only_fills_a_batch(world, tmp_path):
+    seen = []
+
+    def remember(documents, texts):
+        seen.extend(documents)
+        return [0.0] * len(texts)
+
+    model, params, documents, to_text = world
+    settings = dataclasses.replace(SWEEP, reward=HostReward(remember))
+    found = decode(model, params, documents, settings, to_text, tmp_path)
+    rows = len(SWEEP.lams) * SWEEP.num_samples
+    assert seen == [text for text in documents.texts for _ in range(rows)]
+    assert len(found) == 5
+
+
+def test_keywords_are_recorded_and_measured_on_the_text(world, tmp_path):
+    model, params, documents, to_text = world
+    words = [["3", "4"], ["x"], [], ["5"], ["1"]]
+    given = dataclasses.replace(documents, keywords=keyword_bytes(words))
+    records = decode(model, params, given, SWEEP, to_text, tmp_path)
+    assert [r["keywords"] for r in records] == words
+    (row, *_) = table(records)
+    of = lambda r: [s["text"].split() for s in r["samples"] if s["lam"] == row["lam"]]
+    shares = [
+        np.mean([k in text for k in r["keywords"]]) if r["keywords"] else 1.0
+        for r in records
+        for text in of(r)
+    ]
+    assert row["coverage"] == pytest.approx(np.mean(shares))
+    assert row["covered"] == pytest.approx(np.mean([s == 1 for s in shares]))

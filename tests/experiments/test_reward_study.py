@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from dera_jax.experiments.reward_study import (
     RewardStudy,
 )
 from dera_jax.experiments.stages import Reference
-from dera_jax.rewards.combined import Combined
+from dera_jax.models.t5_lm import T5
+from dera_jax.rewards.learned import Entailment
+from dera_jax.rewards.tokens import Repetition
 from dera_jax.rewards.words import Faithfulness
 from dera_jax.training import preferences, supervised, validation
 from dera_jax.training.supervised import Data
@@ -105,25 +108,26 @@ def test_a_study_measures_every_part_and_optimises_those_with_a_weight(study, tm
 def test_the_sweep_s_rewards_are_those_of_the_parts(study, tmp_path):
     """Against each part called alone on the recorded tokens."""
     shown = dataclasses.replace(
-        study, criteria=(Given("a", Faithfulness(), 2.0), Given("b", Faithfulness(), -1.0))
+        study, criteria=(Given("a", Faithfulness(), 2.0), Given("b", Repetition(), -1.0))
     )
     for stage in shown.stages(tmp_path):
         stage.folder.mkdir(parents=True)
         stage.run(stage.folder)
     resources = RunResources(small.data.vocabulary_of("newswire"))
     documents = small.DOCUMENTS.read()
-    reward = Faithfulness()
-    params = reward.load(resources)
+    rewards = {"a": Faithfulness(), "b": Repetition()}
+    params = {name: reward.load(resources) for name, reward in rewards.items()}
     for i, record in enumerate(sweep.read_records(tmp_path / "dera" / sweep.RECORDS)):
         source = documents.source(np.array([i]))
         for s in record["samples"]:
             tokens = np.zeros((1, 1, 8), int)
             tokens[0, 0, : len(s["tokens"])] = s["tokens"]
             lengths = np.array([[len(s["tokens"])]])
-            value = reward(params, source, tokens, lengths, np.array([[s["finished"]]]))
-            assert (
-                s["reward_a"] == s["reward_b"] == s["reward"] == pytest.approx(float(value[0, 0]))
-            )
+            finished = np.array([[s["finished"]]])
+            for name, reward in rewards.items():
+                value = reward(params[name], source, tokens, lengths, finished)
+                assert s[f"reward_{name}"] == pytest.approx(float(value[0, 0]))
+            assert s["reward"] == pytest.approx(2 * s["reward_a"] - s["reward_b"])
 
 
 def test_a_dry_run_needs_no_files(study):
@@ -132,8 +136,8 @@ def test_a_dry_run_needs_no_files(study):
         reference=Reference(training=lambda: on_labels(supervised.new_model(small.CONFIG, 0))),
     )
     names = [need.name for need in unread.needs()]
-    assert names[-2:] == ["PPO step", "DeRa sweep, a batch"]
-    assert sum("pairs" in name for name in names) == 2 and len(names) == 6
+    assert names[-3:] == ["PPO step", "DeRa sweep, a batch", "scoring, a batch"]
+    assert sum("newswire_pairs" in name for name in names) == 2 and len(names) == 7
 
 
 def test_a_study_without_a_weight_is_refused(study):
@@ -141,8 +145,16 @@ def test_a_study_without_a_weight_is_refused(study):
         dataclasses.replace(study, criteria=study.criteria[1:2])
 
 
-def test_parts_of_one_name_are_refused(study, tmp_path):
-    twice = (Given("a", Faithfulness()), Given("a", Faithfulness()))
-    with pytest.raises(ValueError, match=r"found \['a', 'a'\]"):
-        dataclasses.replace(study, criteria=twice)._sum(lambda part: part.given, weighted=True)
-    assert isinstance(study._sum(lambda part: Faithfulness(), weighted=True), Combined)
+@pytest.mark.parametrize("names", [["a", "a"], ["a", "ppo"]])
+def test_names_that_are_not_a_part_s_own_are_refused(study, names):
+    criteria = tuple(Given(name, Faithfulness()) for name in names)
+    with pytest.raises(ValueError, match=f"names of their own.*found {re.escape(str(names))}"):
+        dataclasses.replace(study, criteria=criteria)
+
+
+def test_a_missing_model_is_found_before_anything_is_trained(study, tmp_path):
+    missing = Entailment(T5(small.CONFIG), folder=None, max_length=32)
+    late = dataclasses.replace(study, criteria=(Given("entailed", missing),))
+    with pytest.raises(ValueError, match="a learned reward needs the folder of its model"):
+        late.run(tmp_path)
+    assert not list(tmp_path.iterdir())

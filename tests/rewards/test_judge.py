@@ -59,8 +59,9 @@ def test_a_host_reward_sees_every_text_beside_its_document_once():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([1.0, 2.0, 3.0], r"host reward give returned values of shape \(3,\) for 4 texts"),
-        (7.0, r"returned values of shape \(\) for 4 texts"),
+        ([1.0, 2.0, 3.0], r"give returned values of shape \(3,\) for 4 texts"),
+        (7.0, r"give must return one float for each text; found 7.0"),
+        ([[1], [2, 3]], r"give must return one float for each text"),
         ([1, 2, float("nan"), 4], r"returned nan for the text '8 9 5'; rewards must be finite"),
         ([1, float("inf"), 3, 4], r"returned inf for the text '7 1'"),
     ],

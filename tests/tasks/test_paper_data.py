@@ -214,6 +214,36 @@ def test_hh_rlhf_keeps_a_conversation_on_one_side(tmp_path):
         assert sorted(asked) == sorted([*set(asked)] * 2)
 
 
+def test_hh_rlhf_halves_keep_conversations_together(tmp_path):
+    short = [
+        {key: f"\n\nHuman: Question {i}?\n\nAssistant: {key}" for key in ("chosen", "rejected")}
+        for i in range(60)
+    ]
+    write(tmp_path / "train.jsonl", DIALOGUES + short)
+    name = next(_names)
+    hh_rlhf.register(name, str(tmp_path), BYTES)
+    halves = [
+        {re.search(rb"Question \d+", row["inputs_pretokenized"])[0] for row in raw(name, split)}
+        for split in ("train_a", "train_b")
+    ]
+    assert halves[0] and halves[1] and not halves[0] & halves[1]
+
+
+def raw(name, split, **lengths):
+    task = seqio.get_mixture_or_task(name)
+    return list(task.get_dataset(lengths or None, split, shuffle=False).as_numpy_iterator())
+
+
+def test_hh_rlhf_cuts_the_beginning_of_a_long_dialogue(tmp_path):
+    write(tmp_path / "train.jsonl", DIALOGUES)
+    name = next(_names)
+    hh_rlhf.register(name, str(tmp_path), BYTES)
+    examples = data.epoch(name, "train", {"inputs": 30, "targets": 8}, seed=0)
+    for ids, document in zip(examples.inputs, examples.documents, strict=True):
+        assert BYTES.decode(ids.tolist()) == document[-29:]
+        assert ids[-1] == 1
+
+
 @pytest.mark.parametrize(
     "bad, message",
     [

@@ -172,3 +172,14 @@ def test_pairs_may_have_keywords(tmp_path):
     path.write_text(json.dumps(row) + "\n")
     (found,) = examples(register(str(path)))
     assert found["keywords"] == b"solar power\nRome"
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+def test_the_halves_of_a_share_are_halves(tmp_path, share):
+    """Though a hash of the document has already decided that it is in `train`."""
+    rows = [{"document": f"report {i}", "chosen": "a", "rejected": "b"} for i in range(400)]
+    path, name = write(tmp_path / "a.jsonl", rows), next(_names)
+    preferences.register_one_file(name, path, {"train": share, "test": 1 - share}, BYTES)
+    sizes = [len(examples(name, split)) for split in ("train", "train_a", "train_b")]
+    assert sizes[0] == sizes[1] + sizes[2]
+    assert 0.35 * sizes[0] < sizes[1] < 0.65 * sizes[0]

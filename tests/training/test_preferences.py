@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from dera_jax.checkpoints.model_folder import load_model, load_value
+from dera_jax.checkpoints.model_folder import load_model, load_params, read_value
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.models.language_model import score
 from dera_jax.models.t5 import T5Config
@@ -172,11 +172,12 @@ def test_a_reward_model_learns_what_was_chosen_for(tmp_path):
     assert result["test"]["accuracy"] == 1 and result["test"]["pairs"] == 40
     assert result["test"]["loss"] < 0.1 < np.log(2)
     assert (tmp_path / "calibration.png").read_bytes()[:4] == b"\x89PNG"
-    model = load_value(tmp_path / "best")
+    model = read_value(tmp_path / "best")
+    params, _ = load_params(tmp_path / "best", model.random)
     texts = np.array([[[ord("b") + 3, ord(c) + 3, 1] for c in "!?"]])
-    scorer = preferences.ScalarHead(model.model)
+    scorer = preferences.ScalarHead(model)
     inputs, lengths = np.full((1, 16), 5), np.full((1, 2), 3)
-    good, bad = scorer.scores(model.params, None, inputs, texts, lengths)[0]
+    good, bad = scorer.scores(params, None, inputs, texts, lengths)[0]
     assert good > bad + 1
     with pytest.raises(ValueError, match="holds a reward model"):
         load_model(tmp_path / "best")
