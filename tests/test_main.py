@@ -178,7 +178,11 @@ def macros_to_set(path: str) -> set[str]:
 
 PARTS = (  # included by others
     "gin_configs/runs/supervised.gin",
+    "gin_configs/runs/preferences.gin",
     "gin_configs/experiments/length_reward/base.gin",
+    "gin_configs/experiments/tldr/base.gin",
+    "gin_configs/experiments/hallucination/base.gin",
+    "gin_configs/experiments/two_rewards/base.gin",
 )
 RUN_FILES = [path.relative_to(ROOT).as_posix() for path in (ROOT / "gin_configs").rglob("*.gin")]
 RUN_FILES = sorted(f for f in RUN_FILES if "/models/" not in f and f not in PARTS)
