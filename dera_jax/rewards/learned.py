@@ -17,6 +17,8 @@ from dera_jax.models.language_model import PyTree, score
 from dera_jax.models.t5_lm import T5
 from dera_jax.rewards.protocol import Resources, Reward, Source
 
+_PROMPTS_AT_ONCE = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class RewardModel(Reward):
@@ -83,17 +85,18 @@ class Entailment(Reward):
     def __call__(
         self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
     ) -> Array:
-        batch, rows, _ = tokens.shape
         prompts = self.prompts(params, source.inputs, tokens, lengths - finished)
-        answer = params["answer"]
-        # Every text makes a prompt of its own, so an input of its own with one hypothesis.
-        nothing = jnp.zeros((batch * rows, 1))
-        flat = prompts.reshape(batch * rows, -1)
-        state = self.model.start(params["model"], flat, nothing, nothing, max_len=1)
-        answers = jnp.broadcast_to(answer, (batch * rows, 1, len(answer)))
-        lengths = jnp.full((batch * rows, 1), len(answer))
-        log_probs = score(self.model, params["model"], state, answers, lengths)
-        return jnp.sum(log_probs, axis=-1).reshape(batch, rows)
+        answer, nothing = params["answer"][None, None], jnp.zeros((1, 1))
+
+        def log_prob(prompt: Array) -> Array:
+            state = self.model.start(params["model"], prompt[None], nothing, nothing, max_len=1)
+            length = jnp.full((1, 1), answer.shape[-1])
+            return jnp.sum(score(self.model, params["model"], state, answer, length))
+
+        # Every text makes an input of its own, so a few at a time: a sweep has hundreds.
+        flat = prompts.reshape(-1, prompts.shape[-1])
+        found = jax.lax.map(log_prob, flat, batch_size=_PROMPTS_AT_ONCE)
+        return found.reshape(tokens.shape[:2])
 
     def prompts(self, params: PyTree, inputs: Array, tokens: Array, lengths: Array) -> Array:
         """int32 [B, K, N]: premise, document, hypothesis and the first lengths[B, K] tokens.
