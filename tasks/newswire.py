@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -77,6 +78,26 @@ def _columns(split: str) -> dict[str, list[str]]:
         "facts": [json.dumps(report.facts) for report in reports(split)],
         "keywords": ["\n".join(report.keywords) for report in reports(split)],
     }
+
+
+def truth(documents: Sequence[str], texts: Sequence[str]) -> list[float]:
+    """A reward in Python, for `rewards.host`: 1 for a text that states facts, and only those of its
+    document, else 0; see `newswire_corpus.check`.
+
+    Raises:
+        KeyError: a document that is no report of the task.
+    """
+    facts = _facts()
+    pairs = zip(documents, texts, strict=True)
+    return [
+        float(newswire_corpus.check(text, facts[document]).faithful) for document, text in pairs
+    ]
+
+
+@functools.cache
+def _facts() -> dict[str, dict[str, str]]:
+    """The facts by document, with the prefix that the task puts before it."""
+    return {PREFIX + r.document: r.facts for split in SIZES for r in reports(split)}
 
 
 jsonl.register_pairs("newswire", _columns, SIZES, vocabulary(), PREFIX)

@@ -18,7 +18,7 @@ from typing import Protocol
 import jax
 
 from dera_jax import data
-from dera_jax.checkpoints.learned_rewards import entailment, reward_model
+from dera_jax.checkpoints.learned_rewards import reward_model
 from dera_jax.checkpoints.model_folder import Loaded, load_model
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.decoding.sampling import Sampling
@@ -33,14 +33,14 @@ from dera_jax.experiments.stages import (
     sweep_needs,
 )
 from dera_jax.rewards.combined import Combined, Part
-from dera_jax.rewards.learned import Entailment, RewardModel
+from dera_jax.rewards.learned import RewardModel
 from dera_jax.rewards.protocol import Reward
 from dera_jax.training import preferences, supervised
 from dera_jax.training.alignment import MODEL, Alignment
 from dera_jax.training.dry_run import Need
 from dera_jax.training.ppo import Objective
 from dera_jax.training.preferences import PreferenceTraining
-from dera_jax.training.supervised import BEST, Training
+from dera_jax.training.supervised import BEST
 
 FIGURE = "parts.png"
 _OWN_FOLDERS = {"sft", "ppo", "dera"}
@@ -106,36 +106,6 @@ class FromComparisons:
 
     def needs(self, start: supervised.Start) -> list[Need]:
         return self.training(preferences.reward_model(start)).needs()
-
-
-@dataclasses.dataclass(frozen=True)
-class FromLabels:
-    """An entailment model that begins as the reference and is fine-tuned to answer with a label.
-
-    Attributes:
-        name: of the part.
-        training: makes its run, given its start.
-        max_length: tokens of its prompts.
-        weight: of the part.
-    """
-
-    name: str
-    training: Callable[[supervised.Start], Training]
-    max_length: int
-    weight: float = 1.0
-
-    def stages(self, start: supervised.Start, experiment: Path) -> list[Stage]:
-        train = lambda where: self.training(start).run(where)
-        return [Stage(f"entailment model {self.name}", experiment / self.name, train)]
-
-    def reward(self, experiment: Path) -> Reward:
-        return entailment(str(experiment / self.name / BEST), self.max_length)
-
-    def shape(self, start: supervised.Start) -> Reward:
-        return Entailment(start.model, max_length=self.max_length)
-
-    def needs(self, start: supervised.Start) -> list[Need]:
-        return self.training(start).needs()
 
 
 @dataclasses.dataclass(frozen=True)

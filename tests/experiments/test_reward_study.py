@@ -13,18 +13,19 @@ from dera_jax.evaluation import sweep
 from dera_jax.experiments.reward_study import (
     FIGURE,
     FromComparisons,
-    FromLabels,
     Given,
     RewardStudy,
 )
 from dera_jax.experiments.stages import Reference
 from dera_jax.models.t5_lm import T5
+from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.learned import Entailment
 from dera_jax.rewards.tokens import Repetition
 from dera_jax.rewards.words import Faithfulness
 from dera_jax.training import preferences, supervised, validation
 from dera_jax.training.supervised import Data
 from dera_jax.training.train_step import Loss
+from tasks import newswire
 from tests.experiments import small
 
 
@@ -40,10 +41,10 @@ def on_pairs(split: str, seed: int):
     )
 
 
-def on_labels(start):
+def sft() -> supervised.Training:
     return supervised.Training(
-        start,
-        Data("newswire_entailment", inputs=32, targets=8, batch_size=4),
+        supervised.new_model(small.CONFIG, 0),
+        Data("newswire", inputs=16, targets=16, batch_size=4),
         small.adamw(1e-2),
         steps=2,
         seed=0,
@@ -61,8 +62,8 @@ def study(tmp_path_factory) -> RewardStudy:
         criteria=(
             FromComparisons("proxy", on_pairs("train_a", 0)),
             FromComparisons("judge", on_pairs("train_b", 1), weight=0.0),
-            FromLabels("entailed", on_labels, max_length=32, weight=0.5),
-            Given("faithful", Faithfulness(), weight=0.0),
+            Given("repeated", Repetition(), weight=0.5),
+            Given("true", HostReward(newswire.truth), weight=0.0),
         ),
         align=small.align,
         max_length=8,
@@ -80,19 +81,18 @@ def study(tmp_path_factory) -> RewardStudy:
 def test_a_study_measures_every_part_and_optimises_those_with_a_weight(study, tmp_path):
     rows = study.run(tmp_path)["lambda"]
     assert [row["lam"] for row in rows] == [0.0, 1.0]
-    names = ("proxy", "judge", "entailed", "faithful")
+    names = ("proxy", "judge", "repeated", "true")
     for row in rows:
         parts = {name: row[f"reward_{name}"] for name in names}
-        assert row["reward"] == pytest.approx(parts["proxy"] + 0.5 * parts["entailed"], abs=1e-5)
-        assert parts["entailed"] < 0  # a log-probability
-        assert 0 <= parts["faithful"] <= 1
+        assert row["reward"] == pytest.approx(parts["proxy"] + 0.5 * parts["repeated"], abs=1e-5)
+        assert parts["true"] == 0  # random tokens state nothing
     logged = json.loads((tmp_path / "ppo" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert {"training/reward_proxy", "training/reward_entailed"} <= set(logged)
+    assert {"training/reward_proxy", "training/reward_repeated"} <= set(logged)
     assert "training/reward_judge" not in logged
     for name in ("report.html", "sweep.png", FIGURE, "metrics.json"):
         assert (tmp_path / name).stat().st_size > 0
     trained = {p.parent.name for p in tmp_path.glob("*/best")}
-    assert trained == {"proxy", "judge", "entailed"}
+    assert trained == {"proxy", "judge"}
 
     # Stopped in the sweep: nothing is trained again.
     (tmp_path / "dera" / "result.json").unlink()
@@ -133,11 +133,12 @@ def test_the_sweep_s_rewards_are_those_of_the_parts(study, tmp_path):
 def test_a_dry_run_needs_no_files(study):
     unread = dataclasses.replace(
         study,
-        reference=Reference(training=lambda: on_labels(supervised.new_model(small.CONFIG, 0))),
+        reference=Reference(training=sft),
+        criteria=study.criteria[:3],
     )
     names = [need.name for need in unread.needs()]
     assert names[-3:] == ["PPO step", "DeRa sweep, a batch", "scoring, a batch"]
-    assert sum("newswire_pairs" in name for name in names) == 2 and len(names) == 7
+    assert sum("newswire_pairs" in name for name in names) == 2 and len(names) == 6
 
 
 def test_a_study_without_a_weight_is_refused(study):

@@ -205,3 +205,14 @@ def test_training_the_vocabulary_again_gives_the_same_file():
 def test_unknown_split():
     with pytest.raises(ValueError, match="no split 'dev'"):
         newswire_corpus.reports("dev", 1, 0)
+
+
+def test_truth_is_a_reward_of_texts():
+    report = newswire.reports("test")[0]
+    document = newswire.PREFIX + report.document
+    other = next(
+        r.summary
+        for r in newswire.reports("test")[1:]
+        if not check(r.summary, report.facts).faithful
+    )
+    assert newswire.truth([document] * 3, [report.summary, other, ""]) == [1.0, 0.0, 0.0]

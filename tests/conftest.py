@@ -1,0 +1,15 @@
+"""Keeps compiled programs for the session: many tests, and the processes they start, need the same."""
+
+import os
+import shutil
+import tempfile
+
+
+def pytest_configure(config):
+    config.compiled = tempfile.mkdtemp(prefix="compiled")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compiled  # jax reads it when it is imported
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(config.compiled, ignore_errors=True)
