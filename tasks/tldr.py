@@ -12,7 +12,8 @@ Both tasks read OpenAI's files from the folder named by `DERA_JAX_TLDR` (local o
   them together by it. The batches about news articles have another `info` and are refused.
 
 The inputs are the paper's prompt, without a prefix: `SUBREDDIT: r/... TITLE: ... POST: ... TL;DR:`,
-an empty line between the parts. Spaces around a text are taken off. Other keys are ignored.
+an empty line between the parts. Spaces around a text are taken off. Other keys are ignored. A post
+that is longer than a run's inputs loses its end, and "TL;DR:" with it.
 
 TensorFlow Datasets has neither: its `reddit` and `reddit_tifu` are other collections.
 
