@@ -64,19 +64,20 @@ def test_a_reward_model_reads_the_whole_text(folders, vocabulary, batch):
     reward = reward_model(str(folders / "scalar"))
     params = reward.load(RunResources(vocabulary))
     source, tokens, lengths, finished = batch
-    found = reward(params, source, tokens, lengths, finished)
-    model = reward.model
+    reward_of = jax.jit(lambda tokens: reward(params, source, tokens, lengths, finished))
+    found = reward_of(tokens)
+    values_of = jax.jit(reward.model.values)
     for b, k in np.ndindex(2, 2):
-        text = tokens[b, k, : lengths[b, k]]
-        document = source.inputs[b][source.inputs[b] > 0]
-        alone = jnp.append(text, 7)[None, None]  # whatever comes after is not read
-        values = model.values(params, document[None], alone)
-        assert found[b, k] == pytest.approx(float(values[0, 0].mean()), abs=1e-4)
+        n = lengths[b, k]
+        alone = np.append(tokens[b, k], 0)[None, None]
+        alone[..., n] = 7  # what comes after the text is not read
+        values = values_of(params, source.inputs[b : b + 1], alone)[0, 0]
+        assert found[b, k] == pytest.approx(float(values[: n + 1].mean()), abs=1e-4)
     changed = tokens.copy()
     changed[0, 0, lengths[0, 0] - 2] = 99  # the last word
-    assert abs(float(reward(params, source, changed, lengths, finished)[0, 0] - found[0, 0])) > 1e-3
+    assert abs(float(reward_of(changed)[0, 0] - found[0, 0])) > 1e-3
     behind = np.where(tokens == 0, 55, tokens)  # behind the text
-    np.testing.assert_array_equal(reward(params, source, behind, lengths, finished), found)
+    np.testing.assert_array_equal(reward_of(behind), found)
 
 
 def test_entailment_is_the_label_s_log_probability(folders, vocabulary, batch):
