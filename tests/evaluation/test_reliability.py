@@ -12,6 +12,7 @@ def test_scores_by_hand():
     found = reliability.scores(np.array([np.log(3), -np.log(3), 0.0]))
     assert found["accuracy"] == pytest.approx(0.5)  # right, wrong, half right
     assert found["loss"] == pytest.approx(-np.mean(np.log([0.75, 0.25, 0.5])))
+    assert reliability.scores(np.array([np.log(3)]))["loss"] == pytest.approx(-np.log(0.75))
 
 
 def test_exact_margins_are_calibrated_and_doubled_ones_are_not():
