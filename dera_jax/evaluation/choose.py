@@ -17,6 +17,8 @@ from dera_jax.evaluation import plots, sweep
 from dera_jax.evaluation.jobs import Decoding
 from dera_jax.evaluation.tables import write_csv
 
+_OF_PAIRS = {"rollouts": 2, "epochs": 1, "minibatches": 1}  # DPO's updates: both texts of each pair
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -121,9 +123,6 @@ class Choice:
         print(sweep.format_table(rows))
         print("\n".join(sentences(result)))
         return {key: result[key] for key in ("rule", "lam", "beta", "training_the_grid")}
-
-
-_OF_PAIRS = {"rollouts": 2, "epochs": 1, "minibatches": 1}  # DPO's updates: both texts of each pair
 
 
 def choose(rows: Sequence[Mapping]) -> Mapping:

@@ -3,8 +3,8 @@
 `records.jsonl` holds one line per document with all its samples; the table, the CSV and the plot
 are made from it, so a run that was stopped goes on where it was and loses no decoded document.
 
-Axes: B documents at once, K = λ values x samples, S input length, R length of a human summary, T output
-length, W keywords, L bytes.
+Axes: B documents at once, K = λ values x samples, S input length, R length of a human summary, T
+output length, W keywords, L bytes.
 """
 
 import dataclasses
@@ -233,10 +233,11 @@ def read_records(path: Path) -> list[dict]:
 def table(records: Sequence[dict]) -> list[dict]:
     """One row per λ: means over documents, with the half width of their 95 % intervals.
 
-    Columns: reward and its parts (reward_<name>), share_in_range (for the length reward), length (tokens), kl (nats, from the reference, of whole texts; at
-    temperature 1 and without truncation only), rouge1/2/L (F1 x 100), repetition and distinct2 (see
-    `metrics`), and measured on the text: faithful (`words.faithful_share`), and where documents have
-    keywords coverage (share of them) and covered (share of texts with all).
+    Columns: reward and its parts (reward_<name>), share_in_range (for the length reward), length
+    (tokens), kl (nats, from the reference, of whole texts; at temperature 1 and without truncation
+    only), rouge1/2/L (F1 x 100), repetition and distinct2 (see `metrics`), and measured on the text:
+    faithful (`words.faithful_share`), and where documents have keywords coverage (share of them) and
+    covered (share of texts with all).
     """
     lams = sorted({_key(sample["lam"]) for record in records for sample in record["samples"]})
     return [_row(lam, records) for lam in lams]

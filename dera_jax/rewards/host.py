@@ -36,7 +36,8 @@ class HostReward(Reward):
         """float32 [B, K] of the K texts of each of B documents, in one call of the function.
 
         Raises:
-            ValueError: no documents, or not one finite number for each text. What the function raises is passed on.
+            ValueError: no documents, or not one finite number for each text. What the function
+                raises is passed on.
         """
         if documents is None:
             raise ValueError(f"the host reward {self._name} needs the documents' texts")

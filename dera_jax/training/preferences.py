@@ -4,10 +4,9 @@ Of a document's two texts the chosen one is to have the higher score s (Bradley 
 
     loss = −log σ(s(chosen) − s(rejected))
 
-A reward model's score is a number from a T5 with a scalar head (`heads.value_of_texts`; Stiennon et al.
-2020, arXiv 2009.01325, take the last state's). The
-score of direct preference optimization is that of which the policy is the optimum (Rafailov et al.
-2023, arXiv 2305.18290):
+A reward model's score is a number from a T5 with a scalar head (`heads.value_of_texts`; Stiennon
+et al. 2020, arXiv 2009.01325, take the last state's). The score of direct preference optimization is
+the reward for which the policy is the optimum (Rafailov et al. 2023, arXiv 2305.18290):
 
     s(y) = β·(log π(y | x) − log π_ref(y | x))
 

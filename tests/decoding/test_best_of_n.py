@@ -3,8 +3,6 @@
 P(best of n is y) = P(r ≤ r(y))^n − P(r < r(y))^n, where no two texts have one reward.
 """
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,24 +11,13 @@ from scipy import stats
 from dera_jax.decoding.best_of_n import best_of_n, keep, kl_bound, winners
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample
-from dera_jax.rewards.protocol import Reward, Source
+from dera_jax.rewards.protocol import Source
 from tests.decoding import worlds
 
 VOCAB = 3
 TEXTS = worlds.texts(VOCAB)
 SAMPLING = Sampling(worlds.HORIZON)
 SOURCE = Source(jnp.zeros((1, 1), int))
-
-
-@dataclasses.dataclass(frozen=True)
-class TextReward(Reward):
-    """params[number of the last prefix]."""
-
-    def __call__(self, params, source, tokens, lengths, finished):
-        number = jnp.zeros_like(lengths)
-        for t in range(worlds.HORIZON):
-            number = jnp.where(t < lengths, number * VOCAB + tokens[..., t] + 1, number)
-        return params[number]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +40,9 @@ def test_the_winners_have_the_exact_distribution(world):
     model, table, p, by_prefix, rewards = world
     n, groups = 4, 4000
     lam, stream = worlds.rows(n * groups, 0.0)
-    best = best_of_n(model, table, TextReward(), by_prefix, SOURCE, lam, stream, SAMPLING, n)
+    best = best_of_n(
+        model, table, worlds.TextReward(VOCAB), by_prefix, SOURCE, lam, stream, SAMPLING, n
+    )
     assert best.samples.tokens.shape == (1, groups, worlds.HORIZON)
     counts = worlds.count(best.samples.tokens[0], best.samples.lengths[0], TEXTS)
     p_value = lambda n: _p_value(counts, exact(p, rewards, n))
@@ -88,7 +77,7 @@ def test_groups_do_not_mix_lambdas():
     lam = np.array([[0.0, 0.0, 1.0, 1.0]], np.float32)
     _, stream = worlds.rows(4, 0.0)
     by_prefix = np.random.default_rng(0).normal(size=40).astype(np.float32)
-    arguments = TextReward(), by_prefix, SOURCE, lam, stream, SAMPLING
+    arguments = worlds.TextReward(VOCAB), by_prefix, SOURCE, lam, stream, SAMPLING
     best = best_of_n(pair, tuple(params), *arguments, n=2)
     alone = sample(pair, tuple(params), SOURCE.inputs, lam, stream, SAMPLING)
     for g in (0, 1):
@@ -106,7 +95,9 @@ def test_groups_do_not_mix_lambdas():
 def test_best_of_one_is_sampling(world):
     model, table, _, by_prefix, _ = world
     lam, stream = worlds.rows(6, 0.0)
-    best = best_of_n(model, table, TextReward(), by_prefix, SOURCE, lam, stream, SAMPLING, 1)
+    best = best_of_n(
+        model, table, worlds.TextReward(VOCAB), by_prefix, SOURCE, lam, stream, SAMPLING, 1
+    )
     alone = sample(model, table, SOURCE.inputs, lam, stream, SAMPLING)
     np.testing.assert_array_equal(best.samples.tokens, alone.tokens)
     np.testing.assert_array_equal(best.samples.scores.log_prob, alone.scores.log_prob)

@@ -1,5 +1,6 @@
 """Models to decode from: tables small enough to enumerate every text, and a realigned T5 pair."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -10,6 +11,7 @@ from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import sweep_rows
 from dera_jax.models.language_model import streams
 from dera_jax.models.tabular import TabularLM
+from dera_jax.rewards.protocol import Reward
 from tests import golden
 
 EOS = 1
@@ -69,3 +71,17 @@ def realigned_t5():
     lam, numbers = sweep_rows([0.0, 0.5, 2.0], num_samples=2, batch=4)
     inputs = g["encoder_input_tokens"][:, :40]
     return Realigned(model, (model,)), params, inputs, lam, streams(0, np.arange(4), numbers)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextReward(Reward):
+    """A reward for every text: params[number of its last prefix]."""
+
+    vocab_size: int
+
+    def __call__(self, params, source, tokens, lengths, finished):
+        number = jnp.zeros_like(lengths)
+        for t in range(HORIZON):
+            longer = number * self.vocab_size + tokens[..., t] + 1
+            number = jnp.where(t < lengths, longer, number)
+        return params[number]

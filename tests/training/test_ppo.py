@@ -1,8 +1,6 @@
 """PPO reaches the optimum of E[r] − β·KL(π ‖ π_ref), known in closed form for a table:
 π*(β) ∝ π_ref·exp(r/β) over all texts."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +10,7 @@ from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.models.heads import T5Value, TabularValue
 from dera_jax.models.language_model import score, streams
 from dera_jax.rewards.length import LengthInRange, share_in_range
-from dera_jax.rewards.protocol import Reward, Source
+from dera_jax.rewards.protocol import Source
 from dera_jax.training import optimizers, ppo
 from tests import golden
 from tests.decoding import worlds
@@ -21,17 +19,6 @@ VOCAB = 3
 TEXTS = worlds.texts(VOCAB)
 DOCUMENTS = 16  # copies of the one input: rows of the batch
 STEPS = 100
-
-
-@dataclasses.dataclass(frozen=True)
-class TextReward(Reward):
-    """A reward for every text: params[number of its last prefix]."""
-
-    def __call__(self, params, source, tokens, lengths, finished):
-        number = jnp.zeros_like(lengths)
-        for t in range(worlds.HORIZON):
-            number = jnp.where(t < lengths, number * VOCAB + tokens[..., t] + 1, number)
-        return params[number]
 
 
 def exact(params) -> np.ndarray:
@@ -84,7 +71,7 @@ def test_ppo_finds_the_optimum():
     target = optimum(exact(reference), rewards, beta)
     assert kl(target, exact(reference)) >= 0.5
 
-    policy, metrics = tabular_ppo(reference, TextReward(), jnp.asarray(table), beta)
+    policy, metrics = tabular_ppo(reference, worlds.TextReward(VOCAB), jnp.asarray(table), beta)
     distance = kl(exact(policy), target)
     print(f"KL(π ‖ π*) = {distance:.5f}, KL(π* ‖ π_ref) = {kl(target, exact(reference)):.3f}")
     assert distance <= 0.01
