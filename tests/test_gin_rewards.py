@@ -12,7 +12,7 @@ import tasks  # noqa: F401 (registers `newswire`)
 from dera_jax import configure, main
 from dera_jax.checkpoints.model_folder import load_model, save_model
 from dera_jax.models.heads import T5Value
-from dera_jax.rewards import protocol
+from dera_jax.rewards import protocol, words
 from tests.experiments import small
 
 REWARDS = sorted(Path("gin_configs/rewards").glob("*.gin"))
@@ -162,6 +162,7 @@ def test_every_reward_file_makes_a_reward(file, reference, tmp_path):
         "MODEL_DIR": str(tmp_path / "run"),
         "REFERENCE": reference,
         "TARGET": 7,
+        "AT_MOST": 7,
         "REWARD_MODEL": str(tmp_path / "scalar"),
         "ENTAILMENT_MODEL": reference,
     }
@@ -174,6 +175,14 @@ def test_every_reward_file_makes_a_reward(file, reference, tmp_path):
     found = gin.get_configurable("dera_jax.training.ppo.Objective")().reward
     assert isinstance(found, protocol.Reward)
     hash(found)  # it is a static argument of compiled functions
+
+
+def test_words_in_range_takes_both_limits(reference, tmp_path):
+    needs = {"MODEL_DIR": str(tmp_path), "REFERENCE": reference, "AT_LEAST": 3, "AT_MOST": 9}
+    bindings = [f"{name} = {value!r}" for name, value in needs.items()]
+    configure.parse(["gin_configs/runs/ppo.gin", "gin_configs/rewards/words.gin"], bindings, ["."])
+    objective = gin.get_configurable("dera_jax.training.ppo.Objective")()
+    assert objective.reward == words.WordsInRange(3, 9)
 
 
 SUM = """

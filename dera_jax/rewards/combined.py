@@ -70,8 +70,23 @@ class Combined(Reward):
         return max(term.reward.min_limit for term in self.terms)
 
     @property
+    def highest(self) -> float | None:
+        """`total` of the parts' highest values, up to rounding; parts of weight 0 do not count.
+
+        None if one of the others has no bound or a negative weight.
+        """
+        best = {x.name: x.reward.highest if x.weight else 0.0 for x in self.terms}
+        if None in best.values() or any(x.weight < 0 for x in self.terms):
+            return None
+        return float(self.total(best))
+
+    @property
     def on_host(self) -> bool:
         return any(term.reward.on_host for term in self.terms)
+
+    def positions(self, inputs: int, rows: int, tokens: int) -> int:
+        """The sum over its parts; those of weight 0 are computed too."""
+        return sum(term.reward.positions(inputs, rows, tokens) for term in self.terms)
 
     def load(self, resources: Resources) -> PyTree:
         return tuple(term.reward.load(resources) for term in self.terms)

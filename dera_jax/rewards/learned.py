@@ -35,6 +35,10 @@ class RewardModel(Reward):
     model: T5Value
     folder: str | None = None
 
+    def positions(self, inputs: int, rows: int, tokens: int) -> int:
+        """The encoder reads the document once, the decoder the start symbol and each text."""
+        return inputs + rows * (tokens + 1)
+
     def load(self, resources: Resources) -> PyTree:
         return resources.params(self.folder, self.model.random)
 
@@ -71,6 +75,18 @@ class Entailment(Reward):
     hypothesis: str = "hypothesis:"
     label: str = "entailment"
     eos_id: int = 1
+
+    @property
+    def highest(self) -> float:
+        return 0.0
+
+    def positions(self, inputs: int, rows: int, tokens: int) -> int:
+        """A prompt of `max_length` for each text, whatever the lengths of document and text.
+
+        The answer's few tokens are left out: how many they are is known only after `load`.
+        """
+        del inputs, tokens
+        return rows * self.max_length
 
     def load(self, resources: Resources) -> PyTree:
         ids = lambda text: jnp.asarray(resources.encode(text), jnp.int32)

@@ -46,6 +46,10 @@ class LengthInRange(Reward):
         """Room for a text that is too long by one token, and ends."""
         return self.high + 2
 
+    @property
+    def highest(self) -> float:
+        return 0.0
+
     def __call__(
         self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
     ) -> Array:

@@ -54,6 +54,10 @@ class Reward:
 
     `min_limit` is the smallest length limit of a decode, in tokens with the end token, under which
     the reward means what it says; 1 if any does.
+
+    `highest` bounds the reward: no text scores more, whatever its document. None where no bound is
+    known. Only where there is one can a search stop before the length limit: without, any text that
+    it has not read yet might be the best.
     """
 
     @property
@@ -61,9 +65,27 @@ class Reward:
         return 1
 
     @property
+    def highest(self) -> float | None:
+        return None
+
+    @property
     def on_host(self) -> bool:
         """Whether it, or a part of it, is a Python function of texts: not to be called compiled."""
         return False
+
+    def positions(self, inputs: int, rows: int, tokens: int) -> int:
+        """Token positions its networks read to score `rows` texts of one document; 0 for a formula.
+
+        By it decoding methods are compared at equal cost. What a Python function does is not known
+        and counts as 0.
+
+        Args:
+            inputs: tokens of the document.
+            rows: texts.
+            tokens: of a text, the end token included; shorter texts are padded and cost the same.
+        """
+        del inputs, rows, tokens
+        return 0
 
     def load(self, resources: Resources) -> PyTree:
         """The reward's parameters; None if it has none.

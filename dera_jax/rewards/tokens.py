@@ -36,6 +36,10 @@ class LengthNear(Reward):
         """Room for a text that is too long by one token, and ends."""
         return self.target + 2
 
+    @property
+    def highest(self) -> float:
+        return 0.0
+
     def __call__(
         self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
     ) -> Array:
@@ -62,6 +66,10 @@ class Repetition(Reward):
             raise ValueError(
                 f"Repetition.n must be at least 1; found {self.n}. Set it to 2 for pairs of tokens."
             )
+
+    @property
+    def highest(self) -> float:
+        return 0.0
 
     def __call__(
         self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
@@ -105,6 +113,10 @@ class TokenOverlap(Reward):
                 f"TokenOverlap.eos_id must be a token id; found {self.eos_id}. Set it to the end "
                 "token's id, 1 in this library's vocabularies."
             )
+
+    @property
+    def highest(self) -> float:
+        return 1.0
 
     def __call__(
         self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array

@@ -1,15 +1,17 @@
-"""Rewards about whole words: keyword coverage, and faithfulness to the document.
+"""Rewards about whole words: keyword coverage, faithfulness to the document, number of words.
 
-Both work on token ids inside a compiled program, by `word_hashes`. `coverage` and `faithful_share`
-measure the same outside a program, on text and exactly. They normalise (NFKC) what they compare;
-the rewards take a text's characters as they are.
+All work on token ids inside a compiled program, by `word_hashes`. `coverage`, `faithful_share` and
+`words_within` measure the same outside a program, on text and exactly. They normalise (NFKC) what
+they read; the rewards take a text's characters as they are.
 
-Axes: B inputs, K hypotheses of each input, T output length, M words of a text, W keywords of a
-document, L bytes of a keyword, Q words of a keyword, F function words.
+Axes: B inputs, K hypotheses of each input, T output length, M words of a text, n documents, W
+keywords of a document, L bytes of a keyword, Q words of a keyword, F function words.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +58,10 @@ class KeywordCoverage(Reward):
 
     hard: bool = False
 
+    @property
+    def highest(self) -> float:
+        return 1.0
+
     def load(self, resources: Resources) -> WordTable:
         """The vocabulary's table. Raises ValueError where it has no text."""
         return word_table(resources.pieces())
@@ -87,6 +93,10 @@ class Faithfulness(Reward):
     of the instruction is faithful. A text without a content word scores 0.
     """
 
+    @property
+    def highest(self) -> float:
+        return 1.0
+
     def load(self, resources: Resources) -> PyTree:
         """The vocabulary's table, and the function words' hashes, uint32 [F], in order.
 
@@ -109,6 +119,87 @@ class Faithfulness(Reward):
         return jnp.sum(known, axis=-1) / jnp.maximum(jnp.sum(content, axis=-1), 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class WordsInRange(Reward):
+    """Minus the number of words that a text has more than `high` or fewer than `low`; 0 in range.
+
+    "At most n words" and "at least n words" are the length constraints of Huang et al. 2024 (arXiv
+    2402.06147). A text cut off by the length limit counts the words it has, the start of one
+    included.
+
+    Attributes:
+        low: at least so many words.
+        high: at most so many; None for no upper limit.
+
+    Raises:
+        ValueError: not 0 <= low <= high, or no limit at all.
+    """
+
+    low: int = 0
+    high: int | None = None
+
+    def __post_init__(self):
+        high = math.inf if self.high is None else self.high
+        if self.low is None or not 0 <= self.low <= high:
+            raise ValueError(
+                "WordsInRange needs 0 <= low <= high, or None as high; found low "
+                f"{self.low}, high {self.high}."
+            )
+        if self.low == 0 and self.high is None:
+            raise ValueError(
+                "WordsInRange has no limit, so every text would score 0; set low (AT_LEAST), high "
+                "(AT_MOST) or both."
+            )
+
+    @property
+    def min_limit(self) -> int:
+        """Room for a word and the end token; more is not sure, as a token may begin many words."""
+        return 2
+
+    @property
+    def highest(self) -> float:
+        return 0.0
+
+    def load(self, resources: Resources) -> WordTable:
+        """The vocabulary's table. Raises ValueError where it has no text."""
+        return word_table(resources.pieces())
+
+    def __call__(
+        self, params: WordTable, source: Source, tokens: Array, lengths: Array, finished: Array
+    ) -> Array:
+        """See `protocol.Reward`."""
+        del source
+        words = jnp.sum(text_hashes(params, tokens, lengths - finished) != 0, axis=-1)
+        missed = jnp.maximum(self.low - words, 0)
+        if self.high is not None:
+            missed += jnp.maximum(words - self.high, 0)
+        return (-missed).astype(jnp.float32)
+
+
+def check_fit(keywords: np.ndarray, encode: Callable[[str], list[int]], max_length: int) -> None:
+    """Refuses a length limit into which the words of a document's keywords do not fit.
+
+    What is measured is a text of nothing but these words, each once and as it was first written.
+
+    Args:
+        keywords: uint8 [n, W, L], as in `Source.keywords`.
+        encode: token ids of a text, without the end token.
+        max_length: tokens of an output, the end token included.
+
+    Raises:
+        ValueError: the words of a document's keywords take more than max_length - 1 tokens.
+    """
+    for document, rows in enumerate(keywords):
+        texts = [bytes(row).rstrip(b"\0").decode() for row in rows if row.any()]
+        needed = len(encode(" ".join(_distinct_words(texts))))
+        if needed > max_length - 1:
+            raise ValueError(
+                f"the keywords {texts} of document {document} take {needed} tokens and the end "
+                f"token, and an output has {max_length}; raise MAX_LENGTH to at least "
+                f"{needed + 1}, or leave the document out"
+            )
+
+
 def coverage(text: str, keywords: Sequence[str]) -> float:
     """`KeywordCoverage` of a text, exactly."""
     spaced = lambda x: f" {' '.join(words_of(x))} "
@@ -121,6 +212,19 @@ def faithful_share(text: str, document: str) -> float:
     known = set(words_of(document))
     content = [x for x in words_of(text) if x not in _FUNCTION_WORDS]
     return float(np.mean([x in known for x in content])) if content else 0.0
+
+
+def words_within(text: str, low: int = 0, high: int | None = None) -> bool:
+    """Whether `WordsInRange` of a text is 0, exactly."""
+    return low <= len(words_of(text)) <= (math.inf if high is None else high)
+
+
+def _distinct_words(texts: Sequence[str]) -> list[str]:
+    """The words of texts in order, without those that were there before in any case."""
+    first = {}
+    for word in re.findall(r"\w+", " ".join(texts)):
+        first.setdefault(tuple(words_of(word)), word)
+    return list(first.values())
 
 
 @jax.jit

@@ -16,6 +16,10 @@ from dera_jax.models.heads import T5Value
 from dera_jax.models.language_model import shift_right
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
+from dera_jax.rewards.combined import Combined, Part
+from dera_jax.rewards.host import HostReward
+from dera_jax.rewards.learned import Entailment, RewardModel
+from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import Source
 
 CONFIG = T5Config(4096, 32, 2, 1, 1, 16, 64, ("relu",), True)
@@ -86,6 +90,7 @@ def test_entailment_is_the_label_s_log_probability(folders, vocabulary, batch):
     params = reward.load(RunResources(vocabulary))
     source, tokens, lengths, finished = batch
     found = jax.jit(reward.__call__)(params, source, tokens, lengths, finished)
+    assert found.max() < reward.highest
     loaded = load_model(folders / "text")
     encode = tokenizer(vocabulary).encode
     answer = np.array([*encode("entailment"), 1])
@@ -124,6 +129,22 @@ def test_a_long_document_leaves_room_for_the_text(folders, vocabulary):
     assert (prompt == 500).sum() == 40 - words - MAX_LENGTH - 1
     with pytest.raises(ValueError, match="max_length 20 leaves no room for a document"):
         entailment(str(folders / "text"), 20).prompts(params, inputs, tokens, np.array([[1]]))
+
+
+def test_positions_of_networks_and_of_their_sum():
+    """6 texts of up to 16 tokens about a document of 40, counted by hand."""
+    value = RewardModel(T5Value(T5(CONFIG)))
+    label = Entailment(T5(CONFIG), max_length=64)
+    assert value.positions(40, 6, 16) == 40 + 6 * 17 == 142
+    assert label.positions(40, 6, 16) == 6 * 64 == 384
+    formulas = [Part("length", LengthInRange(1, 2)), Part("host", HostReward(len))]
+    assert [x.reward.positions(40, 6, 16) for x in formulas] == [0, 0]
+    both = Combined((*formulas, Part("value", value, 0.5), Part("label", label, 0.0)))
+    assert both.positions(40, 6, 16) == 142 + 384  # what has no weight is computed too
+
+
+def test_a_log_probability_is_bounded_and_a_head_is_not():
+    assert Entailment(T5(CONFIG)).highest == 0 and RewardModel(T5Value(T5(CONFIG))).highest is None
 
 
 def test_a_model_of_another_vocabulary_is_refused(folders):

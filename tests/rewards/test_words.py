@@ -2,6 +2,7 @@ r"""Words found on token ids: what `re` finds with \w+ in the decoded and case-f
 
 import io
 import re
+import unicodedata
 from importlib import resources
 
 import jax
@@ -10,9 +11,17 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from dera_jax.rewards.protocol import Source
+from dera_jax.rewards.protocol import Source, check_limit
 from dera_jax.rewards.word_hashes import keyword_bytes, text_hashes, word_hashes, word_table
-from dera_jax.rewards.words import Faithfulness, KeywordCoverage, coverage, faithful_share
+from dera_jax.rewards.words import (
+    Faithfulness,
+    KeywordCoverage,
+    WordsInRange,
+    check_fit,
+    coverage,
+    faithful_share,
+    words_within,
+)
 
 SHIPPED = resources.files("dera_jax") / "assets" / "docstrings.model"
 SOME_WORDS = """return the value of array axis_0 numpy.ndarray float64 is not 3 1e-5 shape don't self
@@ -330,6 +339,105 @@ def test_faithfulness_by_hand(byte_pieces):
     np.testing.assert_allclose([faithful_share(x, document) for x in texts], expected)
 
 
+RANGES = [(0, 0), (0, 3), (4, None), (2, 5), (3, 3)]
+
+
+def missed(words: int, low: int, high: int | None) -> int:
+    """Steps to the nearest number of words in range."""
+    allowed = range(low, 100 if high is None else high + 1)
+    return min(abs(words - n) for n in allowed)
+
+
+@pytest.mark.parametrize("limits", RANGES)
+def test_words_in_range_counts_the_words_of_a_text(limits, byte_pieces):
+    texts = ["", "a", "a b", "x_1, don't!", "a-b  c d", "é b c d e", "1 2 3 4 5 6", "...  "]
+    values = scored(WordsInRange(*limits), byte_pieces, bytes_as_ids(*texts))
+    expected = [-missed(n, *limits) for n in (0, 1, 2, 3, 4, 5, 6, 0)]
+    np.testing.assert_array_equal(values, expected)
+    assert [words_within(x, *limits) for x in texts] == [x == 0 for x in expected]
+
+
+@pytest.mark.parametrize("limits", RANGES)
+@pytest.mark.parametrize("finished", [True, False])
+def test_words_in_range_of_random_texts_cut_off_or_not(limits, finished, byte_pieces):
+    """Cut anywhere, so in a word or a character; the last token of a text that ended is no text."""
+    rng, seen = np.random.default_rng(6), set()
+    for _ in range(20):
+        drawn = ["".join(rng.choice(list(LETTERS + " é-" * 30), n)) for n in rng.integers(0, 40, 8)]
+        data = [unicodedata.normalize("NFKC", x).encode("utf-8", "replace") for x in drawn]
+        data = [x[: rng.integers(20, 39)] for x in data]
+        texts = [x.decode(errors="replace") for x in data]
+        end = [ord("x") + 3] if finished else []  # read by mistake, it would be a word
+        rows = [[x + 3 for x in row] + end for row in data]
+        values = scored(WordsInRange(*limits), byte_pieces, rows, finished)
+        words = [len(words_in(x)) for x in texts]
+        np.testing.assert_array_equal(values, [-missed(n, *limits) for n in words])
+        assert [words_within(x, *limits) for x in texts] == (values == 0).tolist()
+        seen |= set(words)
+    assert seen >= set(range(8))  # below, in and above each range
+
+
+def test_words_in_range_of_tokens_of_several_words():
+    pieces = [b"", b"a b-c", b" d", b""]
+    values = scored(WordsInRange(4, 4), pieces, [[1], [1, 2], [1, 1], [1, 2, 2]])
+    np.testing.assert_array_equal(values, [-1, 0, -1, -1])  # 3, 4, a b-ca b-c, 5
+
+
+def test_words_within_composes_characters_first():
+    assert words_within("cafe\u0301s", 1, 1) and not words_within("cafe s", 1, 1)
+    assert words_within("one two", 2) and not words_within("one", 2) and words_within("")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "message"),
+    [
+        (-1, 3, "0 <= low <= high, or None as high; found low -1, high 3"),
+        (-1, None, "found low -1, high None"),
+        (4, 3, "found low 4, high 3"),
+        (None, 3, "found low None, high 3"),
+        (0, None, "every text would score 0; set low"),
+    ],
+)
+def test_a_range_of_words_that_is_none_is_refused(low, high, message):
+    with pytest.raises(ValueError, match=message):
+        WordsInRange(low, high)
+
+
+@pytest.mark.parametrize("reward", [WordsInRange(3), WordsInRange(high=0), WordsInRange(2, 9)])
+def test_words_in_range_needs_room_for_a_word_and_the_end(reward):
+    check_limit(reward, 2)
+    with pytest.raises(ValueError, match="max_length must be at least 2"):
+        check_limit(reward, 1)
+
+
+def test_keywords_fit_where_their_distinct_words_and_the_end_do():
+    """One token a letter: "New York art" has 12 with its blanks, "a b" 3."""
+    found = []
+
+    def encode(text):
+        found.append(text)
+        return [7] * len(text)
+
+    keywords = keyword_bytes([["a", "b a"], [], ["New York", "new-YORK art", "York"]])
+    check_fit(keywords, encode, 13)
+    assert found == ["a b", "", "New York art"]
+    message = (
+        r"keywords \['New York', 'new-YORK art', 'York'\] of document 2 take 12 tokens and the end "
+        "token, and an output has 12; raise MAX_LENGTH to at least 13, or leave the document out"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_fit(keywords, encode, 12)
+
+
+def test_a_limit_that_is_not_refused_has_room_for_a_text_with_all_keywords(shipped):
+    lists, text = [["gradient", "the value", "float64"], ["axis"]], "gradient the value float64"
+    assert coverage(text, lists[0]) == 1
+    output = [*shipped.encode(text), 1]
+    check_fit(keyword_bytes(lists), shipped.encode, len(output))
+    with pytest.raises(ValueError, match="of document 0 take"):
+        check_fit(keyword_bytes(lists), shipped.encode, len(output) - 1)
+
+
 def test_rewards_of_sentences_are_their_counterparts_on_text(shipped):
     rng, pieces = np.random.default_rng(5), pieces_of(shipped)
     sentences = [" ".join(rng.choice(SOME_WORDS.split(), n)) for n in rng.integers(0, 25, 36)]
@@ -350,6 +458,7 @@ def test_rewards_of_sentences_are_their_counterparts_on_text(shipped):
     )
     expected = {
         KeywordCoverage(): [[coverage(x, k) for x in t] for k, t in zip(lists, texts, strict=True)],
+        WordsInRange(8, 12): [[-missed(len(words_in(x)), 8, 12) for x in row] for row in texts],
         Faithfulness(): [
             [faithful_share(x, d) for x in t] for d, t in zip(documents, texts, strict=True)
         ],
