@@ -13,6 +13,7 @@ Axes: B inputs, K hypotheses, V vocabulary, M aligned models.
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -128,4 +129,12 @@ def check_lam(lam: Array, rows: tuple[int, int], num_aligned: int) -> Array:
         raise ValueError(f"lam has shape {jnp.shape(lam)}; expected {expected}.")
     if isinstance(lam, np.ndarray) and not np.isfinite(lam).all():
         raise ValueError(f"lam must be finite; found {lam[~np.isfinite(lam)][0]}.")
+    return jnp.asarray(lam, jnp.float32)
+
+
+def known_lam(model: LanguageModel, lam: Array, rows: tuple[int, int]) -> Array:
+    """`check_lam` of what a caller hands over for a model; a single one ignores it."""
+    if isinstance(model, Realigned):
+        known = lam if isinstance(lam, jax.core.Tracer) else np.asarray(lam)
+        check_lam(known, rows, len(model.aligned))
     return jnp.asarray(lam, jnp.float32)

@@ -8,6 +8,7 @@ Axes: B inputs, K hypotheses, S input length, T output length, V vocabulary, C c
 """
 
 import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from flax import struct
 from jax import Array
 
 from dera_jax.decoding import transforms
-from dera_jax.decoding.realign import Realigned, check_lam
+from dera_jax.decoding.realign import known_lam
 from dera_jax.models.language_model import LanguageModel, Output, PyTree, State, rewind
 
 CHUNK = 8  # steps between two looks at whether every row has ended
@@ -174,10 +175,7 @@ def sample_from(
 
 def _check(model: LanguageModel, lam: Array, stream: Array, sampling: Sampling) -> Array:
     check_sampling(sampling, model.vocab_size)
-    if isinstance(model, Realigned):
-        known = lam if isinstance(lam, jax.core.Tracer) else np.asarray(lam)
-        check_lam(known, stream.shape, len(model.aligned))
-    return jnp.asarray(lam, jnp.float32)
+    return known_lam(model, lam, stream.shape)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -343,9 +341,14 @@ def check_sampling(sampling: Sampling, vocab_size: int) -> None:
         "min_length": (lambda x: (x >= 0) & (x <= sampling.max_length), "in [0, max_length]"),
         "max_length": (lambda x: x >= 1, "at least 1"),
     }
+    check_settings(sampling, limits)
+
+
+def check_settings(settings: object, limits: Mapping[str, tuple[Callable, str]]) -> None:
+    """Raises ValueError unless each named field passes its test; the words say what it must be."""
     for name, (allowed, words) in limits.items():
-        value = getattr(sampling, name)
+        value = getattr(settings, name)
         if value is None or isinstance(value, jax.core.Tracer):
             continue
         if not np.all(allowed(np.asarray(value))):
-            raise ValueError(f"Sampling.{name} must be {words}; found {value}.")
+            raise ValueError(f"{type(settings).__name__}.{name} must be {words}; found {value}.")
