@@ -183,6 +183,10 @@ PARTS = (  # included by others
     "gin_configs/experiments/tldr/base.gin",
     "gin_configs/experiments/hallucination/base.gin",
     "gin_configs/experiments/two_rewards/base.gin",
+    "gin_configs/runs/search.gin",
+    "gin_configs/experiments/deal/study.gin",
+    "gin_configs/experiments/deal/trade_off.gin",
+    "gin_configs/experiments/deal/t5_small.gin",
 )
 RUN_FILES = [path.relative_to(ROOT).as_posix() for path in (ROOT / "gin_configs").rglob("*.gin")]
 NOT_RUNS = ("/models/", "/rewards/")  # rewards: tests/test_gin_rewards.py

@@ -256,3 +256,104 @@ def _with_errors(axis, rows: Sequence[dict], x: str, label: str, **style) -> Non
     errors = [row["reward_ci95"] or 0 for row in rows]
     values = [row["reward"] for row in rows]
     axis.errorbar([row[x] for row in rows], values, yerr=errors, capsize=3, label=label, **style)
+
+
+TITLES = PANELS | {
+    "covered": "share of texts with all keywords",
+    "within": "share within the limit of words",
+    "coverage": "share of keywords",
+    "faithful": "share of content words in the document",
+}
+
+
+def plot_methods(rows: Sequence[dict], key: str, title: str, path: Path) -> None:
+    """What was asked for, its price in ROUGE-L, and the cost, a line for each method.
+
+    Args:
+        rows: of `methods`, each with its name under `method`.
+        key: the column of what was asked for.
+        title: of the figure.
+        path: of the file.
+    """
+    size = (11, 1.4 + 0.3 * len(rows))
+    figure, axes = plt.subplots(1, 3, figsize=size, sharey=True, layout="constrained")
+    places = range(len(rows))
+    for axis, column in zip(axes, (key, "rougeL", "positions"), strict=True):
+        errors = [row[f"{column}_ci95"] or 0 for row in rows]
+        axis.errorbar([row[column] for row in rows], places, xerr=errors, fmt="o", capsize=3)
+        axis.grid(alpha=0.3)
+    axes[0].set_xlabel(TITLES.get(key, key))
+    axes[1].set_xlabel(TITLES["rougeL"])
+    axes[2].set_xlabel("model token-positions per answer")
+    axes[2].set_xscale("log")
+    axes[0].set_yticks(places, [row["method"] for row in rows])
+    axes[0].invert_yaxis()
+    figure.suptitle(f"{title}: {rows[0]['documents']} held-out documents (95 % intervals)")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_search_grid(rows: Sequence[dict], plain: dict, key: str, title: str, path: Path) -> None:
+    """What was asked for, and ROUGE-L, against the reward's weight, a curve for each lookahead.
+
+    Args:
+        rows: with `weight` and `lookahead`.
+        plain: the row of beam search without a reward.
+        key: the column of what was asked for.
+        title: of the figure.
+        path: of the file.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    for axis, column in zip(axes, (key, "rougeL"), strict=True):
+        for i, lookahead in enumerate(sorted({row["lookahead"] for row in rows})):
+            own = [row for row in rows if row["lookahead"] == lookahead]
+            cost = sum(row["positions"] for row in own) / len(own)
+            label = f"lookahead {lookahead} ({cost:,.0f} positions)"
+            style = {"marker": "o", "capsize": 3, "color": f"C{i}", "label": label}
+            errors = [row[f"{column}_ci95"] or 0 for row in own]
+            values = [row[column] for row in own]
+            axis.errorbar([row["weight"] for row in own], values, yerr=errors, **style)
+        axis.axhline(plain[column], color="grey", linestyle="--", label="beam search, no reward")
+        axis.set_xlabel("weight of the reward")
+        axis.set_xscale("log")
+        axis.set_ylabel(TITLES.get(column, column))
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.suptitle(f"{title}: {rows[0]['documents']} held-out documents (95 % intervals)")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_trade_off(rows: Sequence[dict], names: Sequence[str], title: str, path: Path) -> None:
+    """The means of two parts of a reward against each other, a curve for each kind of method.
+
+    Args:
+        rows: with `kind`, `mix` (the weight of the second part) and reward_<name> of both parts.
+        names: of the two parts.
+        title: of the figure.
+        path: of the file.
+    """
+    figure, axis = plt.subplots(figsize=(7, 4.8), layout="constrained")
+    first, second = (f"reward_{name}" for name in names)
+    for i, kind in enumerate(dict.fromkeys(row["kind"] for row in rows)):
+        own = [row for row in rows if row["kind"] == kind]
+        axis.errorbar(
+            [row[second] for row in own],
+            [row[first] for row in own],
+            xerr=[row[f"{second}_ci95"] or 0 for row in own],
+            yerr=[row[f"{first}_ci95"] or 0 for row in own],
+            marker="o",
+            capsize=3,
+            color=f"C{i}",
+            label=kind,
+        )
+        for row in own:
+            axis.annotate(f"{row['mix']:g}", (row[second], row[first]), xytext=(4, 4),
+                          textcoords="offset points", fontsize=8, color=f"C{i}")  # fmt: skip
+    axis.set_xlabel(f"{names[1]} (its weight beside the points)")
+    axis.set_ylabel(names[0])
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.suptitle(f"{title}: {rows[0]['documents']} held-out documents (95 % intervals)")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

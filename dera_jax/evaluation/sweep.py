@@ -248,29 +248,46 @@ def _key(lam: float | Sequence[float]) -> float | tuple[float, ...]:
 
 
 def _row(lam: float | tuple[float, ...], records: Sequence[dict]) -> dict:
-    samples = [[s for s in record["samples"] if _key(s["lam"]) == lam] for record in records]
+    at_lam = lambda samples: [s for s in samples if _key(s["lam"]) == lam]
+    return {"lam": lam} | measure([r | {"samples": at_lam(r["samples"])} for r in records])
+
+
+def measure(records: Sequence[dict]) -> dict:
+    """One row of `table` over all samples of the records, equally many of each document.
+
+    Samples of `methods` have two more columns: positions (model token-positions) and within (share of
+    texts that ended within a limit of words).
+    """
+    found = values(records)
+    texts = [sample["text"] for record in records for sample in record["samples"]]
+    row = {"documents": len(records), "samples": len(texts)}
+    for name, groups in found.items():
+        row[name], row[f"{name}_ci95"] = metrics.mean_interval(groups)
+    return row | {"distinct2": metrics.distinct(texts)}
+
+
+def values(records: Sequence[dict]) -> dict[str, list[list[float]]]:
+    """What `measure` takes the means of: by column, for each document the values of its samples."""
+    samples = [record["samples"] for record in records]
     each = lambda measure: [
         [measure(r, s) for s in group] for r, group in zip(records, samples, strict=True)
     ]
-    rewards = [name for name in samples[0][0] if name == "reward" or name.startswith(PART)]
-    values = {name: each(lambda r, s, name=name: s[name]) for name in rewards}
-    if "in_range" in samples[0][0]:
-        values["share_in_range"] = each(lambda r, s: float(s["in_range"]))
-    values["length"] = each(lambda r, s: s["length"])
-    values["kl"] = each(lambda r, s: s["kl"])
-    values["repetition"] = each(lambda r, s: metrics.repetition(s["text"]))
-    values["faithful"] = each(lambda r, s: words.faithful_share(s["text"], r["document"]))
+    first = samples[0][0]
+    given = [x for x in first if x == "reward" or x.startswith(PART)]
+    given += [x for x in ("within", "length", "kl", "positions") if x in first]
+    found = {name: each(lambda r, s, name=name: float(s[name])) for name in given}
+    if "in_range" in first:
+        found["share_in_range"] = each(lambda r, s: float(s["in_range"]))
+    found["repetition"] = each(lambda r, s: metrics.repetition(s["text"]))
+    found["faithful"] = each(lambda r, s: words.faithful_share(s["text"], r["document"]))
     if "keywords" in records[0]:
-        values["coverage"] = each(lambda r, s: words.coverage(s["text"], r["keywords"]))
-        values["covered"] = [[float(x == 1) for x in group] for group in values["coverage"]]
+        found["coverage"] = each(lambda r, s: words.coverage(s["text"], r["keywords"]))
+        found["covered"] = [[float(x == 1) for x in group] for group in found["coverage"]]
     texts = [s["text"] for group in samples for s in group]
-    references = [r["summary"] for r, g in zip(records, samples, strict=True) for _ in g]
+    references = [r["summary"] for r, group in zip(records, samples, strict=True) for _ in group]
     for name, flat in metrics.rouge(references, texts).items():
-        values[name] = np.reshape(flat, (len(records), -1)).tolist()
-    row = {"lam": lam, "documents": len(records), "samples": len(texts)}
-    for name, groups in values.items():
-        row[name], row[f"{name}_ci95"] = metrics.mean_interval(groups)
-    return row | {"distinct2": metrics.distinct(texts)}
+        found[name] = np.reshape(flat, (len(records), -1)).tolist()
+    return found
 
 
 def write_report(records: Sequence[dict], folder: Path) -> list[dict]:
@@ -298,6 +315,7 @@ COLUMNS = {
     "repetition": "repetition",
 }
 _ONE_DIGIT = ("length", "kl", "rouge1", "rouge2", "rougeL")
+_WHOLE = ("positions",)
 
 
 def format_table(rows: Sequence[dict]) -> str:
@@ -317,6 +335,6 @@ def cell(row: dict, key: str) -> str:
     if isinstance(row[key], tuple):
         return ", ".join(f"{x:g}" for x in row[key])
     error = row.get(f"{key}_ci95")
-    digits = 1 if key in _ONE_DIGIT else 2
+    digits = 0 if key in _WHOLE else 1 if key in _ONE_DIGIT else 2
     text = f"{row[key]:.{digits}f}"
     return text if error is None else f"{text} ±{error:.{digits}f}"

@@ -20,8 +20,8 @@ DOCUMENTS = Split("newswire", "test", inputs=16, documents=4)
 NEVER_SAVED = Saving(steps=100, minutes=1e9)
 
 
-def reference_folder(folder: Path) -> str:
-    params = T5(CONFIG).init(jax.random.key(0))
+def reference_folder(folder: Path, seed: int = 0) -> str:
+    params = T5(CONFIG).init(jax.random.key(seed))
     save_model(folder, CONFIG, data.vocabulary_of("newswire"), params, {})
     return str(folder)
 

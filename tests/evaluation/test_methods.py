@@ -1,0 +1,168 @@
+"""Methods side by side: what an answer costs is counted by hand, and what wins really wins."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from dera_jax.checkpoints.resources import RunResources
+from dera_jax.checkpoints.vocabulary import tokenizer
+from dera_jax.decoding.beam_search import Search
+from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.evaluation.methods import Bench, Sampled, Searched, run
+from dera_jax.evaluation.pairs import load_pair
+from dera_jax.evaluation.sweep import RECORDS, measure
+from dera_jax.models.heads import T5Value
+from dera_jax.models.language_model import streams
+from dera_jax.models.t5_lm import T5
+from dera_jax.rewards.combined import Combined, Part
+from dera_jax.rewards.host import HostReward
+from dera_jax.rewards.judge import Judge
+from dera_jax.rewards.learned import RewardModel
+from dera_jax.rewards.words import Faithfulness, WordsInRange, faithful_share, words_of
+from tests.experiments import small
+
+LENGTH = 8
+ROWS = np.arange(4)
+SEARCH = Search(LENGTH, beams=2, top_k=3, lookahead=2, reward_weight=3.0)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory) -> Bench:
+    folders = [
+        small.reference_folder(tmp_path_factory.mktemp("models") / name, seed)
+        for seed, name in enumerate(("reference", "aligned"))
+    ]
+    pair = load_pair(folders[0], folders[1:])
+    text = tokenizer(pair.vocabulary)
+    judge = lambda reward: Judge(reward, reward.load(RunResources(pair.vocabulary)), text.decode)
+    limit = Part("words", WordsInRange(high=3), 0.0)
+    return Bench(
+        pair=pair,
+        tokenizer=text,
+        documents=small.DOCUMENTS.read(),
+        judge=judge(Faithfulness()),
+        measured=judge(Combined((Part("guide", Faithfulness()), limit))),
+        max_length=LENGTH,
+        batch_size=3,
+        seed=0,
+    )
+
+
+def read(bench: Bench) -> np.ndarray:
+    return np.sum(bench.documents.inputs > 0, axis=1)
+
+
+@pytest.mark.parametrize("lam, models", [(0.0, 1), (1.0, 1), (0.5, 2)])
+def test_a_sample_costs_its_input_and_its_tokens_for_each_model(bench, lam, models):
+    answers = Sampled("sampling", n=3, lam=lam).answer(bench, ROWS)
+    np.testing.assert_array_equal(
+        answers.positions, models * (read(bench)[:, None] + answers.lengths)
+    )
+    # The model at λ = 0 or 1 alone gives what the pair gives there.
+    lams = np.full((4, 3), lam)
+    stream = streams(0, bench.documents.example_id, np.arange(3))
+    pair, inputs = bench.pair, bench.documents.inputs
+    out = sample(pair.model, pair.params, inputs, lams, stream, Sampling(LENGTH))
+    np.testing.assert_array_equal(answers.tokens, out.tokens)
+
+
+def test_best_of_n_is_the_best_and_costs_all_n(bench):
+    n = 70  # more than are sampled in one call
+    everything = Sampled("sampling", n=n).answer(bench, ROWS)
+    rewards, _ = bench.judge(
+        bench.documents.source(ROWS),
+        None,
+        everything.tokens,
+        everything.lengths,
+        everything.finished,
+    )
+    best = Sampled("best", n=n, best=True).answer(bench, ROWS)
+    pick = rewards.argmax(axis=1)
+    np.testing.assert_array_equal(best.tokens[:, 0], everything.tokens[np.arange(4), pick])
+    assert len(np.unique(everything.tokens[0], axis=0)) > 30  # not one call's draws twice
+    cost = read(bench) + everything.lengths.sum(axis=1)
+    np.testing.assert_array_equal(best.positions[:, 0], cost)
+
+
+def test_what_a_reward_model_reads_is_counted(bench):
+    model = T5Value(T5(small.CONFIG))
+    params = model.random(jax.random.key(0))
+    learned = dataclasses.replace(
+        bench, judge=Judge(RewardModel(model), params, bench.tokenizer.decode)
+    )
+    n, size = 5, read(bench)
+    free = Sampled("best", n=n).answer(bench, ROWS).lengths.sum(axis=1) + size
+    paid = Sampled("best", n=n, best=True).answer(learned, ROWS).positions[:, 0]
+    np.testing.assert_array_equal(paid, free + size + n * (LENGTH + 1))
+    # Without an end token, in sight or not, every step of a search is taken: 8 rounds of 6 texts.
+    endless = dataclasses.replace(SEARCH, lookahead=0, eos_id=-1)
+    searched = Searched("DeAL", endless).answer(learned, ROWS).positions[:, 0]
+    np.testing.assert_array_equal(searched, size + 2 * LENGTH + 8 * (size + 6 * (LENGTH + 1)))
+    often = dataclasses.replace(endless, period=4)  # 2 rounds of 6 candidates and 2 that wait
+    searched = Searched("DeAL", often).answer(learned, ROWS).positions[:, 0]
+    np.testing.assert_array_equal(searched, size + 2 * LENGTH + 2 * (size + 8 * (LENGTH + 1)))
+
+
+def test_a_search_costs_its_beams_and_its_lookahead(bench):
+    endless = dataclasses.replace(SEARCH, eos_id=-1)
+    # 2 beams at 8 steps; 6 candidates look 2 tokens ahead, at the last but one step 1, at the last none.
+    expected = 2 * LENGTH + 6 * (2 * (LENGTH - 2) + 1)
+    for lam, models in ((0.0, 1), (0.5, 2)):
+        answers = Searched("DeAL", endless, lam=lam).answer(bench, ROWS)
+        np.testing.assert_array_equal(answers.positions[:, 0], models * (read(bench) + expected))
+
+
+def test_a_reward_in_python_searches_as_the_compiled_one(bench):
+    def fn(documents, texts):
+        cut = [bench.tokenizer.decode(row) for row in bench.documents.inputs]
+        of = dict(zip(bench.documents.texts, cut, strict=True))
+        return [faithful_share(text, of[document]) for document, text in zip(documents, texts)]
+
+    judge = Judge(HostReward(fn), None, bench.tokenizer.decode)
+    ours = Searched("DeAL", SEARCH).answer(bench, ROWS)
+    theirs = Searched("DeAL", SEARCH).answer(dataclasses.replace(bench, judge=judge), ROWS)
+    np.testing.assert_array_equal(ours.tokens, theirs.tokens)
+    np.testing.assert_array_equal(ours.positions, theirs.positions)
+
+
+def test_the_record_tells_what_each_score_is_made_of(bench, tmp_path):
+    records = run(Searched("DeAL", SEARCH), bench, tmp_path)
+    assert len(records) == 4  # of batches of 3, the last filled up
+    for record in records:
+        found = record["n_best"]
+        assert found[0]["text"] == record["samples"][0]["text"]
+        assert [x["score"] for x in found] == sorted((x["score"] for x in found), reverse=True)
+        assert record["samples"][0]["reward"] == pytest.approx(found[0]["reward"])
+        text = record["samples"][0]
+        assert text["within"] == (text["finished"] and len(words_of(text["text"])) <= 3)
+    row = measure(records)
+    assert row["within"] == np.mean([r["samples"][0]["within"] for r in records])
+    assert row["positions"] == np.mean([r["samples"][0]["positions"] for r in records])
+
+
+def test_a_stopped_run_goes_on_and_ends_the_same(bench, tmp_path):
+    method = Sampled("sampling", n=2)
+    whole = run(method, bench, tmp_path / "whole")
+    lines = (tmp_path / "whole" / RECORDS).read_text().splitlines(keepends=True)
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / RECORDS).write_text(lines[0] + lines[1][:20])
+    assert run(method, bench, tmp_path / "half") == whole
+    lines = (tmp_path / "half" / RECORDS).read_text().splitlines()
+    assert [json.loads(x) for x in lines] == whole
+
+
+def test_a_prompt_stands_before_the_document(bench):
+    inputs = bench.inputs("use {keywords}. {text}", ROWS)
+    keywords = bytes(bench.documents.keywords[0, 0]).rstrip(b"\0").decode()
+    said = bench.tokenizer.decode(inputs[0])
+    assert said.startswith("use ") and keywords in said
+    assert inputs.shape == bench.documents.inputs.shape and inputs[0, -1] == 1  # cut, and ended
+    np.testing.assert_array_equal(bench.inputs("{text}", ROWS), bench.documents.inputs)
+    with pytest.raises(ValueError, match="no slot {text}"):
+        bench.inputs("summarize", ROWS)
+    without = dataclasses.replace(bench.documents, keywords=None)
+    with pytest.raises(ValueError, match="the task no keywords"):
+        dataclasses.replace(bench, documents=without).inputs("{keywords} {text}", ROWS)
