@@ -15,7 +15,8 @@ scoring, and what ends in between waits, unranked against the finished, for the 
 
 Source: Huang et al. 2024 (arXiv 2402.06147); the pools, the penalty and the rule when to stop are those
 of T5X's `decoding.beam_search`. One beam, no lookahead and a reward model is the token-level guidance of
-ARGS (Khanov et al. 2024, arXiv 2402.01694), but for the pool: a text that ends does not end the search.
+ARGS (Khanov et al. 2024, arXiv 2402.01694) with length_penalty 0, but for the pool: a text that ends does
+not end the search.
 
 Axes: B inputs, G searches of each input (one at each λ, say), N beams of a search, k candidates of a
 beam, R texts of a search, K = G·N hypotheses of the model, T output length, V vocabulary.
@@ -37,13 +38,13 @@ from dera_jax.rewards.combined import Combined
 from dera_jax.rewards.judge import Judge, score
 from dera_jax.rewards.protocol import Reward, Source, check_limit
 
-EMPTY = -1e7  # log-probability and score where no text is
+EMPTY = -1e7  # log-probability and score where no text is, as in T5X
 _COPY = -1e30  # log-probability of beams 1 to N - 1 at the start, when all hold the same empty text
 
 
 @struct.dataclass
 class Search:
-    """How to search. Only static fields recompile; the others are scalars, or [B, G] arrays.
+    """How to search. Only static fields recompile; weight and penalty are scalars or [B, G] arrays.
 
     Attributes:
         max_length: static; tokens at most, the end token included.
@@ -96,7 +97,9 @@ class NBest:
             are fewer, slots of length 0 follow.
         scores: float32 [B, G, N]; of texts that have not ended without the length penalty, as in T5X.
         parts: the named parts of the reward, each [B, G, N]; empty if it has none.
-        positions: int32 [B, G], tokens each of the model's decoders was fed while the search was on.
+        positions: int32 [B, G], tokens each of the model's decoders was fed while the search was on:
+            N at every step, and the lookaheads. (Those of copies that fill beams at first do not
+            count, as texts that have ended do not.)
         rounds: int32 [B, G], how often its candidates were judged.
         steps: int32, tokens of the longest text looked at.
     """
@@ -303,8 +306,8 @@ def _explore(model, params, search: Search, highest: float | None, beams: _Beams
 
 def _plain_step(model, params, search: Search, beams: _Beams) -> _Beams:
     state, candidates = _expand(model, params, search, beams)
-    beams, ended = _keep(search, beams.replace(state=state), candidates)
-    return beams.replace(waiting=_best(search, _join(beams.waiting, ended)))
+    beams, competing = _keep(search, beams.replace(state=state), candidates)
+    return beams.replace(waiting=_best(search, _join(beams.waiting, competing)))
 
 
 def _expand(model, params, search: Search, beams: _Beams) -> tuple[State, Texts]:
@@ -354,7 +357,8 @@ def _look_ahead(
     longer = candidates.replace(
         tokens=tokens[..., : search.max_length], lengths=lengths, finished=by_search(end.finished)
     )
-    return longer, jnp.sum(lengths - candidates.lengths, axis=-1)
+    spent = (lengths - candidates.lengths) * (candidates.log_probs > EMPTY)
+    return longer, jnp.sum(spent, axis=-1)
 
 
 def _lookahead_streams(search: Search, state: State, shape: tuple, steps: Array) -> Array:
@@ -370,10 +374,11 @@ def _settle(search: Search, this: _Round, rewards: Array) -> _Beams:
     num = this.candidates.lengths.shape[-1]
     rewards = rewards.reshape(*this.candidates.lengths.shape[:2], -1)
     waiting = this.beams.waiting.replace(rewards=rewards[..., num:])
-    beams, ended = _keep(search, this.beams, this.candidates.replace(rewards=rewards[..., :num]))
+    candidates = this.candidates.replace(rewards=rewards[..., :num])
+    beams, competing = _keep(search, this.beams, candidates)
     groups = rewards.shape[:2]
     return beams.replace(
-        finished=_best(search, _join(beams.finished, waiting, ended)),
+        finished=_best(search, _join(beams.finished, waiting, competing)),
         waiting=_empty(groups, search.max_length, _num_waiting(search)),
     )
 
@@ -391,9 +396,15 @@ def _keep(search: Search, beams: _Beams, candidates: Texts) -> tuple[_Beams, Tex
 
 
 def _best(search: Search, texts: Texts) -> Texts:
-    """The N best that have ended; of equal ones the first."""
-    scores = jnp.where(texts.finished, _scores(search, texts), EMPTY)
-    return _take(texts, lax.top_k(scores, search.beams)[1])
+    """The N best that have ended; of equal ones the first. Where there are fewer, any others follow."""
+    scores = jnp.where(_has_ended(texts), _scores(search, texts), -jnp.inf)
+    best = _take(texts, lax.top_k(scores, search.beams)[1])
+    return best.replace(finished=_has_ended(best))
+
+
+def _has_ended(texts: Texts) -> Array:
+    """bool [B, G, R]; not where a slot is empty, nor for the copies a search begins with."""
+    return texts.finished & (texts.log_probs > EMPTY)
 
 
 def _scores(search: Search, texts: Texts) -> Array:
@@ -412,10 +423,11 @@ def _decided(search: Search, highest: float | None, beams: _Beams) -> Array:
     """
     if highest is None:
         return jnp.zeros(beams.positions.shape, bool)
-    worst = jnp.min(jnp.where(beams.finished.finished, _scores(search, beams.finished), EMPTY), -1)
+    worst = jnp.min(_scores(search, beams.finished), axis=-1)
     hope = jnp.max(beams.live.log_probs, axis=-1, keepdims=True)
     hope = (hope / _penalty(search, search.max_length + 1))[..., 0]
-    return worst > hope + search.reward_weight * highest
+    full = jnp.all(beams.finished.finished, axis=-1)
+    return full & (worst > hope + search.reward_weight * highest)
 
 
 def _over(search: Search, highest: float | None, beams: _Beams) -> Array:
@@ -427,7 +439,7 @@ def _result(search: Search, beams: _Beams) -> NBest:
     texts = _where(ended, beams.finished, beams.live)
     weight = jnp.asarray(search.reward_weight)[..., None]
     scores = jnp.where(ended, _scores(search, texts), texts.log_probs + weight * texts.rewards)
-    found = texts.log_probs > EMPTY
+    found = (texts.log_probs > EMPTY) & (texts.finished | ~ended)
     return NBest(
         texts=_where(found, texts, _empty(found.shape[:2], search.max_length, search.beams)),
         scores=jnp.where(found, scores, EMPTY),
@@ -495,12 +507,16 @@ def check_search(search: Search, vocab_size: int, reward: Reward | None) -> None
     check_settings(search, limits)
     if reward is not None:
         check_limit(reward, limit)
-    elif search.lookahead or _is_nonzero(search.reward_weight):
+    weight = search.reward_weight
+    if isinstance(weight, jax.core.Tracer):
+        return
+    if reward is None and (search.lookahead or np.any(weight)):
         raise ValueError(
-            f"Search.reward_weight {search.reward_weight} and lookahead {search.lookahead} are about "
-            "a reward, and none is given: set both to 0, or give one."
+            f"Search.reward_weight {weight} and lookahead {search.lookahead} are about a reward, and "
+            "none is given: set both to 0, or give one."
         )
-
-
-def _is_nonzero(value: float | Array) -> bool:
-    return not isinstance(value, jax.core.Tracer) and bool(np.any(np.asarray(value)))
+    if search.lookahead and not np.any(weight):
+        raise ValueError(
+            f"Search.reward_weight is {weight}, so a lookahead of {search.lookahead} would change "
+            "nothing: set the weight, or the lookahead to 0."
+        )

@@ -133,8 +133,8 @@ def check_lam(lam: Array, rows: tuple[int, int], num_aligned: int) -> Array:
 
 
 def known_lam(model: LanguageModel, lam: Array, rows: tuple[int, int]) -> Array:
-    """`check_lam` of what a caller hands over for a model; a single one ignores it."""
-    if isinstance(model, Realigned):
-        known = lam if isinstance(lam, jax.core.Tracer) else np.asarray(lam)
-        check_lam(known, rows, len(model.aligned))
-    return jnp.asarray(lam, jnp.float32)
+    """`check_lam` of what a caller hands over for a model; 0 for a single one, which has no λ."""
+    if not isinstance(model, Realigned):
+        return jnp.zeros(rows)
+    known = lam if isinstance(lam, jax.core.Tracer) else np.asarray(lam)
+    return check_lam(known, rows, len(model.aligned))

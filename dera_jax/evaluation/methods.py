@@ -8,7 +8,6 @@ Axes: B documents at once, K texts of each, T output length, S input length.
 """
 
 import dataclasses
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,12 +22,12 @@ from dera_jax.checkpoints.vocabulary import Tokenizer
 from dera_jax.decoding.beam_search import NBest, Search, beam_search, beam_search_on_host
 from dera_jax.decoding.best_of_n import winners
 from dera_jax.decoding.realign import Realigned
-from dera_jax.decoding.sampling import Sampling, sample
-from dera_jax.evaluation.pairs import Pair
+from dera_jax.decoding.sampling import Sampling, prefill, sample_from
 from dera_jax.evaluation.sweep import (
     PART,
     RECORDS,
     Documents,
+    about,
     full_batches,
     keyword_texts,
     read_records,
@@ -38,7 +37,8 @@ from dera_jax.rewards.combined import Combined
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.words import WordsInRange, words_within
 
-_ROWS = 64  # texts of a document sampled in one call
+_ROWS = 64  # texts of a document sampled in one call, at most
+_EOS = 1
 _TEXT, _KEYWORDS = "{text}", "{keywords}"
 
 
@@ -47,7 +47,8 @@ class Bench:
     """What the methods of a comparison share.
 
     Attributes:
-        pair: a reference and one aligned model.
+        models: a reference, and an aligned model if there is one.
+        params: of each.
         tokenizer: of their vocabulary.
         documents: to answer.
         judge: the reward that guides.
@@ -57,7 +58,8 @@ class Bench:
         seed: of all draws.
     """
 
-    pair: Pair
+    models: tuple[LanguageModel, ...]
+    params: tuple[PyTree, ...]
     tokenizer: Tokenizer
     documents: Documents
     judge: Judge
@@ -67,34 +69,55 @@ class Bench:
     seed: int
 
     def at(self, lam: float) -> tuple[LanguageModel, PyTree]:
-        """The model at λ, and its parameters."""
-        model, params = self.pair.model, self.pair.params
-        if lam in (0.0, 1.0):
-            return model.models[int(lam)], params[int(lam)]
-        return model, params
-
-    def inputs(self, prompt: str, rows: np.ndarray) -> np.ndarray:
-        """int32 [B, S]: the documents `rows` in a prompt with the slots {text} and {keywords}.
+        """The model at λ, and its parameters.
 
         Raises:
-            ValueError: no slot for the text, or for keywords that the task does not have.
+            ValueError: λ is not 0, and there is no aligned model.
         """
-        documents = self.documents
-        if prompt == _TEXT:
-            return documents.inputs[rows]
-        if _TEXT not in prompt:
-            raise ValueError(f"the prompt {prompt!r} has no slot {_TEXT} for the document")
-        if _KEYWORDS in prompt and documents.keywords is None:
-            raise ValueError(f"the prompt {prompt!r} has a slot {_KEYWORDS}, the task no keywords")
-        return np.stack([self._prompted(prompt, row) for row in rows])
+        if lam and len(self.models) == 1:
+            raise ValueError(f"λ = {lam:g} needs an aligned model, and none is given")
+        if lam in (0.0, 1.0):
+            return self.models[int(lam)], self.params[int(lam)]
+        return Realigned(self.models[0], self.models[1:]), self.params
 
-    def _prompted(self, prompt: str, row: int) -> np.ndarray:
-        documents, eos = self.documents, 1
+    def inputs(self, prompt: str, rows: np.ndarray) -> np.ndarray:
+        """int32 [B, S']: the documents `rows` in a prompt with the slots {text} and {keywords}.
+
+        A prompt makes inputs longer; documents are cut where they are cut without it.
+
+        Raises:
+            ValueError: as `check_prompt`.
+        """
+        if prompt == _TEXT:
+            return self.documents.inputs[rows]
+        check_prompt(prompt, self.documents.keywords is not None)
+        added = [self._added(prompt, row) for row in range(len(self.documents.texts))]
+        size = self.documents.inputs.shape[1] + max(len(x) + len(y) for x, y in added)
+        return np.stack([_insert(self.documents.inputs[row], *added[row], size) for row in rows])
+
+    def _added(self, prompt: str, row: int) -> tuple[list[int], list[int]]:
+        """Token ids of the prompt before and after a document."""
         if _KEYWORDS in prompt:
-            prompt = prompt.replace(_KEYWORDS, ", ".join(keyword_texts(documents.keywords[row])))
-        size = documents.inputs.shape[1]
-        ids = self.tokenizer.encode(prompt.replace(_TEXT, documents.texts[row]))[: size - 1] + [eos]
-        return np.pad(np.array(ids, np.int32), (0, size - len(ids)))
+            words = ", ".join(keyword_texts(self.documents.keywords[row]))
+            prompt = prompt.replace(_KEYWORDS, words)
+        before, _, after = prompt.partition(_TEXT)
+        return self.tokenizer.encode(before), self.tokenizer.encode(after)
+
+
+def _insert(ids: np.ndarray, before: list[int], after: list[int], size: int) -> np.ndarray:
+    """int32 [size]: what ids [S] hold, between the two; the end token, if any, comes last."""
+    ids = ids[ids > 0].tolist()
+    end = [ids.pop()] if ids[-1] == _EOS else []
+    ids = before + ids + after + end
+    return np.pad(np.array(ids, np.int32), (0, size - len(ids)))
+
+
+def check_prompt(prompt: str, has_keywords: bool) -> None:
+    """Raises ValueError: no slot for the text, or one for keywords that the task does not have."""
+    if _TEXT not in prompt:
+        raise ValueError(f"the prompt {prompt!r} has no slot {_TEXT} for the document")
+    if _KEYWORDS in prompt and not has_keywords:
+        raise ValueError(f"the prompt {prompt!r} has a slot {_KEYWORDS}, the task no keywords")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +159,9 @@ class Sampled:
         best: whether only the best of the n counts.
         greedy: the most likely text instead; n must be 1.
         prompt: see `Bench.inputs`.
+
+    Raises:
+        ValueError: n is not positive, or not 1 for greedy texts.
     """
 
     name: str
@@ -145,30 +171,52 @@ class Sampled:
     greedy: bool = False
     prompt: str = _TEXT
 
+    def __post_init__(self):
+        if self.n < 1 or (self.greedy and self.n > 1):
+            raise ValueError(
+                f"Sampled.n must be at least 1, and 1 for greedy texts; found {self.n}"
+            )
+
     def answer(self, bench: Bench, rows: np.ndarray) -> Answers:
         """See `Method`."""
         model, params = bench.at(self.lam)
         inputs = bench.inputs(self.prompt, rows)
-        sampling = Sampling(bench.max_length, greedy=self.greedy)
-        drawn = []
-        for first in range(0, self.n, _ROWS):
-            numbers = np.arange(first, min(first + _ROWS, self.n))
-            stream = streams(bench.seed, bench.documents.example_id[rows], numbers)
-            lam = np.full(stream.shape, self.lam, np.float32)
-            out = sample(model, params, inputs, lam, stream, sampling)
-            drawn.append(jax.tree.map(np.asarray, (out.tokens, out.lengths, out.finished)))
-        tokens, lengths, finished = (np.concatenate(x, axis=1) for x in zip(*drawn, strict=True))
-        read = np.sum(inputs > 0, axis=1, keepdims=True)
+        texts = self._sample(bench, rows, model, params, inputs)
+        read, nothing = np.sum(inputs > 0, axis=1, keepdims=True), [{}] * len(rows)
         if not self.best:
-            cost = _num_models(model) * (read + lengths)
-            return Answers(tokens, lengths, finished, cost, [{}] * len(rows))
-        rewards, _ = _judged(bench.judge, bench.documents, rows, tokens, lengths, finished)
+            return Answers(*texts, num_models(model) * (read + texts[1]), nothing)
+        rewards, judging = self._judge(bench, rows, texts)
+        cost = num_models(model) * (read + np.sum(texts[1], axis=1, keepdims=True)) + judging
         index = np.asarray(winners(rewards, self.n))
-        pick = lambda x: np.take_along_axis(x, index, axis=1)
-        cost = _num_models(model) * (read + np.sum(lengths, axis=1, keepdims=True))
-        cost = cost + _judging(bench, rows, texts=self.n)[:, None]
-        tokens = np.take_along_axis(tokens, index[..., None], axis=1)
-        return Answers(tokens, pick(lengths), pick(finished), cost, [{}] * len(rows))
+        best = (np.take_along_axis(x, index.reshape(-1, 1, *[1] * (x.ndim - 2)), 1) for x in texts)
+        return Answers(*best, cost, nothing)
+
+    def _sample(self, bench: Bench, rows: np.ndarray, model, params, inputs) -> list[np.ndarray]:
+        """Tokens [B, n, T], lengths and finished [B, n], a piece at a time; the encoder works once."""
+        sampling = Sampling(bench.max_length, greedy=self.greedy)
+        calls = -(-self.n // _ROWS)
+        numbers = np.arange(calls * -(-self.n // calls)).reshape(calls, -1)
+        ids = bench.documents.example_id[rows]
+        lam = np.full((len(rows), numbers.shape[1]), self.lam, np.float32)
+        first = streams(bench.seed, ids, numbers[0])
+        prefilled = prefill(model, params, inputs, lam, first, sampling)
+        pieces = []
+        for some in numbers:
+            stream = streams(bench.seed, ids, some)
+            out = sample_from(model, params, prefilled, lam, stream, sampling)
+            pieces.append(jax.tree.map(np.asarray, (out.tokens, out.lengths, out.finished)))
+        return [np.concatenate(x, axis=1)[:, : self.n] for x in zip(*pieces, strict=True)]
+
+    def _judge(
+        self, bench: Bench, rows: np.ndarray, texts: Sequence[np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rewards [B, n], and the positions [B, 1] that judging took, a piece at a time."""
+        rewards, positions = [], 0
+        for start in range(0, self.n, _ROWS):
+            piece = [x[:, start : start + _ROWS] for x in texts]
+            rewards.append(_judged(bench.judge, bench.documents, rows, *piece)[0])
+            positions = positions + _judging(bench, rows, texts=piece[1].shape[1])
+        return np.concatenate(rewards, axis=1), positions[:, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,35 +243,33 @@ class Searched:
         inputs = bench.inputs(self.prompt, rows)
         stream = streams(bench.seed, bench.documents.example_id[rows], [0])
         lam = np.full(stream.shape, self.lam, np.float32)
-        found = self._search(bench, rows)(model, params, inputs, lam, stream, self.search)
+        found = self._search(bench, rows, model, params, inputs, lam, stream, self.search)
         found = jax.tree.map(lambda x: np.asarray(x)[:, 0] if np.ndim(x) else np.asarray(x), found)
         read = np.sum(inputs > 0, axis=1)
-        cost = _num_models(model) * (read + found.positions)
+        cost = num_models(model) * (read + found.positions)
         if self.guided:
             cost = cost + found.rounds * _judging(bench, rows, texts=self._texts_per_round())
         best = jax.tree.map(lambda x: x[:, :1], found.texts)
         details = [{"n_best": _n_best(found, b, bench.tokenizer)} for b in range(len(rows))]
         return Answers(best.tokens, best.lengths, best.finished, cost[:, None], details)
 
-    def _search(self, bench: Bench, rows: np.ndarray):
+    def _search(self, bench: Bench, rows: np.ndarray, *arguments) -> NBest:
+        judge = bench.judge
         if not self.guided:
-            return beam_search
-        judge, source = bench.judge, bench.documents.source(rows)
-        if judge.reward.on_host:
-            texts = [bench.documents.texts[row] for row in rows]
-            return functools.partial(
-                beam_search_on_host, judge=judge, source=source, documents=texts
-            )
-        return functools.partial(
-            beam_search, reward=judge.reward, reward_params=judge.params, source=source
-        )
+            return beam_search(*arguments)
+        source = bench.documents.source(rows)
+        if not judge.reward.on_host:
+            return beam_search(*arguments, judge.reward, judge.params, source)
+        texts = [bench.documents.texts[row] for row in rows]
+        return beam_search_on_host(*arguments, judge, source, texts)
 
     def _texts_per_round(self) -> int:
         search = self.search
         return search.beams * (search.top_k + (search.period > 1))
 
 
-def _num_models(model: LanguageModel) -> int:
+def num_models(model: LanguageModel) -> int:
+    """What is fed where the model is fed."""
     return len(model.models) if isinstance(model, Realigned) else 1
 
 
@@ -257,11 +303,19 @@ def _n_best(found: NBest, b: int, tokenizer: Tokenizer) -> list[dict]:
 def run(method: Method, bench: Bench, folder: Path) -> list[dict]:
     """Answers all documents into `folder`/records.jsonl, after those that are there already.
 
+    Args:
+        folder: of this method with these settings alone.
+
     Returns:
         One record per document, as of `sweep.decode`, with the method's answers as its samples.
+
+    Raises:
+        ValueError: the records there are about other documents.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    records = read_records(folder / RECORDS)
+    records, ids = read_records(folder / RECORDS), bench.documents.example_id
+    if [record["example_id"] for record in records] != ids[: len(records)].tolist():
+        raise ValueError(f"{folder / RECORDS} is about other documents; choose another folder")
     batches = full_batches(len(records), len(bench.documents.texts), bench.batch_size)
     with open(folder / RECORDS, "a", encoding="utf-8") as out:
         for rows in tqdm(batches, desc=method.name, unit="batch", disable=not batches):
@@ -282,14 +336,6 @@ def _records(bench: Bench, rows: np.ndarray, answers: Answers) -> list[dict]:
 
 
 def _record(bench: Bench, row: int, b: int, answers: Answers, measures: Mapping) -> dict:
-    documents = bench.documents
-    record = {
-        "example_id": int(documents.example_id[row]),
-        "document": documents.texts[row],
-        "summary": documents.summaries[row],
-    }
-    if documents.keywords is not None:
-        record["keywords"] = keyword_texts(documents.keywords[row])
     samples = []
     for a, (length, finished) in enumerate(
         zip(answers.lengths[b], answers.finished[b], strict=True)
@@ -306,7 +352,7 @@ def _record(bench: Bench, row: int, b: int, answers: Answers, measures: Mapping)
             }
         )
         samples[-1] |= _within(bench.measured.reward, samples[-1])
-    return record | {"samples": samples} | dict(answers.details[b])
+    return {**about(bench.documents, row), "samples": samples, **answers.details[b]}
 
 
 def _within(reward: Combined, sample: Mapping) -> dict[str, bool]:

@@ -159,22 +159,20 @@ def _decode_batch(sample_batch, documents, sweep, to_text, judge, rows) -> list[
             }
             for k in range(len(numbers))
         ]
-        records.append(
-            {
-                "example_id": int(documents.example_id[row]),
-                "document": documents.texts[row],
-                "summary": documents.summaries[row],
-                **_keywords(documents, row),
-                "samples": samples,
-            }
-        )
+        records.append({**about(documents, row), "samples": samples})
     return records
 
 
-def _keywords(documents: Documents, row: int) -> dict[str, list[str]]:
+def about(documents: Documents, row: int) -> dict[str, object]:
+    """What a record says of its document."""
+    record = {
+        "example_id": int(documents.example_id[row]),
+        "document": documents.texts[row],
+        "summary": documents.summaries[row],
+    }
     if documents.keywords is None:
-        return {}
-    return {"keywords": keyword_texts(documents.keywords[row])}
+        return record
+    return record | {"keywords": keyword_texts(documents.keywords[row])}
 
 
 def keyword_texts(rows: np.ndarray) -> list[str]:

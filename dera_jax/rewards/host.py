@@ -17,7 +17,8 @@ class HostReward(Reward):
     """fn(documents, texts) -> one float for each text.
 
     `documents` and `texts` are equally long lists: a document stands there once for each of its
-    texts. It is the task's whole text, the instruction included and nothing cut off.
+    texts. It is the task's whole text, the instruction included and nothing cut off. A text may be
+    empty.
     """
 
     fn: Callable[[Sequence[str], Sequence[str]], Sequence[float]]

@@ -10,6 +10,7 @@ import pytest
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.beam_search import Search
+from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation.methods import Bench, Sampled, Searched, run
 from dera_jax.evaluation.pairs import load_pair
@@ -40,7 +41,8 @@ def bench(tmp_path_factory) -> Bench:
     judge = lambda reward: Judge(reward, reward.load(RunResources(pair.vocabulary)), text.decode)
     limit = Part("words", WordsInRange(high=3), 0.0)
     return Bench(
-        pair=pair,
+        models=pair.model.models,
+        params=pair.params,
         tokenizer=text,
         documents=small.DOCUMENTS.read(),
         judge=judge(Faithfulness()),
@@ -64,8 +66,8 @@ def test_a_sample_costs_its_input_and_its_tokens_for_each_model(bench, lam, mode
     # The model at λ = 0 or 1 alone gives what the pair gives there.
     lams = np.full((4, 3), lam)
     stream = streams(0, bench.documents.example_id, np.arange(3))
-    pair, inputs = bench.pair, bench.documents.inputs
-    out = sample(pair.model, pair.params, inputs, lams, stream, Sampling(LENGTH))
+    pair = Realigned(bench.models[0], bench.models[1:])
+    out = sample(pair, bench.params, bench.documents.inputs, lams, stream, Sampling(LENGTH))
     np.testing.assert_array_equal(answers.tokens, out.tokens)
 
 
@@ -108,8 +110,9 @@ def test_what_a_reward_model_reads_is_counted(bench):
 
 def test_a_search_costs_its_beams_and_its_lookahead(bench):
     endless = dataclasses.replace(SEARCH, eos_id=-1)
-    # 2 beams at 8 steps; 6 candidates look 2 tokens ahead, at the last but one step 1, at the last none.
-    expected = 2 * LENGTH + 6 * (2 * (LENGTH - 2) + 1)
+    # 2 beams at 8 steps; 6 candidates look 2 tokens ahead, at the last but one step 1, at the last
+    # none. At the first step there is one text to go on from, and 3 candidates.
+    expected = 2 * LENGTH + 3 * 2 + 6 * (2 * (LENGTH - 3) + 1)
     for lam, models in ((0.0, 1), (0.5, 2)):
         answers = Searched("DeAL", endless, lam=lam).answer(bench, ROWS)
         np.testing.assert_array_equal(answers.positions[:, 0], models * (read(bench) + expected))
@@ -154,15 +157,30 @@ def test_a_stopped_run_goes_on_and_ends_the_same(bench, tmp_path):
     assert [json.loads(x) for x in lines] == whole
 
 
-def test_a_prompt_stands_before_the_document(bench):
-    inputs = bench.inputs("use {keywords}. {text}", ROWS)
+def test_a_prompt_stands_before_the_document_and_cuts_nothing(bench):
+    inputs, plain = bench.inputs("use {keywords}. {text}", ROWS), bench.documents.inputs
     keywords = bytes(bench.documents.keywords[0, 0]).rstrip(b"\0").decode()
     said = bench.tokenizer.decode(inputs[0])
     assert said.startswith("use ") and keywords in said
-    assert inputs.shape == bench.documents.inputs.shape and inputs[0, -1] == 1  # cut, and ended
-    np.testing.assert_array_equal(bench.inputs("{text}", ROWS), bench.documents.inputs)
+    for with_prompt, without in zip(inputs, plain, strict=True):
+        with_prompt, without = with_prompt[with_prompt > 0], without[without > 0]
+        np.testing.assert_array_equal(with_prompt[-len(without) :], without)  # and ends as it did
+    after = bench.inputs("{text} In short:", ROWS)[0]
+    assert after[after > 0][-1] == 1 and "In short:" in bench.tokenizer.decode(after)
+    np.testing.assert_array_equal(bench.inputs("{text}", ROWS), plain)
     with pytest.raises(ValueError, match="no slot {text}"):
         bench.inputs("summarize", ROWS)
     without = dataclasses.replace(bench.documents, keywords=None)
     with pytest.raises(ValueError, match="the task no keywords"):
         dataclasses.replace(bench, documents=without).inputs("{keywords} {text}", ROWS)
+
+
+def test_what_cannot_be_meant_is_refused(bench, tmp_path):
+    alone = dataclasses.replace(bench, models=bench.models[:1], params=bench.params[:1])
+    with pytest.raises(ValueError, match="λ = 0.5 needs an aligned model"):
+        Sampled("DeRa", lam=0.5).answer(alone, ROWS)
+    with pytest.raises(ValueError, match="at least 1, and 1 for greedy"):
+        Sampled("greedy", n=2, greedy=True)
+    (tmp_path / RECORDS).write_text('{"example_id": -1}\n')
+    with pytest.raises(ValueError, match="about other documents"):
+        run(Sampled("sampling"), bench, tmp_path)

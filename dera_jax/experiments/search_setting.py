@@ -1,0 +1,210 @@
+"""What experiments on reward-guided search have in common: models, documents, budgets."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dera_jax import data
+from dera_jax.checkpoints.model_folder import Loaded, load_model
+from dera_jax.checkpoints.resources import RunResources, ShapesOnly
+from dera_jax.checkpoints.vocabulary import check_same, tokenizer
+from dera_jax.decoding.beam_search import Search, beam_search
+from dera_jax.decoding.realign import Realigned
+from dera_jax.evaluation.jobs import Split
+from dera_jax.evaluation.method_tables import GUIDE
+from dera_jax.evaluation.methods import Bench
+from dera_jax.experiments.stages import Reference, Stage
+from dera_jax.models.language_model import streams
+from dera_jax.rewards.combined import Combined, Part
+from dera_jax.rewards.judge import Judge
+from dera_jax.rewards.protocol import Reward, check_limit
+from dera_jax.rewards.words import KeywordCoverage, check_fit
+from dera_jax.training.alignment import MODEL, Alignment
+from dera_jax.training.dry_run import Need, need, shapes, source_shapes
+from dera_jax.training.ppo import Objective
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Models and documents.
+
+    Attributes:
+        reference: the model to guide.
+        documents: held-out documents.
+        max_length: tokens of a text at most.
+        batch_size: documents at once.
+        seed: of PPO and of all draws.
+        aligned: folder of a model aligned to it.
+        align: makes one, aligned to the reward: a PPO run of a loaded reference, `objective` and
+            `seed`. Without either only λ = 0 can be asked for.
+        beta: β of PPO.
+        also: rewards that are only measured, on every answer.
+
+    Raises:
+        ValueError: an aligned model, and a run that makes one.
+    """
+
+    reference: Reference
+    documents: Split
+    max_length: int
+    batch_size: int
+    seed: int
+    aligned: str | None = None
+    align: Callable[..., Alignment] | None = None
+    beta: float | None = None
+    also: tuple[Part, ...] = ()
+
+    def __post_init__(self):
+        if self.aligned is not None and self.align is not None:
+            raise ValueError(
+                f"Setting: the aligned model is in {self.aligned!r} or made by `align`, not both; "
+                "set one of them to None"
+            )
+
+    def stages(self, folder: Path, reward: Reward) -> list[Stage]:
+        """What is trained before anything is decoded."""
+        if self.align is None:
+            return self.reference.stages(folder)
+        align = lambda where: self._align(folder, reward).run(where)
+        return [*self.reference.stages(folder), Stage("PPO", folder / "ppo", align)]
+
+    def _align(self, folder: Path, reward: Reward) -> Alignment:
+        # By position: see experiments.reward_study.
+        reference: Loaded = load_model(self.reference.path(folder))
+        objective = Objective(reward, self.max_length, self.beta)
+        return self.align(reference, objective=objective, seed=self.seed)
+
+    def bench(self, folder: Path, reward: Reward) -> Bench:
+        """Models and documents, read.
+
+        Raises:
+            FileNotFoundError, ValueError: what cannot be read, or does not fit.
+        """
+        check_limit(reward, self.max_length)
+        task = self.documents.task
+        theirs = data.vocabulary_of(task)
+        loaded = [load_model(path) for path in self._paths(folder)]
+        for model in loaded:
+            check_same(model.vocabulary, theirs, "the models", f"task {task!r}")
+        documents, text = self.documents.read(), tokenizer(theirs)
+        if documents.keywords is not None and _is_about_keywords(reward):
+            check_fit(documents.keywords, text.encode, self.max_length)
+        resources = RunResources(theirs)
+        params = reward.load(resources)
+        also = [part.reward.load(resources) for part in self.also]
+        bench = Bench(
+            models=tuple(x.model for x in loaded),
+            params=tuple(x.params for x in loaded),
+            tokenizer=text,
+            documents=documents,
+            judge=Judge(reward, params, text.decode),
+            measured=Judge(
+                Combined((Part(GUIDE, reward), *self.also)), (params, *also), text.decode
+            ),
+            max_length=self.max_length,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+        return guided_by(bench, reward)
+
+    def _paths(self, folder: Path) -> list[Path]:
+        aligned = folder / "ppo" / MODEL if self.align else self.aligned
+        return [self.reference.path(folder)] + ([Path(aligned)] if aligned else [])
+
+    def needs(self, reward: Reward, search: Search) -> list[Need]:
+        """What the stages' compiled steps take; a search through Python is left out."""
+        model = self.reference.model()
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        found = self.reference.needs()
+        if self.align:
+            like = Loaded(model, params, vocabulary=None, card={})
+            objective = Objective(reward, self.max_length, self.beta)
+            found += self.align(like, objective=objective, seed=self.seed).needs()
+        if reward.on_host:
+            return found
+        return [*found, self._search_need(model, params, reward, search)]
+
+    def _search_need(self, model, params, reward: Reward, search: Search) -> Need:
+        batch, size = self.batch_size, self.documents.inputs
+        inputs = jax.ShapeDtypeStruct((batch, size), jnp.int32)
+        stream = jax.eval_shape(lambda: streams(0, jnp.arange(batch), [0]))
+        lam = jax.ShapeDtypeStruct(stream.shape, jnp.float32)
+        networks = {"reference": params}
+        if len(self._paths(Path())) > 1:
+            networks["aligned"] = params
+            model, params = Realigned(model, (model,)), (params, params)
+        judging = shapes(reward.load(ShapesOnly(model.vocab_size)))
+        call = jax.jit(
+            lambda params, inputs, lam, stream, judging, source: beam_search(
+                model, params, inputs, lam, stream, search, reward, judging, source
+            )
+        )
+        ahead = search.top_k * search.lookahead / search.period
+        tokens = round(batch * search.beams * self.max_length * (1 + ahead))
+        arguments = params, inputs, lam, stream, judging, source_shapes(batch, size, size)
+        return need("search, a batch", networks | {"reward": judging}, tokens, call, *arguments)
+
+
+def guided_by(bench: Bench, reward: Reward) -> Bench:
+    """The bench with another reward of the same parameters: a sum with other weights.
+
+    Measured are the reward, its parts by themselves, and what the bench measured beside them.
+    """
+    guide, *others = bench.measured.reward.terms
+    params, *their_params = bench.measured.params
+    parts = reward.terms if isinstance(reward, Combined) else ()
+    own = {part.name for part in parts}
+    also = [(x, p) for x, p in zip(others, their_params, strict=True) if x.name not in own]
+    terms = [dataclasses.replace(x, weight=0.0) for x in (*parts, *(x for x, _ in also))]
+    loaded = (params, *(params if parts else ()), *(p for _, p in also))
+    measured = Combined((dataclasses.replace(guide, reward=reward), *terms))
+    return dataclasses.replace(
+        bench,
+        judge=dataclasses.replace(bench.judge, reward=reward),
+        measured=dataclasses.replace(bench.measured, reward=measured, params=loaded),
+    )
+
+
+def _is_about_keywords(reward: Reward) -> bool:
+    terms = [x.reward for x in reward.terms] if isinstance(reward, Combined) else [reward]
+    return any(isinstance(x, KeywordCoverage) for x in terms)
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """Positions per document to spend, and what they buy.
+
+    Attributes:
+        positions: in all.
+        read: tokens of an input, the mean.
+        judged_once, judged_each: what a round of judging takes, and every text of it.
+    """
+
+    positions: float
+    read: float
+    judged_once: float
+    judged_each: float
+
+    @classmethod
+    def of(cls, bench: Bench, spender: Mapping) -> "Budget":
+        """What the method of this row spends."""
+        read = float(np.mean(np.sum(bench.documents.inputs > 0, axis=1)))
+        judging = lambda rows: bench.judge.reward.positions(round(read), rows, bench.max_length)
+        each = judging(2) - judging(1)  # a network may read the document once for all texts
+        return cls(spender["positions"], read, judging(1) - each, each)
+
+    def texts(self, row: Mapping, num_models: int) -> int:
+        """So many texts can be sampled from so many models and judged; `row`: sampling, unjudged."""
+        read = num_models * self.read
+        text = row["positions"] - read + self.judged_each
+        return max(1, round((self.positions - read - self.judged_once) / text))
+
+    def beams(self, row: Mapping, num_beams: int) -> int:
+        """So many beams of one model, in proportion to the row of a search with `num_beams`."""
+        return max(
+            1, round(num_beams * (self.positions - self.read) / (row["positions"] - self.read))
+        )
