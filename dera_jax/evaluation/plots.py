@@ -286,6 +286,7 @@ def plot_methods(rows: Sequence[dict], key: str, title: str, path: Path) -> None
     axes[1].set_xlabel(TITLES["rougeL"])
     axes[2].set_xlabel("model token-positions per answer")
     axes[2].set_xscale("log")
+    axes[2].xaxis.set_minor_formatter("")  # where a decade is wide, its labels would overlap
     axes[0].set_yticks(places, [row["method"] for row in rows])
     axes[0].invert_yaxis()
     figure.suptitle(f"{title}: {rows[0]['documents']} held-out documents (95 % intervals)")
