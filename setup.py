@@ -35,6 +35,7 @@ EXTRAS = {
         "ipykernel>=6.29",
         "nbclient>=0.10",
         "pytest>=8.0",
+        "pytest-xdist>=3.6",
         "ruff>=0.12",
         "selenium>=4.20",
     ],

@@ -6,10 +6,14 @@ import tempfile
 
 
 def pytest_configure(config):
+    config.compiled = None
+    if hasattr(config, "workerinput"):  # started by pytest -n: has the first process's environment
+        return
     config.compiled = tempfile.mkdtemp(prefix="compiled")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compiled  # jax reads it when it is imported
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 
 def pytest_unconfigure(config):
-    shutil.rmtree(config.compiled, ignore_errors=True)
+    if config.compiled:
+        shutil.rmtree(config.compiled, ignore_errors=True)

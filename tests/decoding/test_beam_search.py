@@ -39,6 +39,7 @@ from tests.decoding import worlds
 
 EOS = worlds.EOS
 V, T, B, G = 4, 7, 12, 4
+HIGHEST = -0.5  # reward of tables; all are negative, so that empty slots could seem better
 DROWNING = 1e20  # a reward weight beside which no log-probability is seen: equal rewards are ties
 
 
@@ -62,7 +63,7 @@ class PrefixReward(Reward):
 
 
 class Tables:
-    """Random tables of a model, and rewards of -½, 0 or ½ of all texts, for each of `num` inputs.
+    """Random tables of a model, and rewards of -1/2, -1 or -3/2 of all texts, for `num` inputs.
 
     In the last three the end token is rare, so that some searches find no text that ends.
     """
@@ -74,7 +75,8 @@ class Tables:
         self.source = Source(self.inputs)
         texts = sum(vocab_size**t for t in range(horizon + 1))
         rng = np.random.default_rng(seed)
-        self.rewards = (rng.integers(-1, 2, (num, 2, texts)) / 2).astype(np.float32)
+        rewards = HIGHEST - rng.integers(0, 3, (num, 2, texts)) / 2
+        self.rewards = rewards.astype(np.float32)
 
     def search(self, settings: Search, reward: Reward | None = None, **other):
         """`beam_search` of all inputs, G ways; `other` arguments instead of this world's."""
@@ -278,12 +280,12 @@ def test_exhaustive_beams_find_every_text(lookahead, realigned):
 
 # beams, top_k, lookahead, period, bound of the reward
 SHAPES = [
-    (1, 4, 2, 1, 0.5),
-    (2, 3, 0, 3, 0.5),
+    (1, 4, 2, 1, HIGHEST),
+    (2, 3, 0, 3, HIGHEST),
     (3, 2, 2, 3, None),
-    (3, 4, 1, 1, 0.5),
+    (3, 4, 1, 1, HIGHEST),
     (4, 2, 0, 1, None),
-    (4, 3, 1, 2, 0.5),
+    (4, 3, 1, 2, HIGHEST),
 ]
 
 
@@ -554,7 +556,7 @@ def test_calls_are_pure_and_rows_and_groups_do_not_see_each_other():
 
 def test_a_search_that_is_decided_waits_for_the_others_unchanged():
     """Inputs that are done soon, with each other and beside three that go on to the end."""
-    world, (settings, reward) = tables(), random_settings((4, 3, 1, 2, 0.5))
+    world, (settings, reward) = tables(), random_settings((4, 3, 1, 2, HIGHEST))
     order = np.array([*range(B - 3), 0, 1, 2])
     settings = settings.replace(reward_weight=np.full((B, G), 0.5, np.float32))
     table = world.table.at[:-3, :, EOS].add(6.0)
@@ -568,7 +570,7 @@ def test_a_search_that_is_decided_waits_for_the_others_unchanged():
 
 
 def test_stopping_early_changes_nothing_but_the_work():
-    world, (settings, reward) = tables(), random_settings((1, 4, 2, 1, 0.5))
+    world, (settings, reward) = tables(), random_settings((1, 4, 2, 1, HIGHEST))
     early = world.search(settings, reward)
     never = world.search(settings, dataclasses.replace(reward, bound=None))
     same(early.replace(positions=never.positions, rounds=never.rounds), never)
@@ -591,11 +593,11 @@ def test_every_group_has_its_own_weight_and_penalty():
     settings = Search(T, 2, 3, period=3)
     together = world.search(
         settings.replace(reward_weight=groups(weights), length_penalty=groups(penalties)),
-        PrefixReward(bound=0.5),
+        PrefixReward(bound=HIGHEST),
     )
     for g, (weight, penalty) in enumerate(zip(weights, penalties, strict=True)):
         alone = settings.replace(reward_weight=weight, length_penalty=penalty)
-        found = world.search(alone, PrefixReward(bound=0.5))
+        found = world.search(alone, PrefixReward(bound=HIGHEST))
         same(some(found, range(B), [g]), some(together, range(B), [g]), atol=1e-6)
 
 
@@ -634,7 +636,7 @@ class Watched:
 class Bounded(HostReward):
     @property
     def highest(self):
-        return 0.5
+        return HIGHEST
 
 
 def search_on_host(reward, reward_params, settings, **other):
@@ -651,7 +653,7 @@ def search_on_host(reward, reward_params, settings, **other):
     return jax.device_get(beam_search_on_host(world.model, search=settings, **given))
 
 
-HOST_SHAPE = (4, 3, 1, 2, 0.5)
+HOST_SHAPE = (4, 3, 1, 2, HIGHEST)
 IN_A_ROUND = B * G * (4 * 3 + 4)  # candidates, and places for texts that ended in between
 
 
@@ -684,7 +686,7 @@ def test_a_sum_of_compiled_and_python_rewards_reports_its_parts():
     world, (settings, _) = tables(), random_settings(HOST_SHAPE)
     second = world.rewards[:, :, ::-1].copy()
     watched = Watched(second)
-    compiled, on_host = PrefixReward(bound=0.5), Bounded(watched)
+    compiled, on_host = PrefixReward(bound=HIGHEST), Bounded(watched)
     parts = lambda reward: (Part("first", compiled, 0.25), Part("second", reward, 0.75))
     found = search_on_host(Combined(parts(on_host)), (world.rewards, None), settings)
     assert [len(texts) for texts in watched.calls] == [IN_A_ROUND] * 4 + [B * G * 4]  # their parts
