@@ -1,4 +1,4 @@
-"""Keeps compiled programs for the session: many tests, and the processes they start, need the same."""
+"""Keeps compiled programs for the session: many tests, and their processes, need the same."""
 
 import os
 import shutil

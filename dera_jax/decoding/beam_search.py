@@ -1,9 +1,9 @@
 """DeAL: beam search guided by a reward that may look ahead.
 
-From every live hypothesis the k most likely next tokens are candidates. A candidate y_1..t of input x
-is worth
+From every live hypothesis the k most likely next tokens are candidates. A candidate y_1..t of an
+input x is worth
 
-    score = log P(y_1..t | x) / ((5 + t) / 6)^length_penalty  +  reward_weight · r(x, y_1..t ⊕ lookahead)
+    score = log P(y_1..t | x) / ((5 + t)/6)^length_penalty + reward_weight·r(x, y_1..t ⊕ lookahead)
 
 where the lookahead is a continuation that the model itself writes, and that is then thrown away:
 neither its tokens nor its probability stay. The 2N best candidates of N beams compete under T5X's
@@ -13,13 +13,13 @@ T5X's beam search, token for token.
 With a period m only every m-th step scores. A hypothesis in between keeps the reward of its last
 scoring, and what ends in between waits, unranked against the finished, for the next one.
 
-Source: Huang et al. 2024 (arXiv 2402.06147); the pools, the penalty and the rule when to stop are those
-of T5X's `decoding.beam_search`. One beam, no lookahead and a reward model is the token-level guidance of
-ARGS (Khanov et al. 2024, arXiv 2402.01694) with length_penalty 0, but for the pool: a text that ends does
-not end the search.
+Source: Huang et al. 2024 (arXiv 2402.06147); the pools, the penalty and the rule when to stop are
+those of T5X's `decoding.beam_search`. One beam, no lookahead, length_penalty 0 and a reward model
+are the token-level guidance of ARGS (Khanov et al. 2024, arXiv 2402.01694), but for the pool: a
+text that ends does not end the search.
 
-Axes: B inputs, G searches of each input (one at each λ, say), N beams of a search, k candidates of a
-beam, R texts of a search, K = G·N hypotheses of the model, T output length, V vocabulary.
+Axes: B inputs, G searches of each input (one at each λ, say), N beams of a search, k candidates of
+a beam, R texts of a search, K = G·N hypotheses of the model, T output length, V vocabulary.
 """
 
 import functools
@@ -95,11 +95,12 @@ class NBest:
     Attributes:
         texts: N of each search: those that ended, or if none did, those still alive. Where there
             are fewer, slots of length 0 follow.
-        scores: float32 [B, G, N]; of texts that have not ended without the length penalty, as in T5X.
+        scores: float32 [B, G, N]; without the length penalty for texts that have not ended, as in
+            T5X.
         parts: the named parts of the reward, each [B, G, N]; empty if it has none.
-        positions: int32 [B, G], tokens each of the model's decoders was fed while the search was on:
-            N at every step, and the lookaheads. (Those of copies that fill beams at first do not
-            count, as texts that have ended do not.)
+        positions: int32 [B, G], tokens each of the model's decoders was fed while the search was
+            on: N at every step, and the lookaheads. (Those of copies that fill beams at first do
+            not count, as texts that have ended do not.)
         rounds: int32 [B, G], how often its candidates were judged.
         steps: int32, tokens of the longest text looked at.
     """
@@ -137,8 +138,8 @@ class _Beams:
 class _Round:
     """What waits for its rewards: candidates of N·k, and the texts to be judged in their place.
 
-    `judged` are tokens [B, G·R, T], lengths and finished [B, G·R]: of each search the candidates with
-    their lookahead, then the waiting texts.
+    `judged` are tokens [B, G·R, T], lengths and finished [B, G·R]: of each search the candidates
+    with their lookahead, then the waiting texts.
     """
 
     beams: _Beams
@@ -396,7 +397,7 @@ def _keep(search: Search, beams: _Beams, candidates: Texts) -> tuple[_Beams, Tex
 
 
 def _best(search: Search, texts: Texts) -> Texts:
-    """The N best that have ended; of equal ones the first. Where there are fewer, any others follow."""
+    """The N best that have ended, of equal ones the first; if there are fewer, others follow."""
     scores = jnp.where(_has_ended(texts), _scores(search, texts), -jnp.inf)
     best = _take(texts, lax.top_k(scores, search.beams)[1])
     return best.replace(finished=_has_ended(best))
@@ -512,8 +513,8 @@ def check_search(search: Search, vocab_size: int, reward: Reward | None) -> None
         return
     if reward is None and (search.lookahead or np.any(weight)):
         raise ValueError(
-            f"Search.reward_weight {weight} and lookahead {search.lookahead} are about a reward, and "
-            "none is given: set both to 0, or give one."
+            f"Search.reward_weight {weight} and lookahead {search.lookahead} are about a reward, "
+            "and none is given: set both to 0, or give one."
         )
     if search.lookahead and not np.any(weight):
         raise ValueError(

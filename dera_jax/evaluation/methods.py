@@ -1,8 +1,8 @@
 """Decoding methods side by side: each answers every document, and what it costs is counted.
 
-The cost of an answer is in model token-positions: the tokens of the input for each encoder, each token
-fed to each decoder, and what models that judge texts read. λ = 0 and λ = 1 are single models and cost
-one; any other λ costs two.
+The cost of an answer is in model token-positions: the tokens of the input for each encoder, each
+token fed to each decoder, and what models that judge texts read. λ = 0 and λ = 1 are single models
+and cost one; any other λ costs two.
 
 Axes: B documents at once, K texts of each, T output length, S input length.
 """
@@ -192,7 +192,7 @@ class Sampled:
         return Answers(*best, cost, nothing)
 
     def _sample(self, bench: Bench, rows: np.ndarray, model, params, inputs) -> list[np.ndarray]:
-        """Tokens [B, n, T], lengths and finished [B, n], a piece at a time; the encoder works once."""
+        """Tokens [B, n, T], lengths and finished [B, n], piece by piece; the encoder works once."""
         sampling = Sampling(bench.max_length, greedy=self.greedy)
         calls = -(-self.n // _ROWS)
         numbers = np.arange(calls * -(-self.n // calls)).reshape(calls, -1)
@@ -274,7 +274,7 @@ def num_models(model: LanguageModel) -> int:
 
 
 def _judging(bench: Bench, rows: np.ndarray, texts: int) -> np.ndarray:
-    """int [B], positions that the reward's own models read to judge so many texts of each document."""
+    """int [B], positions that the reward's own models read to judge so many texts of each."""
     read = np.sum(bench.documents.inputs[rows] > 0, axis=1)
     positions = bench.judge.reward.positions
     return np.array([positions(int(size), texts, bench.max_length) for size in read])

@@ -253,8 +253,8 @@ def _row(lam: float | tuple[float, ...], records: Sequence[dict]) -> dict:
 def measure(records: Sequence[dict]) -> dict:
     """One row of `table` over all samples of the records, equally many of each document.
 
-    Samples of `methods` have two more columns: positions (model token-positions) and within (share of
-    texts that ended within a limit of words).
+    Samples of `methods` have two more columns: positions (model token-positions) and within (share
+    of texts that ended within a limit of words).
     """
     found = values(records)
     texts = [sample["text"] for record in records for sample in record["samples"]]

@@ -198,7 +198,7 @@ class Budget:
         return cls(spender["positions"], read, judging(1) - each, each)
 
     def texts(self, row: Mapping, num_models: int) -> int:
-        """So many texts can be sampled from so many models and judged; `row`: sampling, unjudged."""
+        """So many texts can be sampled from so many models and judged; `row` is that of sampling."""
         read = num_models * self.read
         text = row["positions"] - read + self.judged_each
         return max(1, round((self.positions - read - self.judged_once) / text))

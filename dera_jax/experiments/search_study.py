@@ -1,15 +1,15 @@
-"""Reward-guided search beside everything else one could do with the same reward and the same budget.
+"""Reward-guided search beside everything else one could do with the same reward and budget.
 
     SFT (unless a reference is given) → PPO on the reward (unless an aligned model is given) → every
     method answers the same held-out documents → tables and figures
 
-What guides the search is measured on every answer, and beside it what it may cost: ROUGE, and rewards
-that are only measured. `SearchStudy` is about one reward: each method of the table, and the search over
-reward weights and lookaheads. `TradeOff` is about two, weighed in several ways. `Methods` asks whatever
-methods it is given.
+What guides the search is measured on every answer, and beside it what it may cost: ROUGE, and
+rewards that are only measured. `SearchStudy` is about one reward: each method of the table, and the
+search over reward weights and lookaheads. `TradeOff` is about two, weighed in several ways.
+`Methods` asks whatever methods it is given.
 
-Source: Huang et al. 2024 (arXiv 2402.06147), its experiments on keyword constraints, length constraints
-and alignment objectives, on what data is there; the paper's own data where someone has it.
+Source: Huang et al. 2024 (arXiv 2402.06147), its experiments on keyword constraints, length
+constraints and alignment objectives, on what data is there; the paper's own where someone has it.
 """
 
 import dataclasses
@@ -45,8 +45,8 @@ class SearchStudy:
     Attributes:
         setting: models, documents, lengths.
         reward: what guides.
-        search: DeAL's settings; best-of-n and wider searches get as many positions, as near as whole
-            numbers of texts or beams allow.
+        search: DeAL's settings; best-of-n and wider searches get as many positions, as near as
+            whole numbers of texts or beams allow.
         lam: λ of the rows on DeRa.
         prompt: an instruction to ask for what is rewarded, see `Bench.inputs`.
         weights, lookaheads: DeAL is run with every pair of them too.

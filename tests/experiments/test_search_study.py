@@ -58,7 +58,7 @@ def test_every_method_answers_with_as_many_positions(study, tmp_path):
     rows = {row["method"]: row for row in found["methods"]}
     deal = rows["DeAL"]
     assert deal["reward"] > rows["beam search"]["reward"]  # it is what it searches for
-    # As near as whole texts and beams allow: within half a text of at most 8 tokens, or half a beam.
+    # As near as whole texts and beams allow: half a text of at most 8 tokens, or half a beam.
     matched = [name for name in rows if name.startswith("best of") or name.endswith("beams")]
     assert len(matched) == 6
     for name in matched:
