@@ -1,7 +1,8 @@
 """The compiled search, against T5X's, against every text, and against the plain-Python search.
 
-In a world of tables every input is a world of its own, with its own table of a model and of a reward:
-one compiled call searches them all, each in G ways that differ in λ, reward weight or length penalty.
+In a world of tables every input is a world of its own, with its own table of a model and of a
+reward. One compiled call searches them all, each in G ways that differ in λ, reward weight or
+length penalty.
 
 Axes: B inputs, G searches of each, N beams, k candidates of a beam, T output length, V vocabulary.
 """
@@ -589,16 +590,16 @@ def test_new_values_compile_nothing():
 
 def test_every_group_has_its_own_weight_and_penalty():
     world, weights, penalties = tables(), [0.0, 0.5, 2.0, 4.0], [0.0, 1.0, 0.6, 0.0]
-    groups = lambda x: np.broadcast_to(np.float32(x), (B, G))
-    settings = Search(T, 2, 3, period=3)
-    together = world.search(
-        settings.replace(reward_weight=groups(weights), length_penalty=groups(penalties)),
-        PrefixReward(bound=HIGHEST),
-    )
-    for g, (weight, penalty) in enumerate(zip(weights, penalties, strict=True)):
-        alone = settings.replace(reward_weight=weight, length_penalty=penalty)
-        found = world.search(alone, PrefixReward(bound=HIGHEST))
-        same(some(found, range(B), [g]), some(together, range(B), [g]), atol=1e-6)
+
+    def search(weights, penalties):
+        weights, penalties = (np.tile(np.float32(x), (B, 1)) for x in (weights, penalties))
+        settings = Search(T, 2, 3, period=3, reward_weight=weights, length_penalty=penalties)
+        return world.search(settings, PrefixReward(bound=HIGHEST))
+
+    together = search(weights, penalties)
+    for g in range(G):
+        alone = search(G * [weights[g]], G * [penalties[g]])
+        same(some(alone, range(B), [g]), some(together, range(B), [g]))
 
 
 def test_weights_and_penalties_may_be_traced():
