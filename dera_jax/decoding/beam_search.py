@@ -54,7 +54,7 @@ class Search:
         greedy: static; the continuation is the most likely one, else sampled at temperature 1.
         period: static; score every so many tokens.
         reward_weight: of the reward against log-probability; the paper's α.
-        length_penalty: T5X's alpha: 0 prefers short texts, 1 divides by the length.
+        length_penalty: T5X's alpha: log-probability is divided by ((5 + length)/6)^alpha.
         eos_id: the end token; -1 for none.
     """
 

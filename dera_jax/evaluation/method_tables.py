@@ -1,8 +1,10 @@
 """Tables of decoding methods: a folder of records for each, a row for each, and gaps between them.
 
-folder/methods/<name>/records.jsonl   the answers
-folder/<table>.json, .csv             the rows
-folder/samples.txt                    the first documents, every method's answer
+    folder/methods/<name>/records.jsonl   the answers
+    folder/<table>.json, .csv             the rows
+    folder/samples.txt                    the first documents, every method's answer
+
+A method's folder belongs to one study: what changes its answers must change its name or the folder.
 """
 
 import functools

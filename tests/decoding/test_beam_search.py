@@ -11,9 +11,6 @@ import collections
 import dataclasses
 import functools
 import itertools
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -836,12 +833,4 @@ print("identical")
 
 @pytest.mark.slow
 def test_texts_are_identical_on_one_and_eight_devices():
-    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", DEVICES],
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0 and "identical" in done.stdout, done.stderr[-3000:]
+    worlds.run_on_eight_devices(DEVICES)

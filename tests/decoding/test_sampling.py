@@ -1,9 +1,6 @@
 """The sampler: what it draws, what it reports, what it costs, and what it must not depend on."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -230,15 +227,7 @@ print("identical")
 
 @pytest.mark.slow
 def test_tokens_are_identical_on_one_and_eight_devices():
-    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", DEVICES],
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0 and "identical" in done.stdout, done.stderr[-3000:]
+    worlds.run_on_eight_devices(DEVICES)
 
 
 @pytest.mark.parametrize(

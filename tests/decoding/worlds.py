@@ -2,6 +2,9 @@
 
 import dataclasses
 import itertools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +65,19 @@ def rows(num_samples: int, lam, seed: int = 0):
     """lam [1, K(, M)] and streams [1, K] of `num_samples` samples of one input at one λ."""
     lam = np.broadcast_to(np.asarray(lam, np.float32), (1, num_samples, *np.shape(lam)))
     return lam, streams(seed, jnp.zeros(1, int), np.arange(num_samples))
+
+
+def run_on_eight_devices(script: str) -> None:
+    """Runs a script that says "identical" in a process with eight CPU devices."""
+    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "identical" in done.stdout, done.stderr[-3000:]
 
 
 def realigned_t5():
