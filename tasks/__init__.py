@@ -3,6 +3,7 @@
 docstrings, prose: from the installed packages; newswire: generated. docstrings_pairs,
 docstrings_entailment, newswire_pairs, newswire_entailment: made from these by `corruptions`. xsum,
 tldr, tldr_pairs, hh_rlhf, commongen, arguments: local files of published data, see their modules.
+newswire_instructed, docstrings_instructed, xsum_instructed: with instructions, see `instructions`.
 A user's own files: `tasks.jsonl.register`, pairs: `tasks.preferences.register`.
 """
 
@@ -12,6 +13,7 @@ from tasks import (
     corruptions,
     docstrings,
     hh_rlhf,
+    instructions,
     newswire,
     preferences,
     pretraining,
@@ -25,6 +27,7 @@ __all__ = [
     "corruptions",
     "docstrings",
     "hh_rlhf",
+    "instructions",
     "newswire",
     "preferences",
     "pretraining",
