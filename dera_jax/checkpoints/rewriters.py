@@ -1,0 +1,24 @@
+"""Rewriters of instructions from model folders."""
+
+import dataclasses
+
+from dera_jax.checkpoints.model_folder import load_model
+from dera_jax.checkpoints.vocabulary import tokenizer
+from dera_jax.decoding.mutation import RELEASED, Rewriter
+
+
+def load_rewriter(folder: str, inputs: int, max_length: int) -> Rewriter:
+    """The mutator that asks the model of a folder for other instructions.
+
+    Args:
+        folder: of a finished model; its vocabulary need not be that of the models it helps.
+        inputs: tokens of a request at most.
+        max_length: tokens of an answer at most.
+
+    Raises:
+        FileNotFoundError, ValueError: no complete model, or as `Rewriter`.
+    """
+    found = load_model(folder)
+    text = tokenizer(found.vocabulary)
+    sampling = dataclasses.replace(RELEASED, max_length=max_length)
+    return Rewriter(found.model, found.params, text.encode, text.decode, inputs, sampling)

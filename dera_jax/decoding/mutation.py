@@ -1,0 +1,346 @@
+"""Mutation: other instructions for the same text, from which evolutionary decoding explores.
+
+DARWIN (Hung et al. 2024, arXiv 2406.15193) has a language model rewrite the instruction. The other
+mutators here need no model: a bank of templates, edits of the text, or no change at all.
+
+Axes: B inputs.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import jax
+import numpy as np
+from jax import Array
+
+from dera_jax.decoding.realign import Realigned
+from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.models.language_model import LanguageModel, PyTree
+from dera_jax.rewards.word_hashes import words_of
+
+# The instruction comes first: a request that is too long loses its end.
+REQUEST = (
+    'Rewrite the instruction "{instruction}" in {number} different ways that all ask for the same. '
+    "Answer with a numbered list from 1 to {number}."
+)
+RELEASED = Sampling(max_length=128, temperature=0.7, top_k=40)  # the length is ours
+_END = 1
+_SENTENCE_END = re.compile(r"(?<=[.!?;])(\s+)")
+_NUMBER = re.compile(r"(?<!\S)([0-9]+)[.)](?!\S)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """An instruction and the text it is about.
+
+    Attributes:
+        text: the document.
+        template: the instruction; has the slot {text} once, and may have {keywords}.
+        keywords: of the document.
+
+    Raises:
+        ValueError: the template does not have the slot {text} once.
+    """
+
+    text: str
+    template: str = "{text}"
+    keywords: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        _check_slots(self.template, "Prompt: the template", "{text}")
+        if self.template.count("{text}") > 1:
+            raise ValueError(f"Prompt: the template {self.template!r} has two slots {{text}}.")
+
+    def render(self) -> str:
+        """The template with its slots filled; braces in the text or the keywords mean nothing."""
+        return _fill(self.template, {"{text}": self.text, "{keywords}": ", ".join(self.keywords)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Offspring:
+    """What a mutator made of its parents.
+
+    Attributes:
+        children: B lists of as many prompts as were asked for.
+        positions: int [B], token positions that the mutator's own model processed.
+        fallbacks: int [B], how many attempts could not be used and gave copies of the parent.
+    """
+
+    children: list[list[Prompt]]
+    positions: np.ndarray
+    fallbacks: np.ndarray
+
+
+class Mutator(Protocol):
+    """Makes new prompts of old ones. An input's children depend on its parent and its key alone."""
+
+    def __call__(self, parents: Sequence[Prompt], number: int, keys: Array) -> Offspring:
+        """`number` children of each of B parents, by keys [B] of (seed, example, generation)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unchanged:
+    """Copies of the parent: replacement without mutation."""
+
+    def __call__(self, parents: Sequence[Prompt], number: int, keys: Array) -> Offspring:
+        del keys
+        return _without_model([[parent] * number for parent in parents])
+
+
+@dataclasses.dataclass(frozen=True)
+class TemplateBank:
+    """Templates of a bank, each once before any is drawn again; text and keywords stay.
+
+    Raises:
+        ValueError: the bank is empty, a template has no slot {text}, or (when called) a template
+            has the slot {keywords} and a parent has no keywords.
+    """
+
+    templates: tuple[str, ...]
+
+    def __post_init__(self):
+        if not self.templates:
+            raise ValueError("TemplateBank.templates is empty; give at least one, as '{text}'.")
+        for template in self.templates:
+            _check_slots(template, "TemplateBank: the template", "{text}")
+
+    def __call__(self, parents: Sequence[Prompt], number: int, keys: Array) -> Offspring:
+        self._check_keywords(parents)
+        children = []
+        for parent, rng in zip(parents, _generators(keys), strict=True):
+            templates = [self.templates[i] for i in _deal(rng, len(self.templates), number)]
+            children.append([dataclasses.replace(parent, template=x) for x in templates])
+        return _without_model(children)
+
+    def _check_keywords(self, parents: Sequence[Prompt]) -> None:
+        asking = [x for x in self.templates if "{keywords}" in x]
+        without = [b for b, parent in enumerate(parents) if not parent.keywords]
+        if asking and without:
+            raise ValueError(
+                f"TemplateBank: the template {asking[0]!r} has the slot {{keywords}}, and parent "
+                f"{without[0]} of the batch has no keywords; take the template out, or use a task "
+                "with keywords."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class InputEdits:
+    """Edits of the parent's text; template and keywords stay.
+
+    An edit is to drop a sentence, to move one elsewhere, or to keep only the sentences that have a
+    keyword as whole words in any case: drawn uniformly among those that change the text, then the
+    sentence and its new place uniformly. White space between sentences keeps its places. A text
+    that no edit changes gives a copy, and a fallback.
+
+    Attributes:
+        prefix: a beginning of every text that stays where it is, as "summarize: ".
+
+    Raises:
+        ValueError: when called, a text does not begin with the prefix.
+    """
+
+    prefix: str = ""
+
+    def __call__(self, parents: Sequence[Prompt], number: int, keys: Array) -> Offspring:
+        children, fallbacks = [], []
+        for parent, rng in zip(parents, _generators(keys), strict=True):
+            texts = self._edited(parent, number, rng)
+            fallbacks.append(number - len(texts))
+            texts = texts or [parent.text] * number
+            children.append([dataclasses.replace(parent, text=x) for x in texts])
+        return _without_model(children, fallbacks)
+
+    def _edited(self, parent: Prompt, number: int, rng: np.random.Generator) -> list[str]:
+        """`number` edited texts; none if no edit changes the text."""
+        before, core, after = self._split(parent.text)
+        sentences, gaps = split_sentences(core)
+        edits = _edits(sentences, parent.keywords)
+        texts = []
+        for _ in range(number if edits else 0):
+            edit = edits[rng.integers(len(edits))]
+            texts.append(before + _join(edit(rng, sentences), gaps) + after)
+        return texts
+
+    def _split(self, text: str) -> tuple[str, str, str]:
+        """What stays at the beginning, what is edited, and the white space at the end."""
+        if not text.startswith(self.prefix):
+            raise ValueError(
+                f"InputEdits.prefix is {self.prefix!r}, and a text begins with {text[:40]!r}; set "
+                "it to what all texts begin with, or to ''."
+            )
+        body = text.removeprefix(self.prefix)
+        after = len(body.rstrip())
+        before = min(len(body) - len(body.lstrip()), after)
+        return self.prefix + body[:before], body[before:after], body[after:]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rewriter:
+    """A language model rewrites the instruction, all B in one call; text and keywords stay.
+
+    One answer is to be a numbered list of all children. If it is not, all are copies of the parent,
+    and that is one fallback, as in the authors' release. A rewrite that has the slot {text} not once
+    gets it at its end.
+
+    Attributes:
+        model: any language model; of a `Realigned` one the reference writes (λ = 0).
+        params: its parameters.
+        encode, decode: text to token ids of its vocabulary, and back.
+        inputs: tokens that a request is padded or cut to, the end token included.
+        sampling: how to draw; `RELEASED` has the release's temperature and top-k.
+        request: what the model reads, with the slots {number} and {instruction}: the parent's
+            template without its slot {text}.
+        unsaid: the instruction of a template that is nothing but its slot.
+
+    Raises:
+        ValueError: the request lacks a slot, or inputs is below 2; when called, as `sample`.
+    """
+
+    model: LanguageModel
+    params: PyTree
+    encode: Callable[[str], list[int]]
+    decode: Callable[[Sequence[int]], str]
+    inputs: int
+    sampling: Sampling = RELEASED
+    request: str = REQUEST
+    unsaid: str = "summarize the text"
+
+    def __post_init__(self):
+        _check_slots(self.request, "Rewriter: the request", "{number}", "{instruction}")
+        if self.inputs < 2:
+            raise ValueError(
+                f"Rewriter.inputs must be at least 2, a token and the end; found {self.inputs}."
+            )
+
+    def __call__(self, parents: Sequence[Prompt], number: int, keys: Array) -> Offspring:
+        models = len(self.model.models) if isinstance(self.model, Realigned) else 1
+        requests = self._encode([self._request(parent, number) for parent in parents])
+        lam = np.zeros((len(parents), 1, models - 1))
+        samples = sample(self.model, self.params, requests, lam, keys[:, None], self.sampling)
+        tokens, lengths = np.asarray(samples.tokens[:, 0]), np.asarray(samples.lengths[:, 0])
+        answers = [x[:n].tolist() for x, n in zip(tokens, lengths, strict=True)]
+        rewrites = [parse_numbered(self.decode(x), number) for x in answers]
+        return Offspring(
+            children=[_rewritten(*x, number) for x in zip(parents, rewrites, strict=True)],
+            positions=models * (np.count_nonzero(requests, axis=1) + lengths),
+            fallbacks=np.array([x is None for x in rewrites], int),
+        )
+
+    def _request(self, parent: Prompt, number: int) -> str:
+        instruction = parent.template.replace("{text}", "").strip() or self.unsaid
+        return _fill(self.request, {"{number}": str(number), "{instruction}": instruction})
+
+    def _encode(self, texts: Sequence[str]) -> np.ndarray:
+        """int32 [B, inputs], 0 after the end token."""
+        ids = np.zeros((len(texts), self.inputs), np.int32)
+        for row, text in zip(ids, texts, strict=True):
+            known = [*self.encode(text)[: self.inputs - 1], _END]
+            row[: len(known)] = known
+        return ids
+
+
+def parse_numbered(text: str, number: int) -> list[str] | None:
+    """The items of a list "1. a 2. b" or "1) a 2) b", on lines of their own or all on one.
+
+    What stands before the first item is left out. A number followed by a point or a bracket within
+    an item cannot be told from the next item's, as SentencePiece keeps no lines.
+
+    Returns:
+        `number` texts, or None unless the list has exactly the numbers 1 to `number` in order, and
+        no empty item.
+    """
+    _, *parts = _NUMBER.split(text)
+    items = [x.strip() for x in parts[1::2]]
+    expected = [str(i + 1) for i in range(number)]
+    return items if parts[::2] == expected and all(items) else None
+
+
+def split_sentences(text: str) -> tuple[list[str], list[str]]:
+    """The n sentences of a text, and the n - 1 white spaces between them; nothing is lost.
+
+    A sentence ends where one of . ! ? ; is followed by white space.
+    """
+    parts = _SENTENCE_END.split(text)
+    return parts[::2], parts[1::2]
+
+
+def _edits(sentences: list[str], keywords: Sequence[str]) -> list[Callable]:
+    """The edits that change a text of these sentences: functions of a generator and of them."""
+    kept = _with_keyword(sentences, keywords)
+    edits = []
+    if len(sentences) > 1:
+        edits.append(_drop)
+    if len(set(sentences)) > 1:
+        edits.append(_move)
+    if 0 < len(kept) < len(sentences):
+        edits.append(lambda rng, sentences: kept)
+    return edits
+
+
+def _join(sentences: Sequence[str], gaps: Sequence[str]) -> str:
+    """The text of these sentences with the first of the gaps between them."""
+    ends = [*gaps[: len(sentences) - 1], ""]
+    return "".join(x + end for x, end in zip(sentences, ends, strict=True))
+
+
+def _drop(rng: np.random.Generator, sentences: list[str]) -> list[str]:
+    at = rng.integers(len(sentences))
+    return sentences[:at] + sentences[at + 1 :]
+
+
+def _move(rng: np.random.Generator, sentences: list[str]) -> list[str]:
+    """One sentence at another place. At least two must differ."""
+    moved = sentences
+    while moved == sentences:  # a sentence that went past its equals only
+        start, end = rng.choice(len(sentences), 2, replace=False)
+        moved = sentences[:start] + sentences[start + 1 :]
+        moved.insert(end, sentences[start])
+    return moved
+
+
+def _with_keyword(sentences: list[str], keywords: Sequence[str]) -> list[str]:
+    """The sentences in which the words of a keyword stand in a row, as for `KeywordCoverage`."""
+    spaced = lambda words: f" {' '.join(words)} "
+    asked = [spaced(words) for words in map(words_of, keywords) if words]
+    found = [spaced(words_of(x)) for x in sentences]
+    return [x for x, words in zip(sentences, found, strict=True) if any(k in words for k in asked)]
+
+
+def _rewritten(parent: Prompt, rewrites: list[str] | None, number: int) -> list[Prompt]:
+    if rewrites is None:
+        return [parent] * number
+    bare = lambda rewrite: rewrite.replace("{text}", "").strip()
+    whole = [x if x.count("{text}") == 1 else f"{bare(x)} {{text}}" for x in rewrites]
+    return [dataclasses.replace(parent, template=x) for x in whole]
+
+
+def _deal(rng: np.random.Generator, size: int, number: int) -> np.ndarray:
+    """`number` draws from range(size), all of it before any comes again."""
+    rounds = -(-number // size)
+    return np.concatenate([rng.permutation(size) for _ in range(rounds)])[:number]
+
+
+def _generators(keys: Array) -> list[np.random.Generator]:
+    """A generator of each of keys [B]."""
+    return [np.random.default_rng(data) for data in np.asarray(jax.random.key_data(keys))]
+
+
+def _without_model(
+    children: list[list[Prompt]], fallbacks: Sequence[int] | None = None
+) -> Offspring:
+    none = np.zeros(len(children), int)
+    return Offspring(children, none, none if fallbacks is None else np.array(fallbacks, int))
+
+
+def _check_slots(template: str, name: str, *slots: str) -> None:
+    for slot in slots:
+        if slot not in template:
+            raise ValueError(f"{name} {template!r} has no slot {slot}; put it where it belongs.")
+
+
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    """The template with its slots replaced, all at once: what a value holds is left alone."""
+    slots = "|".join(map(re.escape, values))
+    return re.sub(slots, lambda slot: values[slot[0]], template)

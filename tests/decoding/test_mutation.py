@@ -1,0 +1,422 @@
+"""Mutators against counts of what they may draw, and against lists that a scripted model writes."""
+
+import collections
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from dera_jax.checkpoints.vocabulary import Vocabulary, tokenizer
+from dera_jax.decoding import mutation
+from dera_jax.decoding.mutation import (
+    InputEdits,
+    Prompt,
+    Rewriter,
+    TemplateBank,
+    Unchanged,
+    parse_numbered,
+    split_sentences,
+)
+from dera_jax.decoding.realign import Realigned
+from dera_jax.decoding.sampling import Sampling
+from dera_jax.models.language_model import Output, State, streams
+
+BYTES = tokenizer(Vocabulary(None))
+WORDS = BYTES.encode, BYTES.decode
+VOCAB = 259
+ROOM = 48  # tokens of a script
+
+
+def keys(batch: int, seed: int = 0):
+    return streams(seed, np.arange(batch), [0])[:, 0]
+
+
+def children_of(mutator, parent: Prompt, number: int, seed: int = 0) -> list[Prompt]:
+    return mutator([parent], number, keys(1, seed)).children[0]
+
+
+def counts(drawn, possible) -> list[int]:
+    """How often each of the possible outcomes was drawn; there are no others."""
+    found = collections.Counter(drawn)
+    assert set(found) <= set(possible)
+    return [found[x] for x in possible]
+
+
+# Prompts
+
+
+def test_slots_are_filled_once_and_braces_mean_nothing():
+    text = "f{0} {text} {keywords} {{}} \\1"
+    prompt = Prompt(text, "{keywords}? {text}! {other}", ("a", "{text}"))
+    assert prompt.render() == f"a, {{text}}? {text}! {{other}}"
+    assert Prompt(text).render() == text
+
+
+def test_a_template_without_its_text_is_refused():
+    with pytest.raises(ValueError, match=r"the template 'Summarize' has no slot \{text\}"):
+        Prompt("a", "Summarize")
+    with pytest.raises(ValueError, match=r"'\{text\} and \{text\}' has two slots \{text\}"):
+        Prompt("a", "{text} and {text}")
+
+
+# All mutators that need no model
+
+PARENTS = [
+    Prompt("a: One. Two. Three.", "Say {text}", ("two",)),
+    Prompt("a: Four; five.", "Tell {text}", ("x",)),
+    Prompt("a: Six seven.", "{text}", ("y",)),
+]
+WITHOUT_MODEL = [
+    Unchanged(),
+    TemplateBank(("1 {text}", "2 {text}", "3 {text} {keywords}")),
+    InputEdits("a: "),
+]
+
+
+@pytest.mark.parametrize("mutator", WITHOUT_MODEL, ids=lambda x: type(x).__name__)
+def test_an_input_s_children_do_not_depend_on_the_batch(mutator):
+    together = mutator(PARENTS, 4, keys(3))
+    for b, parent in enumerate(PARENTS):
+        alone = mutator([parent], 4, keys(3)[b : b + 1])
+        assert together.children[b] == alone.children[0] and len(alone.children[0]) == 4
+        assert together.fallbacks[b] == alone.fallbacks[0]
+    assert together.positions.tolist() == [0, 0, 0]
+
+
+def test_inputs_with_equal_parents_draw_apart():
+    drawn = InputEdits()([Prompt("A. B. C. D. E.")] * 2, 8, keys(2)).children
+    assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize("mutator", WITHOUT_MODEL[1:], ids=lambda x: type(x).__name__)
+def test_a_missing_key_is_refused(mutator):
+    with pytest.raises(ValueError, match="shorter"):
+        mutator(PARENTS, 2, keys(2))
+
+
+def test_unchanged_copies():
+    offspring = Unchanged()(PARENTS, 2, keys(3))
+    assert offspring.children == [[parent, parent] for parent in PARENTS]
+    assert offspring.fallbacks.tolist() == [0, 0, 0]  # copies are what was asked for
+
+
+# TemplateBank
+
+
+def test_the_bank_is_dealt_out_before_any_template_comes_again():
+    bank = tuple(f"{i} {{text}}" for i in range(3))
+    children = children_of(TemplateBank(bank), Prompt("x", keywords=("k",)), 8)
+    assert all(child.text == "x" and child.keywords == ("k",) for child in children)
+    templates = [child.template for child in children]
+    assert set(templates[:3]) == set(templates[3:6]) == set(bank)
+    assert len(set(templates[6:])) == 2
+
+
+def test_every_order_of_the_bank_is_as_likely():
+    bank = tuple(f"{i} {{text}}" for i in range(4))
+    drawn = TemplateBank(bank)([Prompt("x")] * 2400, 2, keys(2400)).children
+    pairs = [tuple(child.template for child in row) for row in drawn]
+    found = counts(pairs, list(itertools.permutations(bank, 2)))
+    assert stats.chisquare(found).pvalue > 1e-3
+
+
+def test_banks_that_cannot_be_used_are_refused():
+    with pytest.raises(ValueError, match="templates is empty"):
+        TemplateBank(())
+    with pytest.raises(ValueError, match=r"the template 'Sum up' has no slot \{text\}"):
+        TemplateBank(("{text}", "Sum up"))
+    bank = TemplateBank(("{text}", "{text} with {keywords}"))
+    with pytest.raises(ValueError, match=r"'\{text\} with \{keywords\}'.*parent 1 of the batch"):
+        bank([Prompt("a", keywords=("k",)), Prompt("b")], 1, keys(2))
+
+
+# InputEdits
+
+
+@pytest.mark.parametrize(
+    "text, sentences",
+    [
+        ("One. Two!  Three?\nFour; five", ["One.", "Two!", "Three?", "Four;", "five"]),
+        ("At 3.5 f(x;y) e.g. this", ["At 3.5 f(x;y) e.g.", "this"]),
+        ("One only.", ["One only."]),
+        ("What?! No...", ["What?!", "No..."]),
+    ],
+)
+def test_sentences_and_what_is_between_them_are_the_text(text, sentences):
+    found, gaps = split_sentences(text)
+    assert found == sentences and len(gaps) == len(found) - 1
+    assert all(gap and not gap.strip() for gap in gaps)
+    assert found[0] + "".join(gap + x for gap, x in zip(gaps, found[1:], strict=True)) == text
+
+
+def test_edits_are_drawn_uniformly_then_their_sentences():
+    """A text of three sentences: each of three edits 1/3, then 3 drops, or 6 moves to 4 texts."""
+    texts = [x.text for x in children_of(InputEdits(), Prompt("A. B. C.", keywords=("B",)), 7200)]
+    third = 1 / 3
+    probabilities = {
+        "B. C.": third / 3,
+        "A. C.": third / 3,
+        "A. B.": third / 3,
+        "B. A. C.": third / 3,
+        "A. C. B.": third / 3,
+        "B. C. A.": third / 6,
+        "C. A. B.": third / 6,
+        "B.": third,
+    }
+    expected = [7200 * p for p in probabilities.values()]
+    assert stats.chisquare(counts(texts, list(probabilities)), expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    "text, keywords, possible",
+    [
+        ("A. B.", (), {"A.", "B.", "B. A."}),
+        ("A. A.", (), {"A."}),  # a move changes nothing
+        ("A. A. B.", (), {"A. B.", "A. A.", "A. B. A.", "B. A. A."}),
+        ("A. B.", ("a", "b"), {"A.", "B.", "B. A."}),  # all have a keyword
+        ("A. B.", ("c",), {"A.", "B.", "B. A."}),  # none has
+        ("A{0}. B{text}.", (), {"A{0}.", "B{text}.", "B{text}. A{0}."}),
+        (" A.  B.\n", (), {" A.\n", " B.\n", " B.  A.\n"}),  # white space keeps its places
+        ("A.  A.\nA. ", (), {"A.  A. "}),
+    ],
+)
+def test_what_edits_can_make_of_a_text(text, keywords, possible):
+    offspring = InputEdits()([Prompt(text, "T {text}", keywords)], 300, keys(1))
+    assert {child.text for child in offspring.children[0]} == possible
+    assert {(child.template, child.keywords) for child in offspring.children[0]} == {
+        ("T {text}", keywords)
+    }
+    assert offspring.fallbacks.tolist() == [0]
+
+
+@pytest.mark.parametrize("text", ["p: One sentence, 3.5 long.", "p: ", "p:  \n", "p: A;b"])
+def test_a_text_that_no_edit_changes_is_copied_and_counted(text):
+    parent = Prompt(text, keywords=("one",))
+    offspring = InputEdits("p: ")([parent, Prompt("p: A. B.")], 3, keys(2))
+    assert offspring.children[0] == [parent] * 3
+    assert offspring.fallbacks.tolist() == [3, 0]
+
+
+def test_the_prefix_stays():
+    children = children_of(InputEdits("Sum. Up: "), Prompt("Sum. Up: A. B."), 100)
+    assert {x.text for x in children} == {"Sum. Up: A.", "Sum. Up: B.", "Sum. Up: B. A."}
+    with pytest.raises(ValueError, match="prefix is 'Sum: ', and a text begins with 'A. B.'"):
+        InputEdits("Sum: ")([Prompt("A. B.")], 1, keys(1))
+
+
+@pytest.mark.parametrize(
+    "keyword, kept",
+    [
+        ("Cat", {"The cat. An old-cat."}),
+        ("old CAT", {"An old-cat."}),
+        ("concatenate", {"To concatenate."}),
+        ("cat old", set()),
+        ("enate", set()),  # inside another word
+        ("!", set()),  # no word at all
+        (".*", set()),
+    ],
+)
+def test_keywords_are_whole_words_in_any_case(keyword, kept):
+    parent = Prompt("The cat. An old-cat. To concatenate. Cats.", keywords=(keyword,))
+    texts = {x.text for x in children_of(InputEdits(), parent, 100)}
+    # A drop leaves three of the four sentences.
+    assert {x for x in texts if len(split_sentences(x)[0]) < 3} == kept
+
+
+def test_one_of_the_keywords_is_enough():
+    parent = Prompt("A one. B two. C. D.", keywords=("two", "one", "none"))
+    assert "A one. B two." in {x.text for x in children_of(InputEdits(), parent, 100)}
+
+
+# parse_numbered
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. a b 2. c 3. d",
+        "1. a b\n2. c\n3. d\n",
+        "1) a b 2) c 3) d",
+        "Sure, here are 3: 1. a b\n\n2) c  3. d",
+    ],
+)
+def test_lists_that_can_be_read(text):
+    assert parse_numbered(text, 3) == ["a b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a b c",
+        "1. a 2. b",  # one too few
+        "1. a 2. b 3. c 4. d",  # one too many
+        "1. a 3. b 4. c",
+        "1. a 2. b 2. c 3. d",
+        "2. a 1. b 3. c",
+        "0. a 1. b 2. c",
+        "1. a 2. 3. c",  # an empty item
+        "1. a 2. b 3.",
+        "1.a 2.b 3.c",
+        "01. a 02. b 03. c",
+    ],
+)
+def test_lists_that_cannot_be_read(text):
+    assert parse_numbered(text, 3) is None
+
+
+def test_four_of_five_are_not_five():
+    four = "1. a 2. b 3. c 4. d"
+    assert parse_numbered(four, 5) is None
+    assert parse_numbered(f"{four} 5. e", 5) == list("abcde")
+
+
+def test_numbers_within_an_item_and_of_two_digits():
+    assert parse_numbered("1. use 3.5 of v2 (2) 2. b", 2) == ["use 3.5 of v2 (2)", "b"]
+    ten = " ".join(f"{i}. item{i}" for i in range(1, 11))
+    assert parse_numbered(ten, 10) == [f"item{i}" for i in range(1, 11)]
+
+
+# Rewriter
+
+
+@dataclasses.dataclass(frozen=True)
+class Scripted:
+    """Logits params[first byte of the input - ord("A"), position]."""
+
+    vocab_size: int = VOCAB
+    start_token: int = 0
+
+    def start(self, params, inputs, lam, stream, max_len):
+        zeros = jnp.zeros(stream.shape, jnp.int32)
+        return State(zeros, stream, lam, shared=inputs[:, 0] - BYTES.encode("A")[0], cache=zeros)
+
+    def step(self, params, state, tokens):
+        logits = params[state.shared[:, None], state.lengths]
+        return Output(logits), state.replace(lengths=state.lengths + 1)
+
+
+def script(*alternatives: str) -> np.ndarray:
+    """Logits [ROOM, V]: at each position the alternatives' bytes, equally likely, then the end."""
+    logits = np.full((ROOM, VOCAB), -1e9, np.float32)
+    for text in alternatives:
+        for t, token in enumerate([*BYTES.encode(text), 1]):
+            logits[t, token] = 0
+    return logits
+
+
+REQUEST, INPUTS = "{instruction}#{number}", 24
+SAMPLING = Sampling(ROOM, temperature=0.7, top_k=40)
+
+
+def rewriter(*scripts: np.ndarray, **settings) -> Rewriter:
+    settings = {"inputs": INPUTS, "sampling": SAMPLING, "request": REQUEST} | settings
+    three = [*scripts, script(), script()][:3]  # of one shape in all tests, to compile less
+    return Rewriter(Scripted(), np.stack(three), *WORDS, **settings)
+
+
+def test_rewrites_become_templates():
+    parents = [Prompt("x {0}", "A {text} B", ("k",)), Prompt("y", "Big: {text}")]
+    first, second = "1. Do {text} so 2. Now {text}, {text}", "1) One:\n2) Two"
+    offspring = rewriter(script(first), script(second))(parents, 2, keys(2))
+    templates = [[child.template for child in row] for row in offspring.children]
+    assert templates == [["Do {text} so", "Now , {text}"], ["One: {text}", "Two {text}"]]
+    assert [[(x.text, x.keywords) for x in row] for row in offspring.children] == [
+        [("x {0}", ("k",))] * 2,
+        [("y", ())] * 2,
+    ]
+    assert offspring.children[0][1].render() == "Now , x {0}"
+    assert offspring.fallbacks.tolist() == [0, 0]
+    read = [len("A  B#2") + 1, len("Big:#2") + 1]
+    assert offspring.positions.tolist() == [read[0] + len(first) + 1, read[1] + len(second) + 1]
+
+
+def test_a_list_that_cannot_be_read_gives_copies_and_one_fallback():
+    parents = [Prompt("x", "A {text}"), Prompt("y", "B {text}")]
+    offspring = rewriter(script("1. a 2. b"), script("1. a 2. b 3. c"))(parents, 3, keys(2))
+    assert offspring.children[0] == [parents[0]] * 3
+    assert [x.template for x in offspring.children[1]] == ["a {text}", "b {text}", "c {text}"]
+    assert offspring.fallbacks.tolist() == [1, 0]
+
+
+def test_a_list_without_an_end_counts_what_was_sampled():
+    short = Sampling(9, temperature=0.7, top_k=40)
+    mutator = rewriter(script("1. a 2. bcdef"), sampling=short)
+    offspring = mutator([Prompt("x", "A{text}")], 2, keys(1))
+    assert [x.template for x in offspring.children[0]] == ["a {text}", "b {text}"]
+    assert offspring.positions.tolist() == [len("A#2") + 1 + 9]
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The arguments of every call of `sample`."""
+    calls, real = [], mutation.sample
+    monkeypatch.setattr(mutation, "sample", lambda *a: calls.append(a) or real(*a))
+    return calls
+
+
+def test_one_call_reads_the_requests_as_they_should_be(seen):
+    parents = [
+        Prompt("x", "A full {keywords} room: {text}"),
+        Prompt("y"),
+        Prompt("z", "C {number} {text}"),
+    ]
+    rewriter(*[script("1. a")] * 3, unsaid="B it")(parents, 7, keys(3))
+    ((_, _, inputs, lam, stream, sampling),) = seen
+    texts = ["A full {keywords} room:", "B it#7", "C {number}#7"]  # 23 tokens: no room for #7
+    expected = [BYTES.encode(x) + [1] + [0] * (INPUTS - 1 - len(x)) for x in texts]
+    np.testing.assert_array_equal(inputs, expected)
+    np.testing.assert_array_equal(
+        jax.random.key_data(stream), jax.random.key_data(keys(3))[:, None]
+    )
+    assert sampling == SAMPLING and not np.any(lam)
+
+
+def test_a_long_request_is_cut_and_keeps_its_end(seen):
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    offspring = rewriter(script("1. a"))([Prompt("x", letters + "{text}")], 1, keys(1))
+    np.testing.assert_array_equal(seen[0][2], [BYTES.encode(letters[:23]) + [1]])
+    assert offspring.positions.tolist() == [INPUTS + len("1. a") + 1]
+
+
+def test_the_reference_of_a_mixture_writes_and_all_its_models_are_counted():
+    scripts = [script(f"1. {x}")[None] for x in ("reference", "aligned", "other one")]
+    for others in (1, 2):
+        model = Realigned(Scripted(), (Scripted(),) * others)
+        mutator = Rewriter(model, tuple(scripts[: 1 + others]), *WORDS, INPUTS, SAMPLING, REQUEST)
+        offspring = mutator([Prompt("x", "A {text}")], 1, keys(1))
+        assert offspring.children[0][0].template == "reference {text}"
+        once = len("A#1") + 1 + len("1. reference") + 1
+        assert offspring.positions.tolist() == [(1 + others) * once]
+
+
+def test_rewrites_depend_on_their_key_and_not_on_the_batch():
+    two = script("1. aaaaaaaa 2. aaaaaaaa", "1. bbbbbbbb 2. bbbbbbbb")
+    mutator = rewriter(two, two, script("no list"))
+    parents = [Prompt("x", "A {text}"), Prompt("x", "B {text}"), Prompt("x", "C {text}")]
+    together = mutator(parents, 2, keys(3))
+    for b, parent in enumerate(parents):
+        alone = mutator([parent], 2, keys(3)[b : b + 1])
+        assert alone.children[0] == together.children[b]
+        assert alone.positions[0] == together.positions[b]
+        assert alone.fallbacks[0] == together.fallbacks[b] == (b == 2)
+    assert together.children[0] != together.children[1]
+    assert mutator(parents, 2, keys(3, seed=1)).children[0] != together.children[0]
+
+
+def test_the_request_of_the_module_and_the_released_sampling():
+    asked = Rewriter(Scripted(), None, *WORDS, 8)
+    text = asked._request(Prompt("x", "Sum up: {text}"), 5)
+    assert '"Sum up:"' in text and "5" in text and "{" not in text
+    assert (asked.sampling.temperature, asked.sampling.top_k) == (0.7, 40)
+
+
+def test_requests_that_cannot_be_used_are_refused():
+    with pytest.raises(ValueError, match=r"the request 'Rewrite \{number\}' has no slot \{instr"):
+        rewriter(script(""), request="Rewrite {number}")
+    with pytest.raises(ValueError, match="inputs must be at least 2.*found 1"):
+        rewriter(script(""), inputs=1)
