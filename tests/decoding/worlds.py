@@ -12,7 +12,7 @@ import numpy as np
 
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import sweep_rows
-from dera_jax.models.language_model import streams
+from dera_jax.models.language_model import Output, State, streams
 from dera_jax.models.tabular import TabularLM
 from dera_jax.rewards.protocol import Reward
 from tests import golden
@@ -101,3 +101,24 @@ class TextReward(Reward):
             longer = number * self.vocab_size + tokens[..., t] + 1
             number = jnp.where(t < lengths, longer, number)
         return params[number]
+
+
+@dataclasses.dataclass(frozen=True)
+class Script:
+    """A language model that writes what is given: params[input's first id, position], whatever it
+    was fed before."""
+
+    vocab_size: int
+    start_token: int = 0
+
+    def start(self, params, inputs, lam, stream, max_len):
+        zeros = jnp.zeros(stream.shape, jnp.int32)
+        return State(zeros, stream, lam, shared=inputs[:, 0], cache=zeros)
+
+    def step(self, params, state, tokens):
+        return self.extend(params, state, tokens[..., None], jnp.ones_like(tokens))
+
+    def extend(self, params, state, tokens, lengths):
+        written = params[state.shared[:, None], state.lengths + lengths - 1]
+        logits = jnp.where(jnp.arange(self.vocab_size) == written[..., None], 0.0, -1e9)
+        return Output(logits), state.replace(lengths=state.lengths + lengths)

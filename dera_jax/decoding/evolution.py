@@ -1,0 +1,445 @@
+"""DARWIN: a population of texts, each written under an instruction of its own.
+
+    explore   every text that has not ended is continued by m tokens, under its own instruction
+    exploit   all texts are scored, against the original instruction; whoever is not among the k best
+              (and has not ended) goes on with the text of a random one of these, and keeps its
+              instruction
+
+until all texts have ended: one generation. What comes before and after it, mutation and the archive of
+instructions, is in `archive`.
+
+An adopted text is fed to the model again, under the adopter's instruction: a copy of the donor's cache
+would hold what the text means under the donor's.
+
+Source: Hung et al. 2024 (arXiv 2406.15193), and where the paper leaves a rule open its authors'
+release. Ties go to the lower index.
+
+Axes: B inputs, N individuals of each, S input length, T output length, P periods, m tokens of one,
+L room for tokens (P·m and the lookahead).
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array, lax
+
+from dera_jax.decoding.realign import known_lam
+from dera_jax.decoding.sampling import (
+    Hypotheses,
+    Sampling,
+    check_sampling,
+    check_settings,
+    decode_chunk,
+)
+from dera_jax.models.language_model import (
+    LanguageModel,
+    PyTree,
+    State,
+    rewind,
+    shift_right,
+)
+from dera_jax.rewards.judge import Judge
+from dera_jax.rewards.protocol import Reward, Source, check_limit
+
+_AHEAD, _DONOR = 2**30, 2**30 + 1  # folded into a stream; its tokens fold in their positions
+
+
+@struct.dataclass
+class Evolution:
+    """How to evolve; the defaults are the release's. Only static fields recompile.
+
+    Attributes:
+        sampling: how texts are drawn, and how long they may become.
+        population: static; N.
+        period: static; m, tokens between two replacements. From `max_length` on there is none.
+        survivors: static; k, the individuals that are not replaced, and whose texts others take.
+        lookahead: static; tokens a text is continued by when it is scored, and that are then
+            thrown away.
+        generations: how many.
+    """
+
+    sampling: Sampling
+    population: int = struct.field(pytree_node=False, default=5)
+    period: int = struct.field(pytree_node=False, default=40)
+    survivors: int = struct.field(pytree_node=False, default=3)
+    lookahead: int = struct.field(pytree_node=False, default=0)
+    generations: int = 1
+
+
+@struct.dataclass
+class Texts:
+    """A text of each individual.
+
+    Attributes:
+        tokens: int32 [B, N, T], 0 after each text.
+        lengths: int32 [B, N], the end token included.
+        finished: bool [B, N]; False where the length limit cut the text off.
+    """
+
+    tokens: Array
+    lengths: Array
+    finished: Array
+
+
+@struct.dataclass
+class History:
+    """What happened in each period, [B, N, P]. It counts up to the rounds of its population.
+
+    Attributes:
+        rewards: float32, as judged, with the lookahead.
+        survived: bool, among the k best.
+        ended: bool, its text had ended before the replacement.
+        donors: int32, the individual whose text each goes on with; itself if it keeps its own.
+    """
+
+    rewards: Array
+    survived: Array
+    ended: Array
+    donors: Array
+
+
+@struct.dataclass
+class Generation:
+    """A population whose texts have all ended.
+
+    Attributes:
+        texts: of the individuals.
+        rewards: float32 [B, N], of these texts.
+        written: int32 [B, N, T], what each individual wrote itself, at the place where it wrote it,
+            whatever it adopted since; 0 where nothing.
+        history: of the periods.
+        positions: int32 [B], tokens each of the model's decoders was fed: one for each token drawn,
+            lookaheads included, and adopted texts once more.
+        rounds: int32 [B], how often the population was judged.
+    """
+
+    texts: Texts
+    rewards: Array
+    written: Array
+    history: History
+    positions: Array
+    rounds: Array
+
+
+@struct.dataclass
+class _Population:
+    """A generation under way: the fields of `Generation`, with room for L tokens, and
+
+    Attributes:
+        state: the model's, of B·N inputs with one hypothesis each; all have been fed the start
+            token and all their tokens but the last.
+        steps: int32, tokens of each text that has not ended.
+    """
+
+    state: State
+    texts: Texts
+    rewards: Array
+    written: Array
+    history: History
+    positions: Array
+    rounds: Array
+    steps: Array
+
+
+def generation(
+    model: LanguageModel,
+    params: PyTree,
+    inputs: Array,
+    lam: Array,
+    stream: Array,
+    evolution: Evolution,
+    reward: Reward,
+    reward_params: PyTree,
+    source: Source,
+) -> Generation:
+    """Lets a population live until all its texts have ended, in one compiled call.
+
+    Args:
+        model: any language model; a `Realigned` one mixes by `lam`.
+        params: its parameters.
+        inputs: int32 [B, N, S], each individual's instruction with its text; 0 is padding.
+        lam: float32 [B, N] (or [B, N, M] for M aligned models); a single model ignores it.
+        stream: keys [B, N] from `streams`.
+        evolution: how.
+        reward: not `on_host`.
+        reward_params: of `reward.load`.
+        source: the B documents under their original instruction.
+
+    Raises:
+        ValueError: a setting that cannot be meant, or arrays of the wrong shape.
+    """
+    lam = _check(model, inputs, lam, stream, evolution, reward)
+    arguments = model, params, inputs, lam, stream, evolution
+    return _generation(*arguments, reward, reward_params, source)
+
+
+def generation_on_host(
+    model: LanguageModel,
+    params: PyTree,
+    inputs: Array,
+    lam: Array,
+    stream: Array,
+    evolution: Evolution,
+    judge: Judge,
+    source: Source,
+    documents: Sequence[str],
+) -> Generation:
+    """`generation` with a reward in Python: one compiled call for each period.
+
+    Args:
+        judge: scores all texts of a period at once.
+        documents: B texts, for the reward.
+
+    Raises:
+        ValueError: as `generation` and the judge.
+    """
+    lam = _check(model, inputs, lam, stream, evolution, judge.reward)
+    population, judged = _first_period(model, params, inputs, lam, stream, evolution)
+    over = False
+    while not over:
+        rewards, _ = judge(source, documents, *judged)
+        population, judged, over = _following_period(model, params, evolution, population, rewards)
+    return _result(evolution, population)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "reward"))
+def _generation(
+    model, params, inputs, lam, stream, evolution: Evolution, reward, reward_params, source
+) -> Generation:
+    def period(population: _Population) -> _Population:
+        population, judged = _explore(model, params, evolution, population)
+        rewards = reward(reward_params, source, *judged)
+        return _exploit(model, params, evolution, population, rewards)
+
+    population = _begin(model, params, inputs, lam, stream, evolution)
+    alive = lambda population: jnp.any(_on(evolution, population))
+    return _result(evolution, lax.while_loop(alive, period, population))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _first_period(model, params, inputs, lam, stream, evolution: Evolution):
+    population = _begin(model, params, inputs, lam, stream, evolution)
+    return _explore(model, params, evolution, population)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _following_period(model, params, evolution: Evolution, population: _Population, rewards: Array):
+    """The replacement by these rewards, then the next period's texts, unless all have ended."""
+    population = _exploit(model, params, evolution, population, rewards)
+    over = ~jnp.any(_on(evolution, population))
+    stay = lambda: (population, _judged(evolution, population.texts))
+    explore = lambda: _explore(model, params, evolution, population)
+    return *lax.cond(over, stay, explore), over
+
+
+def _begin(model, params, inputs, lam, stream, evolution: Evolution) -> _Population:
+    shape = stream.shape
+    periods = _num_periods(evolution)
+    room = periods * _period(evolution) + evolution.lookahead
+    by_row = lambda x: x.reshape(-1, 1, *x.shape[2:])
+    inputs = inputs.reshape(-1, inputs.shape[-1])
+    none, nothing = jnp.zeros(shape, jnp.int32), jnp.zeros((*shape, room), jnp.int32)
+    never = jnp.zeros((*shape, periods), bool)
+    return _Population(
+        state=model.start(params, inputs, by_row(lam), by_row(stream), room),
+        texts=Texts(nothing, lengths=none, finished=none > 0),
+        rewards=jnp.zeros(shape),
+        written=nothing,
+        history=History(never.astype(jnp.float32), never, never, never.astype(jnp.int32)),
+        positions=none[:, 0],
+        rounds=none[:, 0],
+        steps=jnp.zeros((), jnp.int32),
+    )
+
+
+def _period(evolution: Evolution) -> int:
+    return min(evolution.period, evolution.sampling.max_length)
+
+
+def _num_periods(evolution: Evolution) -> int:
+    return -(-evolution.sampling.max_length // _period(evolution))
+
+
+def _ended(evolution: Evolution, texts: Texts) -> Array:
+    return texts.finished | (texts.lengths >= evolution.sampling.max_length)
+
+
+def _on(evolution: Evolution, population: _Population) -> Array:
+    """bool [B]: some text has not ended."""
+    return jnp.any(~_ended(evolution, population.texts), axis=-1)
+
+
+def _explore(
+    model, params, evolution: Evolution, population: _Population
+) -> tuple[_Population, tuple[Array, Array, Array]]:
+    """The next m tokens of every text; and the texts to be judged, with their lookahead."""
+    on, m = _on(evolution, population), _period(evolution)
+    write = functools.partial(_write, model, params, evolution)
+    state, texts, tokens = write(population.state, population.texts, population.steps, m)
+    steps = population.steps + m
+    written = lax.dynamic_update_slice_in_dim(population.written, tokens, population.steps, axis=-1)
+    longest = texts
+    if evolution.lookahead:
+        other = jax.vmap(jax.vmap(lambda key: _fold_in(key, _AHEAD, steps)))(state.stream)
+        _, longest, _ = write(state.replace(stream=other), texts, steps, evolution.lookahead)
+    spent = jnp.sum(longest.lengths - population.texts.lengths, axis=-1)
+    population = population.replace(
+        state=state,
+        texts=texts,
+        written=written,
+        steps=steps,
+        positions=population.positions + spent,
+        rounds=population.rounds + on,
+    )
+    return population, _judged(evolution, longest)
+
+
+def _write(model, params, evolution: Evolution, state: State, texts: Texts, steps, num_steps: int):
+    """`num_steps` more tokens of the texts of `steps` that have not ended: state, texts, tokens."""
+    last = lax.dynamic_index_in_dim(
+        texts.tokens, jnp.maximum(steps - 1, 0), axis=-1, keepdims=False
+    )
+    last = jnp.where(steps == 0, model.start_token, last)
+    by_row = lambda x: x.reshape(-1, 1)
+    under_way = Hypotheses(state, by_row(last), by_row(texts.lengths), by_row(texts.finished))
+    end, drawn = decode_chunk(model, params, evolution.sampling, under_way, num_steps)
+    shape = texts.lengths.shape
+    tokens = jnp.moveaxis(drawn.token, 0, -1).reshape(*shape, num_steps)
+    longer = Texts(
+        tokens=lax.dynamic_update_slice_in_dim(texts.tokens, tokens, steps, axis=-1),
+        lengths=end.lengths.reshape(shape),
+        finished=end.finished.reshape(shape),
+    )
+    return end.state, longer, tokens
+
+
+def _judged(evolution: Evolution, texts: Texts) -> tuple[Array, Array, Array]:
+    """As a reward takes them."""
+    return texts.tokens[..., : evolution.sampling.max_length], texts.lengths, texts.finished
+
+
+def _exploit(
+    model, params, evolution: Evolution, population: _Population, rewards: Array
+) -> _Population:
+    """The replacement, given rewards [B, N] of what was judged."""
+    texts, state, steps = population.texts, population.state, population.steps
+    ended = _ended(evolution, texts)
+    drawn = draws(state.stream.reshape(ended.shape), steps, evolution.survivors)
+    survived, donors = replacement(rewards, ended, drawn, evolution.survivors)
+    take = jax.vmap(lambda rows, donors: rows[donors])
+    texts, own_rewards = jax.tree.map(lambda x: take(x, donors), (texts, rewards))
+    adopted = (donors != jnp.arange(donors.shape[1])) & ~_ended(evolution, texts)
+    now = steps // _period(evolution) - 1
+    put = lambda all, x: lax.dynamic_update_index_in_dim(all, x.astype(all.dtype), now, axis=-1)
+    events = History(rewards, survived, ended, donors)
+    return population.replace(
+        state=_rebuild(model, params, evolution, state, texts.tokens, steps, adopted),
+        texts=texts,
+        rewards=own_rewards,
+        history=jax.tree.map(put, population.history, events),
+        positions=population.positions + steps * jnp.sum(adopted, axis=-1),
+    )
+
+
+def replacement(rewards: Array, ended: Array, drawn: Array, survivors: int) -> tuple[Array, Array]:
+    """Who survives, and whose text everyone goes on with.
+
+    Args:
+        rewards: float32 [B, N].
+        ended: bool [B, N]; who has ended is never replaced, but may be a donor.
+        drawn: int32 [B, N] in [0, survivors): which of the best, in the order of their rewards,
+            gives its text, if one has to take another's.
+        survivors: k.
+
+    Returns:
+        survived bool [B, N], among the k best; donors int32 [B, N], oneself if not replaced.
+    """
+    _, best = lax.top_k(rewards, survivors)
+    own = jnp.arange(rewards.shape[-1])
+    survived = jnp.any(best[..., None] == own, axis=-2)
+    return survived, jnp.where(survived | ended, own, jnp.take_along_axis(best, drawn, axis=-1))
+
+
+def draws(stream: Array, steps: Array, survivors: int) -> Array:
+    """int32 [B, N], uniform in [0, survivors), of keys stream[B, N] after so many tokens."""
+    draw = lambda key: jax.random.randint(_fold_in(key, _DONOR, steps), (), 0, survivors)
+    return jax.vmap(jax.vmap(draw))(stream)
+
+
+def _fold_in(key: Array, *numbers: int | Array) -> Array:
+    return functools.reduce(jax.random.fold_in, numbers, key)
+
+
+def _rebuild(
+    model, params, evolution: Evolution, state: State, tokens: Array, steps: Array, adopted: Array
+) -> State:
+    """The state in which who adopted[B, N] another's text has read it: tokens [B, N, L].
+
+    At most N - k have, so only so many rows are fed, in blocks of m tokens.
+    """
+    (batch, n), m = adopted.shape, _period(evolution)
+    _, index = lax.top_k(adopted.astype(jnp.int32), n - evolution.survivors)
+    rows = (index + n * jnp.arange(batch)[:, None]).reshape(-1)
+    fed = shift_right(tokens, model.start_token).reshape(batch * n, 1, -1)[rows]
+
+    def feed(block: Array, state: State) -> State:
+        some = lax.dynamic_slice_in_dim(fed, block * m, m, axis=-1)
+        _, state = model.extend(params, state, some, jnp.full(some.shape[:2], m))
+        return state.replace(lockstep=True)  # all rows are of one length
+
+    blocks = jnp.where(jnp.any(adopted), steps // m, 0)
+    rebuilt = lax.fori_loop(0, blocks, feed, rewind(jax.tree.map(lambda x: x[rows], state)))
+    new = adopted.reshape(-1)[rows]
+
+    def put(all: Array, some: Array) -> Array:
+        here = new.reshape(-1, *[1] * (some.ndim - 1))
+        return all.at[rows].set(jnp.where(here, some, all[rows]))
+
+    return state.replace(cache=jax.tree.map(put, state.cache, rebuilt.cache))
+
+
+def _result(evolution: Evolution, population: _Population) -> Generation:
+    tokens, lengths, finished = _judged(evolution, population.texts)
+    return Generation(
+        texts=Texts(tokens, lengths, finished),
+        rewards=population.rewards,
+        written=population.written[..., : evolution.sampling.max_length],
+        history=population.history,
+        positions=population.positions,
+        rounds=population.rounds,
+    )
+
+
+def _check(model, inputs, lam, stream, evolution: Evolution, reward: Reward) -> Array:
+    check_evolution(evolution, model.vocab_size, reward)
+    expected = inputs.shape[0], evolution.population
+    if inputs.shape[:2] != expected or stream.shape != expected:
+        raise ValueError(
+            f"a population of {evolution.population} needs inputs [B, N, S] and stream [B, N] of "
+            f"(B, N) = {expected}; found {inputs.shape[:2]} and {stream.shape}"
+        )
+    return known_lam(model, lam, stream.shape)
+
+
+def check_evolution(evolution: Evolution, vocab_size: int, reward: Reward) -> None:
+    """Refuses settings that cannot be meant. Values traced by an outer jit are not seen.
+
+    Raises:
+        ValueError: naming the setting, what it must be and what it is.
+    """
+    check_sampling(evolution.sampling, vocab_size)
+    n, limit = evolution.population, evolution.sampling.max_length
+    check_settings(
+        evolution,
+        {
+            "population": (lambda x: x >= 2, "at least 2"),
+            "period": (lambda x: x >= 1, "at least 1"),
+            "survivors": (lambda x: (x >= 1) & (x < n), f"in [1, {n}), below the population"),
+            "lookahead": (lambda x: (x >= 0) & (x < limit), f"in [0, {limit}), below max_length"),
+            "generations": (lambda x: x >= 1, "at least 1"),
+        },
+    )
+    check_limit(reward, limit)

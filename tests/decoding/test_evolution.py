@@ -1,0 +1,336 @@
+"""Populations: against a population worked out by hand, best-of-n, and teacher forcing.
+
+Axes: B inputs, N individuals, T output length, P periods.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from dera_jax.decoding import evolution as module
+from dera_jax.decoding.archive import (
+    Questions,
+    draw_parent,
+    enter,
+    evolve,
+    most_often,
+)
+from dera_jax.decoding.best_of_n import best_of_n
+from dera_jax.decoding.evolution import Evolution, generation, generation_on_host, replacement
+from dera_jax.decoding.mutation import Offspring, Prompt, Unchanged
+from dera_jax.decoding.sampling import Sampling
+from dera_jax.models.language_model import streams
+from dera_jax.models.tabular import TabularLM
+from dera_jax.rewards.host import HostReward
+from dera_jax.rewards.judge import Judge
+from dera_jax.rewards.protocol import Source
+from dera_jax.rewards.tokens import Repetition
+from tests.decoding import worlds
+
+EOS = worlds.EOS
+LETTERS = dict(zip("$abcd", [EOS, 10, 11, 12, 13], strict=True))
+OF_ID = {v: k for k, v in LETTERS.items()}
+to_text = lambda ids: "".join(OF_ID[i] for i in ids)
+
+# Who writes what, at each of six positions, and the rewards of what there is to judge. Periods of
+# two tokens; the two best survive.
+WRITTEN = ["aaaaaa", "bbb$bb", "cccccc", "dddddd"]
+REWARDS = {
+    # a tie of b and d, and of a and c: the lower index is better
+    "aa": 1, "bb": 3, "cc": 1, "dd": 3,
+    # c's tie with a, once more; b has ended
+    "ddaa": 2, "bbb$": 5, "bbcc": 2, "dddd": 1,
+    "ddaaaa": 4, "ddaadd": 6,
+    # before them: the seed's text
+    "cccc$": 5,
+}  # fmt: skip
+# Of the best two, the better (0) or the other (1), for every individual; read where one is replaced.
+DRAWS = {2: [1, 0, 0, 1], 4: [1, 1, 0, 1], 6: [0, 0, 0, 0]}
+
+
+@dataclasses.dataclass(frozen=True)
+class FourPrompts:
+    """Mutates anything into the prompts 0 to 3."""
+
+    def __call__(self, parents, number, keys):
+        none = np.zeros(len(parents), int)
+        return Offspring([[Prompt(str(i)) for i in range(number)] for _ in parents], none, none)
+
+
+@pytest.fixture(scope="module")
+def by_hand():
+    """`evolve` of one input with the draws above."""
+    script = np.array([[LETTERS[x] for x in text] for text in [*WRITTEN, "cccc$c"]])
+    reward = HostReward(lambda documents, texts: [REWARDS[text] for text in texts])
+    questions = Questions(
+        prompts=[Prompt("4")],
+        encode=lambda prompt: np.array([int(prompt.text), 9]),
+        example_ids=np.array([7]),
+        source=Source(np.array([[4]])),
+        documents=["the seed"],
+    )
+    evolution = Evolution(Sampling(6), population=4, period=2, survivors=2)
+    judge = Judge(reward, None, to_text)
+    model = worlds.Script(16)  # no other test's, as it is compiled with these draws
+    with pytest.MonkeyPatch.context() as patch:
+        given = jnp.array(list(DRAWS.values()))
+        patch.setattr(module, "draws", lambda stream, steps, survivors: given[steps // 2 - 1][None])
+        return evolve(model, script, questions, np.zeros(1), 0, evolution, FourPrompts(), judge)
+
+
+def texts_of(found, b=0):
+    rows = zip(found.texts.tokens[b], found.texts.lengths[b], strict=True)
+    return [to_text(tokens[:length].tolist()) for tokens, length in rows]
+
+
+def test_a_population_worked_out_by_hand(by_hand):
+    lived = by_hand.generations[0]
+    found, history = lived.found, lived.found.history
+    rewards = [[1, 3, 1, 3], [2, 5, 2, 1], [4, 5, 5, 6]]
+    np.testing.assert_array_equal(history.rewards[0].T, rewards)
+    survived = [{1, 3}, {1, 0}, {3, 1}]
+    assert [set(np.flatnonzero(x)) for x in history.survived[0].T] == survived
+    ended = [set(), {1}, {0, 1, 2, 3}]
+    assert [set(np.flatnonzero(x)) for x in history.ended[0].T] == ended
+    np.testing.assert_array_equal(history.donors[0].T, [[3, 1, 1, 3], [0, 1, 1, 0], [0, 1, 2, 3]])
+    # c adopted the text of b, which has ended, and so ended too.
+    assert texts_of(found) == ["ddaaaa", "bbb$", "bbb$", "ddaadd"]
+    np.testing.assert_array_equal(found.rewards, [[4, 5, 5, 6]])
+    np.testing.assert_array_equal(found.texts.finished, [[False, True, True, False]])
+    assert to_text_with_gaps(found.written[0]) == ["aaaaaa", "bbb$__", "cccc__", "dddddd"]
+    # 4 x 2 tokens, 2 adopted texts of 2, 4 x 2, 1 of 4 (c's needs no reading), 2 x 2.
+    assert found.positions.tolist() == [8 + 4 + 8 + 4 + 4] and found.rounds.tolist() == [3]
+
+
+def to_text_with_gaps(rows):
+    return ["".join(OF_ID.get(i, "_") for i in row.tolist()) for row in rows]
+
+
+def test_an_archive_worked_out_by_hand(by_hand):
+    lived = by_hand.generations[0]
+    assert lived.offered == [[1, 3]]  # three times and twice among the survivors
+    assert lived.bars == [5.0] and lived.parents == [Prompt("4")]
+    # b's 5 is not above the parent's 5, d's 6 is; it differs from the parent, which leaves.
+    assert lived.archives == [{Prompt("3"): 6.0}]
+    best = by_hand.best
+    assert to_text(best.tokens[0][: best.lengths[0]]) == "ddaadd" and best.rewards.tolist() == [6]
+    seeds = by_hand.seeds
+    assert to_text(seeds.tokens[0][: seeds.lengths[0]]) == "cccc$" and seeds.rewards.tolist() == [5]
+
+
+def plain_replacement(rewards, ended, drawn, survivors):
+    """The rule in plain Python."""
+    order = sorted(range(len(rewards)), key=lambda i: (-rewards[i], i))[:survivors]
+    keeps = lambda i: i in order or ended[i]
+    return [i in order for i in range(len(rewards))], [
+        i if keeps(i) else order[drawn[i]] for i in range(len(rewards))
+    ]
+
+
+def test_replacement_is_the_rule_with_many_ties():
+    rng = np.random.default_rng(0)
+    n, k = 6, 3
+    rewards = rng.integers(0, 3, (200, n)).astype(np.float32)
+    ended, drawn = rng.random((200, n)) < 0.3, rng.integers(0, k, (200, n))
+    survived, donors = replacement(rewards, ended, drawn, k)
+    for b in range(200):
+        expected = plain_replacement(rewards[b], ended[b], drawn[b], k)
+        assert (survived[b].tolist(), donors[b].tolist()) == expected
+
+
+def test_draws_are_uniform_and_each_individuals_own():
+    keys = streams(0, np.arange(500), np.arange(6))
+    drawn = np.asarray(module.draws(keys, 4, 3))
+    assert stats.chisquare(np.bincount(drawn.ravel())).pvalue > 1e-3
+    np.testing.assert_array_equal(module.draws(keys[7:9, 2:], 4, 3), drawn[7:9, 2:])
+    assert np.any(module.draws(keys, 8, 3) != drawn)  # another period, another draw
+
+
+def test_the_best_enter_the_archive_and_the_parent_leaves():
+    a, b, c = Prompt("a"), Prompt("b"), Prompt("c")
+    archive = {a: 1.0, b: 0.0}
+    assert enter(archive, a, [(c, 1.0), (b, 0.5)]) == archive  # not above the parent's
+    assert enter(archive, a, [(c, 2.0), (b, 0.5)]) == {b: 0.0, c: 2.0}
+    assert enter(archive, a, [(c, 2.0), (b, 3.0)]) == {b: 3.0, c: 2.0}
+    assert enter(archive, a, [(a, 2.0)]) == {a: 2.0, b: 0.0}  # itself, and stays
+    assert enter(archive, a, [(a, 2.0), (c, 1.5)]) == {b: 0.0, c: 1.5}
+    assert archive == {a: 1.0, b: 0.0}
+
+
+def test_who_survived_most_often_is_offered():
+    survived = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [1, 1, 1]], bool)
+    assert most_often(survived) == [3, 1]  # individual 2 did so as often as 1
+    assert most_often(survived[:1] & False) == []  # nobody did
+    assert most_often(np.array([[0, 0], [1, 1]], bool)) == [1]
+
+
+def test_parents_are_drawn_uniformly():
+    archive = {Prompt(x): 0.0 for x in "abc"}
+    keys = streams(0, np.arange(600), [-1])[:, 0]
+    drawn = [draw_parent(archive, key).text for key in keys]
+    assert stats.chisquare([drawn.count(x) for x in "abc"]).pvalue > 1e-3
+    assert drawn[5] == draw_parent(archive, keys[5]).text
+
+
+# A pair of T5 models, four inputs and a reward that texts of random models have more or less of.
+N, T = 3, 12
+SAMPLING = Sampling(T, temperature=0.9, top_k=40)
+REWARD = Repetition()
+
+
+@pytest.fixture(scope="module")
+def pair():
+    model, params, inputs, _, _ = worlds.realigned_t5()
+    return model, params, np.asarray(inputs)
+
+
+def questions_of(inputs, ids):
+    """Every prompt is the number of an input."""
+    return Questions(
+        prompts=[Prompt(str(i)) for i in range(len(inputs))],
+        encode=lambda prompt: inputs[int(prompt.text)],
+        example_ids=np.asarray(ids),
+        source=Source(inputs),
+        documents=[""] * len(inputs),
+    )
+
+
+def populations(inputs):
+    """Inputs [B, N, S]: other inputs as mutations; λ and streams of N individuals."""
+    mutated = np.stack([np.roll(inputs, i, axis=0) for i in range(N)], axis=1)
+    stream = streams(0, np.arange(len(inputs)), 1 + np.arange(N))
+    return mutated, np.full(stream.shape, 0.5, np.float32), stream
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generations", [1, 2])
+def test_without_mutation_and_replacement_it_is_best_of_n(pair, generations):
+    model, params, inputs = pair
+    evolution = Evolution(SAMPLING, N, period=T + 3, survivors=1, generations=generations)
+    lam, judge = np.full(4, 0.5, np.float32), Judge(REWARD, None, to_text)
+    questions = questions_of(inputs, range(4))
+    found = evolve(model, params, questions, lam, 3, evolution, Unchanged(), judge)
+    n = 1 + N * generations
+    stream = streams(3, np.arange(4), np.arange(n))
+    lams = np.full(stream.shape, 0.5, np.float32)
+    source = Source(inputs)
+    best = best_of_n(model, params, REWARD, None, source, lams, stream, SAMPLING, n)
+    np.testing.assert_array_equal(found.best.tokens, best.samples.tokens[:, 0])
+    np.testing.assert_array_equal(found.best.lengths, best.samples.lengths[:, 0])
+    assert len(set(np.asarray(best.index)[:, 0].tolist())) > 1  # not always the seed's own
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_rebuilt_cache_is_the_adopters_instruction_and_the_adopted_text(pair, steps):
+    model, params, inputs = pair
+    mutated, lam, stream = populations(inputs)
+    evolution = Evolution(dataclasses.replace(SAMPLING, eos_id=-1), N, period=4, survivors=1)
+    rewards = np.eye(N, dtype=np.float32)[[0, 1, 2, 1]]  # the best of each input, copied by all
+    explore = jax.jit(module._explore, static_argnums=0)
+    exploit = jax.jit(module._exploit, static_argnums=0)
+    population = module._begin(model, params, mutated, lam, stream, evolution)
+    for period in range(steps):
+        population, (tokens, _, _) = explore(model, params, evolution, population)
+        population = exploit(model, params, evolution, population, np.roll(rewards, period, 0))
+    adopted = np.asarray(population.texts.tokens)[..., : 4 * steps]
+    best = np.argmax(np.roll(rewards, steps - 1, 0), axis=1)
+    expected = np.asarray(tokens)[np.arange(4), best][:, None, : 4 * steps]
+    np.testing.assert_array_equal(adopted, np.broadcast_to(expected, adopted.shape))
+    output, _ = model.step(params, population.state, adopted.reshape(12, 1, -1)[..., -1])
+    # ... as a fresh pass computes it, in which the text is followed by anything.
+    flat = mutated.reshape(12, -1)
+    fresh = model.start(params, flat, lam.reshape(12, 1), stream.reshape(12, 1), 1)
+    longer = np.pad(adopted.reshape(12, 1, -1), [(0, 0), (0, 0), (0, 1)])
+    logits = model.teacher_forced(params, fresh, longer).logits[:, :, -1]
+    np.testing.assert_allclose(output.logits, logits, atol=1e-4)
+    # Under the donor's instruction the same text is followed by something else.
+    assert np.abs(logits.reshape(4, N, -1) - logits.reshape(4, N, -1)[:, :1]).max() > 1e-2
+
+
+# Populations of a table of which every individual has its own input; texts end early and late.
+SHORT = Sampling(7)
+EVOLUTION = Evolution(SHORT, N, period=3, survivors=1)  # the last period is of one token
+TABLE = TabularLM(vocab_size=5, horizon=7, num_inputs=12)
+
+
+@pytest.fixture(scope="module")
+def table():
+    return TABLE.init(jax.random.key(3)).at[:, :, EOS].add(-0.5)
+
+
+def arguments(table, evolution, rows=slice(None)):
+    inputs, stream = np.arange(12).reshape(4, N, 1), streams(0, np.arange(4), 1 + np.arange(N))
+    return TABLE, table, inputs[rows], None, stream[rows], evolution
+
+
+def live(table, evolution, rows=slice(None)):
+    source = Source(np.zeros((4, 1), int)[rows])
+    found = generation(*arguments(table, evolution, rows), REWARD, None, source)
+    return jax.tree.map(np.asarray, found)
+
+
+def test_the_reward_may_be_called_from_python(table):
+    evolution = dataclasses.replace(EVOLUTION, lookahead=2)
+    judge, source = Judge(REWARD, None, to_text), Source(np.zeros((4, 1), int))
+    found = generation_on_host(*arguments(table, evolution), judge, source, [""] * 4)
+    expected = live(table, evolution)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), expected)
+    assert np.any(expected.history.donors[..., 0] != np.arange(N))
+
+
+def test_an_input_lives_as_it_does_alone(table):
+    together = live(table, EVOLUTION)
+    for b in range(4):
+        alone = live(table, EVOLUTION, slice(b, b + 1))
+        np.testing.assert_array_equal(alone.texts.tokens[0], together.texts.tokens[b])
+        assert alone.rounds[0] == together.rounds[b]
+        assert alone.positions[0] == together.positions[b]
+        upto = together.rounds[b]
+        histories = jax.tree.leaves(alone.history), jax.tree.leaves(together.history)
+        for ours, theirs in zip(*histories, strict=True):
+            np.testing.assert_array_equal(ours[0, :, :upto], theirs[b, :, :upto])
+    assert len(set(together.rounds.tolist())) > 1  # some were over before others
+
+
+def test_a_lookahead_is_judged_and_thrown_away(table):
+    never = dataclasses.replace(EVOLUTION, sampling=SHORT.replace(eos_id=-1))
+    plain, looked = live(table, never), live(table, dataclasses.replace(never, lookahead=5))
+    # The first period's texts are the same, their rewards and what comes of them are not.
+    np.testing.assert_array_equal(plain.written[..., :3], looked.written[..., :3])
+    assert np.any(plain.history.rewards[..., 0] != looked.history.rewards[..., 0])
+    # Two of three adopt texts of 3 and 6 tokens. There are 4 and 1 tokens left to look ahead, of 5.
+    read = 3 * 7 + 2 * (3 + 6)
+    assert plain.positions.tolist() == [read] * 4
+    assert looked.positions.tolist() == [read + 3 * (4 + 1)] * 4
+    texts = looked.texts
+    last = REWARD(None, None, texts.tokens, texts.lengths, texts.finished)
+    np.testing.assert_allclose(looked.rewards, last, atol=1e-6)
+
+
+def test_new_values_compile_nothing(table):
+    live(table, EVOLUTION)
+    before = module._generation._cache_size()
+    live(table, EVOLUTION.replace(generations=7, sampling=SHORT.replace(temperature=0.5)))
+    assert module._generation._cache_size() == before
+
+
+@pytest.mark.parametrize(
+    "changed, sentence",
+    [
+        ({"survivors": 3}, r"survivors must be in \[1, 3\), below the population; found 3"),
+        ({"survivors": 0}, r"survivors must be in \[1, 3\)"),
+        ({"period": 0}, "period must be at least 1; found 0"),
+        ({"population": 1}, "population must be at least 2"),
+        ({"lookahead": 7}, r"lookahead must be in \[0, 7\), below max_length; found 7"),
+        ({"generations": 0}, "generations must be at least 1"),
+        ({"sampling": Sampling(7, temperature=0.0)}, "temperature must be above 0"),
+        ({"population": 4}, r"a population of 4 needs inputs \[B, N, S\]"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(table, changed, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        live(table, dataclasses.replace(EVOLUTION, **changed))
