@@ -187,9 +187,15 @@ PARTS = (  # included by others
     "gin_configs/experiments/deal/study.gin",
     "gin_configs/experiments/deal/trade_off.gin",
     "gin_configs/experiments/deal/t5_small.gin",
+    "gin_configs/runs/populations.gin",
+    "gin_configs/experiments/darwin/study.gin",
 )
 RUN_FILES = [path.relative_to(ROOT).as_posix() for path in (ROOT / "gin_configs").rglob("*.gin")]
-NOT_RUNS = ("/models/", "/rewards/")  # rewards: tests/test_gin_rewards.py
+NOT_RUNS = (
+    "/models/",
+    "/rewards/",
+    "/mutators/",
+)  # tests/test_gin_rewards.py, test_gin_mutators.py
 RUN_FILES = sorted(
     f for f in RUN_FILES if f not in PARTS and not any(part in f for part in NOT_RUNS)
 )

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from dera_jax.checkpoints.vocabulary import Tokenizer
 from dera_jax.decoding.beam_search import NBest, Search, beam_search, beam_search_on_host
 from dera_jax.decoding.best_of_n import winners
+from dera_jax.decoding.mutation import Prompt
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, prefill, sample_from
 from dera_jax.evaluation.sweep import (
@@ -39,7 +40,7 @@ from dera_jax.rewards.words import WordsInRange, words_within
 
 _ROWS = 64  # texts of a document sampled in one call, at most
 _EOS = 1
-_TEXT, _KEYWORDS = "{text}", "{keywords}"
+TEXT, _KEYWORDS = "{text}", "{keywords}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,34 +89,42 @@ class Bench:
         Raises:
             ValueError: as `check_prompt`.
         """
-        if prompt == _TEXT:
+        if prompt == TEXT:
             return self.documents.inputs[rows]
         check_prompt(prompt, self.documents.keywords is not None)
-        added = [self._added(prompt, row) for row in range(len(self.documents.texts))]
-        size = self.documents.inputs.shape[1] + max(len(x) + len(y) for x, y in added)
-        return np.stack([_insert(self.documents.inputs[row], *added[row], size) for row in rows])
+        prompts = [self.prompt(prompt, row) for row in range(len(self.documents.texts))]
+        size = self.documents.inputs.shape[1] + max(map(self._added, prompts))
+        return np.stack([self.encode(prompts[row], size) for row in rows])
 
-    def _added(self, prompt: str, row: int) -> tuple[list[int], list[int]]:
-        """Token ids of the prompt before and after a document."""
-        if _KEYWORDS in prompt:
-            words = ", ".join(keyword_texts(self.documents.keywords[row]))
-            prompt = prompt.replace(_KEYWORDS, words)
-        before, _, after = prompt.partition(_TEXT)
-        return self.tokenizer.encode(before), self.tokenizer.encode(after)
+    def prompt(self, template: str, row: int) -> Prompt:
+        """The document `row` in a template."""
+        keywords = self.documents.keywords
+        known = () if keywords is None else tuple(keyword_texts(keywords[row]))
+        return Prompt(self.documents.texts[row], template, known)
 
+    def encode(self, prompt: Prompt, size: int) -> np.ndarray:
+        """int32 [size]: a prompt whose text is cut where documents are cut, or where it must be."""
+        before, after = self._instruction(prompt)
+        room = min(self.documents.inputs.shape[1], size - len(before) - len(after)) - 1
+        text = self.tokenizer.encode(prompt.text)[: max(room, 0)]
+        ids = [*(before + text + after)[: size - 1], _EOS]
+        return np.pad(np.array(ids, np.int32), (0, size - len(ids)))
 
-def _insert(ids: np.ndarray, before: list[int], after: list[int], size: int) -> np.ndarray:
-    """int32 [size]: what ids [S] hold, between the two; the end token, if any, comes last."""
-    ids = ids[ids > 0].tolist()
-    end = [ids.pop()] if ids[-1] == _EOS else []
-    ids = before + ids + after + end
-    return np.pad(np.array(ids, np.int32), (0, size - len(ids)))
+    def _added(self, prompt: Prompt) -> int:
+        return sum(map(len, self._instruction(prompt)))
+
+    def _instruction(self, prompt: Prompt) -> tuple[list[int], list[int]]:
+        """Token ids before and after the text."""
+        before, _, after = prompt.template.partition(TEXT)
+        words = ", ".join(prompt.keywords)
+        encode = lambda part: self.tokenizer.encode(part.replace(_KEYWORDS, words))
+        return encode(before), encode(after)
 
 
 def check_prompt(prompt: str, has_keywords: bool) -> None:
     """Raises ValueError: no slot for the text, or one for keywords that the task does not have."""
-    if _TEXT not in prompt:
-        raise ValueError(f"the prompt {prompt!r} has no slot {_TEXT} for the document")
+    if TEXT not in prompt:
+        raise ValueError(f"the prompt {prompt!r} has no slot {TEXT} for the document")
     if _KEYWORDS in prompt and not has_keywords:
         raise ValueError(f"the prompt {prompt!r} has a slot {_KEYWORDS}, the task no keywords")
 
@@ -159,6 +168,7 @@ class Sampled:
         best: whether only the best of the n counts.
         greedy: the most likely text instead; n must be 1.
         prompt: see `Bench.inputs`.
+        temperature, top_k: see `Sampling`.
 
     Raises:
         ValueError: n is not positive, or not 1 for greedy texts.
@@ -169,7 +179,9 @@ class Sampled:
     lam: float = 0.0
     best: bool = False
     greedy: bool = False
-    prompt: str = _TEXT
+    prompt: str = TEXT
+    temperature: float = 1.0
+    top_k: int | None = None
 
     def __post_init__(self):
         if self.n < 1 or (self.greedy and self.n > 1):
@@ -193,7 +205,7 @@ class Sampled:
 
     def _sample(self, bench: Bench, rows: np.ndarray, model, params, inputs) -> list[np.ndarray]:
         """Tokens [B, n, T], lengths and finished [B, n], piece by piece; the encoder works once."""
-        sampling = Sampling(bench.max_length, greedy=self.greedy)
+        sampling = Sampling(bench.max_length, self.greedy, self.temperature, self.top_k)
         calls = -(-self.n // _ROWS)
         numbers = np.arange(calls * -(-self.n // calls)).reshape(calls, -1)
         ids = bench.documents.example_id[rows]
@@ -215,7 +227,7 @@ class Sampled:
         for start in range(0, self.n, _ROWS):
             piece = [x[:, start : start + _ROWS] for x in texts]
             rewards.append(_judged(bench.judge, bench.documents, rows, *piece)[0])
-            positions = positions + _judging(bench, rows, texts=piece[1].shape[1])
+            positions = positions + judging(bench, rows, texts=piece[1].shape[1])
         return np.concatenate(rewards, axis=1), positions[:, None]
 
 
@@ -235,7 +247,7 @@ class Searched:
     search: Search
     lam: float = 0.0
     guided: bool = True
-    prompt: str = _TEXT
+    prompt: str = TEXT
 
     def answer(self, bench: Bench, rows: np.ndarray) -> Answers:
         """See `Method`; the record holds `n_best`, with what each score is made of."""
@@ -248,7 +260,7 @@ class Searched:
         read = np.sum(inputs > 0, axis=1)
         cost = num_models(model) * (read + found.positions)
         if self.guided:
-            cost = cost + found.rounds * _judging(bench, rows, texts=self._texts_per_round())
+            cost = cost + found.rounds * judging(bench, rows, texts=self._texts_per_round())
         best = jax.tree.map(lambda x: x[:, :1], found.texts)
         details = [{"n_best": _n_best(found, b, bench.tokenizer)} for b in range(len(rows))]
         return Answers(best.tokens, best.lengths, best.finished, cost[:, None], details)
@@ -273,7 +285,7 @@ def num_models(model: LanguageModel) -> int:
     return len(model.models) if isinstance(model, Realigned) else 1
 
 
-def _judging(bench: Bench, rows: np.ndarray, texts: int) -> np.ndarray:
+def judging(bench: Bench, rows: np.ndarray, texts: int) -> np.ndarray:
     """int [B], positions that the reward's own models read to judge so many texts of each."""
     read = np.sum(bench.documents.inputs[rows] > 0, axis=1)
     positions = bench.judge.reward.positions

@@ -16,7 +16,7 @@ from dera_jax.decoding.beam_search import Search, beam_search
 from dera_jax.decoding.realign import Realigned
 from dera_jax.evaluation.jobs import Split
 from dera_jax.evaluation.method_tables import GUIDE
-from dera_jax.evaluation.methods import Bench
+from dera_jax.evaluation.methods import Bench, Searched
 from dera_jax.experiments.stages import Reference, Stage
 from dera_jax.models.language_model import streams
 from dera_jax.rewards.combined import Combined, Part
@@ -208,3 +208,21 @@ class Budget:
         return max(
             1, round(num_beams * (self.positions - self.read) / (row["positions"] - self.read))
         )
+
+    def individuals(self, row: Mapping, population: int) -> int:
+        """A population of this size, in proportion to the row of a smaller or larger one."""
+        return max(2, round(population * self.positions / row["positions"]))
+
+
+def widened(
+    ask: Callable, budget: Budget, name: str, search_of: Callable[[int], Search], guided: bool
+) -> dict:
+    """The row of a search with as many beams as the budget pays for.
+
+    How long a search of so many beams goes on is not known before, so one is tried.
+    """
+    search = lambda n: Searched(f"{name}, {n} beams", search_of(n), guided=guided)
+    one = search_of(1)
+    each = 1 + guided * one.top_k * (one.lookahead + budget.judged_each) / one.period
+    tried = max(1, round(budget.positions / (one.max_length * each)))
+    return ask(search(budget.beams(ask(search(tried)), tried)))

@@ -15,7 +15,6 @@ constraints and alignment objectives, on what data is there; the paper's own whe
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 
 from dera_jax.decoding.beam_search import Search
@@ -28,7 +27,7 @@ from dera_jax.evaluation.method_tables import (
     write_samples,
 )
 from dera_jax.evaluation.methods import Bench, Method, Sampled, Searched, check_prompt, num_models
-from dera_jax.experiments.search_setting import Budget, Setting, guided_by
+from dera_jax.experiments.search_setting import Budget, Setting, guided_by, widened
 from dera_jax.experiments.stages import run_all
 from dera_jax.rewards.combined import Combined, Part, Statistics
 from dera_jax.rewards.protocol import Reward
@@ -123,7 +122,7 @@ class SearchStudy:
             ask(Sampled("greedy", greedy=True)),
             sampling,
             ask(Searched(_PLAIN, plain_of(search.beams), guided=False)),
-            _widened(ask, budget, _PLAIN, plain_of, guided=False),
+            widened(ask, budget, _PLAIN, plain_of, guided=False),
             ask(Sampled(f"best of {n}", n=n, best=True)),
             ask(Sampled("greedy, instructed", greedy=True, prompt=prompt)),
             ask(Sampled("sampling, instructed", n=_ANSWERS, prompt=prompt)),
@@ -132,7 +131,7 @@ class SearchStudy:
             aligned,
             ask(Sampled(f"best of {n_aligned}, aligned", n=n_aligned, lam=1.0, best=True)),
             ask(Searched("one beam, no lookahead", one_beam)),
-            _widened(ask, budget, "DeAL without lookahead", blind_of, guided=True),
+            widened(ask, budget, "DeAL without lookahead", blind_of, guided=True),
             deal,
             ask(Searched("DeAL, instructed", search, prompt=prompt)),
             ask(Searched(f"DeAL {at}, {fewer.beams} beams", fewer, lam=lam)),
@@ -151,20 +150,6 @@ class SearchStudy:
             row |= gap("to_no_reward", this, _PLAIN)
             rows.append(row | gap("to_first_lookahead", this, name(weight, self.lookaheads[0])))
         return rows
-
-
-def _widened(
-    ask: Callable, budget: Budget, name: str, search_of: Callable[[int], Search], guided: bool
-) -> dict:
-    """The row of a search with as many beams as the budget pays for.
-
-    How long a search of so many beams goes on is not known before, so one is tried.
-    """
-    search = lambda n: Searched(f"{name}, {n} beams", search_of(n), guided=guided)
-    one = search_of(1)
-    each = 1 + guided * one.top_k * budget.judged_each
-    tried = max(1, round(budget.positions / (one.max_length * each)))
-    return ask(search(budget.beams(ask(search(tried)), tried)))
 
 
 @dataclasses.dataclass(frozen=True)

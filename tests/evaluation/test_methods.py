@@ -7,50 +7,29 @@ import jax
 import numpy as np
 import pytest
 
-from dera_jax.checkpoints.resources import RunResources
-from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.beam_search import Search
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation.methods import Bench, Sampled, Searched, run
-from dera_jax.evaluation.pairs import load_pair
 from dera_jax.evaluation.sweep import RECORDS, measure
 from dera_jax.models.heads import T5Value
 from dera_jax.models.language_model import streams
 from dera_jax.models.t5_lm import T5
-from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.learned import RewardModel
-from dera_jax.rewards.words import Faithfulness, WordsInRange, faithful_share, words_of
+from dera_jax.rewards.words import faithful_share, words_of
+from tests.evaluation import benches
 from tests.experiments import small
 
-LENGTH = 8
+LENGTH = benches.LENGTH
 ROWS = np.arange(4)
 SEARCH = Search(LENGTH, beams=2, top_k=3, lookahead=2, reward_weight=3.0)
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory) -> Bench:
-    folders = [
-        small.reference_folder(tmp_path_factory.mktemp("models") / name, seed)
-        for seed, name in enumerate(("reference", "aligned"))
-    ]
-    pair = load_pair(folders[0], folders[1:])
-    text = tokenizer(pair.vocabulary)
-    judge = lambda reward: Judge(reward, reward.load(RunResources(pair.vocabulary)), text.decode)
-    limit = Part("words", WordsInRange(high=3), 0.0)
-    return Bench(
-        models=pair.model.models,
-        params=pair.params,
-        tokenizer=text,
-        documents=small.DOCUMENTS.read(),
-        judge=judge(Faithfulness()),
-        measured=judge(Combined((Part("guide", Faithfulness()), limit))),
-        max_length=LENGTH,
-        batch_size=3,
-        seed=0,
-    )
+    return benches.of_random_models(tmp_path_factory.mktemp("models"))
 
 
 def read(bench: Bench) -> np.ndarray:

@@ -1,0 +1,114 @@
+"""DARWIN as a method of a comparison, and a trace of what happened for people to read."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+
+from dera_jax.decoding.archive import Evolved, Lived, Questions, evolve
+from dera_jax.decoding.evolution import Evolution
+from dera_jax.decoding.mutation import Mutator
+from dera_jax.evaluation.methods import TEXT, Answers, Bench, judging, num_models
+
+TRACE = "evolution"  # of a record
+
+
+@dataclasses.dataclass(frozen=True)
+class Bred:
+    """Populations under mutated instructions; the best text found is the answer.
+
+    Attributes:
+        name: of the method.
+        evolution: how.
+        mutator: of instructions.
+        lam: λ.
+        template: the seed instruction, see `Bench.inputs`.
+        room: tokens that an instruction may have; beyond, the document is cut.
+    """
+
+    name: str
+    evolution: Evolution
+    mutator: Mutator
+    lam: float = 0.0
+    template: str = TEXT
+    room: int = 24
+
+    def answer(self, bench: Bench, rows: np.ndarray) -> Answers:
+        """See `Method`; the record holds `evolution`, see `trace`."""
+        model, params = bench.at(self.lam)
+        size = bench.documents.inputs.shape[1] + self.room
+        questions = Questions(
+            prompts=[bench.prompt(self.template, row) for row in rows],
+            encode=functools.partial(bench.encode, size=size),
+            example_ids=bench.documents.example_id[rows],
+            source=bench.documents.source(rows),
+            documents=[bench.documents.texts[row] for row in rows],
+        )
+        lam = np.full(len(rows), self.lam, np.float32)
+        arguments = lam, bench.seed, self.evolution, self.mutator, bench.judge
+        found = evolve(model, params, questions, *arguments)
+        best = found.best
+        texts = (x[:, None] for x in (best.tokens, best.lengths, best.finished))
+        cost = self._cost(bench, rows, found, num_models(model))
+        details = [
+            {TRACE: trace(bench, row, b, found, self.evolution)} for b, row in enumerate(rows)
+        ]
+        return Answers(*texts, cost[:, None], details)
+
+    def _cost(self, bench: Bench, rows: np.ndarray, found: Evolved, models: int) -> np.ndarray:
+        fed = found.read + found.seeds.lengths + sum(x.found.positions for x in found.generations)
+        mutated = sum(x.offspring.positions for x in found.generations)
+        rounds = sum(x.found.rounds for x in found.generations)
+        each = judging(bench, rows, texts=self.evolution.population)
+        return models * fed + mutated + judging(bench, rows, texts=1) + rounds * each
+
+
+def trace(bench: Bench, row: int, b: int, found: Evolved, evolution: Evolution) -> dict:
+    """What happened to input b, the document `row`, as `lineage.plot_lineage` shows it.
+
+    Of a prompt its template, or where its text is not the document, all of it.
+    """
+    text = lambda answers: _text(bench, answers.tokens[b], answers.lengths[b])
+    about = lambda answers: {"text": text(answers), "reward": float(answers.rewards[b])}
+    document = bench.documents.texts[row]
+    return {
+        "document": document,
+        "seed": {"prompt": found.generations[0].parents[b].template} | about(found.seeds),
+        "best": about(found.best),
+        "generations": [_generation(bench, b, document, x, evolution) for x in found.generations],
+    }
+
+
+def _generation(bench: Bench, b: int, document: str, lived: Lived, evolution: Evolution) -> dict:
+    found = jax.tree.map(lambda x: x[b], lived.found)
+    texts = zip(found.texts.tokens, found.texts.lengths, strict=True)
+    asked = lambda prompt: prompt.template if prompt.text == document else prompt.render()
+    entry = lambda prompt, reward: {"template": asked(prompt), "reward": reward}
+    return {
+        "parent": entry(lived.parents[b], lived.bars[b]),
+        "templates": [asked(prompt) for prompt in lived.offspring.children[b]],
+        "fallbacks": int(lived.offspring.fallbacks[b]),
+        "texts": [_text(bench, *each) for each in texts],
+        "rewards": found.rewards.tolist(),
+        "periods": [_period(bench, found, p, evolution) for p in range(found.rounds)],
+        "offered": list(lived.offered[b]),
+        "archive": [entry(*each) for each in lived.archives[b].items()],
+    }
+
+
+def _period(bench: Bench, found, p: int, evolution: Evolution) -> dict:
+    history = jax.tree.map(lambda x: x[:, p].tolist(), found.history)
+    start = p * evolution.period
+    written = found.written[:, start : start + evolution.period]
+    return {
+        "rewards": history.rewards,
+        "survived": history.survived,
+        "ended": history.ended,
+        "donors": history.donors,
+        "written": [bench.tokenizer.decode(tokens[tokens > 0].tolist()) for tokens in written],
+    }
+
+
+def _text(bench: Bench, tokens: np.ndarray, length: int) -> str:
+    return bench.tokenizer.decode(tokens[:length].tolist())

@@ -1,0 +1,197 @@
+"""DARWIN beside everything else one could do with the same reward and budget.
+
+    SFT (unless a reference is given) → PPO on the reward (unless an aligned model is given) → every
+    method answers the same held-out documents → tables, figures, lineages
+
+The table of methods is at equal model token-positions, as near as whole texts, beams and individuals
+allow: sampling and its best of n, DeAL, both halves of DARWIN by themselves (mutation without
+replacement, replacement without mutation), DARWIN, and it all on DeRa. The second table varies one
+setting of DARWIN at a time.
+
+Source: Hung et al. 2024 (arXiv 2406.15193), its comparisons and its ablation, on what data is there.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+from dera_jax.decoding.beam_search import Search
+from dera_jax.decoding.evolution import Evolution
+from dera_jax.decoding.mutation import Mutator, Unchanged
+from dera_jax.evaluation import lineage, plots, population_plots, sweep
+from dera_jax.evaluation.method_tables import (
+    answered,
+    folder_of,
+    paired_gap,
+    write,
+    write_samples,
+)
+from dera_jax.evaluation.methods import Bench, Sampled, Searched, num_models
+from dera_jax.evaluation.populations import TRACE, Bred
+from dera_jax.experiments.search_setting import Budget, Setting, widened
+from dera_jax.experiments.stages import run_all
+from dera_jax.rewards.protocol import Reward
+from dera_jax.training.dry_run import Need
+
+_DARWIN = "DARWIN"  # the row that others are compared with
+_BEST, _DEAL = "best of n", "DeAL"
+_ANSWERS = 8  # samples of a document, for the mean of plain sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class PopulationStudy:
+    """One reward, every method.
+
+    Attributes:
+        setting: models, documents, lengths.
+        reward: what guides.
+        evolution: DARWIN's settings; all texts that are sampled, are so by its `sampling`.
+        mutator: of its instructions.
+        search: DeAL's settings but for the beams, of which there are as many as the budget buys.
+        lam: λ of the rows on DeRa.
+        periods, populations, survivors, generations: DARWIN is run with each of them too.
+        texts, beams: best-of-n and DeAL are run with so many too, for the figure of costs.
+        headline: the column of the figures and of the gaps.
+        title: of the figures.
+        lineages: so many documents get a picture of what happened.
+
+    Raises:
+        ValueError: no aligned model.
+    """
+
+    setting: Setting
+    reward: Reward
+    evolution: Evolution
+    mutator: Mutator
+    search: Search
+    lam: float
+    periods: tuple[int, ...]
+    populations: tuple[int, ...]
+    survivors: tuple[int, ...]
+    generations: tuple[int, ...]
+    texts: tuple[int, ...]
+    beams: tuple[int, ...]
+    headline: str
+    title: str
+    lineages: int = 3
+
+    def __post_init__(self):
+        if self.setting.aligned is None and self.setting.align is None:
+            raise ValueError(
+                "PopulationStudy needs an aligned model or `align`, for the rows on DeRa"
+            )
+
+    def run(self, folder: Path) -> dict[str, object]:
+        """Runs what is not finished; leaves tables (JSON, CSV), figures, lineages and samples.txt.
+
+        Returns:
+            The rows of both tables. gap_to_darwin is a difference of the headline column, see
+            `paired_gap`.
+
+        Raises:
+            ValueError: the tables have no column of the headline's name.
+        """
+        run_all(self.setting.stages(folder, self.reward))
+        bench = self.setting.bench(folder, self.reward)
+        ask = functools.partial(answered, bench, folder)
+        gap = functools.partial(paired_gap, folder, self.headline, "to_darwin", other=_DARWIN)
+        rows = [row | gap(method=row["method"]) for row in self._methods(bench, ask)]
+        effects = self._effects(ask)
+        costs = [*effects, *self._costs(ask), *({"kind": row["method"]} | row for row in rows)]
+        write(folder, "methods", rows)
+        write(folder, "effects", effects)
+        plots.plot_methods(rows, self.headline, self.title, folder / "methods.png")
+        population_plots.plot_effects(effects, self.headline, self.title, folder / "effects.png")
+        population_plots.plot_cost(costs, self.headline, self.title, folder / "cost.png")
+        write_samples(folder, [row["method"] for row in rows])
+        self._write_lineages(folder)
+        return {"methods": rows, "effects": effects}
+
+    def needs(self) -> list[Need]:
+        """What the stages' compiled steps take, and a batch of the search."""
+        return self.setting.needs(self.reward, self.search)
+
+    def _methods(self, bench: Bench, ask: Callable) -> list[dict]:
+        evolution, lam = self.evolution, self.lam
+        at, size = f"at λ = {lam:g}", evolution.population
+        darwin = ask(self._darwin(_DARWIN))
+        budget = Budget.of(bench, darwin)
+        sampling = ask(self._sampled("sampling", n=_ANSWERS))
+        if self.headline not in sampling:
+            raise ValueError(f"no column {self.headline!r} to show; there are {sorted(sampling)}")
+        dera = ask(self._sampled(f"DeRa {at}", n=_ANSWERS, lam=lam))
+        models = num_models(bench.at(lam)[0])
+        n, n_dera = budget.texts(sampling, 1), budget.texts(dera, models)
+        never = dataclasses.replace(evolution, period=evolution.sampling.max_length)
+        bred = functools.partial(self._as_many, ask, budget)
+        return [
+            ask(Sampled("greedy", greedy=True)),
+            sampling,
+            ask(self._sampled(f"best of {n}", n=n, best=True)),
+            widened(ask, budget, _DEAL, self._search, guided=True),
+            bred("mutation only", lambda name, n: self._darwin(name, never, population=n)),
+            bred(
+                "replacement only",
+                lambda name, n: self._darwin(name, mutator=Unchanged(), population=n),
+            ),
+            darwin,
+            dera,
+            ask(self._sampled(f"best of {n_dera} {at}", n=n_dera, lam=lam, best=True)),
+            bred(
+                f"{_DARWIN} {at}",
+                lambda name, n: self._darwin(name, lam=lam, population=n),
+                tried=max(2, size // models),
+            ),
+        ]
+
+    def _as_many(
+        self, ask: Callable, budget: Budget, name: str, method: Callable, tried: int | None = None
+    ) -> dict:
+        """The row of a method with as many individuals as the budget pays for; a try tells."""
+        tried = tried or self.evolution.population
+        named = lambda n: method(f"{name}, {n} individuals", n)
+        return ask(named(budget.individuals(ask(named(tried)), tried)))
+
+    def _effects(self, ask: Callable) -> list[dict]:
+        varied = {
+            "period": self.periods,
+            "population": self.populations,
+            "survivors": self.survivors,
+            "generations": self.generations,
+        }
+        return [
+            {"varied": name, "value": value, "kind": f"{_DARWIN}, {name}"}
+            | ask(self._darwin(f"{_DARWIN}, {name} {value}", **{name: value}))
+            for name, values in varied.items()
+            for value in values
+        ]
+
+    def _costs(self, ask: Callable) -> list[dict]:
+        best = [self._sampled(f"best of {n}, cost", n=n, best=True) for n in self.texts]
+        deal = [Searched(f"{_DEAL}, {n} beams, cost", self._search(n)) for n in self.beams]
+        return [{"kind": _BEST} | ask(x) for x in best] + [{"kind": _DEAL} | ask(x) for x in deal]
+
+    def _sampled(self, name: str, **settings) -> Sampled:
+        sampling = self.evolution.sampling
+        return Sampled(name, temperature=sampling.temperature, top_k=sampling.top_k, **settings)
+
+    def _search(self, beams: int) -> Search:
+        return dataclasses.replace(self.search, beams=beams)
+
+    def _darwin(
+        self,
+        name: str,
+        evolution: Evolution | None = None,
+        mutator: Mutator | None = None,
+        lam: float = 0.0,
+        **changed: int,
+    ) -> Bred:
+        evolution = dataclasses.replace(evolution or self.evolution, **changed)
+        few = min(evolution.survivors, evolution.population - 1)
+        return Bred(name, evolution.replace(survivors=few), mutator or self.mutator, lam)
+
+    def _write_lineages(self, folder: Path) -> None:
+        records = sweep.read_records(folder_of(folder, _DARWIN) / sweep.RECORDS)
+        for i, record in enumerate(records[: self.lineages]):
+            lineage.plot_lineage(record[TRACE], folder / f"lineage_{i + 1}.png")

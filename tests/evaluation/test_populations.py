@@ -1,0 +1,147 @@
+"""DARWIN as a method: what its answer costs, counted from the trace, and what the trace says."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from dera_jax.decoding.evolution import Evolution
+from dera_jax.decoding.mutation import Offspring, Prompt, TemplateBank, Unchanged
+from dera_jax.decoding.sampling import Sampling
+from dera_jax.evaluation.methods import Bench, Sampled
+from dera_jax.evaluation.populations import TRACE, Bred
+from dera_jax.models.heads import T5Value
+from dera_jax.models.t5_lm import T5
+from dera_jax.rewards.judge import Judge
+from dera_jax.rewards.learned import RewardModel
+from tests.evaluation import benches
+from tests.experiments import small
+
+LENGTH = benches.LENGTH
+ROWS = np.arange(4)
+EVOLUTION = Evolution(Sampling(LENGTH), population=3, period=3, survivors=1, generations=2)
+BANK = TemplateBank(("{text}", "briefly, {text}", "{text} in short"))
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory) -> Bench:
+    return benches.of_random_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def answers(bench):
+    return Bred("DARWIN", EVOLUTION, BANK, lam=0.5).answer(bench, ROWS)
+
+
+def test_the_answer_is_the_best_text_of_the_trace(bench, answers):
+    for b, details in enumerate(answers.details):
+        trace = details[TRACE]
+        last = [trace["seed"], *({"text": t, "reward": r} for x in trace["generations"]
+                                 for t, r in zip(x["texts"], x["rewards"], strict=True))]  # fmt: skip
+        best = max(last, key=lambda x: x["reward"])  # the first of equal ones
+        text = bench.tokenizer.decode(answers.tokens[b, 0, : answers.lengths[b, 0]].tolist())
+        assert trace["best"] == best and text == best["text"]
+
+
+def test_the_trace_tells_who_took_whose_text(bench, answers):
+    adopted = 0
+    for details in answers.details:
+        for generation in details[TRACE]["generations"]:
+            assert set(generation["templates"]) == set(BANK.templates)
+            parts = [""] * 3
+            for period in generation["periods"]:
+                donors, survived = period["donors"], period["survived"]
+                best = max(range(3), key=lambda i: (period["rewards"][i], -i))
+                assert [i for i in range(3) if survived[i]] == [best]
+                keeps = [survived[i] or period["ended"][i] for i in range(3)]
+                assert donors == [i if keeps[i] else best for i in range(3)]
+                parts = [a + b for a, b in zip(parts, period["written"], strict=True)]
+                parts = [parts[donor] for donor in donors]
+                adopted += sum(donor != i for i, donor in enumerate(donors))
+            squeeze = lambda text: text.replace(" ", "")  # pieces lose the space before them
+            assert list(map(squeeze, parts)) == list(map(squeeze, generation["texts"]))
+    assert adopted
+
+
+def positions_by_trace(bench, details, row, read) -> int:
+    """Of one model: inputs, the seed's text, every token drawn, and adopted texts once more."""
+    fed = sum(read)
+    for generation in details[TRACE]["generations"]:
+        for number, period in enumerate(generation["periods"]):
+            steps = EVOLUTION.period * (number + 1)
+            for i, donor in enumerate(period["donors"]):
+                ended = steps >= LENGTH or period["ended"][donor]
+                fed += steps * (donor != i and not ended)
+    return fed
+
+
+def test_what_is_counted(bench):
+    never = dataclasses.replace(EVOLUTION, sampling=Sampling(LENGTH, eos_id=-1))
+    answers = Bred("DARWIN", never, Unchanged()).answer(bench, ROWS)
+    size = np.sum(bench.documents.inputs > 0, axis=1)
+    for b in range(4):
+        drawn = LENGTH * (1 + 2 * 3)
+        read = [size[b] * (1 + 2 * 3), drawn]
+        assert answers.positions[b, 0] == positions_by_trace(bench, answers.details[b], b, read)
+    # On a pair everything twice. With 2 survivors less is adopted.
+    pair = Bred("DARWIN", never, Unchanged(), lam=0.5).answer(bench, ROWS)
+    for b in range(4):
+        read = [size[b] * (1 + 2 * 3), LENGTH * (1 + 2 * 3)]
+        once = positions_by_trace(bench, pair.details[b], b, read)
+        assert pair.positions[b, 0] == 2 * once
+
+
+def test_instructions_are_read_and_so_counted(bench):
+    never = dataclasses.replace(
+        EVOLUTION, generations=1, period=LENGTH, sampling=Sampling(LENGTH, eos_id=-1)
+    )
+    plain = Bred("plain", never, Unchanged()).answer(bench, ROWS).positions
+    longer = TemplateBank(("briefly, {text}",))
+    added = len(bench.tokenizer.encode("briefly, "))
+    instructed = Bred("instructed", never, longer).answer(bench, ROWS).positions
+    np.testing.assert_array_equal(instructed, plain + 3 * added)
+
+
+@dataclasses.dataclass(frozen=True)
+class Costly:
+    """Copies, for which a model read and wrote so many tokens."""
+
+    cost: int
+
+    def __call__(self, parents, number, keys) -> Offspring:
+        each = np.full(len(parents), self.cost)
+        return Offspring([[parent] * number for parent in parents], each, 0 * each + 1)
+
+
+def test_models_that_mutate_and_judge_are_counted(bench):
+    model = T5Value(T5(small.CONFIG))
+    params = model.random(jax.random.key(0))
+    learned = dataclasses.replace(
+        bench, judge=Judge(RewardModel(model), params, bench.tokenizer.decode)
+    )
+    one = dataclasses.replace(EVOLUTION, generations=1, period=LENGTH)
+    free = Bred("free", one, Unchanged()).answer(bench, ROWS)
+    paid = Bred("paid", one, Costly(100)).answer(learned, ROWS)
+    size = np.sum(bench.documents.inputs > 0, axis=1)
+    # The seed's text alone, and three texts in the one round; see `RewardModel.positions`.
+    judged = (size + LENGTH + 1) + (size + 3 * (LENGTH + 1))
+    np.testing.assert_array_equal(paid.positions[:, 0], free.positions[:, 0] + 100 + judged)
+    assert [x[TRACE]["generations"][0]["fallbacks"] for x in paid.details] == [1] * 4
+
+
+def test_without_mutation_and_replacement_it_costs_best_of_n_and_more_inputs(bench):
+    evolution = dataclasses.replace(EVOLUTION, period=LENGTH, generations=1)
+    bred = Bred("DARWIN", evolution, Unchanged()).answer(bench, ROWS)
+    best = Sampled("best", n=4, best=True).answer(bench, ROWS)
+    np.testing.assert_array_equal(bred.tokens, best.tokens)
+    size = np.sum(bench.documents.inputs > 0, axis=1)
+    np.testing.assert_array_equal(bred.positions[:, 0], best.positions[:, 0] + 3 * size)
+
+
+def test_a_long_instruction_cuts_the_document(bench):
+    prompt = Prompt(bench.documents.texts[0], "briefly, {text}")
+    whole, cut = bench.encode(prompt, 60), bench.encode(prompt, 12)
+    around = bench.tokenizer.encode("briefly, ")
+    np.testing.assert_array_equal(cut[:11], whole[:11])
+    assert cut[-1] == 1 and cut[: len(around)].tolist() == around

@@ -1,0 +1,83 @@
+"""The experiment on populations with models of no use: what is asked, at what budget."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from dera_jax.decoding.beam_search import Search
+from dera_jax.decoding.evolution import Evolution
+from dera_jax.decoding.mutation import TemplateBank
+from dera_jax.decoding.sampling import Sampling
+from dera_jax.evaluation.method_tables import folder_of
+from dera_jax.evaluation.sweep import RECORDS
+from dera_jax.experiments.population_study import PopulationStudy
+from dera_jax.experiments.search_setting import Setting
+from dera_jax.experiments.stages import Reference
+from dera_jax.rewards.tokens import Repetition
+from tests.experiments import small
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> PopulationStudy:
+    folder = tmp_path_factory.mktemp("models")
+    return PopulationStudy(
+        setting=Setting(
+            reference=Reference(folder=small.reference_folder(folder / "reference")),
+            documents=small.DOCUMENTS,
+            max_length=8,
+            batch_size=4,
+            seed=0,
+            aligned=small.reference_folder(folder / "aligned", 1),
+        ),
+        reward=Repetition(),  # of which even a random model's texts have more or less
+        evolution=Evolution(Sampling(8, top_k=2), population=3, period=4, survivors=2),
+        mutator=TemplateBank(("{text}", "briefly, {text}")),
+        search=Search(8, beams=2, top_k=3, reward_weight=8.0),
+        lam=0.5,
+        periods=(8,),
+        populations=(2,),
+        survivors=(1,),
+        generations=(2,),
+        texts=(2,),
+        beams=(1,),
+        headline="reward",
+        title="A study",
+        lineages=1,
+    )
+
+
+@pytest.mark.slow
+def test_every_method_answers_with_as_many_positions(study, tmp_path):
+    found = study.run(tmp_path)
+    rows = {row["method"]: row for row in found["methods"]}
+    darwin = rows["DARWIN"]
+    assert darwin["reward"] > rows["sampling"]["reward"]
+    assert rows["sampling"]["gap_to_darwin"] == pytest.approx(
+        rows["sampling"]["reward"] - darwin["reward"]
+    )
+    # As near as half a text of 8 tokens, or half an individual: its input and its text.
+    bought = [name for name in rows if name.startswith("best of")]
+    assert len(bought) == 2
+    for name in bought:
+        assert abs(rows[name]["positions"] - darwin["positions"]) < 8 * (1 + ("λ" in name)), name
+    for name in rows:
+        if "individuals" in name:
+            each = darwin["positions"] / 3 * (1 + ("λ" in name))
+            assert abs(rows[name]["positions"] - darwin["positions"]) < 0.75 * each, name
+    effects = {(row["varied"], row["value"]): row for row in found["effects"]}
+    assert set(effects) == {("period", 8), ("population", 2), ("survivors", 1), ("generations", 2)}
+    assert effects["generations", 2]["positions"] > 1.5 * darwin["positions"]
+    assert effects["generations", 2]["reward"] >= darwin["reward"]  # the first is the same
+    for name in ("methods.png", "effects.png", "cost.png", "lineage_1.png"):
+        assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+    record = json.loads((folder_of(tmp_path, "DARWIN") / RECORDS).read_text().splitlines()[0])
+    assert record["evolution"]["best"]["text"] == record["samples"][0]["text"]
+    assert np.isclose(record["evolution"]["best"]["reward"], record["samples"][0]["reward"])
+
+
+def test_what_cannot_be_meant_is_refused(study):
+    alone = dataclasses.replace(study.setting, aligned=None)
+    with pytest.raises(ValueError, match="needs an aligned model or `align`"):
+        dataclasses.replace(study, setting=alone)
