@@ -32,7 +32,7 @@ from dera_jax.decoding.sampling import (
     Sampling,
     check_sampling,
     check_settings,
-    decode_chunk,
+    decode_step,
 )
 from dera_jax.models.language_model import (
     LanguageModel,
@@ -276,44 +276,55 @@ def _explore(
     model, params, evolution: Evolution, population: _Population
 ) -> tuple[_Population, tuple[Array, Array, Array]]:
     """The next m tokens of every text; and the texts to be judged, with their lookahead."""
-    on, m = _on(evolution, population), _period(evolution)
+    on, start, m = _on(evolution, population), population.steps, _period(evolution)
     write = functools.partial(_write, model, params, evolution)
-    state, texts, tokens = write(population.state, population.texts, population.steps, m)
-    steps = population.steps + m
-    written = lax.dynamic_update_slice_in_dim(population.written, tokens, population.steps, axis=-1)
+    state, texts = write(population.state, population.texts, start, m)
     longest = texts
     if evolution.lookahead:
-        other = jax.vmap(jax.vmap(lambda key: _fold_in(key, _AHEAD, steps)))(state.stream)
-        _, longest, _ = write(state.replace(stream=other), texts, steps, evolution.lookahead)
+        other = jax.vmap(jax.vmap(lambda key: _fold_in(key, _AHEAD, start + m)))(state.stream)
+        _, longest = write(state.replace(stream=other), texts, start + m, evolution.lookahead)
+    new = lax.dynamic_slice_in_dim(texts.tokens, start, m, axis=-1)
     spent = jnp.sum(longest.lengths - population.texts.lengths, axis=-1)
     population = population.replace(
         state=state,
         texts=texts,
-        written=written,
-        steps=steps,
+        written=lax.dynamic_update_slice_in_dim(population.written, new, start, axis=-1),
+        steps=start + m,
         positions=population.positions + spent,
         rounds=population.rounds + on,
     )
     return population, _judged(evolution, longest)
 
 
-def _write(model, params, evolution: Evolution, state: State, texts: Texts, steps, num_steps: int):
-    """`num_steps` more tokens of the texts of `steps` that have not ended: state, texts, tokens."""
+def _write(
+    model, params, evolution: Evolution, state: State, texts: Texts, start: Array, num_steps: int
+) -> tuple[State, Texts]:
+    """`num_steps` tokens after the first `start`, of texts that have not ended, until all have."""
+    shape = texts.lengths.shape
     last = lax.dynamic_index_in_dim(
-        texts.tokens, jnp.maximum(steps - 1, 0), axis=-1, keepdims=False
+        texts.tokens, jnp.maximum(start - 1, 0), axis=-1, keepdims=False
     )
-    last = jnp.where(steps == 0, model.start_token, last)
+    last = jnp.where(start == 0, model.start_token, last)
     by_row = lambda x: x.reshape(-1, 1)
     under_way = Hypotheses(state, by_row(last), by_row(texts.lengths), by_row(texts.finished))
-    end, drawn = decode_chunk(model, params, evolution.sampling, under_way, num_steps)
-    shape = texts.lengths.shape
-    tokens = jnp.moveaxis(drawn.token, 0, -1).reshape(*shape, num_steps)
-    longer = Texts(
-        tokens=lax.dynamic_update_slice_in_dim(texts.tokens, tokens, steps, axis=-1),
-        lengths=end.lengths.reshape(shape),
-        finished=end.finished.reshape(shape),
-    )
-    return end.state, longer, tokens
+
+    def going_on(carry):
+        i, _, texts = carry
+        return (i < num_steps) & ~jnp.all(_ended(evolution, texts))
+
+    def step(carry):
+        i, under_way, texts = carry
+        under_way, drawn = decode_step(model, params, evolution.sampling, under_way)
+        token = drawn.token.reshape(*shape, 1)
+        texts = Texts(
+            tokens=lax.dynamic_update_slice_in_dim(texts.tokens, token, start + i, axis=-1),
+            lengths=under_way.lengths.reshape(shape),
+            finished=under_way.finished.reshape(shape),
+        )
+        return i + 1, under_way, texts
+
+    _, under_way, texts = lax.while_loop(going_on, step, (0, under_way, texts))
+    return under_way.state, texts
 
 
 def _judged(evolution: Evolution, texts: Texts) -> tuple[Array, Array, Array]:
