@@ -1,0 +1,320 @@
+"""DARWIN as one writes it first: Python lists, one document, every period from the beginning.
+
+Hung et al. 2024 (arXiv 2406.15193) on the rules of its authors' release. Whoever goes on with texts
+is given whole texts: the model encodes their instructions and reads the texts anew in every period,
+with a cache within the period only. It is here as the reference that the compiled populations are
+tested against, and as the Python loop to time them beside. Its random draws are theirs, so the
+texts must be the same.
+
+Axes: N individuals, S input length, T output length, V vocabulary, M aligned models.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from dera_jax.decoding.evolution import Evolution
+from dera_jax.decoding.mutation import Mutator, Prompt
+from dera_jax.decoding.sampling import Sampling, sampling_logits
+from dera_jax.models.language_model import LanguageModel, Output, PyTree, State
+
+Text = list[int]
+TextRewards = Callable[[list[Text], list[bool]], Sequence[float]]
+Write = Callable[[list[Text], Array, int], list[Text]]
+
+_AHEAD, _DONOR = 2**30, 2**30 + 1  # what evolution.py folds into a stream
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """A period and the replacement at its end.
+
+    Attributes:
+        before, written, judged: the N texts at its start, at its end, and with their lookahead.
+        ended: whether each text of `written` has ended.
+        rewards: of `judged`.
+        best: the survivors, best first.
+        donors: the individual whose text each goes on with.
+    """
+
+    before: list[Text]
+    written: list[Text]
+    judged: list[Text]
+    ended: list[bool]
+    rewards: list[float]
+    best: list[int]
+    donors: list[int]
+
+    @property
+    def calls(self) -> list[dict[int, Text]]:
+        """The texts that became longer, by individual: in the period, and in the lookahead."""
+        return [_grown(self.before, self.written), _grown(self.written, self.judged)]
+
+
+def _grown(before: list[Text], after: list[Text]) -> dict[int, Text]:
+    return {i: x for i, x in enumerate(after) if len(x) > len(before[i])}
+
+
+@dataclasses.dataclass(frozen=True)
+class Population:
+    """N texts that have all ended, their rewards, and how they came about."""
+
+    texts: list[Text]
+    rewards: list[float]
+    rounds: list[Round]
+
+    @property
+    def fed(self) -> int:
+        """Tokens fed to the decoder: in every call the start token and a text's tokens but the
+        last."""
+        return sum(len(text) for one in self.rounds for call in one.calls for text in call.values())
+
+    @property
+    def encoded(self) -> list[int]:
+        """How often each individual's instruction was encoded."""
+        calls = [call for one in self.rounds for call in one.calls]
+        return [sum(i in call for call in calls) for i in range(len(self.texts))]
+
+
+def generation(
+    write: Write, reward: TextRewards, stream: Array, evolution: Evolution
+) -> Population:
+    """Lets a population live until all its texts have ended.
+
+    Args:
+        write: N texts, keys [N] and a number -> the texts continued by so many tokens, but not
+            beyond their ends.
+        reward: texts, and whether each ends in the end token -> a reward for each.
+        stream: keys [N], of the individuals.
+        evolution: its `generations` are not read.
+    """
+    texts, sampling = [[] for _ in range(evolution.population)], evolution.sampling
+    rewards, rounds = [], []
+    while not all(ends(text, sampling) for text in texts):
+        before, steps = texts, evolution.period * (len(rounds) + 1)
+        written = write(before, stream, evolution.period)
+        judged = written
+        if evolution.lookahead:
+            judged = write(written, ahead(stream, steps), evolution.lookahead)
+        scores = [float(x) for x in reward(judged, [complete(x, sampling) for x in judged])]
+        ended, drawn = [ends(x, sampling) for x in written], draws(stream, steps, evolution)
+        best, donors = replacement(scores, ended, drawn, evolution.survivors)
+        texts, rewards = [written[i] for i in donors], [scores[i] for i in donors]
+        rounds.append(Round(before, written, judged, ended, scores, best, donors))
+    return Population(texts, rewards, rounds)
+
+
+def replacement(
+    rewards: list[float], ended: list[bool], drawn: list[int], survivors: int
+) -> tuple[list[int], list[int]]:
+    """The best, and whose text each goes on with: of equal rewards the lower index is better."""
+    ranked = sorted(range(len(rewards)), key=lambda i: rewards[i], reverse=True)  # stable
+    best, donors = ranked[:survivors], []
+    for i in range(len(rewards)):
+        stays = i in best or ended[i]
+        donors.append(i if stays else best[drawn[i]])
+    return best, donors
+
+
+def ends(text: Text, sampling: Sampling) -> bool:
+    return complete(text, sampling) or len(text) == sampling.max_length
+
+
+def complete(text: Text, sampling: Sampling) -> bool:
+    return text[-1:] == [int(sampling.eos_id)]
+
+
+@jax.jit
+def ahead(stream: Array, steps: int) -> Array:
+    """Keys [N] of the lookahead after so many tokens."""
+    return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, _AHEAD), steps))(stream)
+
+
+def draws(stream: Array, steps: int, evolution: Evolution) -> list[int]:
+    """For each individual one of the best, by its place among them."""
+    return _draws(stream, steps, evolution.survivors).tolist()
+
+
+@jax.jit
+def _draws(stream: Array, steps: int, survivors: int) -> Array:
+    keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, _DONOR), steps))(stream)
+    return jax.vmap(lambda key: jax.random.randint(key, (), 0, survivors))(keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class Writer:
+    """`Write` with a model. Whatever has been read is forgotten after a call.
+
+    A call has N rows, those of ended texts included, and prefixes are padded to T tokens, so that
+    nothing is compiled anew as texts end and grow.
+
+    Attributes:
+        model: T5, TabularLM, Realigned.
+        params: its parameters.
+        inputs: int [N, S], the instructions; 0 is padding.
+        lam: [N] or [N, M], λ of a realigned model.
+        sampling: how to draw.
+    """
+
+    model: LanguageModel
+    params: PyTree
+    inputs: np.ndarray
+    lam: np.ndarray
+    sampling: Sampling
+
+    def __call__(self, texts: list[Text], stream: Array, num: int) -> list[Text]:
+        """See `Write`; the texts that have not ended must be of one length."""
+        texts, tokens = [list(text) for text in texts], None
+        for _ in range(num):
+            going = self._going(texts)
+            if not going:
+                break
+            if tokens is None:
+                scores, state = self.read(texts, stream)
+            else:
+                scores, state = _step(self.model, self.params, state, tokens, self.sampling)
+            tokens = np.argmax(scores, axis=-1)
+            for i in going:
+                texts[i].append(int(tokens[i]))
+        return texts
+
+    def read(self, texts: list[Text], stream: Array) -> tuple[Array, State]:
+        """Scores [N, V] of the next tokens, of which the highest is drawn, and the state."""
+        going = self._going(texts)
+        length = 1 + len(texts[going[0]])
+        fed = np.zeros((len(texts), 1, self.sampling.max_length), np.int32)
+        for i in going:
+            fed[i, 0, :length] = [self.model.start_token, *texts[i]]
+        lam = np.asarray(self.lam, np.float32)[:, None]
+        arguments = self.inputs, lam, stream[:, None], fed, length
+        return _read(self.model, self.params, *arguments, self.sampling)
+
+    def _going(self, texts: list[Text]) -> list[int]:
+        return [i for i, text in enumerate(texts) if not ends(text, self.sampling)]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _read(
+    model: LanguageModel,
+    params: PyTree,
+    inputs: Array,
+    lam: Array,
+    stream: Array,
+    fed: Array,
+    length: int,
+    sampling: Sampling,
+) -> tuple[Array, State]:
+    """The first `length` of the tokens fed[N, 1, T], under their instructions."""
+    state = model.start(params, inputs, lam, stream, fed.shape[-1])
+    output, state = model.extend(params, state, fed, jnp.full(fed.shape[:2], length))
+    return _scores(output, state, sampling), state.replace(lockstep=True)  # all are of one length
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _step(
+    model: LanguageModel, params: PyTree, state: State, tokens: Array, sampling: Sampling
+) -> tuple[Array, State]:
+    output, state = model.step(params, state, tokens[:, None])
+    return _scores(output, state, sampling), state
+
+
+def _scores(output: Output, state: State, sampling: Sampling) -> Array:
+    """float32 [N, V]: the logits to sample from and the noise of each key at this position."""
+    position = state.lengths - 1  # the start token has none
+    logits = sampling_logits(output.logits, position, sampling)[:, 0]
+    noise = lambda key, at: jax.random.gumbel(jax.random.fold_in(key, at), logits.shape[-1:])
+    return logits + jax.vmap(noise)(state.stream[:, 0], position[:, 0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Lived:
+    """A generation.
+
+    Attributes:
+        parent: what was mutated.
+        children: N prompts.
+        found: the population that lived under them.
+        offered: individuals offered to the archive.
+        archive: reward by prompt, after that.
+    """
+
+    parent: Prompt
+    children: Sequence[Prompt]
+    found: Population
+    offered: list[int]
+    archive: Mapping[Prompt, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evolved:
+    """The best text, its reward, and the generations."""
+
+    text: Text
+    reward: float
+    generations: list[Lived]
+
+
+def evolve(
+    writer: Callable[[Sequence[Prompt]], Write],
+    reward: TextRewards,
+    seed: Prompt,
+    mutator: Mutator,
+    keys: Callable[[Sequence[int]], Array],
+    evolution: Evolution,
+) -> Evolved:
+    """Answers one prompt.
+
+    Args:
+        writer: of texts under prompts.
+        reward: see `generation`.
+        seed: the prompt.
+        mutator: of prompts.
+        keys: the prompt's keys [K] of K stream numbers.
+        evolution: how.
+    """
+    sampling, n = evolution.sampling, evolution.population
+    (text,) = writer([seed])([[]], keys([0]), sampling.max_length)
+    (value,) = reward([text], [complete(text, sampling)])
+    best, archive, generations = (text, float(value)), {seed: float(value)}, []
+    for g in range(int(evolution.generations)):
+        parent = drawn_parent(archive, keys([-1 - 2 * g])[0])
+        children = mutator([parent], n, keys([-2 - 2 * g])).children[0]
+        stream = keys([1 + g * n + i for i in range(n)])
+        found = generation(writer(children), reward, stream, evolution)
+        for text, value in zip(found.texts, found.rewards, strict=True):
+            if value > best[1]:
+                best = text, value
+        offered = oftenest(found)
+        archive = updated(archive, parent, [(children[i], found.rewards[i]) for i in offered])
+        generations.append(Lived(parent, children, found, offered, archive))
+    return Evolved(*best, generations)
+
+
+def drawn_parent(archive: Mapping[Prompt, float], key: Array) -> Prompt:
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    return list(archive)[rng.integers(len(archive))]
+
+
+def oftenest(found: Population) -> list[int]:
+    """The two that were most often among the best; only who was."""
+    survived = [i for one in found.rounds for i in one.best]
+    return sorted(sorted(set(survived)), key=survived.count, reverse=True)[:2]
+
+
+def updated(
+    archive: Mapping[Prompt, float], parent: Prompt, offered: list[tuple[Prompt, float]]
+) -> dict[Prompt, float]:
+    """The archive in which who was offered and is better than the parent has entered."""
+    bar, archive, replaced = archive[parent], dict(archive), False
+    for prompt, value in offered:
+        if value > bar:
+            archive[prompt] = value
+            replaced = replaced or prompt != parent
+    if replaced:
+        archive.pop(parent)
+    return archive
