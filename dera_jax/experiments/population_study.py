@@ -16,8 +16,12 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+
+from dera_jax.checkpoints.resources import ShapesOnly
 from dera_jax.decoding.beam_search import Search
-from dera_jax.decoding.evolution import Evolution
+from dera_jax.decoding.evolution import Evolution, generation
 from dera_jax.decoding.mutation import Mutator, Unchanged
 from dera_jax.evaluation import lineage, plots, population_plots, sweep
 from dera_jax.evaluation.method_tables import (
@@ -31,8 +35,9 @@ from dera_jax.evaluation.methods import Bench, Sampled, Searched, num_models
 from dera_jax.evaluation.populations import TRACE, Bred
 from dera_jax.experiments.search_setting import Budget, Setting, widened
 from dera_jax.experiments.stages import run_all
+from dera_jax.models.language_model import streams
 from dera_jax.rewards.protocol import Reward
-from dera_jax.training.dry_run import Need
+from dera_jax.training.dry_run import Need, need, shapes, source_shapes
 
 _DARWIN = "DARWIN"  # the row that others are compared with
 _BEST, _DEAL = "best of n", "DeAL"
@@ -50,7 +55,7 @@ class PopulationStudy:
         mutator: of its instructions.
         search: DeAL's settings but for the beams, of which there are as many as the budget buys.
         lam: λ of the rows on DeRa.
-        periods, populations, survivors, generations: DARWIN is run with each of them too.
+        periods, populations, survivors, lookaheads, generations: DARWIN is run with each of them too.
         texts, beams: best-of-n and DeAL are run with so many too, for the figure of costs.
         headline: the column of the figures and of the gaps.
         title: of the figures.
@@ -69,6 +74,7 @@ class PopulationStudy:
     periods: tuple[int, ...]
     populations: tuple[int, ...]
     survivors: tuple[int, ...]
+    lookaheads: tuple[int, ...]
     generations: tuple[int, ...]
     texts: tuple[int, ...]
     beams: tuple[int, ...]
@@ -109,8 +115,33 @@ class PopulationStudy:
         return {"methods": rows, "effects": effects}
 
     def needs(self) -> list[Need]:
-        """What the stages' compiled steps take, and a batch of the search."""
-        return self.setting.needs(self.reward, self.search)
+        """What the stages' compiled steps take, a batch of DeAL, and one of DARWIN's generations; what
+        goes through Python is left out."""
+        needs = self.setting.needs(self.reward, self.search)
+        return needs if self.reward.on_host else [*needs, self._generation_need()]
+
+    def _generation_need(self) -> Need:
+        setting, evolution, reward = self.setting, self.evolution, self.reward
+        model, batch, n = setting.reference.model(), setting.batch_size, evolution.population
+        size, source = setting.documents.inputs + Bred.room, setting.documents.inputs
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        judging = shapes(reward.load(ShapesOnly(model.vocab_size)))
+        call = jax.jit(
+            lambda params, inputs, stream, judging, source: generation(
+                model, params, inputs, None, stream, evolution, reward, judging, source
+            )
+        )
+        return need(
+            "population, a batch",
+            {"reference": params, "reward": judging},
+            batch * n * (size + evolution.sampling.max_length),
+            call,
+            params,
+            jax.ShapeDtypeStruct((batch, n, size), jnp.int32),
+            jax.eval_shape(lambda: streams(0, jnp.arange(batch), jnp.arange(n))),
+            judging,
+            source_shapes(batch, source, source),
+        )
 
     def _methods(self, bench: Bench, ask: Callable) -> list[dict]:
         evolution, lam = self.evolution, self.lam
@@ -158,6 +189,7 @@ class PopulationStudy:
             "period": self.periods,
             "population": self.populations,
             "survivors": self.survivors,
+            "lookahead": self.lookaheads,
             "generations": self.generations,
         }
         return [

@@ -186,8 +186,8 @@ def test_a_population_in_a_table():
 
 @pytest.mark.slow
 def test_populations_in_tables():
-    seen = sum((compare(worlds_of(seed)) for seed in (0, 1, 3, 5, 6, 7, 10)), collections.Counter())
-    assert len(seen) == 5 and min(seen.values()) >= 100, seen
+    seen = sum((compare(worlds_of(seed)) for seed in (0, 1, 5, 7)), collections.Counter())
+    assert len(seen) == 5 and min(seen.values()) >= 80, seen
 
 
 @pytest.mark.slow

@@ -37,11 +37,12 @@ def answers(bench):
 def test_the_answer_is_the_best_text_of_the_trace(bench, answers):
     for b, details in enumerate(answers.details):
         trace = details[TRACE]
-        last = [trace["seed"], *({"text": t, "reward": r} for x in trace["generations"]
-                                 for t, r in zip(x["texts"], x["rewards"], strict=True))]  # fmt: skip
-        best = max(last, key=lambda x: x["reward"])  # the first of equal ones
+        answers_of = lambda x: zip(x["texts"], x["rewards"], strict=True)
+        found = [(trace["seed"]["text"], trace["seed"]["reward"])]
+        found += [answer for x in trace["generations"] for answer in answers_of(x)]
+        best, reward = max(found, key=lambda x: x[1])  # the first of equal ones
         text = bench.tokenizer.decode(answers.tokens[b, 0, : answers.lengths[b, 0]].tolist())
-        assert trace["best"] == best and text == best["text"]
+        assert trace["best"] == {"text": best, "reward": reward} and text == best
 
 
 def test_the_trace_tells_who_took_whose_text(bench, answers):

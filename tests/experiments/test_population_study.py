@@ -37,10 +37,11 @@ def study(tmp_path_factory) -> PopulationStudy:
         search=Search(8, beams=2, top_k=3, reward_weight=8.0),
         lam=0.5,
         periods=(8,),
-        populations=(2,),
-        survivors=(1,),
+        populations=(3,),
+        survivors=(2,),
+        lookaheads=(0,),
         generations=(2,),
-        texts=(2,),
+        texts=(8,),
         beams=(1,),
         headline="reward",
         title="A study",
@@ -67,7 +68,11 @@ def test_every_method_answers_with_as_many_positions(study, tmp_path):
             each = darwin["positions"] / 3 * (1 + ("λ" in name))
             assert abs(rows[name]["positions"] - darwin["positions"]) < 0.75 * each, name
     effects = {(row["varied"], row["value"]): row for row in found["effects"]}
-    assert set(effects) == {("period", 8), ("population", 2), ("survivors", 1), ("generations", 2)}
+    varied = {"period": 8, "population": 3, "survivors": 2, "lookahead": 0, "generations": 2}
+    assert set(effects) == set(varied.items())
+    same = ("reward", "positions", "rougeL")  # settings that are those of the table
+    for name in ("population", "survivors", "lookahead"):
+        assert [effects[name, varied[name]][x] for x in same] == [darwin[x] for x in same]
     assert effects["generations", 2]["positions"] > 1.5 * darwin["positions"]
     assert effects["generations", 2]["reward"] >= darwin["reward"]  # the first is the same
     for name in ("methods.png", "effects.png", "cost.png", "lineage_1.png"):
