@@ -117,7 +117,7 @@ def _head(trace: Mapping, width: float) -> list[tuple[str, list[str]]]:
 
 def _with_reward(answer: Mapping, width: float) -> list[str]:
     """An answer's reward and text. The reward comes first: it must never be what is cut."""
-    return _fitted(f"({answer['reward']:.2f})  {answer['text']}", width, 2)
+    return _fitted(f"({_number(answer['reward'])})  {answer['text']}", width, 2)
 
 
 def _draw_head(sheet: _Sheet, head: Sequence[tuple[str, list[str]]]) -> None:
@@ -154,10 +154,12 @@ def _draw_panel_title(
     sheet: _Sheet, generation: Mapping, number: int, top: float, width: float
 ) -> None:
     parent = generation["parent"]
-    archive = ",  ".join(f"({a['reward']:.2f}) “{a['template']}”" for a in generation["archive"])
+    archive = ",  ".join(
+        f"({_number(a['reward'])}) “{a['template']}”" for a in generation["archive"]
+    )
     sheet.write(MARGIN, top + 0.12, f"Generation {number + 1}", weight="bold", fontsize=FONT + 1.5)
     for y, text in (
-        (0.13, f"parent: ({parent['reward']:.2f}) “{parent['template']}”"),
+        (0.13, f"parent: ({_number(parent['reward'])}) “{parent['template']}”"),
         (0.29, f"archive afterwards: {archive or 'empty'}"),
     ):
         sheet.write(MARGIN + 1.25, top + y, "\n".join(_fitted(text, width - 1.25, 2)))
@@ -173,7 +175,7 @@ def _draw_box(sheet: _Sheet, period: Mapping, i: int, left: float, middle: float
         FancyBboxPatch((left, top), sheet.box, sheet.height, facecolor=sheet.colours.to_rgba(reward),
                        boxstyle="round,pad=0,rounding_size=0.05", gid="box", **frame)
     )  # fmt: skip
-    sheet.write(left + PAD, top + PAD, f"{reward:.2f}", weight="bold")
+    sheet.write(left + PAD, top + PAD, _number(reward), weight="bold")
     lines = _fitted(period["written"][i], sheet.box - 3 * PAD, MOST_LINES)
     style = {} if lines else {"style": "italic"}
     text = "\n".join(lines) or "(nothing more)"
@@ -230,7 +232,7 @@ def _draw_end(sheet: _Sheet, trace: Mapping, generation: Mapping, i: int, middle
         Rectangle((left, middle - height / 2), END - 0.15, height, gid="end", linewidth=0.6,
                   facecolor=sheet.colours.to_rgba(reward), edgecolor="grey")
     )  # fmt: skip
-    text = "\n".join([f"{reward:.2f}", *marks])
+    text = "\n".join([_number(reward), *marks])
     sheet.write(left + PAD, middle, text, va="center", weight="bold")
 
 
@@ -259,6 +261,10 @@ def _draw_key(sheet: _Sheet, width: float, total: float) -> None:
 def _key_arrow(width: float, height: float, **_) -> FancyArrowPatch:
     ends = (0, height / 2), (width, height / 2)
     return FancyArrowPatch(*ends, arrowstyle="-|>", mutation_scale=9, shrinkA=0, shrinkB=0)
+
+
+def _number(reward: float) -> str:
+    return f"{round(reward, 2) + 0.0:.2f}"  # adding 0 takes the sign from a zero
 
 
 def _fitted(text: str, width: float, lines: int) -> list[str]:
