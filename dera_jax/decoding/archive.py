@@ -1,10 +1,11 @@
 """DARWIN's generations: an archive of instructions, their mutation, and the best text of all.
 
-A generation draws its parent from the archive, which begins as the seed instruction with the reward of
-one text sampled under it. The mutator makes N instructions of the parent, a population lives under them
-(see `evolution`), and the two individuals that were most often among the survivors are offered to the
-archive: with the reward of its last text each enters if that is above the parent's, and the parent
-leaves if one entered that differs from it. The answer is the best text there was, the seed's included.
+A generation draws its parent from the archive, which begins as the seed instruction with the reward
+of one text sampled under it. The mutator makes N instructions of the parent, a population lives
+under them (see `evolution`), and the two individuals that were most often among the survivors are
+offered to the archive: with the reward of its last text each enters if that is above the parent's,
+and the parent leaves if one entered that differs from it. The answer is the best text there was,
+the seed's included.
 
 Source: Hung et al. 2024 (arXiv 2406.15193), and where the paper leaves a rule open its authors'
 release. Ties go to the lower index.
@@ -194,8 +195,7 @@ def draw_parent(archive: Mapping[Prompt, float], key: Array) -> Prompt:
 
 
 def most_often(survived: np.ndarray) -> list[int]:
-    """The two individuals that survived[N, P] most often, that first which did so oftener; who never
-    did is not offered."""
+    """The two individuals that survived[N, P] most often, the oftener first; only who did at all."""
     times = np.sum(survived, axis=-1)
     order = np.argsort(-times, kind="stable")[:OFFERED]
     return [int(i) for i in order if times[i]]

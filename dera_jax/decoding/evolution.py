@@ -1,15 +1,15 @@
 """DARWIN: a population of texts, each written under an instruction of its own.
 
-    explore   every text that has not ended is continued by m tokens, under its own instruction
-    exploit   all texts are scored, against the original instruction; whoever is not among the k best
-              (and has not ended) goes on with the text of a random one of these, and keeps its
-              instruction
+    explore   every text that has not ended goes on for m tokens, under its own instruction
+    exploit   all texts are scored, against the original instruction; whoever is not among the k
+              best (and has not ended) goes on with the text of a random one of these, and keeps
+              its instruction
 
-until all texts have ended: one generation. What comes before and after it, mutation and the archive of
-instructions, is in `archive`.
+until all texts have ended: one generation. What comes before and after it, mutation and the archive
+of instructions, is in `archive`.
 
-An adopted text is fed to the model again, under the adopter's instruction: a copy of the donor's cache
-would hold what the text means under the donor's.
+An adopted text is fed to the model again, under the adopter's instruction: a copy of the donor's
+cache would hold what the text means under the donor's.
 
 Source: Hung et al. 2024 (arXiv 2406.15193), and where the paper leaves a rule open its authors'
 release. Ties go to the lower index.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -112,3 +113,41 @@ def _period(bench: Bench, found, p: int, evolution: Evolution) -> dict:
 
 def _text(bench: Bench, tokens: np.ndarray, length: int) -> str:
     return bench.tokenizer.decode(tokens[:length].tolist())
+
+
+def replacements(records: Sequence[dict]) -> dict[str, float]:
+    """What replacement did, in all generations of a method's records.
+
+    Returns:
+        tied: share of periods in which the last survivor's reward is that of the first who is none.
+        tied_at_first: likewise, of first periods.
+        adopted: adopted texts of an individual and generation.
+        no_better: share of these whose reward is not above that of the text given up.
+        different: different texts of a population at the end, as a share of its individuals.
+        population_reward: mean reward of all texts at the end.
+    """
+    generations = [x for record in records for x in record[TRACE]["generations"]]
+    periods = [[p for p in x["periods"] if not all(p["ended"])] for x in generations]
+    every = [period for some in periods for period in some]
+    gains = [
+        period["rewards"][donor] - period["rewards"][i]
+        for period in every
+        for i, donor in enumerate(period["donors"])
+        if donor != i
+    ]
+    mean = lambda values: float(np.mean(values)) if len(values) else 0.0
+    return {
+        "tied": mean([_tied(period) for period in every]),
+        "tied_at_first": mean([_tied(some[0]) for some in periods if some]),
+        "adopted": len(gains) / sum(len(x["texts"]) for x in generations),
+        "no_better": mean([gain <= 0 for gain in gains]),
+        "different": mean([len(set(x["texts"])) / len(x["texts"]) for x in generations]),
+        "population_reward": mean([reward for x in generations for reward in x["rewards"]]),
+    }
+
+
+def _tied(period: Mapping) -> bool:
+    """Whether a survivor and one who is none have the same reward."""
+    pairs = list(zip(period["rewards"], period["survived"], strict=True))
+    kept, others = ([r for r, survived in pairs if survived == x] for x in (True, False))
+    return min(kept) == max(others)

@@ -1,12 +1,12 @@
 """DARWIN beside everything else one could do with the same reward and budget.
 
-    SFT (unless a reference is given) → PPO on the reward (unless an aligned model is given) → every
-    method answers the same held-out documents → tables, figures, lineages
+    SFT (unless a reference is given) → PPO on the reward (unless an aligned model is given) →
+    every method answers the same held-out documents → tables, figures, lineages
 
-The table of methods is at equal model token-positions, as near as whole texts, beams and individuals
-allow: sampling and its best of n, DeAL, both halves of DARWIN by themselves (mutation without
-replacement, replacement without mutation), DARWIN, and it all on DeRa. The second table varies one
-setting of DARWIN at a time.
+The table of methods is at equal model token-positions, as near as whole texts, beams and
+individuals allow: sampling and its best of n, DeAL, both halves of DARWIN by themselves (mutation
+without replacement, replacement without mutation), DARWIN, and it all on DeRa. The second table
+varies one setting of DARWIN at a time.
 
 Source: Hung et al. 2024 (arXiv 2406.15193), its comparisons and its ablation, on what data is there.
 """
@@ -32,7 +32,7 @@ from dera_jax.evaluation.method_tables import (
     write_samples,
 )
 from dera_jax.evaluation.methods import Bench, Sampled, Searched, num_models
-from dera_jax.evaluation.populations import TRACE, Bred
+from dera_jax.evaluation.populations import TRACE, Bred, replacements
 from dera_jax.experiments.search_setting import Budget, Setting, widened
 from dera_jax.experiments.stages import run_all
 from dera_jax.models.language_model import streams
@@ -40,7 +40,7 @@ from dera_jax.rewards.protocol import Reward
 from dera_jax.training.dry_run import Need, need, shapes, source_shapes
 
 _DARWIN = "DARWIN"  # the row that others are compared with
-_BEST, _DEAL = "best of n", "DeAL"
+_MUTATED, _BEST, _DEAL = "mutation only", "best of n", "DeAL"
 _ANSWERS = 8  # samples of a document, for the mean of plain sampling
 
 
@@ -55,7 +55,7 @@ class PopulationStudy:
         mutator: of its instructions.
         search: DeAL's settings but for the beams, of which there are as many as the budget buys.
         lam: λ of the rows on DeRa.
-        periods, populations, survivors, lookaheads, generations: DARWIN is run with each of them too.
+        periods, populations, survivors, lookaheads, generations: DARWIN is run with each too.
         texts, beams: best-of-n and DeAL are run with so many too, for the figure of costs.
         headline: the column of the figures and of the gaps.
         title: of the figures.
@@ -92,8 +92,9 @@ class PopulationStudy:
         """Runs what is not finished; leaves tables (JSON, CSV), figures, lineages and samples.txt.
 
         Returns:
-            The rows of both tables. gap_to_darwin is a difference of the headline column, see
-            `paired_gap`.
+            The rows of both tables; gap_to_darwin and gap_to_mutation_only are differences of the
+            headline column, see `paired_gap`, and for the columns about replacement
+            `populations.replacements`.
 
         Raises:
             ValueError: the tables have no column of the headline's name.
@@ -103,7 +104,7 @@ class PopulationStudy:
         ask = functools.partial(answered, bench, folder)
         gap = functools.partial(paired_gap, folder, self.headline, "to_darwin", other=_DARWIN)
         rows = [row | gap(method=row["method"]) for row in self._methods(bench, ask)]
-        effects = self._effects(ask)
+        effects = self._effects(ask, folder)
         costs = [*effects, *self._costs(ask), *({"kind": row["method"]} | row for row in rows)]
         write(folder, "methods", rows)
         write(folder, "effects", effects)
@@ -115,8 +116,10 @@ class PopulationStudy:
         return {"methods": rows, "effects": effects}
 
     def needs(self) -> list[Need]:
-        """What the stages' compiled steps take, a batch of DeAL, and one of DARWIN's generations; what
-        goes through Python is left out."""
+        """What the stages' compiled steps take, a batch of DeAL, and one of DARWIN's generations.
+
+        What goes through Python is left out.
+        """
         needs = self.setting.needs(self.reward, self.search)
         return needs if self.reward.on_host else [*needs, self._generation_need()]
 
@@ -131,10 +134,12 @@ class PopulationStudy:
                 model, params, inputs, None, stream, evolution, reward, judging, source
             )
         )
+        length, m = evolution.sampling.max_length, evolution.period
+        adopted = (n - evolution.survivors) * sum(range(m, length, m))
         return need(
             "population, a batch",
             {"reference": params, "reward": judging},
-            batch * n * (size + evolution.sampling.max_length),
+            batch * (n * (size + length) + adopted),
             call,
             params,
             jax.ShapeDtypeStruct((batch, n, size), jnp.int32),
@@ -161,7 +166,7 @@ class PopulationStudy:
             sampling,
             ask(self._sampled(f"best of {n}", n=n, best=True)),
             widened(ask, budget, _DEAL, self._search, guided=True),
-            bred("mutation only", lambda name, n: self._darwin(name, never, population=n)),
+            bred(_MUTATED, lambda name, n: self._darwin(name, never, population=n)),
             bred(
                 "replacement only",
                 lambda name, n: self._darwin(name, mutator=Unchanged(), population=n),
@@ -184,7 +189,7 @@ class PopulationStudy:
         named = lambda n: method(f"{name}, {n} individuals", n)
         return ask(named(budget.individuals(ask(named(tried)), tried)))
 
-    def _effects(self, ask: Callable) -> list[dict]:
+    def _effects(self, ask: Callable, folder: Path) -> list[dict]:
         varied = {
             "period": self.periods,
             "population": self.populations,
@@ -192,12 +197,15 @@ class PopulationStudy:
             "lookahead": self.lookaheads,
             "generations": self.generations,
         }
-        return [
-            {"varied": name, "value": value, "kind": f"{_DARWIN}, {name}"}
-            | ask(self._darwin(f"{_DARWIN}, {name} {value}", **{name: value}))
-            for name, values in varied.items()
-            for value in values
-        ]
+        rows = []
+        for setting, value in ((name, x) for name, values in varied.items() for x in values):
+            name = f"{_DARWIN}, {setting} {value}"
+            row = {"varied": setting, "value": value, "kind": f"{_DARWIN}, {setting}"}
+            row |= ask(self._darwin(name, **{setting: value}))
+            row |= replacements(sweep.read_records(folder_of(folder, name) / sweep.RECORDS))
+            mutated = f"{_MUTATED}, {self.evolution.population} individuals"
+            rows.append(row | paired_gap(folder, self.headline, "to_mutation_only", name, mutated))
+        return rows
 
     def _costs(self, ask: Callable) -> list[dict]:
         best = [self._sampled(f"best of {n}, cost", n=n, best=True) for n in self.texts]

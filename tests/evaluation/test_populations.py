@@ -10,7 +10,7 @@ from dera_jax.decoding.evolution import Evolution
 from dera_jax.decoding.mutation import Offspring, Prompt, TemplateBank, Unchanged
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.evaluation.methods import Bench, Sampled
-from dera_jax.evaluation.populations import TRACE, Bred
+from dera_jax.evaluation.populations import TRACE, Bred, replacements
 from dera_jax.models.heads import T5Value
 from dera_jax.models.t5_lm import T5
 from dera_jax.rewards.judge import Judge
@@ -146,3 +146,37 @@ def test_a_long_instruction_cuts_the_document(bench):
     around = bench.tokenizer.encode("briefly, ")
     np.testing.assert_array_equal(cut[:11], whole[:11])
     assert cut[-1] == 1 and cut[: len(around)].tolist() == around
+
+
+def test_what_replacement_did_is_counted():
+    period = lambda rewards, survived, donors, ended=(0, 0, 0): {
+        "rewards": rewards,
+        "survived": survived,
+        "ended": ended,
+        "donors": donors,
+    }
+    first = {
+        "texts": ["a", "b", "a"],
+        "rewards": [1.0, 2.0, 1.0],
+        "periods": [
+            period([1, 3, 1], [1, 1, 0], [0, 1, 0]),  # a tie; what is adopted is no better
+            period([2, 3, 1], [1, 1, 0], [0, 1, 1]),  # better by 2
+            period([2, 3, 1], [1, 1, 0], [0, 1, 2], ended=(1, 1, 1)),  # nothing left to replace
+        ],
+    }
+    second = {
+        "texts": ["a", "b", "c"],
+        "rewards": [0.0, 0.0, 2.0],
+        "periods": [period([0, 0, 0], [1, 1, 0], [0, 1, 2], ended=(0, 0, 1))],  # a tie
+    }
+    found = replacements([{TRACE: {"generations": [first]}}, {TRACE: {"generations": [second]}}])
+    assert found == pytest.approx(
+        {
+            "tied": 2 / 3,
+            "tied_at_first": 1.0,
+            "adopted": 2 / 6,
+            "no_better": 1 / 2,
+            "different": (2 / 3 + 1) / 2,
+            "population_reward": 1.0,
+        }
+    )

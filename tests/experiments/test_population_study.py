@@ -73,6 +73,8 @@ def test_every_method_answers_with_as_many_positions(study, tmp_path):
     same = ("reward", "positions", "rougeL")  # settings that are those of the table
     for name in ("population", "survivors", "lookahead"):
         assert [effects[name, varied[name]][x] for x in same] == [darwin[x] for x in same]
+    assert effects["period", 8]["adopted"] == 0 < effects["survivors", 2]["adopted"]
+    assert effects["period", 8]["gap_to_mutation_only"] == 0
     assert effects["generations", 2]["positions"] > 1.5 * darwin["positions"]
     assert effects["generations", 2]["reward"] >= darwin["reward"]  # the first is the same
     for name in ("methods.png", "effects.png", "cost.png", "lineage_1.png"):
