@@ -84,8 +84,9 @@ instructions of all texts that have not ended are encoded again, and these texts
 their start token; then a jitted step for each token, with a cache within the period. The reward is
 the same compiled one, called once per period. {documents} documents, one at a time in both; seconds
 per document, and how many times longer the loop takes. The last two columns set it beside the
-compiled populations of {batch} documents at once. {agreement} With m = {length} there is one period
-and nothing to read again; what is left is a call for each token.
+compiled populations of {batch} documents at once. {agreement} The longer the period, the less the
+loop reads again and the less there is to gain: with m = {length} nothing is read twice, and what is
+left is a call for each token, little beside the work of N rows on this machine.
 
 "Fed" are tokens fed to the decoder, "encoded" those of instructions, per document, without padding.
 

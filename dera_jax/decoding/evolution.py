@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array, lax
 
@@ -49,10 +50,12 @@ _AHEAD, _DONOR = 2**30, 2**30 + 1  # folded into a stream; its tokens fold in th
 
 @struct.dataclass
 class Evolution:
-    """How to evolve; the defaults are the release's. Only static fields recompile.
+    """How to evolve; the defaults are the release's, which samples at temperature 0.7 with top-k 40.
+
+    Only static fields recompile.
 
     Attributes:
-        sampling: how texts are drawn, and how long they may become.
+        sampling: how texts are drawn, and how long they may become; scalars, no arrays by row.
         population: static; N.
         period: static; m, tokens between two replacements. From `max_length` on there is none.
         survivors: static; k, the individuals that are not replaced, and whose texts others take.
@@ -442,6 +445,8 @@ def check_evolution(evolution: Evolution, vocab_size: int, reward: Reward) -> No
         ValueError: naming the setting, what it must be and what it is.
     """
     check_sampling(evolution.sampling, vocab_size)
+    if any(np.ndim(x) for x in jax.tree.leaves(evolution.sampling)):
+        raise ValueError("Evolution.sampling must hold one number for each setting, no arrays.")
     n, limit = evolution.population, evolution.sampling.max_length
     check_settings(
         evolution,

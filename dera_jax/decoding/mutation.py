@@ -27,6 +27,8 @@ REQUEST = (
 )
 RELEASED = Sampling(max_length=128, temperature=0.7, top_k=40)  # the length is ours
 _END = 1
+_ASKED = 5  # rewrites in an answer, as in the release
+_TRIES = 8  # at an edit that no other child has
 _SENTENCE_END = re.compile(r"(?<=[.!?;])(\s+)")
 _NUMBER = re.compile(r"(?<!\S)([0-9]+)[.)](?!\S)")
 
@@ -49,9 +51,7 @@ class Prompt:
     keywords: tuple[str, ...] = ()
 
     def __post_init__(self):
-        _check_slots(self.template, "Prompt: the template", "{text}")
-        if self.template.count("{text}") > 1:
-            raise ValueError(f"Prompt: the template {self.template!r} has two slots {{text}}.")
+        _check_template(self.template, "Prompt")
 
     def render(self) -> str:
         """The template with its slots filled; braces in the text or the keywords mean nothing."""
@@ -93,6 +93,9 @@ class Unchanged:
 class TemplateBank:
     """Templates of a bank, each once before any is drawn again; text and keywords stay.
 
+    The parent's own is not drawn, unless the bank has no other: the parent is no member of a
+    population.
+
     Raises:
         ValueError: the bank is empty, a template has no slot {text}, or (when called) a template
             has the slot {keywords} and a parent has no keywords.
@@ -104,14 +107,15 @@ class TemplateBank:
         if not self.templates:
             raise ValueError("TemplateBank.templates is empty; give at least one, as '{text}'.")
         for template in self.templates:
-            _check_slots(template, "TemplateBank: the template", "{text}")
+            _check_template(template, "TemplateBank")
 
     def __call__(self, parents: Sequence[Prompt], number: int, keys: Array) -> Offspring:
         self._check_keywords(parents)
         children = []
         for parent, rng in zip(parents, _generators(keys), strict=True):
-            templates = [self.templates[i] for i in _deal(rng, len(self.templates), number)]
-            children.append([dataclasses.replace(parent, template=x) for x in templates])
+            others = [x for x in self.templates if x != parent.template] or self.templates
+            drawn = [others[i] for i in _deal(rng, len(others), number)]
+            children.append([dataclasses.replace(parent, template=x) for x in drawn])
         return _without_model(children)
 
     def _check_keywords(self, parents: Sequence[Prompt]) -> None:
@@ -131,8 +135,9 @@ class InputEdits:
 
     An edit is to drop a sentence, to move one elsewhere, or to keep only the sentences that have a
     keyword as whole words in any case: drawn uniformly among those that change the text, then the
-    sentence and its new place uniformly. White space between sentences keeps its places. A text
-    that no edit changes gives a copy, and a fallback.
+    sentence and its new place uniformly; drawn again, a few times, if it gives what another child
+    has. White space between sentences keeps its places. A text that no edit changes gives copies,
+    each a fallback.
 
     Attributes:
         prefix: a beginning of every text that stays where it is, as "summarize: ".
@@ -159,8 +164,12 @@ class InputEdits:
         edits = _edits(sentences, parent.keywords)
         texts = []
         for _ in range(number if edits else 0):
-            edit = edits[rng.integers(len(edits))]
-            texts.append(before + _join(edit(rng, sentences), gaps) + after)
+            for _ in range(_TRIES):
+                edit = edits[rng.integers(len(edits))]
+                text = before + _join(edit(rng, sentences), gaps) + after
+                if text not in texts:
+                    break
+            texts.append(text)
         return texts
 
     def _split(self, text: str) -> tuple[str, str, str]:
@@ -180,8 +189,9 @@ class InputEdits:
 class Rewriter:
     """A language model rewrites the instruction, all B in one call; text and keywords stay.
 
-    One answer is to be a numbered list of all children. If it is not, all are copies of the parent,
-    and that is one fallback, as in the authors' release. A rewrite that has the slot {text} not once
+    As in the authors' release an answer is to be a numbered list of five, and several answers are
+    drawn where more children are asked for. Whatever cannot be read gives five copies of the parent
+    and is one fallback. A rewrite that has the slot {text} not once
     gets it at its end.
 
     Attributes:
@@ -216,17 +226,26 @@ class Rewriter:
 
     def __call__(self, parents: Sequence[Prompt], number: int, keys: Array) -> Offspring:
         models = len(self.model.models) if isinstance(self.model, Realigned) else 1
-        requests = self._encode([self._request(parent, number) for parent in parents])
-        lam = np.zeros((len(parents), 1, models - 1))
-        samples = sample(self.model, self.params, requests, lam, keys[:, None], self.sampling)
-        tokens, lengths = np.asarray(samples.tokens[:, 0]), np.asarray(samples.lengths[:, 0])
-        answers = [x[:n].tolist() for x, n in zip(tokens, lengths, strict=True)]
-        rewrites = [parse_numbered(self.decode(x), number) for x in answers]
-        return Offspring(
-            children=[_rewritten(*x, number) for x in zip(parents, rewrites, strict=True)],
-            positions=models * (np.count_nonzero(requests, axis=1) + lengths),
-            fallbacks=np.array([x is None for x in rewrites], int),
+        each = min(_ASKED, number)
+        calls = -(-number // each)
+        requests = self._encode([self._request(parent, each) for parent in parents])
+        lam = np.zeros((len(parents), calls, models - 1))
+        stream = jax.vmap(
+            lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(calls))
         )
+        samples = sample(self.model, self.params, requests, lam, stream(keys), self.sampling)
+        lengths = np.asarray(samples.lengths)
+        lists = [
+            [parse_numbered(self.decode(x[:n].tolist()), each) for x, n in zip(*some, strict=True)]
+            for some in zip(np.asarray(samples.tokens), lengths, strict=True)
+        ]
+        children = [
+            [child for one in some for child in _rewritten(parent, one, each)][:number]
+            for parent, some in zip(parents, lists, strict=True)
+        ]
+        read = np.count_nonzero(requests, axis=1)
+        fallbacks = np.array([sum(one is None for one in some) for some in lists])
+        return Offspring(children, models * (read + np.sum(lengths, axis=1)), fallbacks)
 
     def _request(self, parent: Prompt, number: int) -> str:
         instruction = parent.template.replace("{text}", "").strip() or self.unsaid
@@ -332,6 +351,12 @@ def _without_model(
 ) -> Offspring:
     none = np.zeros(len(children), int)
     return Offspring(children, none, none if fallbacks is None else np.array(fallbacks, int))
+
+
+def _check_template(template: str, name: str) -> None:
+    _check_slots(template, f"{name}: the template", "{text}")
+    if template.count("{text}") > 1:
+        raise ValueError(f"{name}: the template {template!r} has two slots {{text}}; leave one.")
 
 
 def _check_slots(template: str, name: str, *slots: str) -> None:

@@ -147,7 +147,7 @@ def _draw_panel(sheet: _Sheet, trace: Mapping, number: int, top: float, width: f
     sheet.write(sheet.left(len(periods)), top + 0.78, "at the end", **style)
     for i, y in enumerate(middles):
         _draw_label(sheet, generation["templates"][i], i, y)
-        _draw_end(sheet, trace, generation, i, y)
+        _draw_end(sheet, trace, number, i, y)
 
 
 def _draw_panel_title(
@@ -220,12 +220,12 @@ def _draw_label(sheet: _Sheet, template: str, i: int, middle: float) -> None:
     sheet.write(MARGIN + 0.2, middle, "\n".join(lines), va="center", gid="template")
 
 
-def _draw_end(sheet: _Sheet, trace: Mapping, generation: Mapping, i: int, middle: float) -> None:
-    """The final reward of an individual, and what became of it."""
+def _draw_end(sheet: _Sheet, trace: Mapping, number: int, i: int, middle: float) -> None:
+    """The final reward of an individual of generation `number`, and what became of it."""
+    generation = trace["generations"][number]
     left, reward = sheet.left(len(generation["periods"])), generation["rewards"][i]
     marks = ["offered"] if i in generation["offered"] else []
-    best = trace["best"]
-    if (generation["texts"][i], reward) == (best["text"], best["reward"]):
+    if trace["best"]["from"] and tuple(trace["best"]["from"]) == (number, i):
         marks.append("★ best")
     height = (1 + len(marks)) * LINE * 1.1 + 2 * PAD
     sheet.axis.add_patch(

@@ -10,7 +10,7 @@ import numpy as np
 from dera_jax.decoding.archive import Evolved, Lived, Questions, evolve
 from dera_jax.decoding.evolution import Evolution
 from dera_jax.decoding.mutation import Mutator
-from dera_jax.evaluation.methods import TEXT, Answers, Bench, judging, num_models
+from dera_jax.evaluation.methods import TEXT, Answers, Bench, check_prompt, judging, num_models
 
 TRACE = "evolution"  # of a record
 
@@ -37,6 +37,7 @@ class Bred:
 
     def answer(self, bench: Bench, rows: np.ndarray) -> Answers:
         """See `Method`; the record holds `evolution`, see `trace`."""
+        check_prompt(self.template, bench.documents.keywords is not None)
         model, params = bench.at(self.lam)
         size = bench.documents.inputs.shape[1] + self.room
         questions = Questions(
@@ -76,9 +77,19 @@ def trace(bench: Bench, row: int, b: int, found: Evolved, evolution: Evolution) 
     return {
         "document": document,
         "seed": {"prompt": found.generations[0].parents[b].template} | about(found.seeds),
-        "best": about(found.best),
+        "best": about(found.best) | {"from": _winner(found, b)},
         "generations": [_generation(bench, b, document, x, evolution) for x in found.generations],
     }
+
+
+def _winner(found: Evolved, b: int) -> tuple[int, int] | None:
+    """Generation and individual of the best text; None if the seed's is."""
+    reward, winner = found.seeds.rewards[b], None
+    for g, lived in enumerate(found.generations):
+        i = int(np.argmax(lived.found.rewards[b]))
+        if lived.found.rewards[b, i] > reward:
+            reward, winner = lived.found.rewards[b, i], (g, i)
+    return winner
 
 
 def _generation(bench: Bench, b: int, document: str, lived: Lived, evolution: Evolution) -> dict:
@@ -123,7 +134,9 @@ def replacements(records: Sequence[dict]) -> dict[str, float]:
         tied_at_first: likewise, of first periods.
         adopted: adopted texts of an individual and generation.
         no_better: share of these whose reward is not above that of the text given up.
-        different: different texts of a population at the end, as a share of its individuals.
+        copies: share of individuals whose prompt is their parent's.
+        prompts: different prompts of a population, as a share of its individuals.
+        different: different texts of a population at the end, likewise.
         population_reward: mean reward of all texts at the end.
     """
     generations = [x for record in records for x in record[TRACE]["generations"]]
@@ -136,12 +149,15 @@ def replacements(records: Sequence[dict]) -> dict[str, float]:
         if donor != i
     ]
     mean = lambda values: float(np.mean(values)) if len(values) else 0.0
+    share = lambda values: len(set(values)) / len(values)
     return {
         "tied": mean([_tied(period) for period in every]),
         "tied_at_first": mean([_tied(some[0]) for some in periods if some]),
         "adopted": len(gains) / sum(len(x["texts"]) for x in generations),
         "no_better": mean([gain <= 0 for gain in gains]),
-        "different": mean([len(set(x["texts"])) / len(x["texts"]) for x in generations]),
+        "copies": mean([y == x["parent"]["template"] for x in generations for y in x["templates"]]),
+        "prompts": mean([share(x["templates"]) for x in generations]),
+        "different": mean([share(x["texts"]) for x in generations]),
         "population_reward": mean([reward for x in generations for reward in x["rewards"]]),
     }
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from dera_jax.checkpoints.resources import ShapesOnly
 from dera_jax.decoding.beam_search import Search
-from dera_jax.decoding.evolution import Evolution, generation
+from dera_jax.decoding.evolution import Evolution, check_evolution, generation
 from dera_jax.decoding.mutation import Mutator, Unchanged
 from dera_jax.evaluation import lineage, plots, population_plots, sweep
 from dera_jax.evaluation.method_tables import (
@@ -41,6 +41,7 @@ from dera_jax.training.dry_run import Need, need, shapes, source_shapes
 
 _DARWIN = "DARWIN"  # the row that others are compared with
 _MUTATED, _BEST, _DEAL = "mutation only", "best of n", "DeAL"
+_ANY_VOCABULARY = 2**31 - 1  # its size is not known before a model is read
 _ANSWERS = 8  # samples of a document, for the mean of plain sampling
 
 
@@ -62,7 +63,7 @@ class PopulationStudy:
         lineages: so many documents get a picture of what happened.
 
     Raises:
-        ValueError: no aligned model.
+        ValueError: no aligned model, or settings of DARWIN that cannot be meant.
     """
 
     setting: Setting
@@ -87,6 +88,8 @@ class PopulationStudy:
             raise ValueError(
                 "PopulationStudy needs an aligned model or `align`, for the rows on DeRa"
             )
+        for evolution in (self.evolution, *self._varied().values()):
+            check_evolution(evolution, _ANY_VOCABULARY, self.reward)  # before hours of training
 
     def run(self, folder: Path) -> dict[str, object]:
         """Runs what is not finished; leaves tables (JSON, CSV), figures, lineages and samples.txt.
@@ -151,7 +154,7 @@ class PopulationStudy:
     def _methods(self, bench: Bench, ask: Callable) -> list[dict]:
         evolution, lam = self.evolution, self.lam
         at, size = f"at λ = {lam:g}", evolution.population
-        darwin = ask(self._darwin(_DARWIN))
+        darwin = ask(Bred(_DARWIN, evolution, self.mutator))
         budget = Budget.of(bench, darwin)
         sampling = ask(self._sampled("sampling", n=_ANSWERS))
         if self.headline not in sampling:
@@ -166,44 +169,42 @@ class PopulationStudy:
             sampling,
             ask(self._sampled(f"best of {n}", n=n, best=True)),
             widened(ask, budget, _DEAL, self._search, guided=True),
-            bred(_MUTATED, lambda name, n: self._darwin(name, never, population=n)),
-            bred(
-                "replacement only",
-                lambda name, n: self._darwin(name, mutator=Unchanged(), population=n),
-            ),
+            bred(_MUTATED, size, never, self.mutator),
+            bred("replacement only", size, evolution, Unchanged()),
             darwin,
             dera,
             ask(self._sampled(f"best of {n_dera} {at}", n=n_dera, lam=lam, best=True)),
-            bred(
-                f"{_DARWIN} {at}",
-                lambda name, n: self._darwin(name, lam=lam, population=n),
-                tried=max(2, size // models),
-            ),
+            bred(f"{_DARWIN} {at}", max(2, size // models), evolution, self.mutator, lam),
         ]
 
     def _as_many(
-        self, ask: Callable, budget: Budget, name: str, method: Callable, tried: int | None = None
+        self, ask: Callable, budget: Budget, name: str, tried: int, *settings: object
     ) -> dict:
         """The row of a method with as many individuals as the budget pays for; a try tells."""
-        tried = tried or self.evolution.population
-        named = lambda n: method(f"{name}, {n} individuals", n)
+        evolution, *others = settings
+        named = lambda n: Bred(f"{name}, {n} individuals", _of_size(evolution, n), *others)
         return ask(named(budget.individuals(ask(named(tried)), tried)))
 
+    def _varied(self) -> dict[tuple[str, int], Evolution]:
+        """DARWIN with one setting changed, by the setting's name and value."""
+        change = functools.partial(dataclasses.replace, self.evolution)
+        sized = {("population", n): _of_size(self.evolution, n) for n in self.populations}
+        return (
+            {("period", x): change(period=x) for x in self.periods}
+            | sized
+            | {("survivors", x): change(survivors=x) for x in self.survivors}
+            | {("lookahead", x): change(lookahead=x) for x in self.lookaheads}
+            | {("generations", x): change(generations=x) for x in self.generations}
+        )
+
     def _effects(self, ask: Callable, folder: Path) -> list[dict]:
-        varied = {
-            "period": self.periods,
-            "population": self.populations,
-            "survivors": self.survivors,
-            "lookahead": self.lookaheads,
-            "generations": self.generations,
-        }
+        mutated = f"{_MUTATED}, {self.evolution.population} individuals"
         rows = []
-        for setting, value in ((name, x) for name, values in varied.items() for x in values):
+        for (setting, value), evolution in self._varied().items():
             name = f"{_DARWIN}, {setting} {value}"
             row = {"varied": setting, "value": value, "kind": f"{_DARWIN}, {setting}"}
-            row |= ask(self._darwin(name, **{setting: value}))
+            row |= ask(Bred(name, evolution, self.mutator)) | {"survivors": evolution.survivors}
             row |= replacements(sweep.read_records(folder_of(folder, name) / sweep.RECORDS))
-            mutated = f"{_MUTATED}, {self.evolution.population} individuals"
             rows.append(row | paired_gap(folder, self.headline, "to_mutation_only", name, mutated))
         return rows
 
@@ -219,19 +220,13 @@ class PopulationStudy:
     def _search(self, beams: int) -> Search:
         return dataclasses.replace(self.search, beams=beams)
 
-    def _darwin(
-        self,
-        name: str,
-        evolution: Evolution | None = None,
-        mutator: Mutator | None = None,
-        lam: float = 0.0,
-        **changed: int,
-    ) -> Bred:
-        evolution = dataclasses.replace(evolution or self.evolution, **changed)
-        few = min(evolution.survivors, evolution.population - 1)
-        return Bred(name, evolution.replace(survivors=few), mutator or self.mutator, lam)
-
     def _write_lineages(self, folder: Path) -> None:
         records = sweep.read_records(folder_of(folder, _DARWIN) / sweep.RECORDS)
         for i, record in enumerate(records[: self.lineages]):
             lineage.plot_lineage(record[TRACE], folder / f"lineage_{i + 1}.png")
+
+
+def _of_size(evolution: Evolution, population: int) -> Evolution:
+    """With so many individuals, of whom fewer survive where all would."""
+    survivors = max(1, min(evolution.survivors, population - 1))
+    return dataclasses.replace(evolution, population=population, survivors=survivors)

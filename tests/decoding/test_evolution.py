@@ -148,6 +148,7 @@ def test_draws_are_uniform_and_each_individuals_own():
     assert stats.chisquare(np.bincount(drawn.ravel())).pvalue > 1e-3
     np.testing.assert_array_equal(module.draws(keys[7:9, 2:], 4, 3), drawn[7:9, 2:])
     assert np.any(module.draws(keys, 8, 3) != drawn)  # another period, another draw
+    assert np.any(drawn[:, 0] != drawn[:, 1])
 
 
 def test_the_best_enter_the_archive_and_the_parent_leaves():
@@ -224,31 +225,36 @@ def test_without_mutation_and_replacement_it_is_best_of_n(pair, generations):
     assert len(set(np.asarray(best.index)[:, 0].tolist())) > 1  # not always the seed's own
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_a_rebuilt_cache_is_the_adopters_instruction_and_the_adopted_text(pair, steps):
+@pytest.mark.parametrize("survivors, periods", [(1, 1), (2, 2)])
+def test_a_rebuilt_cache_is_the_adopters_instruction_and_the_adopted_text(pair, survivors, periods):
     model, params, inputs = pair
     mutated, lam, stream = populations(inputs)
-    evolution = Evolution(dataclasses.replace(SAMPLING, eos_id=-1), N, period=4, survivors=1)
-    rewards = np.eye(N, dtype=np.float32)[[0, 1, 2, 1]]  # the best of each input, copied by all
+    sampling = dataclasses.replace(SAMPLING, eos_id=-1)
+    evolution = Evolution(sampling, N, period=4, survivors=survivors)
     explore = jax.jit(module._explore, static_argnums=0)
     exploit = jax.jit(module._exploit, static_argnums=0)
     population = module._begin(model, params, mutated, lam, stream, evolution)
-    for period in range(steps):
-        population, (tokens, _, _) = explore(model, params, evolution, population)
-        population = exploit(model, params, evolution, population, np.roll(rewards, period, 0))
-    adopted = np.asarray(population.texts.tokens)[..., : 4 * steps]
-    best = np.argmax(np.roll(rewards, steps - 1, 0), axis=1)
-    expected = np.asarray(tokens)[np.arange(4), best][:, None, : 4 * steps]
-    np.testing.assert_array_equal(adopted, np.broadcast_to(expected, adopted.shape))
-    output, _ = model.step(params, population.state, adopted.reshape(12, 1, -1)[..., -1])
+    for period in range(periods):
+        population, (written, _, _) = explore(model, params, evolution, population)
+        rewards = np.random.default_rng(period).random((4, N), np.float32)
+        population = exploit(model, params, evolution, population, rewards)
+    texts, steps = np.asarray(population.texts.tokens), 4 * periods
+    donors = np.asarray(population.history.donors)[..., periods - 1]
+    given = np.take_along_axis(np.asarray(written), donors[..., None], axis=1)
+    np.testing.assert_array_equal(texts[..., :T], given)
+    adopted = donors != np.arange(N)
+    assert adopted.sum() == 4 * (N - survivors)  # with 2 survivors two of three keep their caches
+    output, _ = model.step(params, population.state, texts[..., steps - 1].reshape(12, 1))
     # ... as a fresh pass computes it, in which the text is followed by anything.
     flat = mutated.reshape(12, -1)
     fresh = model.start(params, flat, lam.reshape(12, 1), stream.reshape(12, 1), 1)
-    longer = np.pad(adopted.reshape(12, 1, -1), [(0, 0), (0, 0), (0, 1)])
+    longer = np.pad(texts[..., :steps].reshape(12, 1, -1), [(0, 0), (0, 0), (0, 1)])
     logits = model.teacher_forced(params, fresh, longer).logits[:, :, -1]
     np.testing.assert_allclose(output.logits, logits, atol=1e-4)
     # Under the donor's instruction the same text is followed by something else.
-    assert np.abs(logits.reshape(4, N, -1) - logits.reshape(4, N, -1)[:, :1]).max() > 1e-2
+    by_member = np.asarray(logits).reshape(4, N, -1)
+    donated = np.take_along_axis(by_member, donors[..., None], axis=1)
+    assert np.abs(by_member - donated)[adopted].max(axis=-1).min() > 1e-2
 
 
 # Populations of a table of which every individual has its own input; texts end early and late.
@@ -328,9 +334,42 @@ def test_new_values_compile_nothing(table):
         ({"lookahead": 7}, r"lookahead must be in \[0, 7\), below max_length; found 7"),
         ({"generations": 0}, "generations must be at least 1"),
         ({"sampling": Sampling(7, temperature=0.0)}, "temperature must be above 0"),
+        ({"sampling": Sampling(7, temperature=np.ones(3))}, "one number for each setting"),
         ({"population": 4}, r"a population of 4 needs inputs \[B, N, S\]"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(table, changed, sentence):
     with pytest.raises(ValueError, match=sentence):
         live(table, dataclasses.replace(EVOLUTION, **changed))
+
+
+DEVICES = """
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from dera_jax.decoding.evolution import generation
+from dera_jax.rewards.protocol import Source
+from tests.decoding import test_evolution as t, worlds
+
+model, params, inputs, _, _ = worlds.realigned_t5()
+inputs = np.concatenate([inputs, inputs])
+mutated, lam, stream = t.populations(np.asarray(inputs))
+arguments = mutated, lam, stream, Source(inputs)
+
+def live(mutated, lam, stream, source):
+    found = generation(model, params, mutated, lam, stream, t.ON_DEVICES, t.REWARD, None, source)
+    return jax.tree.map(np.asarray, found)
+
+mesh = Mesh(np.array(jax.devices()), ("data",))
+assert mesh.size == 8
+put = lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+one, eight = live(*arguments), live(*map(put, arguments[:3]), Source(put(inputs)))
+jax.tree.map(np.testing.assert_array_equal, one, eight)
+assert np.any(one.history.donors != np.arange(t.N)[:, None])
+print("identical")
+"""
+ON_DEVICES = Evolution(dataclasses.replace(SAMPLING, eos_id=-1), N, period=4, survivors=1)
+
+
+@pytest.mark.slow
+def test_populations_are_identical_on_one_and_eight_devices():
+    worlds.run_on_eight_devices(DEVICES)

@@ -116,6 +116,14 @@ def test_the_bank_is_dealt_out_before_any_template_comes_again():
     assert len(set(templates[6:])) == 2
 
 
+def test_the_parents_own_template_is_not_drawn():
+    bank = TemplateBank(("{text}", "1 {text}", "2 {text}"))
+    templates = [x.template for x in children_of(bank, Prompt("x", "1 {text}"), 40)]
+    assert set(templates) == {"{text}", "2 {text}"}
+    only = children_of(TemplateBank(("1 {text}",)), Prompt("x", "1 {text}"), 2)
+    assert [x.template for x in only] == ["1 {text}"] * 2  # there is no other
+
+
 def test_every_order_of_the_bank_is_as_likely():
     bank = tuple(f"{i} {{text}}" for i in range(4))
     drawn = TemplateBank(bank)([Prompt("x")] * 2400, 2, keys(2400)).children
@@ -129,6 +137,8 @@ def test_banks_that_cannot_be_used_are_refused():
         TemplateBank(())
     with pytest.raises(ValueError, match=r"the template 'Sum up' has no slot \{text\}"):
         TemplateBank(("{text}", "Sum up"))
+    with pytest.raises(ValueError, match=r"TemplateBank: .* has two slots \{text\}"):
+        TemplateBank(("{text}", "{text} {text}"))
     bank = TemplateBank(("{text}", "{text} with {keywords}"))
     with pytest.raises(ValueError, match=r"'\{text\} with \{keywords\}'.*parent 1 of the batch"):
         bank([Prompt("a", keywords=("k",)), Prompt("b")], 1, keys(2))
@@ -155,7 +165,8 @@ def test_sentences_and_what_is_between_them_are_the_text(text, sentences):
 
 def test_edits_are_drawn_uniformly_then_their_sentences():
     """A text of three sentences: each of three edits 1/3, then 3 drops, or 6 moves to 4 texts."""
-    texts = [x.text for x in children_of(InputEdits(), Prompt("A. B. C.", keywords=("B",)), 7200)]
+    parents = [Prompt("A. B. C.", keywords=("B",))] * 7200
+    texts = [children[0].text for children in InputEdits()(parents, 1, keys(7200)).children]
     third = 1 / 3
     probabilities = {
         "B. C.": third / 3,
@@ -333,6 +344,24 @@ def test_rewrites_become_templates():
     assert offspring.fallbacks.tolist() == [0, 0]
     read = [len("A  B#2") + 1, len("Big:#2") + 1]
     assert offspring.positions.tolist() == [read[0] + len(first) + 1, read[1] + len(second) + 1]
+
+
+def test_children_of_one_parent_differ_while_there_are_edits():
+    parent = Prompt("A. B. C. D. E. F.")
+    texts = [x.text for x in children_of(InputEdits(), parent, 6)]
+    assert len(set(texts)) == 6  # of 6 drops and 30 moves; six free draws differ in half of cases
+    few = [x.text for x in children_of(InputEdits(), Prompt("A. B."), 8)]
+    assert set(few) == {"A.", "B.", "B. A."}
+
+
+def test_many_children_are_asked_for_five_at_a_time():
+    parents, five = [Prompt("x", "A {text}"), Prompt("y", "B {text}")], "1. a 2. b 3. c 4. d 5. e"
+    offspring = rewriter(script(five), script("no list"))(parents, 7, keys(2))
+    assert [x.template[0] for x in offspring.children[0]] == [*"abcdeab"]
+    assert offspring.children[1] == [parents[1]] * 7
+    assert offspring.fallbacks.tolist() == [0, 2]
+    read = len("A#5") + 1
+    assert offspring.positions.tolist() == [read + 2 * (len(five) + 1), read + 2 * len("no list1")]
 
 
 def test_a_list_that_cannot_be_read_gives_copies_and_one_fallback():

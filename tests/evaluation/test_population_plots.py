@@ -38,7 +38,7 @@ def trace(generations: list[dict], text: str = LONG) -> dict:
     return {
         "document": text,
         "seed": {"prompt": text, "text": text, "reward": 0.3},
-        "best": {"text": "text 1", "reward": 0.1},
+        "best": {"text": "text 1", "reward": 0.1, "from": [0, 1]},
         "generations": generations,
     }
 
@@ -120,6 +120,14 @@ def test_equal_rewards_are_drawn_and_the_png_has_the_figures_size(tmp_path):
     size = lineage_figure(trace([flat])).get_size_inches() * DPI
     height, width = imread(tmp_path / "lineage.png").shape[:2]
     np.testing.assert_allclose((width, height), size, atol=1)
+
+
+def test_the_best_text_is_marked_once_where_it_is_from():
+    two = trace([generation(3, 2, "some words"), generation(3, 2, "some words")])
+    stars = lambda trace: [x for x in shown(lineage_figure(trace)) if "★" in x.get_text()]
+    assert len(stars(two)) == 1
+    of_the_seed = two | {"best": {"text": "text 1", "reward": 0.1, "from": None}}
+    assert not stars(of_the_seed)
 
 
 def test_no_generations_are_refused(tmp_path):
