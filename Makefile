@@ -15,7 +15,7 @@ demo: $(READY)
 	$(BIN)/python -m dera_jax.demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 lint: $(READY)
 	$(BIN)/ruff check .

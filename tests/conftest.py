@@ -1,8 +1,15 @@
-"""Keeps compiled programs for the session: many tests, and their processes, need the same."""
+"""Keeps compiled programs for the session: many tests, and their processes, need the same. And puts
+the longest files first, so that processes side by side end at about the same time."""
 
 import os
 import shutil
 import tempfile
+
+LONGEST = ("test_newswire_chain.py", "test_main.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def pytest_configure(config):
