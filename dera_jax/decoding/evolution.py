@@ -128,8 +128,8 @@ class Generation:
 
 
 @struct.dataclass
-class _Population:
-    """A generation under way: the fields of `Generation`, with room for L tokens, and
+class _Population(Generation):
+    """A generation under way, with room for L tokens.
 
     Attributes:
         state: the model's, of B·N inputs with one hypothesis each; all have been fed the start
@@ -138,12 +138,6 @@ class _Population:
     """
 
     state: State
-    texts: Texts
-    rewards: Array
-    written: Array
-    history: History
-    positions: Array
-    rounds: Array
     steps: Array
 
 
