@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 import tasks  # noqa: F401 (registers `docstrings`)
-from dera_jax.checkpoints.model_folder import load_model
+from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.checkpoints.vocabulary import Tokenizer, tokenizer
 from dera_jax.decoding.best_of_n import best_of_n, winners
@@ -71,8 +71,8 @@ class World:
     resources: RunResources
 
 
-def load() -> World:
-    loaded = load_model("dera_jax/assets/reference")
+def read_world() -> World:
+    loaded = load("dera_jax/assets/reference")
     documents = Split("docstrings", "test", INPUTS, BATCH).read()
     resources = RunResources(loaded.vocabulary)
     params = jax.device_put(loaded.params)

@@ -6,7 +6,8 @@ import jax
 import pytest
 
 from dera_jax import demo
-from dera_jax.checkpoints.model_folder import Vocabulary, save_model
+from dera_jax.checkpoints.model_folder import save_model
+from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 

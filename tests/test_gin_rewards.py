@@ -10,7 +10,8 @@ import pytest
 
 import tasks  # noqa: F401 (registers `newswire`)
 from dera_jax import configure, main
-from dera_jax.checkpoints.model_folder import load_model, save_model
+from dera_jax.checkpoints.loading import load
+from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.models.heads import T5Value
 from dera_jax.rewards import protocol, words
 from tests.experiments import small
@@ -112,7 +113,7 @@ def test_a_user_s_function_rewards_ppo(reference, user, tmp_path):
     means = [_mean(texts) for _, texts in rounds]
     assert found["reward"] == pytest.approx(sum(means) / 3, abs=1e-5)
     assert "share_in_range" not in found
-    load_model(tmp_path / "ppo" / "aligned")
+    load(tmp_path / "ppo" / "aligned")
 
 
 def _mean(texts: list[str]) -> float:
@@ -153,7 +154,7 @@ def test_a_dry_run_with_a_user_s_function_has_two_calls(reference, user, tmp_pat
 
 @pytest.mark.parametrize("file", REWARDS, ids=lambda path: path.stem)
 def test_every_reward_file_makes_a_reward(file, reference, tmp_path):
-    loaded = load_model(reference)
+    loaded = load(reference)
     value = T5Value(loaded.model)
     params = value.init(loaded.params)
     save_model(tmp_path / "scalar", small.CONFIG, loaded.vocabulary, params, {})

@@ -7,17 +7,17 @@ import jax
 import pytest
 
 from dera_jax import demo
-from dera_jax.checkpoints.model_folder import load_model
+from dera_jax.checkpoints.loading import load
 
 
 @pytest.mark.parametrize("name", ["reference", "aligned"])
 def test_a_shipped_model_is_small(name):
-    model = load_model(demo.ASSETS / name)
+    model = load(demo.ASSETS / name)
     assert sum(x.size for x in jax.tree.leaves(model.params)) <= 4_000_000
 
 
 def test_the_cards_say_how_the_models_were_made():
-    reference, aligned = (load_model(demo.ASSETS / name).card for name in ("reference", "aligned"))
+    reference, aligned = (load(demo.ASSETS / name).card for name in ("reference", "aligned"))
     fine_tuned = reference["from"]  # before its logits were sharpened
     assert reference["temperature"] < 1
     assert fine_tuned["data"]["task"] == aligned["data"]["task"] == "docstrings"

@@ -1,12 +1,12 @@
 """Learned rewards from the folders of their models, for gin files."""
 
-from dera_jax.checkpoints.model_folder import read_config, read_value
+from dera_jax.checkpoints.loading import read_config, read_value
 from dera_jax.models.t5_lm import T5
 from dera_jax.rewards.learned import Entailment, RewardModel
 
 
 def reward_model(folder: str) -> RewardModel:
-    """A model that `training.preferences` made. Raises as `model_folder.read_value` does."""
+    """A model that `training.preferences` made. Raises as `loading.read_value` does."""
     return RewardModel(read_value(folder), folder)
 
 
@@ -15,6 +15,6 @@ def entailment(
 ) -> Entailment:
     """A text-to-text model that answers with `label`; see `rewards.learned.Entailment`.
 
-    Raises as `model_folder.load_model` does.
+    Raises as `loading.load` does.
     """
     return Entailment(T5(read_config(folder)), folder, max_length, instruction, label=label)

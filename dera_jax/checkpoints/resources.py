@@ -2,14 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import sentencepiece
 from jax import Array
 
-from dera_jax.checkpoints.model_folder import load_params
-from dera_jax.checkpoints.vocabulary import BYTE_OFFSET, Vocabulary, check_same, tokenizer
+from dera_jax.checkpoints.loading import load_params
+from dera_jax.checkpoints.vocabulary import BYTE_OFFSET, Vocabulary, agreed, is_sentinel, tokenizer
 
 PyTree = object
 _UNKNOWN = " \N{DOUBLE QUESTION MARK} ".encode()  # how SentencePiece writes an unknown piece
@@ -24,11 +23,11 @@ class RunResources:
 
     def pieces(self) -> list[bytes]:
         """The text of every id in UTF-8; b"" for ids that stand for none."""
-        extra = [b""] * self.vocabulary.extra_ids
         if self.vocabulary.file is None:
+            extra = [b""] * self.vocabulary.extra_ids
             return [b""] * BYTE_OFFSET + [bytes([i]) for i in range(256)] + extra
-        processor = sentencepiece.SentencePieceProcessor(model_file=str(self.vocabulary.file))
-        return [_text(processor, i) for i in range(processor.vocab_size())] + extra
+        processor = self.vocabulary.processor()
+        return [_text(processor, i) for i in range(processor.vocab_size())]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without the end of sequence."""
@@ -38,17 +37,17 @@ class RunResources:
         """The parameters of a finished model's folder; raises as `rewards.protocol.Resources`."""
         if folder is None:
             raise ValueError("a learned reward needs the folder of its model")
-        params, theirs = load_params(Path(folder), init)
-        check_same(self.vocabulary, theirs, "this run", str(folder))
-        return jax.device_put(params)
+        params, theirs = load_params(folder, init)
+        agreed(theirs, self.vocabulary, folder, "this run")
+        return params
 
 
 def _text(processor: sentencepiece.SentencePieceProcessor, i: int) -> bytes:
     if processor.is_unknown(i):
         return _UNKNOWN
-    if processor.is_control(i) or processor.is_unused(i):
-        return b""
     piece = processor.id_to_piece(i)
+    if processor.is_control(i) or processor.is_unused(i) or is_sentinel(piece):
+        return b""
     if processor.is_byte(i):
         return bytes([int(piece[1:-1], 16)])
     return piece.replace("▁", " ").encode()

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from dera_jax.checkpoints.model_folder import load_model
+from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.mutation import RELEASED, Rewriter
 
@@ -18,7 +18,7 @@ def load_rewriter(folder: str, inputs: int, max_length: int) -> Rewriter:
     Raises:
         FileNotFoundError, ValueError: no complete model, or as `Rewriter`.
     """
-    found = load_model(folder)
+    found = load(folder)
     text = tokenizer(found.vocabulary)
     sampling = dataclasses.replace(RELEASED, max_length=max_length)
     return Rewriter(found.model, found.params, text.encode, text.decode, inputs, sampling)

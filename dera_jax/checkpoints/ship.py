@@ -8,15 +8,16 @@ from pathlib import Path
 
 import jax
 
-from dera_jax.checkpoints.model_folder import load_model, save_model
+from dera_jax.checkpoints.loading import load
+from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.models.language_model import PyTree
 
 
 def ship(source: str, target: str, temperature: float = 1.0) -> None:
-    """Raises what `load_model` does, and ValueError for a temperature that is not above 0."""
+    """Raises what `load` does, and ValueError for a temperature that is not above 0."""
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0; found {temperature}")
-    loaded = load_model(source)
+    loaded = load(source)
     config, vocabulary = loaded.model.config, loaded.vocabulary
     params, card = loaded.params, loaded.card
     if temperature != 1:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dera_jax.checkpoints.model_folder import Loaded
+from dera_jax.checkpoints.loading import Loaded
 from dera_jax.evaluation.jobs import Split
 from dera_jax.evaluation.samples import sample_batches
 from dera_jax.rewards.length import beta_for_share, range_of

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from dera_jax.checkpoints.model_folder import load_model
+from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.vocabulary import Vocabulary, check_same
 from dera_jax.decoding.realign import Realigned
 from dera_jax.models.language_model import PyTree
@@ -27,7 +27,7 @@ def load_pair(reference: str | Path, aligned: Sequence[str | Path]) -> Pair:
         FileNotFoundError, ValueError: a folder that is no complete model, or models whose
             vocabularies differ, naming the first piece that does.
     """
-    loaded = [load_model(folder) for folder in (reference, *aligned)]
+    loaded = [load(folder) for folder in (reference, *aligned)]
     for folder, model in zip(aligned, loaded[1:], strict=True):
         check_same(loaded[0].vocabulary, model.vocabulary, str(reference), str(folder))
     models = [x.model for x in loaded]

@@ -7,7 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dera_jax import data
-from dera_jax.checkpoints.model_folder import Loaded
+from dera_jax.checkpoints.loading import Loaded
 from dera_jax.checkpoints.vocabulary import check_same
 from dera_jax.decoding.sampling import Samples, Sampling, sample
 from dera_jax.evaluation.jobs import Split

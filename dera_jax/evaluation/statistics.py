@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dera_jax.checkpoints.model_folder import Loaded
+from dera_jax.checkpoints.loading import Loaded
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.evaluation.jobs import Split

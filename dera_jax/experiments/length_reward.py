@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from dera_jax import run_folder
-from dera_jax.checkpoints.model_folder import Loaded, load_model
+from dera_jax.checkpoints.loading import Loaded, load
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.evaluation import comparison, report, sweep
 from dera_jax.evaluation.jobs import Split
@@ -147,7 +147,7 @@ class LengthReward:
         objective = dataclasses.replace(self.objective, beta=self._beta(lam))
 
         def align(where: Path) -> Mapping[str, object]:
-            reference = load_model(self.reference.path(folder))
+            reference = load(self.reference.path(folder))
             return self._alignment(reference, objective, seed).run(where)
 
         return align
@@ -160,7 +160,7 @@ class LengthReward:
     def _survey(self, folder: Path) -> Callable:
         def survey(where: Path) -> Mapping[str, object]:
             del where
-            reference = load_model(self.reference.path(folder))
+            reference = load(self.reference.path(folder))
             lengths, finished = LengthSurvey(
                 reference,
                 self.documents,

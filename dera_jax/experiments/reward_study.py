@@ -19,7 +19,7 @@ import jax
 
 from dera_jax import data
 from dera_jax.checkpoints.learned_rewards import reward_model
-from dera_jax.checkpoints.model_folder import Loaded, load_model
+from dera_jax.checkpoints.loading import Loaded, load
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.evaluation import plots, report, sweep
@@ -210,7 +210,7 @@ class RewardStudy:
 
     def _align(self, folder: Path) -> Alignment:
         reward = self._sum(lambda part: part.reward(folder), weighted=True)
-        return self._alignment(load_model(self.reference.path(folder)), reward)
+        return self._alignment(load(self.reference.path(folder)), reward)
 
     def _alignment(self, reference: Loaded, reward: Reward) -> Alignment:
         # By position: gin makes the value bound to a parameter, here it would load a model, even

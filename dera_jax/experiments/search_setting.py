@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dera_jax import data
-from dera_jax.checkpoints.model_folder import Loaded, load_model
+from dera_jax.checkpoints.loading import Loaded, load
 from dera_jax.checkpoints.resources import RunResources, ShapesOnly
 from dera_jax.checkpoints.vocabulary import check_same, tokenizer
 from dera_jax.decoding.beam_search import Search, beam_search
@@ -74,7 +74,7 @@ class Setting:
 
     def _align(self, folder: Path, reward: Reward) -> Alignment:
         # By position: see experiments.reward_study.
-        reference: Loaded = load_model(self.reference.path(folder))
+        reference: Loaded = load(self.reference.path(folder))
         objective = Objective(reward, self.max_length, self.beta)
         return self.align(reference, objective=objective, seed=self.seed)
 
@@ -87,7 +87,7 @@ class Setting:
         check_limit(reward, self.max_length)
         task = self.documents.task
         theirs = data.vocabulary_of(task)
-        loaded = [load_model(path) for path in self._paths(folder)]
+        loaded = [load(path) for path in self._paths(folder)]
         for model in loaded:
             check_same(model.vocabulary, theirs, "the models", f"task {task!r}")
         documents, text = self.documents.read(), tokenizer(theirs)

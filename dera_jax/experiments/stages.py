@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from dera_jax import run_folder
-from dera_jax.checkpoints.model_folder import read_config
+from dera_jax.checkpoints.loading import read_config
 from dera_jax.checkpoints.resources import ShapesOnly
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample

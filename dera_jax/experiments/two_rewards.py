@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jax
 
-from dera_jax.checkpoints.model_folder import Loaded, load_model
+from dera_jax.checkpoints.loading import Loaded, load
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.evaluation import metrics, plots, sweep
 from dera_jax.evaluation.jobs import Split
@@ -143,7 +143,7 @@ class TwoRewards:
 
     def _train(self, folder: Path, weights: Weights) -> Callable:
         def train(where: Path) -> Mapping[str, object]:
-            reference = load_model(self.reference.path(folder))
+            reference = load(self.reference.path(folder))
             return self._alignment(reference, weights).run(where)
 
         return train

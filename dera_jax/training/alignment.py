@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dera_jax import data
-from dera_jax.checkpoints.model_folder import Loaded, save_model
+from dera_jax.checkpoints.loading import Loaded
+from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Checkpoints, Saving
 from dera_jax.checkpoints.resources import RunResources, ShapesOnly
 from dera_jax.checkpoints.vocabulary import check_same, tokenizer

@@ -27,7 +27,8 @@ import optax
 from jax import Array
 
 from dera_jax import data
-from dera_jax.checkpoints.model_folder import load_params, save_model
+from dera_jax.checkpoints.loading import load_params
+from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.vocabulary import Vocabulary, check_same
 from dera_jax.evaluation import reliability

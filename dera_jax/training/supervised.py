@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import seqio
 
 from dera_jax import data
-from dera_jax.checkpoints.model_folder import load_model, read_config, save_model
+from dera_jax.checkpoints.loading import load, read_config
+from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.vocabulary import Vocabulary, check_same
 from dera_jax.models.copying import with_copying_heads
@@ -159,7 +160,7 @@ def finished_model_of(config: T5Config, folder: str | None) -> Start:
 
 
 def _read(folder: str) -> Origin:
-    loaded = load_model(folder)
+    loaded = load(folder)
     return Origin(loaded.params, loaded.card, loaded.vocabulary)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dera_jax import data
-from dera_jax.checkpoints.model_folder import Loaded, Vocabulary
+from dera_jax.checkpoints.loading import Loaded
+from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation.lengths import LengthSurvey
 from dera_jax.evaluation.sweep import Documents

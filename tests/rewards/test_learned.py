@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dera_jax.checkpoints.learned_rewards import entailment, reward_model
-from dera_jax.checkpoints.model_folder import load_model, save_model
+from dera_jax.checkpoints.loading import load
+from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.checkpoints.vocabulary import Vocabulary, tokenizer
 from dera_jax.models.heads import T5Value
@@ -91,7 +92,7 @@ def test_entailment_is_the_label_s_log_probability(folders, vocabulary, batch):
     source, tokens, lengths, finished = batch
     found = jax.jit(reward.__call__)(params, source, tokens, lengths, finished)
     assert found.max() < reward.highest
-    loaded = load_model(folders / "text")
+    loaded = load(folders / "text")
     encode = tokenizer(vocabulary).encode
     answer = np.array([*encode("entailment"), 1])
     for b, k in np.ndindex(2, 2):
@@ -153,6 +154,6 @@ def test_a_model_of_another_vocabulary_is_refused(folders):
     with pytest.raises(ValueError, match="is no reward model"):
         reward_model(str(folders / "text"))
     with pytest.raises(ValueError, match="holds a reward model"):
-        load_model(folders / "scalar")
+        load(folders / "scalar")
     with pytest.raises(FileNotFoundError, match="no model folder"):
         reward_model(str(folders / "nothing"))

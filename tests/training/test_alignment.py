@@ -9,7 +9,7 @@ import pytest
 
 import tasks  # noqa: F401 (registers `newswire`)
 from dera_jax import data
-from dera_jax.checkpoints.model_folder import Loaded, load_model
+from dera_jax.checkpoints.loading import Loaded, load
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
@@ -53,7 +53,7 @@ def alignment() -> Alignment:
 
 
 def leaves(folder) -> list[np.ndarray]:
-    return jax.tree.leaves(load_model(folder / MODEL).params)
+    return jax.tree.leaves(load(folder / MODEL).params)
 
 
 class Killed(Exception):
@@ -89,7 +89,7 @@ def test_a_run_that_died_ends_with_the_same_bits(alignment, tmp_path, monkeypatc
 def test_the_card_says_how_it_was_made(alignment, tmp_path):
     short = dataclasses.replace(alignment, steps=1)
     scores = short.run(tmp_path / "run")
-    card = load_model(tmp_path / "run" / MODEL).card
+    card = load(tmp_path / "run" / MODEL).card
     assert card["length_range"] == [2, 4] and card["beta"] == 0.3 and card["max_length"] == 8
     assert card["step"] == 1 and card["training"] == scores
     logged = {"reward", "kl", "full_kl", "entropy", "value_loss", "clip_fraction", "length"}

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from dera_jax.checkpoints.model_folder import load_model, load_params, read_value
+from dera_jax.checkpoints.loading import load, load_params, read_value
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.models.language_model import score
 from dera_jax.models.t5 import T5Config
@@ -180,13 +180,13 @@ def test_a_reward_model_learns_what_was_chosen_for(tmp_path):
     good, bad = scorer.scores(params, None, inputs, texts, lengths)[0]
     assert good > bad + 1
     with pytest.raises(ValueError, match="holds a reward model"):
-        load_model(tmp_path / "best")
+        load(tmp_path / "best")
 
 
 def test_dpo_raises_the_chosen_texts(tmp_path):
     result = training(dpo).run(tmp_path)
     assert result["test"]["accuracy"] == 1
-    found = load_model(tmp_path / "best")
+    found = load(tmp_path / "best")
     first = supervised.new_model(CONFIG, seed=0).read().params
     texts = np.array([[[ord("b") + 3, ord(c) + 3, 1] for c in "!?"]])
     inputs, lengths = np.full((1, 16), 5), np.full((1, 2), 3)

@@ -10,8 +10,10 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from dera_jax.checkpoints.model_folder import Vocabulary, load_model, save_model
+from dera_jax.checkpoints.loading import load
+from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
+from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.models.language_model import shift_right
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
@@ -80,7 +82,7 @@ def test_a_run_leaves_its_best_model_metrics_and_samples(tmp_path):
     assert list(losses) == [2, 4, 6]
     best_step = min(losses, key=losses.get)
     assert result == {"best_loss": pytest.approx(losses[best_step]), "best_step": best_step}
-    best = load_model(tmp_path / "best")
+    best = load(tmp_path / "best")
     assert best.card["step"] == best_step and best.vocabulary.file is None
     assert sum("training/loss" in report for report in reports) == 3
     assert {"validation/rouge1", "validation/rougeL"} <= set(reports[-1])
@@ -91,7 +93,7 @@ def test_a_run_leaves_its_best_model_metrics_and_samples(tmp_path):
 
 def test_validation_loss_is_the_mean_over_target_tokens(tmp_path):
     training(steps=2).run(tmp_path)
-    best = load_model(tmp_path / "best")
+    best = load(tmp_path / "best")
     inputs, targets = np.zeros((ROWS, 12), np.int32), np.zeros((ROWS, 6), np.int32)
     for i, row in enumerate(_words("validation", False).as_numpy_iterator()):
         inputs[i, :9] = [*np.frombuffer(row["inputs"], np.uint8) + 3, 1, 0][:9]

@@ -1,0 +1,65 @@
+"""Meshes, and which axis of which parameter lies along which axis of the mesh.
+
+The rules are T5X's standard ones: `model` splits vocabulary, heads and feed-forward, `data` the
+batch; everything else is on every device.
+"""
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen import partitioning
+from jax.sharding import Mesh, NamedSharding
+
+from dera_jax.models.t5 import T5Config, Transformer
+
+RULES = (
+    ("batch", "data"),
+    ("vocab", "model"),
+    ("mlp", "model"),
+    ("heads", "model"),
+    ("joined_kv", "model"),
+    ("embed", None),
+    ("relpos_buckets", None),
+)
+
+
+def make_mesh(model: int = 1) -> Mesh:
+    """All devices of all processes as ('data', 'model'), `model` of them along the second.
+
+    Raises:
+        ValueError: they cannot be divided so.
+    """
+    devices = jax.device_count()
+    if model < 1 or devices % model:
+        raise ValueError(f"a mesh of {model} devices along 'model' does not fit {devices} devices")
+    return jax.make_mesh((devices // model, model), ("data", "model"))
+
+
+def param_shardings(config: T5Config, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Where every parameter of a T5 goes, by its path joined by '/'.
+
+    Raises:
+        ValueError: naming the first parameter that the mesh does not divide.
+    """
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    targets = jax.ShapeDtypeStruct((1, 1, 2), jnp.int32)
+    init = lambda *batch: Transformer(config).init(
+        jax.random.key(0), *batch, method="teacher_forced"
+    )
+    variables = jax.eval_shape(init, tokens, targets)
+    names = partitioning.get_axis_names(variables["params_axes"])
+    specs = flax.traverse_util.flatten_dict(nn.logical_to_mesh(names, RULES), sep="/")
+    shardings = {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
+    for path, x in flax.traverse_util.flatten_dict(variables["params"], sep="/").items():
+        _check_divided(path, x.shape, shardings[path])
+    return shardings
+
+
+def _check_divided(path: str, shape: tuple[int, ...], sharding: NamedSharding) -> None:
+    for size, axis in zip(shape, sharding.spec, strict=True):
+        if axis is not None and size % sharding.mesh.shape[axis]:
+            raise ValueError(
+                f"{path} has shape {shape}, whose {size} is not divisible by the "
+                f"{sharding.mesh.shape[axis]} devices along {axis!r}"
+            )
