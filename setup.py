@@ -9,14 +9,18 @@ HERE = Path(__file__).parent
 REQUIRES = [
     "absl-py>=2.1",
     "clu>=0.0.12",
+    "etils[epath]>=1.9",
     "flax>=0.12",
     "gin-config>=0.5",
     "jax>=0.10",
     "matplotlib>=3.8",
+    "ml_dtypes>=0.5",
+    "msgpack>=1.0",
     "nltk>=3.9",
     "numpy>=2.0",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.20",
+    "protobuf>=5.26",
     "rouge-score>=0.1.2",
     "safetensors>=0.5",
     "sentencepiece>=0.2",
@@ -26,6 +30,7 @@ REQUIRES = [
     # both would write the same files.
     "tensorflow>=2.19",
     "tensorflow-datasets>=4.9.7",
+    "tensorstore>=0.1.70",
     "tqdm>=4.66",
 ]
 
@@ -38,8 +43,9 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         "ruff>=0.12",
         "selenium>=4.20",
+        "torch>=2.6",
+        "transformers>=4.50",
     ],
-    "bench": ["torch>=2.6", "transformers>=4.50"],
     "t5x": ["t5x @ git+https://github.com/google-research/t5x"],
     "gpu": ["jax[cuda12]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],

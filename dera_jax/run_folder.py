@@ -16,7 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 CONFIG, RESULT = "config.gin", "result.json"
-PARAMETERS = "model.safetensors"  # what makes a folder that of a model
+# What makes a folder that of a model: its parameters, or where its arrays are listed.
+MODEL_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "checkpoint",
+    "state/manifest.ocdbt",
+)
 _FINGERPRINT = "# SHA-256 of"
 _SHOWN = 6  # lines of a difference
 
@@ -61,7 +67,9 @@ def finish(folder: Path, values: Mapping[str, object]) -> None:
 def _fingerprints(config: str) -> str:
     """A line for every model folder and file that the config names: what they hold is a setting too."""
     quoted = sorted(set(re.findall(r"['\"]([^'\"\n]+)['\"]", config)))
-    files = (file for name in quoted for file in (Path(name) / PARAMETERS, Path(name)))
+    files = (
+        file for name in quoted for file in (*map(Path(name).joinpath, MODEL_FILES), Path(name))
+    )
     hashes = {f: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
     return "".join(f"{_FINGERPRINT} {file}: {digest}\n" for file, digest in hashes.items())
 

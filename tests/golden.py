@@ -1,6 +1,7 @@
-"""T5X's own outputs, for tests that compare with them."""
+"""T5X's own outputs and checkpoints, for tests that compare with them."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,13 @@ from dera_jax.models.t5_lm import T5
 
 FOLDER = Path(__file__).parent / "data" / "t5x"
 VERSIONS = ("v1_0", "v1_1")
+CHECKPOINTS = (
+    ("v1_0", "legacy"),
+    ("v1_0", "legacy_bf16"),
+    ("v1_0", "orbax"),
+    ("v1_1", "legacy"),
+    ("v1_1", "orbax"),
+)
 
 
 def load(version: str, dtype: str = "float32"):
@@ -20,3 +28,10 @@ def load(version: str, dtype: str = "float32"):
     model = T5(T5Config(**(network | {"dtype": dtype})))
     params = unflatten_dict(dict(np.load(FOLDER / version / "params.npz")), sep="/")
     return model, params, dict(np.load(FOLDER / version / "golden.npz"))
+
+
+def unpack(version: str, kind: str, folder: Path) -> Path:
+    """Unpacks one of CHECKPOINTS, as T5X wrote it, into `folder`; returns checkpoint_<step> there."""
+    with zipfile.ZipFile(FOLDER / version / f"{kind}.zip") as archive:
+        archive.extractall(folder)
+    return next(folder.glob("checkpoint_*"))

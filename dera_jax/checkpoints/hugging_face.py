@@ -39,6 +39,11 @@ _FIXED = {
     "decoder_start_token_id": 0,
     "pad_token_id": 0,
 }
+# Some old files hold these beside what is used.
+_UNUSED = (
+    "lm_head.weight",
+    "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
+)
 _EMBEDDING, _LOGITS = "token_embedder/embedding", "decoder/logits_dense/kernel"
 
 
@@ -57,15 +62,20 @@ def open_hugging_face(folder: Folder) -> tuple[T5Config, dict[str, StoredArray]]
 
     Raises:
         FileNotFoundError: a file that config or index name is missing.
-        ValueError: as `config_of`; a file that is damaged; or an array that is missing.
+        ValueError: as `config_of`; a file that is damaged; or an array too few or too many.
     """
     config, stored = config_of(folder), _arrays(folder)
-    found = {}
+    found, places = {}, set(_UNUSED)
     for ours, theirs, transposed in _names(config):
+        places.update(theirs)
         name = next((name for name in theirs if name in stored), None)
         if name is None:
             raise ValueError(f"{folder.where}: the parameters lack {theirs[0]!r}")
         found[ours] = stored[name].transposed() if transposed else stored[name]
+    if left := sorted(stored.keys() - places):
+        raise ValueError(
+            f"{folder.where}: a model of the sizes in {CONFIG} has no place for {left[0]!r}"
+        )
     if config.logits_via_embedding and "lm_head.weight" in stored:
         _check_tied(found[_EMBEDDING], stored["lm_head.weight"], folder)
     return config, found

@@ -106,7 +106,9 @@ def _zarr(folder: Folder, spec: Mapping) -> dict[str, object]:
 def _open_all(specs: Mapping[str, Mapping], folder: Folder) -> dict[str, StoredArray]:
     """Opens arrays side by side: in a bucket each takes a while. Only their sizes are read."""
     # One chunk is unpacked at a time: every thread that does so keeps memory of a chunk's size.
-    context = ts.Context({x: {"limit": 1} for x in ("data_copy_concurrency", "file_io_concurrency")})
+    context = ts.Context(
+        {x: {"limit": 1} for x in ("data_copy_concurrency", "file_io_concurrency")}
+    )
     opening = {
         path: ts.open(dict(spec), open=True, context=context) for path, spec in specs.items()
     }

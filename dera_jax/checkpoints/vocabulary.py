@@ -137,8 +137,9 @@ def tokenizer(vocabulary: Vocabulary | None) -> Tokenizer:
     """
     if vocabulary is None:
         raise ValueError(
-            "this checkpoint does not say what its ids mean (T5X's never do); give it, as in "
-            "load(path, vocabulary=Vocabulary('spiece.model', extra_ids=100))"
+            "this checkpoint does not say what its ids mean (T5X's never do); say it, as in "
+            "load(path, vocabulary=Vocabulary('spiece.model', extra_ids=100)), or once for all "
+            "with python -m dera_jax.checkpoints.convert"
         )
     if vocabulary.file is None:
         return Tokenizer(

@@ -120,8 +120,8 @@ def load(
     reward = sweep.reward
     if reward is not None:
         check_limit(reward, sweep.sampling.max_length)
-    pair = load_pair(reference, aligned)
     theirs = data.vocabulary_of(documents.task)
+    pair = load_pair(reference, aligned, theirs)
     check_same(pair.vocabulary, theirs, "the models", f"task {documents.task!r}")
     reward_params = reward and reward.load(RunResources(pair.vocabulary))
     return Loaded(pair, documents.read(), reward_params)

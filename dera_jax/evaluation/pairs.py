@@ -1,13 +1,17 @@
-"""A reference and aligned models from their folders, checked to fit each other."""
+"""A reference and aligned models from their checkpoints, made to fit each other."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dera_jax.checkpoints.loading import load
-from dera_jax.checkpoints.vocabulary import Vocabulary, check_same
+from jax.sharding import Mesh
+
+from dera_jax.checkpoints.loading import Loaded, load
+from dera_jax.checkpoints.vocabulary import Vocabulary, check_same, pieces
 from dera_jax.decoding.realign import Realigned
 from dera_jax.models.language_model import PyTree
+from dera_jax.models.t5_lm import with_vocab_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,20 +20,18 @@ class Pair:
 
     model: Realigned
     params: tuple[PyTree, ...]
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary | None
     cards: tuple[dict, ...]
 
 
-def load_pair(reference: str | Path, aligned: Sequence[str | Path]) -> Pair:
-    """Loads model folders as one realigned model.
-
-    Raises:
-        FileNotFoundError, ValueError: a folder that is no complete model, or models whose
-            vocabularies differ, naming the first piece that does.
-    """
-    loaded = [load(folder) for folder in (reference, *aligned)]
-    for folder, model in zip(aligned, loaded[1:], strict=True):
-        check_same(loaded[0].vocabulary, model.vocabulary, str(reference), str(folder))
+def load_pair(
+    reference: str | Path,
+    aligned: Sequence[str | Path],
+    vocabulary: Vocabulary | None = None,
+    mesh: Mesh | None = None,
+) -> Pair:
+    """Loads checkpoints, of whatever kinds, as one realigned model; arguments as `load_models`."""
+    loaded = load_models([reference, *aligned], vocabulary, mesh)
     models = [x.model for x in loaded]
     return Pair(
         model=Realigned(models[0], tuple(models[1:])),
@@ -37,3 +39,60 @@ def load_pair(reference: str | Path, aligned: Sequence[str | Path]) -> Pair:
         vocabulary=loaded[0].vocabulary,
         cards=tuple(x.card for x in loaded),
     )
+
+
+def load_models(
+    paths: Sequence[str | Path], vocabulary: Vocabulary | None = None, mesh: Mesh | None = None
+) -> list[Loaded]:
+    """Loads models that are to share their ids, and cuts their tables to one size.
+
+    Args:
+        paths: of checkpoints, see `loading.load`.
+        vocabulary: what the ids mean in those that do not say.
+        mesh: see `loading.load`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `loading.load`; or models whose vocabularies differ, naming
+            the first piece that does, or whose tables differ in more than padding.
+    """
+    loaded = [load(path, mesh=mesh) for path in paths]
+    known = [(str(p), x.vocabulary) for p, x in zip(paths, loaded, strict=True) if x.vocabulary]
+    for name, theirs in known[1:]:
+        check_same(known[0][1], theirs, known[0][0], name)
+    if known:
+        vocabulary = known[0][1]
+    loaded = [dataclasses.replace(x, vocabulary=x.vocabulary or vocabulary) for x in loaded]
+    return _without_padding(loaded, paths, vocabulary)
+
+
+def _without_padding(
+    loaded: Sequence[Loaded], paths: Sequence[str | Path], vocabulary: Vocabulary | None
+) -> list[Loaded]:
+    """Tables of one size: rows that only pad a larger one to a round size are left out."""
+    sizes = [x.model.vocab_size for x in loaded]
+    least = min(sizes)
+    if least == max(sizes):
+        return list(loaded)
+    listed = ", ".join(f"{path} {size:,}" for path, size in zip(paths, sizes, strict=True))
+    if vocabulary is None:
+        raise ValueError(
+            f"embeddings differ in size ({listed}), and no checkpoint says how many ids mean "
+            "something: give vocabulary="
+        )
+    meant = len(pieces(vocabulary))
+    if least < meant:
+        raise ValueError(
+            f"embeddings differ in size ({listed}) by more than padding: the vocabulary has "
+            f"{meant:,} ids"
+        )
+    print(
+        f"embeddings differ in size ({listed}); ids from {least:,} on are padding, since the "
+        f"vocabulary has {meant:,}, and are left out",
+        file=sys.stderr,
+    )
+    return [dataclasses.replace(x, **_cut(x, least)) for x in loaded]
+
+
+def _cut(loaded: Loaded, size: int) -> dict[str, object]:
+    model, params = with_vocab_size(loaded.model, loaded.params, size)
+    return {"model": model, "params": params}

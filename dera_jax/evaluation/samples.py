@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
 from dera_jax import data
 from dera_jax.checkpoints.loading import Loaded
-from dera_jax.checkpoints.vocabulary import check_same
 from dera_jax.decoding.sampling import Samples, Sampling, sample
 from dera_jax.evaluation.jobs import Split
 from dera_jax.evaluation.sweep import Documents, full_batches
@@ -23,14 +21,13 @@ def sample_batches(
     The last batch is filled up with the last document, so that no shape is new.
 
     Raises:
-        ValueError: the model's vocabulary is not the task's.
+        ValueError: the model has a vocabulary, and it is not the task's.
     """
     documents = split.read()
     theirs = data.vocabulary_of(split.task)
-    check_same(model.vocabulary, theirs, "the model", f"task {split.task!r}")
-    params = jax.device_put(model.params)
+    model = model.agreeing_with(theirs, f"task {split.task!r}")
     for rows in tqdm(full_batches(0, len(documents.inputs), batch_size), unit="batch"):
         stream = streams(seed, documents.example_id[rows], np.arange(num_samples))
         no_lam = np.zeros(stream.shape, np.float32)
         inputs, sampling = documents.inputs[rows], Sampling(max_length)
-        yield rows, documents, sample(model.model, params, inputs, no_lam, stream, sampling)
+        yield rows, documents, sample(model.model, model.params, inputs, no_lam, stream, sampling)

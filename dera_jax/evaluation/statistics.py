@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dera_jax import data
 from dera_jax.checkpoints.loading import Loaded
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.checkpoints.vocabulary import tokenizer
@@ -58,7 +59,8 @@ class RewardStatistics:
     def run(self, folder: Path) -> dict[str, object]:
         """Writes statistics.json: name -> mean and std. Returns the same."""
         check_limit(self.reward, self.max_length)
-        vocabulary = self.model.vocabulary
+        theirs, task = data.vocabulary_of(self.documents.task), self.documents.task
+        vocabulary = self.model.agreeing_with(theirs, f"task {task!r}").vocabulary
         params = self.reward.load(RunResources(vocabulary))
         judge = Judge(self.reward, params, tokenizer(vocabulary).decode)
         found = {term.name: [] for term in self.reward.terms}

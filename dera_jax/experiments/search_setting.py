@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from dera_jax import data
 from dera_jax.checkpoints.loading import Loaded, load
@@ -17,6 +18,7 @@ from dera_jax.decoding.realign import Realigned
 from dera_jax.evaluation.jobs import Split
 from dera_jax.evaluation.method_tables import GUIDE
 from dera_jax.evaluation.methods import Bench, Searched
+from dera_jax.evaluation.pairs import load_models
 from dera_jax.experiments.stages import Reference, Stage
 from dera_jax.models.language_model import streams
 from dera_jax.rewards.combined import Combined, Part
@@ -87,9 +89,8 @@ class Setting:
         check_limit(reward, self.max_length)
         task = self.documents.task
         theirs = data.vocabulary_of(task)
-        loaded = [load(path) for path in self._paths(folder)]
-        for model in loaded:
-            check_same(model.vocabulary, theirs, "the models", f"task {task!r}")
+        loaded = load_models(self._paths(folder), theirs)
+        check_same(loaded[0].vocabulary, theirs, "the models", f"task {task!r}")
         documents, text = self.documents.read(), tokenizer(theirs)
         if documents.keywords is not None and _is_about_keywords(reward):
             check_fit(documents.keywords, text.encode, self.max_length)
@@ -113,7 +114,7 @@ class Setting:
 
     def _paths(self, folder: Path) -> list[Path]:
         aligned = folder / "ppo" / MODEL if self.align else self.aligned
-        return [self.reference.path(folder)] + ([Path(aligned)] if aligned else [])
+        return [self.reference.path(folder)] + ([epath.Path(aligned)] if aligned else [])
 
     def needs(self, reward: Reward, search: Search) -> list[Need]:
         """What the stages' compiled steps take; a search through Python is left out."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from tqdm import tqdm
 
 from dera_jax import run_folder
@@ -75,7 +76,7 @@ class Reference:
 
     def path(self, experiment: Path) -> Path:
         """The folder of the finished model."""
-        return Path(self.folder or experiment / "sft" / BEST)
+        return epath.Path(self.folder or experiment / "sft" / BEST)
 
     def model(self) -> T5:
         """Its architecture, known before it is trained."""

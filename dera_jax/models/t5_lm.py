@@ -88,3 +88,14 @@ class T5:
     def _decode(self, params, state, tokens, positions, cache):
         cross, mask = state.shared
         return self.apply(params, "decode", tokens, positions, cross, mask, cache)
+
+
+def with_vocab_size(model: T5, params: PyTree, size: int) -> tuple[T5, PyTree]:
+    """The model without the ids from `size` on, which only padded its tables."""
+    embedding = {"embedding": params["token_embedder"]["embedding"][:size]}
+    cut = {**params, "token_embedder": embedding}
+    if not model.config.logits_via_embedding:
+        kernel = params["decoder"]["logits_dense"]["kernel"][:, :size]
+        cut["decoder"] = {**params["decoder"], "logits_dense": {"kernel": kernel}}
+    config = dataclasses.replace(model.config, vocab_size=size)
+    return dataclasses.replace(model, config=config), cut

@@ -17,7 +17,7 @@ from dera_jax.checkpoints.loading import Loaded
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Checkpoints, Saving
 from dera_jax.checkpoints.resources import RunResources, ShapesOnly
-from dera_jax.checkpoints.vocabulary import check_same, tokenizer
+from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.models.heads import T5Value
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.length import LengthInRange
@@ -108,9 +108,9 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
         ValueError: a batch not divisible by the minibatches, a checkpoint in `folder` is of
             another size, or the task has another vocabulary than the reference.
     """
-    reference, task = alignment.reference, alignment.data
+    task = alignment.data
     theirs = data.vocabulary_of(task.task)
-    check_same(reference.vocabulary, theirs, "the reference", f"task {task.task!r}")
+    reference = alignment.reference.agreeing_with(theirs, f"task {task.task!r}")
     actors = ppo.Actors(reference.model, T5Value(reference.model))
     value_params = actors.value.init(reference.params)
     state = ppo.initial_state(alignment.optimizers, reference.params, value_params)

@@ -86,20 +86,26 @@ def test_greedy_tokens_are_t5x(version, name, length, eos_id):
     np.testing.assert_allclose(scores, g[f"greedy{name}_scores"], atol=1e-3)
 
 
-@pytest.mark.parametrize("version", golden.VERSIONS)
-def test_sampled_tokens_are_t5x_with_its_key_recipe(version):
-    """T5X draws the whole batch from one key, split at each step: its recipe over our step."""
-    model, params, g = golden.load(version)
-    state = start(model, params, g["encoder_input_tokens"], max_len=16)
-    key, token, done = jax.random.PRNGKey(5), jnp.zeros((4, 1), jnp.int32), np.zeros((4, 1), bool)
-    step, tokens = jax.jit(model.step), []
+def t5x_samples(model, params, inputs) -> np.ndarray:
+    """16 tokens [B, 16] by T5X's recipe over our step: one key for the batch, split at each step."""
+    rows = len(inputs)
+    state = start(model, params, inputs, max_len=16)
+    key, token = jax.random.PRNGKey(5), jnp.zeros((rows, 1), jnp.int32)
+    done, step, tokens = np.zeros((rows, 1), bool), jax.jit(model.step), []
     for _ in range(16):
         draw, key = jax.random.split(key)
         output, state = step(params, state, token)
         token = jnp.where(done, 0, jax.random.categorical(draw, output.logits[:, 0])[:, None])
         done = done | (token == 1)
         tokens.append(token[:, 0])
-    np.testing.assert_array_equal(np.stack(tokens, 1), g["sample16_tokens"])
+    return np.stack(tokens, 1)
+
+
+@pytest.mark.parametrize("version", golden.VERSIONS)
+def test_sampled_tokens_are_t5x_with_its_key_recipe(version):
+    model, params, g = golden.load(version)
+    tokens = t5x_samples(model, params, g["encoder_input_tokens"])
+    np.testing.assert_array_equal(tokens, g["sample16_tokens"])
 
 
 def test_relative_position_buckets_are_t5x():

@@ -1,0 +1,82 @@
+"""Rewrites any checkpoint that is known as a folder of ours, or of Hugging Face's transformers.
+
+python -m dera_jax.checkpoints.convert gs://bucket/t5_1_1_small/checkpoint_1000000 t5_small \
+    --vocabulary sentencepiece.model
+python -m dera_jax.checkpoints.convert dera_jax/assets/aligned exported --to hugging_face
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from dera_jax.checkpoints.hugging_face import save_hugging_face
+from dera_jax.checkpoints.loading import load
+from dera_jax.checkpoints.model_folder import save_model
+from dera_jax.checkpoints.vocabulary import Vocabulary
+
+KINDS = ("dera_jax", "hugging_face")
+DTYPES = ("float32", "bfloat16")
+BYTES = "bytes"
+
+
+def convert(
+    source: str,
+    target: str,
+    to: str = KINDS[0],
+    dtype: str = DTYPES[0],
+    vocabulary: Vocabulary | None = None,
+) -> None:
+    """Writes `target` complete or not at all.
+
+    Args:
+        source: see `loading.load`.
+        target: a folder to be made.
+        to: one of KINDS.
+        dtype: of the stored parameters, one of DTYPES.
+        vocabulary: what the ids mean, where the source does not say.
+
+    Raises:
+        FileExistsError: `target` exists.
+        FileNotFoundError, ValueError: as `loading.load`.
+    """
+    if Path(target).exists():
+        raise FileExistsError(f"{target} exists; choose another folder, or remove it")
+    found = load(source, vocabulary, dtype=dtype)
+    content = found.model.config, found.vocabulary, found.params
+    if to == KINDS[0]:
+        save_model(Path(target), *content, found.card, dtype)
+    else:
+        save_hugging_face(Path(target), *content, dtype)
+
+
+def _vocabulary(file: str | None, extra_ids: int) -> Vocabulary | None:
+    if file is None:
+        return None
+    return Vocabulary(None if file == BYTES else file, extra_ids)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", help="checkpoint: T5X's, Hugging Face's or ours; path or URL")
+    parser.add_argument("target", help="folder to write")
+    parser.add_argument("--to", choices=KINDS, default=KINDS[0], help="what to write")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of what is written")
+    parser.add_argument(
+        "--vocabulary", help=f"SentencePiece file of a T5X checkpoint, or '{BYTES}' for ByT5's"
+    )
+    parser.add_argument(
+        "--extra_ids", type=int, default=0, help="sentinels that are not pieces of that file"
+    )
+    options = parser.parse_args()
+    vocabulary = _vocabulary(options.vocabulary, options.extra_ids)
+    try:
+        convert(options.source, options.target, options.to, options.dtype, vocabulary)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
