@@ -19,7 +19,6 @@ import jax
 import numpy as np
 import seqio
 from absl import logging
-from etils import epath
 
 from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.rewards.word_hashes import keyword_bytes
@@ -109,10 +108,14 @@ def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> 
 
 def vocabulary_of(task_name: str) -> Vocabulary:
     """The vocabulary of a task's targets, as model folders store it."""
-    vocabulary = seqio.get_mixture_or_task(task_name).output_features["targets"].vocabulary
+    return as_stored(seqio.get_mixture_or_task(task_name).output_features["targets"].vocabulary)
+
+
+def as_stored(vocabulary: seqio.Vocabulary) -> Vocabulary:
+    """A seqio vocabulary as model folders store it."""
     file = getattr(vocabulary, "sentencepiece_model_file", None)
     vocabulary.vocab_size  # noqa: B018 (reads the file; one made on first use is made now)
-    return Vocabulary(file and epath.Path(file), vocabulary.extra_ids)
+    return Vocabulary(file, vocabulary.extra_ids)
 
 
 def check_pairs(task_name: str, split: str) -> None:

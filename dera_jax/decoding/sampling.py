@@ -254,7 +254,7 @@ def decode_step(
         token = jnp.argmax(logits + noise, axis=-1)
     else:
         token = jnp.argmax(logits, axis=-1)
-    tokens = _score_tokens(output, logits, token, sampling.greedy)
+    tokens = score_tokens(output, logits, token, sampling.greedy)
     tokens = jax.tree.map(lambda x: jnp.where(alive, x, 0), tokens)
     hypotheses = Hypotheses(
         state=state,
@@ -288,8 +288,11 @@ def gumbel_noise(stream: Array, positions: Array, vocab_size: int) -> Array:
     return jax.vmap(jax.vmap(draw))(stream, positions)
 
 
-def _score_tokens(output: Output, logits: Array, token: Array, greedy: bool) -> Tokens:
-    """Log-probabilities and KL of token[B, K]; logits[B, K, V] are those it was drawn from."""
+def score_tokens(output: Output, logits: Array, token: Array, greedy: bool) -> Tokens:
+    """Log-probabilities and KL of token[B, K] (or [B, K, T], of `teacher_forced`'s output).
+
+    logits[B, K, V] are those it was drawn from.
+    """
     at_token = lambda x: jnp.take_along_axis(x, token[..., None], axis=-1)[..., 0]
     log_probs = jax.nn.log_softmax(output.logits)
     log_prob = at_token(log_probs)

@@ -102,7 +102,7 @@ def compare(loaded, reference) -> None:
     sampling = Sampling(max_length=STEPS, greedy=True)
     out = sample(model, params, inputs, np.zeros(stream.shape), stream, sampling)
     theirs = greedy[:, 1:].numpy()
-    assert len(np.unique(theirs)) >= 4
+    assert len(np.unique(theirs)) >= 3
     np.testing.assert_array_equal(out.tokens[:, 0, : theirs.shape[1]], theirs)
 
 

@@ -1,0 +1,280 @@
+"""Decoding a batch of T5X with this library: one compiled function of (params, tokens).
+
+T5X gives a batch no ids and its key is the same for every run, so randomness comes from a seed of
+the decoder's own and, for each example, from a hash of its tokens. A sample then depends neither on
+what else is in the batch nor on how many devices or shards there are.
+
+Axes: B inputs, K texts of each, S input length, T output length, V vocabulary, N individuals, P
+prefix length.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from dera_jax.decoding.beam_search import Search, beam_search
+from dera_jax.decoding.evolution import Evolution, generation
+from dera_jax.decoding.realign import Realigned
+from dera_jax.decoding.sampling import Sampling, Tokens, sample, score_tokens, sweep_rows
+from dera_jax.models.language_model import PyTree, streams
+from dera_jax.rewards.protocol import Resources, Reward, Source
+
+_MULTIPLIER = 0x9E3779B1  # odd, so that powers of it reach all bits
+
+
+@struct.dataclass
+class Task:
+    """What is to be decoded.
+
+    Attributes:
+        inputs: int32 [B, S], 0 is padding.
+        targets: int32 [B, R], human texts, for rewards that compare with them.
+        max_length: static; T.
+        eos_id: static; the end token.
+        resources: static; what rewards read their parameters from.
+    """
+
+    inputs: Array
+    targets: Array
+    max_length: int = struct.field(pytree_node=False)
+    eos_id: int = struct.field(pytree_node=False)
+    resources: Resources = struct.field(pytree_node=False)
+
+    @property
+    def source(self) -> Source:
+        return Source(self.inputs, self.targets)
+
+
+@struct.dataclass
+class Decoded:
+    """Texts of each input, and what is known of them.
+
+    Attributes:
+        tokens: int32 [B, K, T], 0 after each text.
+        aux: by name, each [B, K]: `scores` (log-probability under the mixture),
+            `reference_log_prob`, `aligned_log_prob`, `kl` (of the mixture from the reference, summed
+            over the text's positions), `length` (the end token included), `finished`, `lam`, and
+            `reward` where there is one.
+    """
+
+    tokens: Array
+    aux: Mapping[str, Array]
+
+
+class Decoder(Protocol):
+    """Decodes a task with a pair of models, inside a compiled function."""
+
+    def __call__(self, model: Realigned, params: PyTree, task: Task) -> Decoded:
+        """params: (reference's, aligned's)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleDecoder:
+    """Samples at every λ, or the most likely tokens: rows in the order of a sweep.
+
+    Attributes:
+        lams: λ values.
+        num_samples: at each.
+        seed: of all draws.
+        temperature, top_k, top_p, greedy: see `decoding.sampling.Sampling`.
+        reward: by which the texts are scored afterwards; None for none.
+    """
+
+    lams: tuple[float, ...] = (1.0,)
+    num_samples: int = 1
+    seed: int = 0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    greedy: bool = False
+    reward: Reward | None = None
+
+    def __call__(self, model: Realigned, params: PyTree, task: Task) -> Decoded:
+        lam, numbers = sweep_rows(self.lams, self.num_samples, len(task.inputs))
+        stream = streams(self.seed, example_ids(task.inputs), numbers)
+        sampling = Sampling(
+            task.max_length,
+            self.greedy,
+            self.temperature,
+            self.top_k,
+            self.top_p,
+            eos_id=task.eos_id,
+        )
+        out = sample(model, params, task.inputs, lam, stream, sampling)
+        texts = out.tokens, out.lengths, out.finished
+        return _decoded(out.scores, lam, texts, _reward_of(self.reward, task, texts))
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchDecoder:
+    """Reward-guided beam search (DeAL); texts best last, as T5X's beam search returns them.
+
+    Attributes:
+        lam: λ.
+        reward: that guides the search; None for plain beam search.
+        beams, top_k, lookahead, period, reward_weight, length_penalty: see
+            `decoding.beam_search.Search`.
+    """
+
+    lam: float = 1.0
+    reward: Reward | None = None
+    beams: int = 4
+    top_k: int = 8
+    lookahead: int = 0
+    period: int = 1
+    reward_weight: float = 0.0
+    length_penalty: float = 0.6
+
+    def __call__(self, model: Realigned, params: PyTree, task: Task) -> Decoded:
+        search = Search(
+            task.max_length,
+            self.beams,
+            self.top_k,
+            self.lookahead,
+            period=self.period,
+            reward_weight=self.reward_weight,
+            length_penalty=self.length_penalty,
+            eos_id=task.eos_id,
+        )
+        lam = np.full((len(task.inputs), 1), self.lam, np.float32)
+        stream = streams(0, example_ids(task.inputs), [0])
+        guide = self.reward, self.reward and self.reward.load(task.resources), task.source
+        found = beam_search(model, params, task.inputs, lam, stream, search, *guide)
+        best_last = lambda x: x[:, 0, ::-1]
+        tokens, lengths, finished = map(
+            best_last, (found.texts.tokens, found.texts.lengths, found.texts.finished)
+        )
+        decoded = _scored(model, params, task, lam, (tokens, lengths, finished), self.reward)
+        return decoded.replace(aux={**decoded.aux, "search_score": best_last(found.scores)})
+
+
+@dataclasses.dataclass(frozen=True)
+class EvolutionDecoder:
+    """One generation of evolutionary decoding (DARWIN); the best text of each input.
+
+    Every individual has an instruction of the bank before its input; the text under the input alone
+    competes too. Each instruction of the bank is dealt once before any is dealt again.
+
+    Attributes:
+        reward: that ranks individuals, always for the input without an instruction of the bank.
+        instructions: the bank, texts that are put before an input.
+        lam: λ.
+        seed: of all draws.
+        population, period, survivors, lookahead: see `decoding.evolution.Evolution`.
+        temperature, top_k: of its sampling.
+    """
+
+    reward: Reward
+    instructions: tuple[str, ...]
+    lam: float = 1.0
+    seed: int = 0
+    population: int = 5
+    period: int = 40
+    survivors: int = 3
+    lookahead: int = 0
+    temperature: float = 0.7
+    top_k: int | None = 40
+
+    def __post_init__(self):
+        if not self.instructions:
+            raise ValueError("EvolutionDecoder.instructions is empty; give at least one text.")
+
+    def __call__(self, model: Realigned, params: PyTree, task: Task) -> Decoded:
+        batch, n = len(task.inputs), self.population
+        ids = example_ids(task.inputs)
+        sampling = Sampling(
+            task.max_length, temperature=self.temperature, top_k=self.top_k, eos_id=task.eos_id
+        )
+        evolution = Evolution(sampling, n, self.period, self.survivors, self.lookahead)
+        lam = lambda k: np.full((batch, k), self.lam, np.float32)
+        seeds = sample(model, params, task.inputs, lam(1), streams(self.seed, ids, [0]), sampling)
+        reward_params = self.reward.load(task.resources)
+        inputs = self._instructed(task, streams(self.seed, ids, [-2])[:, 0])
+        stream = streams(self.seed, ids, 1 + np.arange(n))
+        found = generation(
+            model,
+            params,
+            inputs,
+            lam(n),
+            stream,
+            evolution,
+            self.reward,
+            reward_params,
+            task.source,
+        )
+        own = seeds.tokens, seeds.lengths, seeds.finished
+        theirs = found.texts.tokens, found.texts.lengths, found.texts.finished
+        everyone = [jnp.concatenate(x, axis=1) for x in zip(own, theirs, strict=True)]
+        rewards = [_reward_of(self.reward, task, own), found.rewards]
+        best = jnp.argmax(jnp.concatenate(rewards, axis=1), axis=1)[
+            :, None
+        ]  # ties: the seed's text
+        texts = [jax.vmap(lambda rows, at: rows[at])(x, best) for x in everyone]
+        decoded = _scored(model, params, task, lam(1), texts, self.reward)
+        return decoded.replace(aux={**decoded.aux, "individual": best - 1})
+
+    def _instructed(self, task: Task, keys: Array) -> Array:
+        """int32 [B, N, P + S]: an instruction's tokens, then the input's."""
+        encoded = [task.resources.encode(text) for text in self.instructions]
+        width = max(map(len, encoded))
+        bank = np.array([ids + [0] * (width - len(ids)) for ids in encoded], np.int32)
+        times = -(-self.population // len(bank))
+        deal = lambda key: jnp.concatenate(
+            [jax.random.permutation(key, len(bank)) for key in jax.random.split(key, times)]
+        )
+        dealt = jax.vmap(deal)(keys)[:, : self.population]
+        join = jax.vmap(jax.vmap(_join, (0, None)))
+        return join(jnp.asarray(bank)[dealt], task.inputs)
+
+
+def _join(prefix: Array, tokens: Array) -> Array:
+    """[P], [S] -> [P + S]: both without the padding between them."""
+    length, place = jnp.sum(prefix > 0), jnp.arange(len(prefix) + len(tokens))
+    padded = jnp.pad(tokens, (0, len(prefix)))
+    return jnp.where(place < length, jnp.pad(prefix, (0, len(tokens))), jnp.roll(padded, length))
+
+
+def example_ids(inputs: Array) -> Array:
+    """int32 [B], a hash of each row of inputs[B, S] that does not depend on its padding."""
+    powers = [pow(_MULTIPLIER, i + 1, 2**32) for i in range(inputs.shape[-1])]
+    mixed = jnp.asarray(inputs, jnp.uint32) * jnp.asarray(np.array(powers, np.uint32))
+    return jax.lax.bitcast_convert_type(jnp.sum(mixed, axis=-1, dtype=jnp.uint32), jnp.int32)
+
+
+def _scored(
+    model: Realigned, params: PyTree, task: Task, lam: Array, texts: Sequence[Array], reward
+) -> Decoded:
+    """Texts (tokens [B, K, T], lengths, finished) read once more, for what the models say of them."""
+    tokens, lengths, _ = texts
+    lam = jnp.broadcast_to(lam, lengths.shape)
+    state = model.start(params, task.inputs, lam, jnp.zeros(lengths.shape), 1)
+    output = model.teacher_forced(params, state, tokens)
+    read = jnp.arange(tokens.shape[-1]) < lengths[..., None]
+    scores = score_tokens(output, output.logits, tokens, greedy=True)
+    scores = jax.tree.map(lambda x: jnp.where(read, x, 0), scores)
+    return _decoded(scores, lam, texts, _reward_of(reward, task, texts))
+
+
+def _decoded(scores: Tokens, lam: Array, texts: Sequence[Array], reward: Array | None) -> Decoded:
+    tokens, lengths, finished = texts
+    reference, aligned = jnp.sum(scores.part_log_prob, axis=-1)
+    aux = {
+        "scores": jnp.sum(scores.log_prob, axis=-1),
+        "reference_log_prob": reference,
+        "aligned_log_prob": aligned,
+        "kl": jnp.sum(scores.kl, axis=-1),
+        "length": lengths,
+        "finished": finished,
+        "lam": jnp.asarray(lam),
+    }
+    return Decoded(tokens, aux if reward is None else {**aux, "reward": reward})
+
+
+def _reward_of(reward: Reward | None, task: Task, texts: Sequence[Array]) -> Array | None:
+    return reward and reward(reward.load(task.resources), task.source, *texts)
