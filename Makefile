@@ -1,10 +1,12 @@
 # demo: realigned summaries at several λ, on a CPU, without a download after set-up.
 # test: lint and every test.   lint: style only.   tiny: train the shipped models again.
-# Each target first makes .venv from constraints.txt. Another interpreter: make test PYTHON=…
+# Each target first makes .venv from constraints.txt; `test` and `lint` add what tests need, torch
+# among it. Another interpreter: make test PYTHON=…
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+TESTABLE := .venv/.testable
 TINY := gin_configs/experiments/tiny
 RUN := $(BIN)/python -m dera_jax.main
 
@@ -17,7 +19,7 @@ demo: $(READY)
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
-lint: $(READY)
+lint: $(TESTABLE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
@@ -34,7 +36,11 @@ $(READY): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
 	  echo "constraints.txt is for Python 3.11, which '$(PYTHON)' is not;" \
 	       "name another interpreter: make PYTHON=/path/to/python3.11"; exit 1; }
-	@echo 'Setting up .venv with the versions of constraints.txt: some minutes, 3.4 GB'
+	@echo 'Setting up .venv with the versions of constraints.txt: some minutes, 3 GB'
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable .
+	touch $@
+
+$(TESTABLE): $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[test]'
 	touch $@

@@ -46,6 +46,8 @@ EXTRAS = {
         "torch>=2.6",
         "transformers>=4.50",
     ],
+    "bench": ["torch>=2.6", "transformers>=4.50"],
+    # Brings versions of its own; docs/t5x.md has a way that keeps those of constraints.txt.
     "t5x": ["t5x @ git+https://github.com/google-research/t5x"],
     "gpu": ["jax[cuda12]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],

@@ -1,6 +1,6 @@
 """Tokens per second of one model and of the realigned pair, beside Hugging Face torch.
 
-    pip install -c constraints.txt -e '.[bench]'
+    pip install -c constraints.txt -e '.[bench]'  # `make test` brings it too
     python benchmarks/decode_speed.py --write
 
 Both sides have the same random parameters. Before any timing the script asks of each size that the

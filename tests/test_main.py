@@ -180,6 +180,7 @@ PARTS = (  # included by others
     "gin_configs/runs/supervised.gin",
     "gin_configs/runs/preferences.gin",
     "gin_configs/experiments/length_reward/base.gin",
+    "gin_configs/experiments/length_reward/xsum.gin",
     "gin_configs/experiments/tldr/base.gin",
     "gin_configs/experiments/hallucination/base.gin",
     "gin_configs/experiments/two_rewards/base.gin",
@@ -210,7 +211,7 @@ EXPERIMENTS = "gin_configs/experiments/length_reward"
 SIZES = [  # parameters counted by hand from the sizes in gin_configs/models
     ("newswire", 230_400, 32 * (64 + 32)),
     # 76,961,152: the size of the public T5 1.1 small checkpoint
-    pytest.param("t5_small_xsum", 76_961_152, 32 * (512 + 64), marks=pytest.mark.slow),
+    pytest.param("xsum_t5_1_1_small", 76_961_152, 32 * (512 + 64), marks=pytest.mark.slow),
 ]
 
 
@@ -219,7 +220,7 @@ def test_a_dry_run_tells_what_the_experiment_needs(name, parameters, tokens, tmp
     out = tmp_path / "out"
     main.main([f"--gin_file={EXPERIMENTS}/{name}.gin", f'--gin.MODEL_DIR="{out}"', "--dry_run"])
     said = capsys.readouterr().out
-    sft = f"training step on {name.rpartition('_')[2]}"
+    sft = f"training step on {name.partition('_')[0]}"
     assert re.findall(r"^(.+): [\d,]+ tokens", said, re.MULTILINE) == [
         sft,
         "PPO step",

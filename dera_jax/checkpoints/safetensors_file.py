@@ -26,6 +26,7 @@ _OTHER = frozenset(
     ["I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL"]
 )  # buffers, no parameters
 _MOST = 100 * 2**20  # bytes of a header, as in the library
+_FAR = 2**62  # beyond the end of any file; tensorstore takes no place of 64 bits
 
 
 def open_safetensors(folder: Folder, name: str) -> dict[str, StoredArray]:
@@ -58,7 +59,7 @@ def _header(folder: Folder, name: str) -> tuple[Mapping, int]:
     try:
         header = json.loads(_read(folder, name, 8, 8 + length))
         header.items  # noqa: B018 (a list or a number has none)
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, AttributeError) as error:
         raise ValueError(f"{where}: no safetensors file (its header: {error})") from error
     return header, 8 + length
 
@@ -66,15 +67,16 @@ def _header(folder: Folder, name: str) -> tuple[Mapping, int]:
 def _entry(where: str, key: str, entry: Mapping) -> tuple[tuple[int, ...], np.dtype | None, tuple]:
     """Shape, type (None for whole numbers) and place of an array, if they fit each other."""
     try:
-        shape, (start, stop) = tuple(map(int, entry["shape"])), map(int, entry["data_offsets"])
-        kind = entry["dtype"]
+        kind, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        if not all(type(x) is int and 0 <= x < _FAR for x in (*shape, start, stop)):
+            raise ValueError(entry)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{where}: the header's entry for {key!r} is {entry}") from error
-    if kind not in _DTYPES and kind not in _OTHER:
+    if not isinstance(kind, str) or kind not in _OTHER.union(_DTYPES):
         raise ValueError(f"{where}: {key!r} is of type {kind!r}; known are {', '.join(_DTYPES)}")
     dtype = _DTYPES.get(kind)
     size = dtype and math.prod(shape) * dtype.itemsize
-    if not 0 <= start <= stop or (dtype and stop - start != size):
+    if start > stop or (dtype and stop - start != size):
         raise ValueError(
             f"{where}: the header says that {key!r} is {kind} {list(shape)}, and that it has the "
             f"bytes {start} to {stop}, which it cannot"

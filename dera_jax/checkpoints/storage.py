@@ -61,7 +61,7 @@ class Folder:
         """Raises as `read`, and ValueError where it is no JSON object."""
         try:
             found = json.loads(self.read(name))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise _damaged(self.path(name), error) from error
         if not isinstance(found, dict):
             raise _damaged(self.path(name), "no JSON object")
@@ -89,8 +89,10 @@ def open_folder(path: str | Path) -> Folder:
     where = str(path).rstrip("/")
     if "://" not in where:
         return Folder(where, {"driver": "file", "path": f"{Path(where).absolute()}/"})
-    with explained(where):
+    try:
         return Folder(where, ts.KvStore.open(f"{where}/").result().spec().to_json())
+    except ValueError as error:
+        raise ValueError(f"{where}: no URL that can be read ({error})") from error
 
 
 def read_file(path: str | Path) -> bytes:
