@@ -1,6 +1,6 @@
-"""Scalar heads: networks that give every prefix of a text one number.
+"""Heads: networks that give every prefix of a text one number, or one for every next token.
 
-Axes: B inputs, K hypotheses, S input length, T output length, E emb_dim, P prefixes.
+Axes: B inputs, K hypotheses, S input length, T output length, E emb_dim, P prefixes, V vocabulary.
 """
 
 import dataclasses
@@ -57,6 +57,79 @@ def value_of_texts(
     values = model.values(params, inputs, longer)
     read = jnp.arange(longer.shape[-1]) <= lengths[..., None]
     return jnp.sum(values * read, axis=-1) / (lengths + 1)
+
+
+class Critic(Protocol):
+    """Log-odds for every next token of a prefix. Implementations are frozen, hashable, hold no arrays."""
+
+    def log_odds(self, params: PyTree, inputs: Array, tokens: Array) -> Array:
+        """float32 [B, K, T, V]: at t, for each token v after the t tokens before tokens[..., t]."""
+
+    def log_odds_of(self, params: PyTree, inputs: Array, tokens: Array) -> Array:
+        """float32 [B, K, T], those of tokens[B, K, T] themselves, without the work for all others."""
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Critic:
+    """A T5 of its own, whose decoder state h_t scores token v by its embedding e_v:
+
+        q_t(v) = (h_t·A/√E + z_t)·e_v + u_t·h_t + c_t
+
+    A, z, u, c are the head. Those with an index t are told the place in the text, which a T5 could
+    only count; `max_length` is the number of places.
+
+    Parameters: {"trunk": T5X's tree, "head": {"A": [E, E], "z", "u": [T, E], "c": [T]}}.
+    """
+
+    trunk: T5
+    max_length: int
+
+    def init(self, trunk_params: PyTree) -> PyTree:
+        """Starts from a T5's parameters, with a head that gives 0 everywhere."""
+        T, E = self.max_length, self.trunk.config.emb_dim
+        shapes = {"A": (E, E), "z": (T, E), "u": (T, E), "c": (T,)}
+        return {
+            "trunk": trunk_params,
+            "head": {name: jnp.zeros(shape) for name, shape in shapes.items()},
+        }
+
+    def log_odds(self, params: PyTree, inputs: Array, tokens: Array) -> Array:
+        queries, at_place = self._read(params, inputs, tokens)
+        return jnp.einsum("bkte,ve->bktv", queries, self._embedding(params)) + at_place[..., None]
+
+    def log_odds_of(self, params: PyTree, inputs: Array, tokens: Array) -> Array:
+        queries, at_place = self._read(params, inputs, tokens)
+        return jnp.sum(queries * self._embedding(params)[tokens], axis=-1) + at_place
+
+    def _read(self, params: PyTree, inputs: Array, tokens: Array) -> tuple[Array, Array]:
+        """h_t·A/√E + z_t, [B, K, T, E], and u_t·h_t + c_t, [B, K, T]."""
+        state = start_teacher_forcing(self.trunk, params["trunk"], inputs, tokens.shape[1])
+        hidden = self.trunk.hidden(params["trunk"], state, tokens).astype(jnp.float32)
+        head = params["head"]
+        queries = hidden @ head["A"] / jnp.sqrt(hidden.shape[-1]) + head["z"]
+        return queries, jnp.einsum("bkte,te->bkt", hidden, head["u"]) + head["c"]
+
+    def _embedding(self, params: PyTree) -> Array:
+        return params["trunk"]["token_embedder"]["embedding"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TabularCritic:
+    """A table of one value for every input, prefix and next token: params [num_inputs, P, V]."""
+
+    table: TabularLM
+
+    def init(self) -> Array:
+        """All log-odds 0."""
+        return jnp.zeros((self.table.num_inputs, self.table.num_prefixes, self.table.vocab_size))
+
+    def log_odds(self, params: PyTree, inputs: Array, tokens: Array) -> Array:
+        state = start_teacher_forcing(self.table, params, inputs, tokens.shape[1])
+        return self.table.teacher_forced(params, state, tokens).logits
+
+    def log_odds_of(self, params: PyTree, inputs: Array, tokens: Array) -> Array:
+        every = self.log_odds(params, inputs, tokens)
+        return jnp.take_along_axis(every, tokens[..., None], axis=-1)[..., 0]
 
 
 @dataclasses.dataclass(frozen=True)

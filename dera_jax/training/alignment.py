@@ -15,16 +15,17 @@ import numpy as np
 from dera_jax import data
 from dera_jax.checkpoints.loading import Loaded
 from dera_jax.checkpoints.model_folder import save_model
-from dera_jax.checkpoints.orbax import Checkpoints, Saving
+from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.resources import RunResources, ShapesOnly
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.models.heads import T5Value
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.length import LengthInRange
-from dera_jax.rewards.protocol import Source
+from dera_jax.rewards.protocol import Reward, Source
 from dera_jax.training import metrics, ppo
 from dera_jax.training.dry_run import Need, need, shapes, source_shapes
-from dera_jax.training.progress import PERIOD, Progress
+from dera_jax.training.loop import repeat
+from dera_jax.training.progress import PERIOD
 from dera_jax.training.supervised import Data
 
 MODEL = "aligned"
@@ -37,7 +38,7 @@ class Alignment:
     """A run of PPO.
 
     Attributes:
-        reference: the model that policy and value network start from; its folder, loaded.
+        reference: the model that the policy is held to; its folder, loaded.
         data: whose documents; the summaries are not used.
         objective: what is maximised.
         updates: how a rollout is used.
@@ -46,6 +47,8 @@ class Alignment:
         steps: rollouts in all, each of one batch of documents.
         seed: of the data's order and all draws.
         saving: how often a checkpoint is written.
+        start: the model that policy and value network start from, of the reference's sizes; None
+            for the reference itself.
     """
 
     reference: Loaded
@@ -56,6 +59,7 @@ class Alignment:
     steps: int
     seed: int
     saving: Saving
+    start: Loaded | None = None
 
     def run(self, folder: Path) -> dict[str, float]:
         """Aligns, or goes on aligning, in `folder`; see `align`."""
@@ -106,59 +110,64 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
     Raises:
         FloatingPointError: a loss was not finite, naming the steps.
         ValueError: a batch not divisible by the minibatches, a checkpoint in `folder` is of
-            another size, or the task has another vocabulary than the reference.
+            another size, the task has another vocabulary than the reference, or `start` is a model
+            of other sizes.
     """
-    task = alignment.data
-    theirs = data.vocabulary_of(task.task)
-    reference = alignment.reference.agreeing_with(theirs, f"task {task.task!r}")
+    task, reference = alignment.data, fitted(alignment.reference, alignment.data)
+    start = alignment.start or reference
+    if start.model != reference.model:
+        raise ValueError(f"Alignment.start is {start.model}, the reference {reference.model}")
     actors = ppo.Actors(reference.model, T5Value(reference.model))
-    value_params = actors.value.init(reference.params)
-    state = ppo.initial_state(alignment.optimizers, reference.params, value_params)
-    checkpoints = Checkpoints(folder / "checkpoints", alignment.saving)
-    state = checkpoints.restore(state) or state
-    step = int(state.step)
+    value_params = actors.value.init(start.params)
+    state = ppo.initial_state(alignment.optimizers, start.params, value_params)
     lengths = {"inputs": task.inputs, "targets": task.targets}
     reward = alignment.objective.reward
-    reward_params = reward.load(RunResources(reference.vocabulary))
-    judge = Judge(reward, reward_params, tokenizer(reference.vocabulary).decode)
-    batches = data.train_batches(
-        task.task, task.split, lengths, task.batch_size, alignment.seed, step,
-        with_documents=reward.on_host,
-    )  # fmt: skip
+    judge = judge_of(reward, reference)
     improve = _step(alignment.setup(actors), judge)
     fixed = ppo.Fixed(jax.tree.map(jnp.asarray, reference.params), judge.params)
-    progress = Progress(metrics.MetricWriter(folder, step), step, alignment.steps, _SHOWN)
-
-    while step < alignment.steps:
-        batch = next(batches)
-        state, observed = improve(state, fixed, batch)
-        step += 1
-        progress.add(observed)
-        if step == alignment.steps or checkpoints.is_due(step):
-            progress.flush()
-            checkpoints.save(step, state)
-
-    checkpoints.close()
-    progress.close()
-    scores = _last_scores(folder, step)
+    state = repeat(
+        alignment.steps,
+        alignment.saving,
+        folder,
+        state,
+        batches=lambda step: data.train_batches(
+            task.task, task.split, lengths, task.batch_size, alignment.seed, step,
+            with_documents=reward.on_host,
+        ),
+        update=lambda state, batch: improve(state, fixed, batch),
+        shown=_SHOWN,
+    )  # fmt: skip
+    step = int(state.step)
+    scores = last_scores(folder, step)
     card = {"step": step, "training": scores} | _recipe(alignment)
     config, vocabulary = reference.model.config, reference.vocabulary
     save_model(folder / MODEL, config, vocabulary, state.policy.params, card)
     return scores
 
 
+def fitted(reference: Loaded, task: Data) -> Loaded:
+    """With the task's vocabulary, if its own is none or the same; raises ValueError otherwise."""
+    return reference.agreeing_with(data.vocabulary_of(task.task), f"task {task.task!r}")
+
+
+def judge_of(reward: Reward, reference: Loaded) -> Judge:
+    """A reward, its parameters read, for texts of the reference's vocabulary."""
+    params = reward.load(RunResources(reference.vocabulary))
+    return Judge(reward, params, tokenizer(reference.vocabulary).decode)
+
+
 def _step(setup: ppo.Setup, judge: Judge) -> Callable:
     """(state, fixed, batch) -> (state, metrics), compiled in one piece if the reward can be."""
     if not judge.reward.on_host:
         step = ppo.make_step(setup)
-        return lambda state, fixed, batch: step(state, fixed, _source(batch), batch["example_id"])
+        return lambda state, fixed, batch: step(state, fixed, source_of(batch), batch["example_id"])
     step = ppo.make_host_step(setup, judge)
     return lambda state, fixed, batch: step(
-        state, fixed, _source(batch), batch["example_id"], batch["documents"]
+        state, fixed, source_of(batch), batch["example_id"], batch["documents"]
     )
 
 
-def _source(batch: data.Batch) -> Source:
+def source_of(batch: data.Batch) -> Source:
     return Source(batch["inputs"], batch["targets"], batch.get("keywords"))
 
 
@@ -174,12 +183,14 @@ def _recipe(alignment: Alignment) -> dict[str, object]:
         "seed": alignment.seed,
         "from": alignment.reference.card,
     }
+    if alignment.start:
+        recipe["start"] = alignment.start.card
     if isinstance(objective.reward, LengthInRange):
         recipe["length_range"] = [objective.reward.low, objective.reward.high]
     return recipe
 
 
-def _last_scores(folder: Path, step: int) -> dict[str, float]:
+def last_scores(folder: Path, step: int) -> dict[str, float]:
     """Means over the reports of the last steps, without their prefix."""
     rows = [row for row in metrics.read(folder) if row["step"] > step - _LAST_STEPS]
     names = [name for name in rows[-1] if name != "step"]

@@ -5,7 +5,7 @@ run killed at any moment resumes from its last checkpoint and, on a CPU, ends wi
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -33,6 +33,48 @@ class Schedule:
     period: int
     patience: int | None
     saving: Saving
+
+
+def repeat(
+    steps: int,
+    saving: Saving,
+    folder: Path,
+    state: PyTree,
+    batches: Callable[[int], Iterator[Batch]],
+    update: Callable[[PyTree, Batch], tuple[PyTree, Mapping]],
+    shown: Sequence[str],
+) -> PyTree:
+    """Makes the steps, or those still missing, in `folder`: as `run` does, without validation.
+
+    Args:
+        steps: in all.
+        saving, folder, batches, update: as for `run`.
+        state: the first one, with a field `step`; a checkpoint in `folder` takes its place.
+        shown: metrics beside the progress bar.
+
+    Returns:
+        The last state.
+
+    Raises:
+        FloatingPointError, ValueError: as `run` does.
+    """
+    checkpoints = Checkpoints(folder / "checkpoints", saving)
+    state = checkpoints.restore(state) or state
+    step = int(state.step)
+    stream = batches(step)
+    progress = Progress(MetricWriter(folder, step), step, steps, shown)
+
+    while step < steps:
+        state, metrics = update(state, next(stream))
+        step += 1
+        progress.add(metrics)
+        if step == steps or checkpoints.is_due(step):
+            progress.flush()
+            checkpoints.save(step, state)
+
+    checkpoints.close()
+    progress.close()
+    return state
 
 
 def run(

@@ -294,8 +294,8 @@ def update(
     """One step of both optimizers on the inputs [b, S] of a minibatch, with all their rollouts."""
     policy_loss_of = lambda params: policy_loss(actors.model, params, batch, clip)
     value_loss_of = lambda params: value_loss(actors.value, params, batch)
-    policy, metrics = _descend(optimizers.policy, state.policy, policy_loss_of)
-    value, value_metrics = _descend(optimizers.value, state.value, value_loss_of)
+    policy, metrics = descend(optimizers.policy, state.policy, policy_loss_of)
+    value, value_metrics = descend(optimizers.value, state.value, value_loss_of)
     return state.replace(policy=policy, value=value), metrics | value_metrics
 
 
@@ -329,7 +329,8 @@ def _mean(per_token: Array, weights: Array) -> Array:
     return jnp.mean(jnp.sum(per_token * weights, axis=-1))
 
 
-def _descend(optimizer: Optimizer, learner: Learner, loss_of: Callable) -> tuple[Learner, dict]:
+def descend(optimizer: Optimizer, learner: Learner, loss_of: Callable) -> tuple[Learner, dict]:
+    """One step on loss_of(params) -> (loss, what to log)."""
     grads, metrics = jax.grad(loss_of, has_aux=True)(learner.params)
     changes, opt_state = optimizer.transformation.update(grads, learner.opt_state, learner.params)
     return Learner(optax.apply_updates(learner.params, changes), opt_state), metrics

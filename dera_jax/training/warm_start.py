@@ -1,0 +1,105 @@
+"""The run that distils the optimum into a policy, for PPO to start from: data, checkpoints, reports.
+
+Everything random depends on (seed, step) alone, as in `alignment.py`.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from dera_jax import data
+from dera_jax.checkpoints.loading import Loaded
+from dera_jax.checkpoints.model_folder import save_model
+from dera_jax.checkpoints.orbax import Saving
+from dera_jax.models.heads import T5Critic
+from dera_jax.training import distillation
+from dera_jax.training.alignment import fitted, judge_of, last_scores, source_of
+from dera_jax.training.loop import repeat
+from dera_jax.training.ppo import Objective, Optimizers
+from dera_jax.training.supervised import Data
+
+MODEL = "distilled"
+_SHOWN = ("reward", "length", "policy_loss", "critic_loss")
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStart:
+    """A run of `distillation`.
+
+    Attributes:
+        reference: the model that policy and critic start from; its folder, loaded.
+        data: whose documents; the summaries are not used.
+        objective: whose optimum is distilled.
+        rollouts: texts of each document of a batch.
+        optimizers: of policy and critic (`value`).
+        steps: rounds of texts in all, each of one batch of documents, with one update.
+        seed: of the data's order and all draws.
+        saving: how often a checkpoint is written.
+    """
+
+    reference: Loaded
+    data: Data
+    objective: Objective
+    rollouts: int
+    optimizers: Optimizers
+    steps: int
+    seed: int
+    saving: Saving
+
+    def run(self, folder: Path) -> dict[str, float]:
+        """Distils, or goes on distilling, in `folder`; see `warm_start`."""
+        return warm_start(self, folder)
+
+
+def warm_start(run: WarmStart, folder: Path) -> dict[str, float]:
+    """Distils, or goes on distilling, in `folder`.
+
+    Leaves there: `distilled` (the last policy), `checkpoints` (the last two states),
+    `metrics.jsonl` and TensorBoard events.
+
+    Returns:
+        The mean of each metric over the reports of the last 100 steps.
+
+    Raises:
+        FloatingPointError: a loss was not finite, naming the steps.
+        ValueError: a reward without a bound, a checkpoint in `folder` is of another size, or the task
+            has another vocabulary than the reference.
+    """
+    task, objective, reference = run.data, run.objective, fitted(run.reference, run.data)
+    critic = T5Critic(reference.model, objective.max_length)
+    setup = distillation.Setup(
+        reference.model, critic, objective, run.rollouts, run.optimizers, run.seed
+    )
+    improve = distillation.make_step(setup, judge_of(objective.reward, reference))
+    params = jax.tree.map(jnp.asarray, reference.params)
+    lengths = {"inputs": task.inputs, "targets": task.targets}
+    state = repeat(
+        run.steps,
+        run.saving,
+        folder,
+        distillation.initial_state(run.optimizers, params, critic.init(params)),
+        batches=lambda step: data.train_batches(
+            task.task, task.split, lengths, task.batch_size, run.seed, step,
+            with_documents=objective.reward.on_host,
+        ),
+        update=lambda state, batch: improve(
+            state, params, source_of(batch), batch["example_id"], batch.get("documents")
+        ),
+        shown=_SHOWN,
+    )  # fmt: skip
+    scores = last_scores(folder, int(state.step))
+    card = {
+        "step": int(state.step),
+        "training": scores,
+        "data": dataclasses.asdict(task),
+        "reward": repr(objective.reward),
+        "beta": objective.beta,
+        "max_length": objective.max_length,
+        "rollouts": run.rollouts,
+        "seed": run.seed,
+    }
+    config, vocabulary = reference.model.config, reference.vocabulary
+    save_model(folder / MODEL, config, vocabulary, state.policy.params, card)
+    return scores

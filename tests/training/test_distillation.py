@@ -1,0 +1,159 @@
+"""Distillation reaches the optimum of E[r] − β·KL(π ‖ π_ref), known in closed form for a table."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dera_jax.models.heads import T5Critic, TabularCritic
+from dera_jax.rewards.judge import Judge
+from dera_jax.rewards.length import LengthInRange
+from dera_jax.rewards.protocol import Reward, Source
+from dera_jax.training import distillation, optimizers, ppo
+from tests import golden
+from tests.decoding import worlds
+from tests.training.test_ppo import exact, kl, optimum
+
+VOCAB, BETA = 3, 0.3
+TEXTS = worlds.texts(VOCAB)
+REWARD = LengthInRange(1, 1)
+GOOD = np.array([text[-1] == worlds.EOS and len(text) == 2 for text in TEXTS])
+OBJECTIVE = ppo.Objective(REWARD, worlds.HORIZON, BETA)
+
+
+def to_text(ids):
+    return str(ids)
+
+
+def rate(peak: float, steps: int) -> optimizers.Optimizer:
+    schedule = optimizers.cosine(peak, warmup_steps=1, total_steps=steps)
+    return optimizers.adamw(schedule, clip_norm=1.0, weight_decay=0.0)
+
+
+def setup_of(model, critic, objective=OBJECTIVE, rollouts=4, steps=300, peak=0.05):
+    both = ppo.Optimizers(rate(peak, steps), rate(peak, steps))
+    return distillation.Setup(model, critic, objective, rollouts, both, seed=0)
+
+
+def exact_log_odds(reference: np.ndarray) -> np.ndarray:
+    """q of every prefix and token, from all texts: σ(q) = E[exp(r/β) | prefix, token]."""
+    probability, weight = exact(reference), np.where(GOOD, 1.0, np.exp(-1 / BETA))
+    odds = np.zeros(np.shape(reference))
+    for prefix in {text[:t] for text in TEXTS for t in range(worlds.HORIZON)}:
+        for v in range(VOCAB):
+            child = (*prefix, v)
+            below = np.array([text[: len(child)] == child for text in TEXTS])
+            if below.any():
+                mean = probability[below] @ weight[below] / probability[below].sum()
+                odds[0, worlds.prefix_number(prefix, VOCAB), v] = np.log(mean / (1 - mean + 1e-12))
+    return odds
+
+
+def test_with_the_exact_critic_the_target_is_the_optimum():
+    _, (reference,) = worlds.tabular_tower(1, VOCAB)
+    found = exact(distillation.optimum_logits(reference, jnp.asarray(exact_log_odds(reference))))
+    target = optimum(exact(reference), np.where(GOOD, 0.0, -1.0), BETA)
+    assert kl(target, exact(reference)) > 0.5
+    np.testing.assert_allclose(found, target, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_policy_becomes_the_optimum():
+    model, (reference,) = worlds.tabular_tower(1, VOCAB)
+    setup = setup_of(model, TabularCritic(model))
+    step = distillation.make_step(setup, Judge(REWARD, None, to_text))
+    state = distillation.initial_state(setup.optimizers, reference, setup.critic.init())
+    source, ids = Source(jnp.zeros((64, 1), int)), np.arange(64)
+    for _ in range(300):
+        state, metrics = step(state, reference, source, ids)
+    target = optimum(exact(reference), np.where(GOOD, 0.0, -1.0), BETA)
+    found = exact(state.policy.params)
+    print(f"KL(π ‖ π*) = {kl(found, target):.5f}")
+    assert kl(found, target) <= 0.01
+    for wrong in (0.5 * BETA, 2 * BETA):  # the bound would catch another β
+        assert kl(found, optimum(exact(reference), np.where(GOOD, 0.0, -1.0), wrong)) > 0.03
+    assert float(metrics["reward"]) == pytest.approx(found[GOOD].sum() - 1, abs=0.15)
+
+
+def test_the_last_text_is_the_policys_and_the_first_the_references():
+    model, (reference, policy) = worlds.tabular_tower(2, VOCAB)
+    setup = setup_of(model, TabularCritic(model))
+    state = distillation.initial_state(setup.optimizers, 3 * policy, setup.critic.init())
+    inputs, ids = jnp.zeros((4000, 1), int), jnp.arange(4000)
+    samples = distillation.roll_out(setup, state, reference, inputs, ids)
+    for k, params in ((0, reference), (-1, 3 * policy)):
+        tokens, lengths = np.asarray(samples.tokens[:, k]), np.asarray(samples.lengths[:, k])
+        shares = worlds.count(tokens, lengths, TEXTS) / len(inputs)
+        np.testing.assert_allclose(shares, exact(params), atol=0.03)
+    # The second text: one token of the policy's, then the reference's.
+    np.testing.assert_array_equal(distillation.handovers(setup), [0, 1, 2, 3])
+    begun = np.asarray(jax.nn.softmax(3 * policy[0, 0]))
+    first = np.bincount(np.asarray(samples.tokens[:, 1, 0]), minlength=VOCAB) / len(inputs)
+    np.testing.assert_allclose(first, begun, atol=0.03)
+    after = np.asarray(samples.tokens[:, 1])[np.asarray(samples.tokens[:, 1, 0]) == 2, 1]
+    expected = np.asarray(jax.nn.softmax(reference[0, worlds.prefix_number((2,), VOCAB)]))
+    np.testing.assert_allclose(
+        np.bincount(after, minlength=VOCAB) / len(after), expected, atol=0.05
+    )
+
+
+def test_the_critic_learns_only_where_the_reference_ends_the_text():
+    """A token of the policy's after which the policy goes on tells nothing about the reference."""
+    model, (reference,) = worlds.tabular_tower(1, VOCAB)
+    setup = setup_of(
+        model, TabularCritic(model), rollouts=2
+    )  # all the reference's, all the policy's
+    at_once = optimizers.adamw(optimizers.constant(0.1, 0), clip_norm=1.0, weight_decay=0.0)
+    setup = dataclasses.replace(setup, optimizers=ppo.Optimizers(at_once, at_once))
+    state = distillation.initial_state(setup.optimizers, reference, setup.critic.init())
+    inputs = jnp.zeros((8, 1), int)
+    samples = distillation.roll_out(setup, state, reference, inputs, jnp.arange(8))
+    rewards = jnp.where(jnp.arange(2) == 0, 0.0, -1.0) * jnp.ones((8, 2))
+    learnt, _ = distillation.learn(setup, state, reference, inputs, samples, rewards)
+    last = worlds.HORIZON - 1  # where nothing follows
+    table = np.asarray(learnt.critic.params)[0]
+    early = table[: worlds.prefix_number((0,) * last, VOCAB)]
+    assert np.all(early >= 0) and np.any(early > 0)  # the bad texts were not seen
+
+
+def test_the_critic_loss_is_least_at_the_mean():
+    odds = jnp.linspace(-3, 3, 601)[:, None, None]
+    goodness = jnp.array([0.9, 0.2])
+    loss = jax.vmap(lambda q: distillation.critic_loss(
+        jnp.broadcast_to(q, (1, 2, 1)), goodness[None], jnp.ones((1, 2, 1)))[0])(odds[:, 0, 0])  # fmt: skip
+    assert float(jax.nn.sigmoid(odds[jnp.argmin(loss), 0, 0])) == pytest.approx(0.55, abs=0.01)
+
+
+def test_the_policy_loss_is_a_kl_divergence():
+    p, q = np.array([0.7, 0.2, 0.1]), np.array([0.1, 0.6, 0.3])
+    logits, targets = jnp.log(q)[None] + 3.0, jnp.log(p)[None] - 1.0
+    loss, _ = distillation.policy_loss(logits, targets, jnp.ones(1))
+    assert float(loss) == pytest.approx(kl(p, q), abs=1e-5)
+
+
+def test_a_t5_critic_scores_all_tokens_as_it_scores_one():
+    model, params, g = golden.load("v1_1")
+    critic = T5Critic(model, max_length=5)
+    params = critic.init(params)
+    inputs = g["encoder_input_tokens"][:2, :20]
+    tokens = np.random.default_rng(0).integers(2, model.vocab_size, (2, 3, 5))
+    assert not np.any(critic.log_odds(params, inputs, tokens))
+    shapes = {name: x.shape for name, x in params["head"].items()}
+    keys = dict(zip(shapes, jax.random.split(jax.random.key(0), len(shapes)), strict=True))
+    params["head"] = {name: jax.random.normal(keys[name], shapes[name]) for name in shapes}
+    every = critic.log_odds(params, inputs, tokens)
+    assert every.shape == (2, 3, 5, model.vocab_size)
+    expected = np.take_along_axis(np.asarray(every), tokens[..., None], axis=-1)[..., 0]
+    found = critic.log_odds_of(params, inputs, tokens)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_what_cannot_be_distilled_is_refused():
+    model, _ = worlds.tabular_tower(1, VOCAB)
+    with pytest.raises(ValueError, match="at least 2 rollouts; found 1"):
+        setup_of(model, TabularCritic(model), rollouts=1)
+    boundless = ppo.Objective(Reward(), worlds.HORIZON, BETA)
+    with pytest.raises(ValueError, match="a reward with a bound"):
+        setup_of(model, TabularCritic(model), boundless)

@@ -1,0 +1,73 @@
+"""The run of distillation: what it leaves behind, that PPO goes on from it, and that a run that died ends
+as one that did not."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+import tasks  # noqa: F401 (registers `newswire`)
+from dera_jax import data
+from dera_jax.checkpoints.model_folder import load_model
+from dera_jax.models.t5 import T5Config
+from dera_jax.models.t5_lm import T5
+from dera_jax.training import optimizers, ppo
+from dera_jax.training.warm_start import MODEL, WarmStart
+from tests.training.test_alignment import Killed, alignment  # noqa: F401 (a fixture)
+
+
+@pytest.fixture(scope="module")
+def warm_start(alignment) -> WarmStart:  # noqa: F811
+    shared = ("reference", "data", "objective", "optimizers", "steps", "seed", "saving")
+    return WarmStart(rollouts=3, **{name: getattr(alignment, name) for name in shared})
+
+
+def leaves(folder) -> list[np.ndarray]:
+    return jax.tree.leaves(load_model(folder / MODEL).params)
+
+
+def test_a_run_that_died_ends_with_the_same_bits(warm_start, tmp_path, monkeypatch):
+    expected = warm_start.run(tmp_path / "whole")
+    whole = leaves(tmp_path / "whole")
+    start = jax.tree.leaves(warm_start.reference.params)
+    assert any(np.any(x != y) for x, y in zip(whole, start, strict=True))
+
+    all_batches = data.train_batches
+
+    def three_batches(*args, **more):
+        yield from itertools.islice(all_batches(*args), 3)
+        raise Killed
+
+    monkeypatch.setattr(data, "train_batches", three_batches)
+    with pytest.raises(Killed):  # after step 3; the checkpoint is of step 2
+        warm_start.run(tmp_path / "cut")
+    monkeypatch.setattr(data, "train_batches", all_batches)
+    found = warm_start.run(tmp_path / "cut")
+    for x, y in zip(leaves(tmp_path / "cut"), whole, strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert found.keys() == expected.keys() >= {"reward", "policy_loss", "critic_loss", "length"}
+
+
+def test_ppo_goes_on_from_it(warm_start, alignment, tmp_path):  # noqa: F811
+    dataclasses.replace(warm_start, steps=2).run(tmp_path / "warm")
+    start = load_model(tmp_path / "warm" / MODEL)
+    frozen = optimizers.adamw(optimizers.constant(0.0, 0), clip_norm=1.0, weight_decay=0.0)
+    rates = ppo.Optimizers(policy=frozen, value=frozen)
+    still = dataclasses.replace(alignment, start=start, steps=1, optimizers=rates)
+    still.run(tmp_path / "ppo")
+    aligned = load_model(tmp_path / "ppo" / "aligned")
+    for x, y in zip(jax.tree.leaves(aligned.params), jax.tree.leaves(start.params), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert aligned.card["start"] == start.card and aligned.card["from"] == alignment.reference.card
+    assert start.card["beta"] == 0.3 and start.card["rollouts"] == 3
+
+
+def test_ppo_refuses_a_start_of_other_sizes(alignment, tmp_path):  # noqa: F811
+    wider = T5(T5Config(**dataclasses.asdict(alignment.reference.model.config) | {"mlp_dim": 64}))
+    start = dataclasses.replace(alignment.reference, model=wider)
+    with pytest.raises(
+        ValueError, match="Alignment.start .*mlp_dim=64.*the reference .*mlp_dim=32"
+    ):
+        dataclasses.replace(alignment, start=start).run(tmp_path / "ppo")
