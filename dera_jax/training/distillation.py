@@ -35,7 +35,7 @@ from dera_jax.models.language_model import LanguageModel, Output, PyTree, State,
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Source
 from dera_jax.training.losses import weighted_mean
-from dera_jax.training.ppo import Learner, Objective, Optimizers, descend
+from dera_jax.training.ppo import Learner, Objective, Optimizers, descend, new_learner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,15 +80,9 @@ class DistillationState:
 
 
 def initial_state(optimizers: Optimizers, policy: PyTree, critic: PyTree) -> DistillationState:
-    """A run's first state; the parameters are copied, since a step donates its state."""
-
-    def learner(optimizer, params: PyTree) -> Learner:
-        params = jax.tree.map(jnp.array, params)
-        return Learner(params, optimizer.transformation.init(params))
-
-    return DistillationState(
-        jnp.int32(0), learner(optimizers.policy, policy), learner(optimizers.value, critic)
-    )
+    """A run's first state."""
+    policy, critic = new_learner(optimizers.policy, policy), new_learner(optimizers.value, critic)
+    return DistillationState(jnp.int32(0), policy, critic)
 
 
 class Handover(Realigned):

@@ -142,15 +142,15 @@ class Experience:
 
 
 def initial_state(optimizers: Optimizers, policy: PyTree, value: PyTree) -> PPOState:
-    """A run's first state; the parameters are copied, since a step donates its state."""
+    """A run's first state."""
+    policy, value = new_learner(optimizers.policy, policy), new_learner(optimizers.value, value)
+    return PPOState(jnp.int32(0), policy, value)
 
-    def learner(optimizer: Optimizer, params: PyTree) -> Learner:
-        params = jax.tree.map(jnp.array, params)
-        return Learner(params, optimizer.transformation.init(params))
 
-    return PPOState(
-        jnp.int32(0), learner(optimizers.policy, policy), learner(optimizers.value, value)
-    )
+def new_learner(optimizer: Optimizer, params: PyTree) -> Learner:
+    """Starts from these parameters, copied, since a step donates its state."""
+    params = jax.tree.map(jnp.array, params)
+    return Learner(params, optimizer.transformation.init(params))
 
 
 def make_step(setup: Setup) -> Callable:

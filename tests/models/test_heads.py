@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax.models.heads import T5Value, TabularValue
+from dera_jax.models.heads import T5Critic, T5Value, TabularCritic, TabularValue
 from dera_jax.models.tabular import TabularLM
 from tests import golden
 from tests.decoding import worlds
@@ -62,3 +62,39 @@ def test_the_tabular_value_is_that_of_the_prefix():
         for b, row in enumerate(tokens.tolist())
     ]
     np.testing.assert_array_equal(values, expected)
+
+
+def test_a_t5_critic_scores_all_tokens_as_it_scores_one():
+    model, params, g = golden.load("v1_1")
+    critic = T5Critic(model, max_length=5)
+    params = critic.init(params)
+    inputs = g["encoder_input_tokens"][:2, :20]
+    tokens = np.random.default_rng(0).integers(2, model.vocab_size, (2, 3, 5))
+    assert not np.any(critic.log_odds(params, inputs, tokens))
+    shapes = {name: x.shape for name, x in params["head"].items()}
+    keys = dict(zip(shapes, jax.random.split(jax.random.key(0), len(shapes)), strict=True))
+    params["head"] = {name: jax.random.normal(keys[name], shapes[name]) for name in shapes}
+    every = critic.log_odds(params, inputs, tokens)
+    assert every.shape == (2, 3, 5, model.vocab_size)
+    expected = np.take_along_axis(np.asarray(every), tokens[..., None], axis=-1)[..., 0]
+    found = critic.log_odds_of(params, inputs, tokens)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_t5_critic_is_told_the_place():
+    """The same state has other log-odds elsewhere, by what the head holds for that place alone."""
+    model, params, g = golden.load("v1_1")
+    critic = T5Critic(model, max_length=T)
+    params = critic.init(params)
+    params["head"]["c"] = jnp.arange(T, dtype=jnp.float32)
+    inputs = g["encoder_input_tokens"][:1, :20]
+    found = critic.log_odds(params, inputs, np.full((1, 1, T), 2))
+    np.testing.assert_array_equal(found[0, 0, :, 7], np.arange(T))
+
+
+def test_the_tabular_critic_is_the_row_of_the_prefix():
+    critic = TabularCritic(TabularLM(vocab_size=3, horizon=2, num_inputs=1))
+    table = jnp.arange(critic.init().size, dtype=jnp.float32).reshape(critic.init().shape)
+    inputs, tokens = jnp.array([[0]]), jnp.array([[[2, 1]]])
+    np.testing.assert_array_equal(critic.log_odds(table, inputs, tokens)[0, 0], table[0, [0, 3]])
+    np.testing.assert_array_equal(critic.log_odds_of(table, inputs, tokens)[0, 0], [2, 10])

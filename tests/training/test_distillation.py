@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax.models.heads import T5Critic, TabularCritic
+from dera_jax.models.heads import TabularCritic
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import Reward, Source
 from dera_jax.training import distillation, optimizers, ppo
-from tests import golden
 from tests.decoding import worlds
 from tests.training.test_ppo import exact, kl, optimum
 
@@ -131,23 +130,6 @@ def test_the_policy_loss_is_a_kl_divergence():
     logits, targets = jnp.log(q)[None] + 3.0, jnp.log(p)[None] - 1.0
     loss, _ = distillation.policy_loss(logits, targets, jnp.ones(1))
     assert float(loss) == pytest.approx(kl(p, q), abs=1e-5)
-
-
-def test_a_t5_critic_scores_all_tokens_as_it_scores_one():
-    model, params, g = golden.load("v1_1")
-    critic = T5Critic(model, max_length=5)
-    params = critic.init(params)
-    inputs = g["encoder_input_tokens"][:2, :20]
-    tokens = np.random.default_rng(0).integers(2, model.vocab_size, (2, 3, 5))
-    assert not np.any(critic.log_odds(params, inputs, tokens))
-    shapes = {name: x.shape for name, x in params["head"].items()}
-    keys = dict(zip(shapes, jax.random.split(jax.random.key(0), len(shapes)), strict=True))
-    params["head"] = {name: jax.random.normal(keys[name], shapes[name]) for name in shapes}
-    every = critic.log_odds(params, inputs, tokens)
-    assert every.shape == (2, 3, 5, model.vocab_size)
-    expected = np.take_along_axis(np.asarray(every), tokens[..., None], axis=-1)[..., 0]
-    found = critic.log_odds_of(params, inputs, tokens)
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_what_cannot_be_distilled_is_refused():
