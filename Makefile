@@ -27,8 +27,9 @@ tiny: $(READY)
 	$(RUN) --gin_file=$(TINY)/pretrain.gin
 	$(RUN) --gin_file=$(TINY)/sft.gin
 	$(BIN)/python -m dera_jax.checkpoints.ship out/tiny/sft/best dera_jax/assets/reference --temperature 0.65
-	$(RUN) --gin_file=$(TINY)/ppo.gin
-	$(BIN)/python -m dera_jax.checkpoints.ship out/tiny/ppo/aligned dera_jax/assets/aligned
+	$(RUN) --gin_file=$(TINY)/warm_start.gin
+	$(RUN) --gin_file=$(TINY)/align.gin
+	$(BIN)/python -m dera_jax.checkpoints.ship out/tiny/align/aligned dera_jax/assets/aligned
 	$(BIN)/python -m dera_jax.evaluation.card
 
 # A .venv without a working pip (a stopped set-up) is made again; a working one is brought up to date.

@@ -23,7 +23,8 @@ def test_the_cards_say_how_the_models_were_made():
     assert fine_tuned["data"]["task"] == aligned["data"]["task"] == "docstrings"
     assert fine_tuned["from"]["data"]["task"] == "prose"
     assert aligned["from"] == reference
-    assert aligned["beta"] > 0 and len(aligned["length_range"]) == 2
+    assert aligned["beta"] == aligned["start"]["beta"] > 0  # one objective in both stages
+    assert len(aligned["length_range"]) == 2
 
 
 @pytest.mark.slow
@@ -34,7 +35,7 @@ def test_the_main_job_shows_realignment(tmp_path, capsys):
     assert "token for token" in capsys.readouterr().out  # λ = 0 and 1 are the two models
     rows = {row["lam"]: row for row in json.loads((tmp_path / "metrics.json").read_text())}
     share = [rows[lam]["share_in_range"] for lam in (0, 0.25, 0.5, 1)]
-    assert share == sorted(share) and share[-1] > share[0] + 0.05
+    assert share == sorted(share) and share[-1] >= 0.6 > 2 * share[0]
     assert rows[1]["rougeL"] >= 0.85 * rows[0]["rougeL"]
     print(f"main job: {seconds:.0f} s, share in range {share}")
     assert seconds < 90
