@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from dera_jax.models.t5 import T5Config, Transformer
 
@@ -33,7 +33,9 @@ def make_mesh(model: int = 1) -> Mesh:
     devices = jax.device_count()
     if model < 1 or devices % model:
         raise ValueError(f"a mesh of {model} devices along 'model' does not fit {devices} devices")
-    return jax.make_mesh((devices // model, model), ("data", "model"))
+    # jax's own default asks every operation where its result goes.
+    automatic = (AxisType.Auto,) * 2
+    return jax.make_mesh((devices // model, model), ("data", "model"), automatic)
 
 
 def param_shardings(config: T5Config, mesh: Mesh) -> dict[str, NamedSharding]:

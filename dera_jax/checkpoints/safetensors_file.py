@@ -92,7 +92,9 @@ def _stored(folder: Folder, name: str, shape, dtype: np.dtype, begin: int) -> St
             return _array(folder, name, begin, begin + dtype.itemsize, dtype).reshape(())
         first, *others = index
         rows = _array(folder, name, begin + first.start * row, begin + first.stop * row, dtype)
-        return rows.reshape(-1, *shape[1:])[(slice(None), *others)]
+        part = rows.reshape(-1, *shape[1:])[(slice(None), *others)]
+        # A view would keep the other columns in memory.
+        return part if part.size == rows.size else part.copy()
 
     return StoredArray(shape, dtype, read)
 

@@ -3,14 +3,19 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.vocabulary import Vocabulary, tokenizer
-from dera_jax.evaluation.pairs import load_pair
+from dera_jax.evaluation.pairs import load_models, load_pair
+from dera_jax.models.heads import start_teacher_forcing
+from dera_jax.models.language_model import streams
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from tasks import vocabularies
+from tests import golden
 
 CONFIG = T5Config(
     vocab_size=4096, emb_dim=8, num_heads=2, num_encoder_layers=1, num_decoder_layers=1, head_dim=4,
@@ -77,3 +82,118 @@ def test_tokenizer_agrees_with_seqio(folders):
     ours, theirs = tokenizer(Vocabulary(None)), vocabularies.bytes_vocabulary()
     assert ours.encode("Größe λ") == theirs.encode("Größe λ")
     assert ours.decode([*ours.encode("Größe λ"), 1, 300]) == "Größe λ"
+
+
+def logits_of(model, params, lam=None) -> np.ndarray:
+    """Teacher-forced, of ids that all vocabularies here have."""
+    inputs, targets = jnp.array([[9, 8, 7, 1], [5, 6, 1, 0]]), jnp.array([[[3, 4, 1]], [[9, 2, 5]]])
+    if lam is None:
+        state = start_teacher_forcing(model, params, inputs, 1)
+    else:
+        state = model.start(params, inputs, jnp.full((2, 1), lam), streams(0, np.arange(2), [0]), 1)
+    return np.asarray(model.teacher_forced(params, state, targets).logits)
+
+
+def varied(params, seed: int, tables: float = 1.0):
+    """Other parameters of the same shapes."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: np.asarray(x + tables * rng.standard_normal(x.shape) * np.std(x), np.float32),
+        params,
+    )
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_checkpoint_of_t5x_makes_a_pair_with_a_folder_of_ours(tmp_path, turned):
+    model, params, _ = golden.load("v1_1")
+    theirs = golden.unpack("v1_1", "legacy", tmp_path)
+    other = varied(params, 0)
+    save_model(tmp_path / "ours", model.config, None, other, {})
+    order = [(theirs, params), (tmp_path / "ours", other)][:: -1 if turned else 1]
+    pair = load_pair(order[0][0], [order[1][0]])
+    assert pair.vocabulary is None
+    expected = [logits_of(model, params) for _, params in order]
+    assert np.abs(expected[0] - expected[1]).max() > 0.5
+    for lam, own in ((0.0, expected[0]), (1.0, expected[1]), (0.5, sum(expected) / 2)):
+        found = logits_of(pair.model, pair.params, lam)
+        difference = found - own  # up to a constant of each distribution
+        np.testing.assert_allclose(
+            difference - difference.mean(-1, keepdims=True), np.zeros_like(own), atol=1e-4
+        )
+
+
+def test_the_same_parameters_in_two_formats_are_one_model(tmp_path):
+    model, params, _ = golden.load("v1_1")
+    theirs = golden.unpack("v1_1", "legacy", tmp_path)
+    save_model(tmp_path / "ours", model.config, None, params, {})
+    one, other = load_models([theirs, tmp_path / "ours"])
+    assert one.model == other.model
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+
+
+def padded(model, params, rows: int):
+    """With rows below its tables that no id means."""
+    more = lambda x, axis: np.append(x, np.full_like(np.take(x, range(rows), axis), 50), axis)
+    wide = {
+        **params,
+        "token_embedder": {"embedding": more(params["token_embedder"]["embedding"], 0)},
+    }
+    if not model.config.logits_via_embedding:
+        kernel = more(params["decoder"]["logits_dense"]["kernel"], 1)
+        wide["decoder"] = {**params["decoder"], "logits_dense": {"kernel": kernel}}
+    size = model.vocab_size + rows
+    return dataclasses.replace(model.config, vocab_size=size), wide
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("turned", [False, True])
+def test_rows_that_pad_the_larger_tables_are_cut(tmp_path, capsys, tied, turned):
+    model = T5(dataclasses.replace(CONFIG, logits_via_embedding=tied))
+    params = [varied(model.init(jax.random.key(i)), i) for i in range(2)]
+    save_model(tmp_path / "small", model.config, shipped_vocabulary(), params[0], {})
+    config, wide = padded(model, params[1], 16)
+    save_model(tmp_path / "large", config, None, wide, {})
+    expected = [logits_of(model, params[0]), logits_of(T5(config), wide)]
+    assert expected[1].shape[-1] == 4112
+    order = [tmp_path / "small", tmp_path / "large"][:: -1 if turned else 1]
+    found = load_models(order)
+    for loaded, own in zip(found, expected[:: -1 if turned else 1], strict=True):
+        assert loaded.model.vocab_size == 4096
+        assert loaded.vocabulary == shipped_vocabulary()
+        np.testing.assert_allclose(
+            logits_of(loaded.model, loaded.params), own[..., :4096], atol=1e-5
+        )
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/small 4,096" in said and f"{tmp_path}/large 4,112" in said
+    assert "ids from 4,096 on are padding, since the vocabulary has 4,096" in said
+    pair = load_pair(order[0], [order[1]])
+    assert pair.model.vocab_size == 4096
+    assert logits_of(pair.model, pair.params, 0.5).shape[-1] == 4096
+
+
+def test_padding_of_two_sizes_is_cut_to_the_smaller(tmp_path, capsys):
+    """Both are larger than the vocabulary, as ByT5's and mT5's tables are."""
+    model = T5(CONFIG)
+    for name, rows in (("a", 32), ("b", 16)):
+        config, wide = padded(model, model.init(jax.random.key(0)), rows)
+        save_model(tmp_path / name, config, None, wide, {})
+    paths = [tmp_path / "a", tmp_path / "b"]
+    found = load_models(paths, vocabulary=shipped_vocabulary())
+    assert [x.model.vocab_size for x in found] == [4112, 4112]
+    assert (
+        "ids from 4,112 on are padding, since the vocabulary has 4,096" in capsys.readouterr().err
+    )
+    with pytest.raises(ValueError, match=r"a 4,128, .*b 4,112\).*no checkpoint says.*vocabulary="):
+        load_models(paths)
+
+
+def test_tables_of_one_size_are_left_alone(folders, capsys):
+    load_models([folders["reference"], folders["same"]])
+    assert "padding" not in capsys.readouterr().err
+
+
+def test_a_table_smaller_than_the_vocabulary_is_refused(tmp_path, folders):
+    small = write(tmp_path / "small", None, dataclasses.replace(CONFIG, vocab_size=4095))
+    message = r"reference 4,096, .*small 4,095\) by more than padding: the vocabulary has 4,096 ids"
+    with pytest.raises(ValueError, match=message):
+        load_pair(folders["reference"], [small])

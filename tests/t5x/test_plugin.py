@@ -233,3 +233,43 @@ def test_a_missing_reference_is_said(world):
         command, env=environment(1), cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode and "reference's checkpoint is not given" in done.stderr
+
+
+SNIPPET = """
+import sys
+import gin
+from t5x import gin_utils, infer  # noqa
+import __main__
+__main__.infer = infer.infer  # as in T5X's own script
+size, decoder = sys.argv[1:]
+files = ["gin_configs/t5x/infer.gin", f"gin_configs/t5x/t5_1_1_{size}.gin"]
+files += [f"gin_configs/t5x/{decoder}.gin"] if decoder else []
+needed = ("MIXTURE_OR_TASK_NAME", "CHECKPOINT_PATH", "INFER_OUTPUT_DIR", "REFERENCE_PATH")
+bindings = [f"{name} = 'x'" for name in needed]
+bindings.append("TASK_FEATURE_LENGTHS = {'inputs': 512, 'targets': 64}")
+gin_utils.parse_gin_flags(["."], files, bindings)
+model = gin.query_parameter("%MODEL").scoped_configurable_fn()
+config = model.module.config
+print(type(model).__name__, config.emb_dim, config.dtype, config.dropout_rate)
+"""
+
+
+SIZES = {"small": 512, "base": 768, "large": 1024, "xl": 2048, "xxl": 4096}
+DECODERS = ("sample", "deal", "darwin")
+
+
+@pytest.mark.parametrize(
+    ("size", "decoder"), [(x, "") for x in SIZES] + [("xxl", x) for x in DECODERS]
+)
+def test_every_size_and_way_to_decode_can_be_configured(size, decoder):
+    done = subprocess.run(
+        [sys.executable, "-c", SNIPPET, size, decoder],
+        env=environment(1),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    model = "RealignedModel" if decoder else "EncoderDecoderModel"
+    assert done.stdout.split()[-4:] == [model, str(SIZES[size]), "bfloat16", "0.0"]

@@ -10,7 +10,7 @@ import pytest
 
 import tasks  # noqa: F401 (registers `newswire`)
 from dera_jax import data
-from dera_jax.checkpoints.model_folder import load_model
+from dera_jax.checkpoints.loading import load
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.training import optimizers, ppo
@@ -25,7 +25,7 @@ def warm_start(alignment) -> WarmStart:  # noqa: F811
 
 
 def leaves(folder) -> list[np.ndarray]:
-    return jax.tree.leaves(load_model(folder / MODEL).params)
+    return jax.tree.leaves(load(folder / MODEL).params)
 
 
 def test_a_run_that_died_ends_with_the_same_bits(warm_start, tmp_path, monkeypatch):
@@ -52,12 +52,12 @@ def test_a_run_that_died_ends_with_the_same_bits(warm_start, tmp_path, monkeypat
 
 def test_ppo_goes_on_from_it(warm_start, alignment, tmp_path):  # noqa: F811
     dataclasses.replace(warm_start, steps=2).run(tmp_path / "warm")
-    start = load_model(tmp_path / "warm" / MODEL)
+    start = load(tmp_path / "warm" / MODEL)
     frozen = optimizers.adamw(optimizers.constant(0.0, 0), clip_norm=1.0, weight_decay=0.0)
     rates = ppo.Optimizers(policy=frozen, value=frozen)
     still = dataclasses.replace(alignment, start=start, steps=1, optimizers=rates)
     still.run(tmp_path / "ppo")
-    aligned = load_model(tmp_path / "ppo" / "aligned")
+    aligned = load(tmp_path / "ppo" / "aligned")
     for x, y in zip(jax.tree.leaves(aligned.params), jax.tree.leaves(start.params), strict=True):
         np.testing.assert_array_equal(x, y)
     assert aligned.card["start"] == start.card and aligned.card["from"] == alignment.reference.card

@@ -1,0 +1,104 @@
+"""The command line that rewrites checkpoints: nothing changes on the way, and nothing is lost."""
+
+import subprocess
+import sys
+
+import flax.traverse_util
+import ml_dtypes
+import numpy as np
+import pytest
+
+from dera_jax.checkpoints import convert
+from dera_jax.checkpoints.loading import load, open_checkpoint
+from dera_jax.checkpoints.vocabulary import Vocabulary
+from tasks import vocabularies
+from tests import golden
+
+flat = lambda tree: flax.traverse_util.flatten_dict(tree, sep="/")
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Runs the command in this process."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
+        convert.main()
+
+    return command
+
+
+def bits(tree) -> dict[str, bytes]:
+    return {name: np.asarray(x).tobytes() for name, x in flat(tree).items()}
+
+
+@pytest.mark.parametrize(
+    ("version", "kind"), [("v1_0", "orbax"), ("v1_1", "legacy"), ("v1_0", "legacy_bf16")]
+)
+def test_no_bit_changes_on_the_way_from_t5x_to_hugging_face_and_back(version, kind, run, tmp_path):
+    pieces = tmp_path / "pieces.model"
+    vocabularies.train(["some words to make pieces from, and yet more"] * 9, pieces, 76)
+    source, ours = golden.unpack(version, kind, tmp_path / "source"), tmp_path / "ours"
+    run(source, ours, "--vocabulary", pieces, "--extra_ids", 20)
+    run(ours, tmp_path / "theirs", "--to", "hugging_face")
+    run(tmp_path / "theirs", tmp_path / "again", "--to", "dera_jax")
+    model, expected = golden.load(version)[0], load(source)
+    if not kind.endswith("bf16"):
+        assert bits(expected.params) == bits(golden.load(version)[1])
+    for name, format_ in (("ours", "dera_jax"), ("theirs", "Hugging Face"), ("again", "dera_jax")):
+        assert open_checkpoint(tmp_path / name).kind == format_
+        found = load(tmp_path / name)
+        assert found.model == model
+        assert bits(found.params) == bits(expected.params)
+        assert found.vocabulary.extra_ids == 20
+        assert found.vocabulary.content() == pieces.read_bytes()
+        assert found.vocabulary.file.startswith(str(tmp_path / name))
+    assert load(ours).card == {"imported_from": str(source)}
+
+
+def test_bfloat16_is_half_the_size_and_rounded_once(run, tmp_path):
+    source = golden.unpack("v1_1", "legacy", tmp_path)
+    run(source, tmp_path / "half", "--dtype", "bfloat16")
+    run(tmp_path / "half", tmp_path / "theirs", "--dtype", "bfloat16", "--to", "hugging_face")
+    expected = {
+        name: np.asarray(x.astype(ml_dtypes.bfloat16), np.float32).tobytes()
+        for name, x in flat(golden.load("v1_1")[1]).items()
+    }
+    for name in ("half", "theirs"):
+        assert bits(load(tmp_path / name).params) == expected
+        assert (tmp_path / name / "model.safetensors").stat().st_size < 2.2 * 88_800
+
+
+def test_a_vocabulary_of_bytes(run, tmp_path):
+    source = golden.unpack("v1_1", "orbax", tmp_path / "source")
+    run(source, tmp_path / "ours", "--vocabulary", "bytes")
+    run(tmp_path / "ours", tmp_path / "theirs", "--to", "hugging_face")
+    assert load(tmp_path / "ours").vocabulary == Vocabulary(None)
+    assert load(tmp_path / "theirs").vocabulary == Vocabulary(None)
+    run(source, tmp_path / "silent")
+    assert load(tmp_path / "silent").vocabulary is None
+
+
+def test_what_is_there_is_not_written_over(run, tmp_path):
+    source = golden.unpack("v1_1", "legacy", tmp_path / "source")
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "mine").write_text("dear")
+    for to in convert.KINDS:
+        with pytest.raises(SystemExit, match=f"error: {target} exists; choose another folder"):
+            run(source, target, "--to", to)
+    assert [x.name for x in target.iterdir()] == ["mine"]
+
+
+def test_another_vocabulary_than_the_checkpoint_names_is_refused(run, tmp_path):
+    run(golden.unpack("v1_1", "legacy", tmp_path / "source"), tmp_path / "a", "--vocabulary=bytes")
+    with pytest.raises(SystemExit, match=r"error: vocabularies differ at id 259: .*'<extra_id_1>'"):
+        run(tmp_path / "a", tmp_path / "b", "--vocabulary", "bytes", "--extra_ids", 2)
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_error_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "dera_jax.checkpoints.convert", f"{tmp_path}/no", "target"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"error: no model folder {tmp_path}/no\n"
