@@ -18,7 +18,7 @@ from tasks import jsonl
 
 PREFIX = "summarize: "
 SPLITS = ("train", "validation", "test")
-_T5_PIECES = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
+_T5_PIECES = "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model"
 _TFDS_NAME = "xsum:1.1.0"
 
 

@@ -196,7 +196,8 @@ NOT_RUNS = (
     "/models/",
     "/rewards/",
     "/mutators/",
-)  # tests/test_gin_rewards.py, test_gin_mutators.py
+    "/t5x/",
+)  # tests/test_gin_rewards.py, test_gin_mutators.py, t5x/test_plugin.py
 RUN_FILES = sorted(
     f for f in RUN_FILES if f not in PARTS and not any(part in f for part in NOT_RUNS)
 )
