@@ -5,6 +5,7 @@ it is asked for, and then only the part that is asked for.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import math
@@ -154,8 +155,16 @@ def read_arrays(
         for name in sorted(arrays, key=lambda name: -arrays[name].nbytes):
             sharding = shardings and shardings[name]
             placed[name] = _place(arrays[name], sharding, np.dtype(dtype))
+            _give_back_memory()
             progress.update(arrays[name].nbytes)
     return {name: placed[name] for name in arrays}
+
+
+def _give_back_memory() -> None:
+    """Of chunks that were unpacked: glibc would keep it, in an arena of each thread."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _place(array: StoredArray, sharding: Sharding | None, dtype: np.dtype) -> Array:
