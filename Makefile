@@ -37,7 +37,7 @@ $(READY): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
 	  echo "constraints.txt is for Python 3.11, which '$(PYTHON)' is not;" \
 	       "name another interpreter: make PYTHON=/path/to/python3.11"; exit 1; }
-	@echo 'Setting up .venv with the versions of constraints.txt: some minutes, 3 GB'
+	@echo 'Setting up .venv with the versions of constraints.txt: some minutes, 3.4 GB'
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt --editable .
 	touch $@

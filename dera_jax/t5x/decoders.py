@@ -212,9 +212,8 @@ class EvolutionDecoder:
         theirs = found.texts.tokens, found.texts.lengths, found.texts.finished
         everyone = [jnp.concatenate(x, axis=1) for x in zip(own, theirs, strict=True)]
         rewards = [_reward_of(self.reward, task, own), found.rewards]
-        best = jnp.argmax(jnp.concatenate(rewards, axis=1), axis=1)[
-            :, None
-        ]  # ties: the seed's text
+        # Of equals the first, so the seed's text stays unless another is better.
+        best = jnp.argmax(jnp.concatenate(rewards, axis=1), axis=1, keepdims=True)
         texts = [jax.vmap(lambda rows, at: rows[at])(x, best) for x in everyone]
         decoded = _scored(model, params, task, lam(1), texts, self.reward)
         return decoded.replace(aux={**decoded.aux, "individual": best - 1})
