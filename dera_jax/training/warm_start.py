@@ -21,7 +21,7 @@ from dera_jax.training.ppo import Objective, Optimizers
 from dera_jax.training.supervised import Data
 
 MODEL = "distilled"
-_SHOWN = ("reward", "length", "policy_loss", "critic_loss")
+_SHOWN = ("loss", "reward", "kl", "length")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,9 @@ class WarmStart:
         objective: whose optimum is distilled.
         rollouts: texts of each document of a batch.
         optimizers: of policy and critic (`value`).
-        steps: rounds of texts in all, each of one batch of documents, with one update.
+        critic_steps: rounds of texts from which the critic learns, each of one batch of documents
+            with one update.
+        policy_steps: those after them, from which the policy learns.
         seed: of the data's order and all draws.
         saving: how often a checkpoint is written.
     """
@@ -44,7 +46,8 @@ class WarmStart:
     objective: Objective
     rollouts: int
     optimizers: Optimizers
-    steps: int
+    critic_steps: int
+    policy_steps: int
     seed: int
     saving: Saving
 
@@ -70,13 +73,13 @@ def warm_start(run: WarmStart, folder: Path) -> dict[str, float]:
     task, objective, reference = run.data, run.objective, fitted(run.reference, run.data)
     critic = T5Critic(reference.model, objective.max_length)
     setup = distillation.Setup(
-        reference.model, critic, objective, run.rollouts, run.optimizers, run.seed
+        reference.model, critic, objective, run.rollouts, run.critic_steps, run.optimizers, run.seed
     )
     improve = distillation.make_step(setup, judge_of(objective.reward, reference))
     params = jax.tree.map(jnp.asarray, reference.params)
     lengths = {"inputs": task.inputs, "targets": task.targets}
     state = repeat(
-        run.steps,
+        run.critic_steps + run.policy_steps,
         run.saving,
         folder,
         distillation.initial_state(run.optimizers, params, critic.init(params)),
@@ -98,6 +101,7 @@ def warm_start(run: WarmStart, folder: Path) -> dict[str, float]:
         "beta": objective.beta,
         "max_length": objective.max_length,
         "rollouts": run.rollouts,
+        "critic_steps": run.critic_steps,
         "seed": run.seed,
     }
     config, vocabulary = reference.model.config, reference.vocabulary
