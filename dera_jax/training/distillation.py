@@ -196,8 +196,11 @@ def critic_loss(log_odds: Array, goodness: Array, weights: Array) -> tuple[Array
 
 
 def policy_loss(logits: Array, targets: Array, weights: Array) -> tuple[Array, dict[str, Array]]:
-    """KL(softmax(targets) ‖ softmax(logits)), [..., V] each, averaged with weights[...]."""
-    target = jax.nn.softmax(targets)
-    kl = jnp.sum(target * (jax.nn.log_softmax(targets) - jax.nn.log_softmax(logits)), axis=-1)
-    mean = weighted_mean(kl, weights)
+    """KL(softmax(logits) ‖ softmax(targets)), [..., V] each, averaged with weights[...].
+
+    At the prefixes of the policy's own texts. Summed over a text it is KL(π ‖ π*), and β times that
+    what the policy's E[r] − β·KL(π ‖ π_ref) lacks of the highest possible.
+    """
+    log_pi, log_target = jax.nn.log_softmax(logits), jax.nn.log_softmax(targets)
+    mean = weighted_mean(jnp.sum(jnp.exp(log_pi) * (log_pi - log_target), axis=-1), weights)
     return mean, {"loss": mean}

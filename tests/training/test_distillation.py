@@ -120,11 +120,16 @@ def test_the_critic_loss_is_least_at_the_mean():
     assert float(jax.nn.sigmoid(odds[jnp.argmin(loss), 0, 0])) == pytest.approx(0.55, abs=0.01)
 
 
-def test_the_policy_loss_is_a_kl_divergence():
-    p, q = np.array([0.7, 0.2, 0.1]), np.array([0.1, 0.6, 0.3])
-    logits, targets = jnp.log(q)[None] + 3.0, jnp.log(p)[None] - 1.0
-    loss, _ = distillation.policy_loss(logits, targets, jnp.ones(1))
-    assert float(loss) == pytest.approx(kl(p, q), abs=1e-5)
+def test_the_policy_loss_of_a_text_is_its_kl_from_the_optimum():
+    """From all prefixes, each as often as the policy comes there."""
+    _, (reference, policy) = worlds.tabular_tower(2, VOCAB)
+    prefixes = [text[:t] for text in TEXTS for t in range(len(text))]
+    visits = np.repeat(exact(policy), [len(text) for text in TEXTS])
+    rows = np.array([worlds.prefix_number(prefix, VOCAB) for prefix in prefixes])
+    loss, _ = distillation.policy_loss(policy[0, rows], reference[0, rows], jnp.asarray(visits))
+    assert float(loss) * visits.sum() == pytest.approx(
+        kl(exact(policy), exact(reference)), rel=1e-4
+    )
 
 
 def test_what_cannot_be_distilled_is_refused():
