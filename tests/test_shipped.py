@@ -8,6 +8,10 @@ import pytest
 
 from dera_jax import demo
 from dera_jax.checkpoints.loading import load
+from dera_jax.evaluation.card import samples_of_the_pair
+from dera_jax.evaluation.jobs import Split
+from dera_jax.evaluation.pairs import load_pair
+from dera_jax.evaluation.sweep import table
 
 
 @pytest.mark.parametrize("name", ["reference", "aligned"])
@@ -35,7 +39,15 @@ def test_the_main_job_shows_realignment(tmp_path, capsys):
     assert "token for token" in capsys.readouterr().out  # λ = 0 and 1 are the two models
     rows = {row["lam"]: row for row in json.loads((tmp_path / "metrics.json").read_text())}
     share = [rows[lam]["share_in_range"] for lam in (0, 0.25, 0.5, 1)]
-    assert share == sorted(share) and share[-1] >= 0.6 > 2 * share[0]
-    assert rows[1]["rougeL"] >= 0.85 * rows[0]["rougeL"]
+    assert share == sorted(share) and share[-1] > 2 * share[0]
     print(f"main job: {seconds:.0f} s, share in range {share}")
     assert seconds < 90
+
+
+@pytest.mark.slow
+def test_the_aligned_model_is_in_range_on_held_out_documents():
+    pair = load_pair(demo.ASSETS / "reference", [demo.ASSETS / "aligned"])
+    documents = Split("docstrings", "test", demo.INPUTS).read()
+    rows = {row["lam"]: row for row in table(samples_of_the_pair(pair, documents))}
+    assert rows[1]["share_in_range"] >= 0.6 > 2 * rows[0]["share_in_range"]
+    assert rows[1]["rougeL"] >= 0.85 * rows[0]["rougeL"]
