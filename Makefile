@@ -26,7 +26,7 @@ lint: $(TESTABLE)
 tiny: $(READY)
 	$(RUN) --gin_file=$(TINY)/pretrain.gin
 	$(RUN) --gin_file=$(TINY)/sft.gin
-	$(BIN)/python -m dera_jax.checkpoints.ship out/tiny/sft/best dera_jax/assets/reference --temperature 0.65
+	$(BIN)/python -m dera_jax.checkpoints.ship out/tiny/sft/best dera_jax/assets/reference --temperature 0.8
 	$(RUN) --gin_file=$(TINY)/warm_start.gin
 	$(RUN) --gin_file=$(TINY)/align.gin
 	$(BIN)/python -m dera_jax.checkpoints.ship out/tiny/align/aligned dera_jax/assets/aligned

@@ -1,6 +1,6 @@
 """Rounds a finished model to bfloat16 in a folder of its own; `make tiny` ships models so.
 
-python -m dera_jax.checkpoints.ship out/tiny/sft/best dera_jax/assets/reference --temperature 0.65
+python -m dera_jax.checkpoints.ship out/tiny/sft/best dera_jax/assets/reference --temperature 0.8
 """
 
 import argparse

@@ -38,8 +38,8 @@ HEADER = """# Model card: the shipped pair
 Made by `python -m dera_jax.evaluation.card` from the weights in `dera_jax/assets`; the models
 themselves by `make tiny`. Two T5 1.0 models over one SentencePiece vocabulary: `reference` writes the
 first paragraph of a docstring from its body (all its logits are divided by {temperature}, so that text sampled
-at temperature 1 reads well), `aligned` is the reference after distillation of the optimum and PPO, both with a
-reward for outputs of {low} to {high} tokens at β = {beta}. For trying out decoding-time realignment on a CPU; the models
+at temperature 1 reads well), `aligned` is the reference after distillation of the optimum at β = {start_beta} and PPO at
+β = {beta}, both with a reward for outputs of {low} to {high} tokens. For trying out decoding-time realignment on a CPU; the models
 are small and were trained on little, and what they write should not be relied on.
 
 Data: docstrings of the installed, pinned packages (`tasks/docstring_corpus.py`); corpus hash
@@ -129,6 +129,7 @@ def card(pair: Pair, documents: Documents, corpus_hash: str) -> str:
             low=low,
             high=high,
             beta=pair.cards[1]["beta"],
+            start_beta=pair.cards[1]["start"]["beta"],
             corpus_hash=corpus_hash,
             recipe=recipe,
         ),
