@@ -28,7 +28,7 @@ def test_the_cards_say_how_the_models_were_made():
     assert fine_tuned["data"]["task"] == aligned["data"]["task"] == "docstrings"
     assert fine_tuned["from"]["data"]["task"] == "prose"
     assert aligned["from"] == reference
-    assert 0 < aligned["start"]["beta"] < aligned["beta"]  # distillation goes further than PPO would
+    assert 0 < aligned["start"]["beta"] < aligned["beta"]  # PPO is held closer
     assert len(aligned["length_range"]) == 2
 
 
