@@ -6,6 +6,7 @@ import time
 import jax
 import pytest
 
+import tasks  # noqa: F401 (registers `docstrings`)
 from dera_jax import demo
 from dera_jax.checkpoints.loading import load
 from dera_jax.evaluation.card import samples_of_the_pair
