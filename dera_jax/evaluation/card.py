@@ -27,11 +27,14 @@ from dera_jax.evaluation.sweep import (
     table,
 )
 from dera_jax.models.language_model import streams
-from dera_jax.rewards.length import LengthInRange
+from dera_jax.rewards.length import LengthInRange, optimal_policy
 
 SHOWN = 20
 LEAD_WORDS = 12
 BATCH_SIZE = 32
+REFERENCE_SAMPLES = (
+    64  # of each document, for the in-range rates that the optimal policy follows from
+)
 
 HEADER = """# Model card: the shipped pair
 
@@ -112,9 +115,42 @@ def samples_of_the_pair(pair: Pair, documents: Documents) -> list[dict]:
         return decode(pair.model, pair.params, documents, sweep, to_text, Path(folder))
 
 
+def in_range_rates(pair: Pair, documents: Documents, reward: LengthInRange) -> np.ndarray:
+    """The reference policy's in-range rate for every document, float [n]."""
+    n, rates = len(documents.texts), []
+    for rows in full_batches(0, n, BATCH_SIZE):
+        keys = streams(0, documents.example_id[rows], np.arange(REFERENCE_SAMPLES))
+        out = sample(
+            pair.model.reference, pair.params[0], documents.inputs[rows],
+            np.zeros(keys.shape), keys, Sampling(max_length=pair.cards[1]["max_length"]),
+        )  # fmt: skip
+        rates += np.mean(reward.contains(out.lengths, out.finished), axis=-1).tolist()
+    return np.array(rates[:n])
+
+
+def objective_table(rows: Sequence[dict], rates: np.ndarray, beta: float) -> str:
+    """Markdown: E[r], KL and the objective E[r] − β·KL of both models and of the optimal policy."""
+    measured = {
+        name: {
+            "reward": row["reward"],
+            "kl": row["kl"],
+            "objective": row["reward"] - beta * row["kl"],
+        }
+        for name, row in zip(("reference (λ = 0)", "aligned (λ = 1)"), rows, strict=True)
+    }
+    lines = ["| policy | mean reward | KL, nats | objective |", "|---|---:|---:|---:|"]
+    for name, x in {
+        **measured,
+        "optimal policy (closed form)": optimal_policy(rates, beta),
+    }.items():
+        lines.append(f"| {name} | {x['reward']:.3f} | {x['kl']:.2f} | {x['objective']:.3f} |")
+    return "\n".join(lines)
+
+
 def card(pair: Pair, documents: Documents, corpus_hash: str) -> str:
     """The whole page."""
     low, high = pair.cards[1]["length_range"]
+    beta = pair.cards[1]["beta"]
     recipe = json.dumps({"reference": pair.cards[0], "aligned": pair.cards[1]}, indent=1)
     outputs = {
         "reference": greedy_texts(pair, 0, documents),
@@ -128,7 +164,7 @@ def card(pair: Pair, documents: Documents, corpus_hash: str) -> str:
             temperature=pair.cards[0]["temperature"],
             low=low,
             high=high,
-            beta=pair.cards[1]["beta"],
+            beta=beta,
             start_beta=pair.cards[1]["start"]["beta"],
             corpus_hash=corpus_hash,
             recipe=recipe,
@@ -137,6 +173,14 @@ def card(pair: Pair, documents: Documents, corpus_hash: str) -> str:
         rouge_table(outputs, documents.summaries),
         "\n4 samples of each document at temperature 1, λ = 0 the reference, λ = 1 the aligned model:",
         f"\n```\n{format_table(table(records))}\n```\n",
+        (
+            f"The objective that alignment maximises, E[r] − β·KL at β = {beta}; the optimal policy's from "
+            f"{REFERENCE_SAMPLES} samples of the reference for each document:\n"
+        ),
+        objective_table(
+            table(records), in_range_rates(pair, documents, LengthInRange(low, high)), beta
+        )
+        + "\n",
         f"## {SHOWN} unselected documents\n\nThose with the lowest example ids, a hash.\n",
     ]
     for i in range(SHOWN):

@@ -17,6 +17,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy.special import rel_entr
 
 from dera_jax.models.language_model import PyTree
 from dera_jax.rewards.protocol import Reward, Source
@@ -69,8 +70,32 @@ def share_in_range(p: float | np.ndarray, beta: float, lam: float = 1.0) -> floa
     p may be an array, the reference's share for each document: then the mean over documents. It is
     less than the share at the mean p, since documents whose p is near 0 stay behind.
     """
+    return float(np.mean(_optimal_rate(np.asarray(p, np.float64), lam / beta)))
+
+
+def _optimal_rate(p: np.ndarray, strength: float) -> np.ndarray:
+    """In-range rate of π* ∝ π_ref·exp(strength·r), from the reference's p."""
+    return p / (p + (1 - p) * np.exp(-strength))
+
+
+def optimal_policy(p: np.ndarray, beta: float) -> dict[str, float]:
+    """Mean reward, KL and objective of the KL-regularized optimal policy, in closed form.
+
+    With rewards 0 (in range) and −1, π* ∝ π_ref·exp(r/β) is in range with probability
+    q = p / (p + (1 − p)·exp(−1/β)), and KL(π* ‖ π_ref) is that of two coins, q and p.
+
+    Args:
+        p: [n], the reference policy's in-range rate for each document.
+        beta: KL coefficient.
+
+    Returns:
+        Means over documents of `reward` E[r], `kl` in nats, and `objective` E[r] − β·KL.
+    """
     p = np.asarray(p, np.float64)
-    return float(np.mean(p / (p + (1 - p) * np.exp(-lam / beta))))
+    q = _optimal_rate(p, 1 / beta)
+    kl = float(np.mean(rel_entr(q, p) + rel_entr(1 - q, 1 - p)))  # 0·log 0 = 0
+    reward = float(np.mean(q - 1))
+    return {"reward": reward, "kl": kl, "objective": reward - beta * kl}
 
 
 def beta_for_share(p: float | np.ndarray, target: float) -> float:

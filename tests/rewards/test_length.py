@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from dera_jax.decoding.sampling import Sampling, sample
-from dera_jax.rewards.length import LengthInRange, beta_for_share, range_of, share_in_range
+from dera_jax.rewards.length import (
+    LengthInRange,
+    beta_for_share,
+    optimal_policy,
+    range_of,
+    share_in_range,
+)
 from dera_jax.rewards.protocol import Source, check_limit
 from tests.decoding import worlds
 
@@ -91,6 +97,17 @@ def test_documents_that_differ_lag_behind_the_share_at_their_mean():
     assert share_in_range(p, 0.5) == pytest.approx(np.mean([share_in_range(x, 0.5) for x in p]))
     assert share_in_range(p, 0.5) < share_in_range(p.mean(), 0.5) - 0.05
     assert share_in_range(p, beta_for_share(p, 0.7)) == pytest.approx(0.7, abs=1e-6)
+
+
+def test_the_optimal_policy_s_objective_is_the_log_partition_function():
+    """E[r] − β·KL of π* is β·log E_ref[exp(r/β)], document by document; 0 and 1 included."""
+    p, beta = np.array([0.0, 0.1, 0.4, 1.0]), 0.45
+    found = optimal_policy(p, beta)
+    partition = p + (1 - p) * np.exp(-1 / beta)
+    assert found["objective"] == pytest.approx(np.mean(beta * np.log(partition)))
+    assert found["reward"] == pytest.approx(share_in_range(p, beta) - 1)
+    assert found["kl"] > 0.1
+    assert found["objective"] > np.mean(p - 1)  # the reference's own
 
 
 @pytest.mark.parametrize(("p", "target"), [(0.5, 0.4), (0.5, 1.0), (np.array([0, 0.5]), 0.6)])
