@@ -1,10 +1,14 @@
 """Installs dera_jax: lower bounds here, the exact versions `make` installs in constraints.txt."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+
+# Not imported: what the package itself imports may not be installed yet.
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dera_jax/__init__.py").read_text())[1]
 
 REQUIRES = [
     "absl-py>=2.1",
@@ -55,7 +59,7 @@ EXTRAS = {
 
 setup(
     name="dera_jax",
-    version="0.1.0",
+    version=VERSION,
     description="Decoding-time realignment of T5 language models in JAX",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -71,7 +71,7 @@ def run(job: Job, folder: str, dry_run: bool = False) -> None:
         dry_run: only print what the job needs, from shapes; touches no folder.
 
     Raises:
-        FileExistsError: the folder belongs to a run with other settings.
+        FileExistsError, RuntimeError: the folder belongs to a run with other settings, or is in use.
         ValueError: a dry run of a job that does not know its needs.
     """
     if dry_run:
@@ -80,22 +80,27 @@ def run(job: Job, folder: str, dry_run: bool = False) -> None:
         print(format_needs(job.needs()))
         return
     where = Path(folder)
-    run_folder.claim(where, _settings())
-    if run_folder.result(where) is None:
-        run_folder.finish(where, job.run(where))
-    else:
-        logging.warning("%s: this run has ended before; nothing to do", where)
+    with run_folder.claim(where, _settings()):
+        if run_folder.result(where) is None:
+            run_folder.finish(where, job.run(where))
+        else:
+            logging.warning("%s: this run has ended before; nothing to do", where)
     print(f"{where}: {run_folder.result(where)}")
 
 
 def _settings() -> str:
     """Gin's operative config, and what is bound besides: an experiment builds its stages' jobs later,
     whose settings are settings of the run all the same."""
-    operative = gin.operative_config_str(max_line_length=_ONE_LINE)
-    bound = gin.config_str(max_line_length=_ONE_LINE).splitlines()
-    known = set(operative.splitlines())
+    operative = _without_rules(gin.operative_config_str(max_line_length=_ONE_LINE))
+    bound = _without_rules(gin.config_str(max_line_length=_ONE_LINE))
+    known = set(operative)
     more = [line for line in bound if "=" in line and line not in known]
-    return "\n".join([operative, "# Bound, and not used yet:", *more]) + "\n"
+    return "\n".join([*operative, "# Bound, and not used yet:", *more]) + "\n"
+
+
+def _without_rules(config: str) -> list[str]:
+    """The lines but for those of "=", which are as long as a line may be."""
+    return [line for line in config.split("\n") if line.strip("# =") or not line]
 
 
 def _look_in(search_paths: Sequence[str]) -> None:

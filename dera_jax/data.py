@@ -9,9 +9,11 @@ A task registers itself when its module is imported (`import tasks`), as everywh
 Axes: n examples of one epoch, B batch rows, S input length, T target length, W keywords, L bytes.
 """
 
+import collections
 import dataclasses
 import difflib
 import functools
+import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
 
@@ -38,7 +40,8 @@ class Examples:
     Attributes:
         inputs: int32 [n, S], padded with 0.
         targets: int32 [n, T], padded with 0; loss weights are `targets > 0`.
-        example_id: int32 [n], the task's own, or the position if the task has none.
+        example_id: int32 [n], all different: the task's own where they first occur, or the position
+            if the task has none.
         documents: n texts, the uncut `inputs_pretokenized` (decoded ids if the task has none).
         summaries: n texts, the same for the targets.
         notes: every other string field of the task, by name, n texts each.
@@ -97,7 +100,10 @@ def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> 
     return Examples(
         inputs=ids["inputs"],
         targets=ids["targets"],
-        example_id=np.array([row.get("example_id", i) for i, row in enumerate(rows)], np.int32),
+        example_id=_distinct(
+            np.array([row.get("example_id", i) for i, row in enumerate(rows)], np.int32),
+            f"{task_name}, {split}",
+        ),
         documents=_texts(task, "inputs", rows),
         summaries=_texts(task, "targets", rows),
         notes=notes,
@@ -210,6 +216,29 @@ def eval_batches(
             yield {name: _fill(array[part], len(rows)) for name, array in arrays.items()}
 
     return batches()
+
+
+def _distinct(ids: np.ndarray, where: str) -> np.ndarray:
+    """The ids [n], where one occurs again with another one: random draws belong to an example's id.
+
+    A new id depends on the old one and on how often that occurred before.
+    """
+    _, first = np.unique(ids, return_index=True)
+    repeated = np.setdiff1d(np.arange(len(ids)), first)
+    if not len(repeated):
+        return ids
+    message = f"{where}: {len(repeated)} of {len(ids)} examples repeat the id of an earlier one "
+    message += "(the same document, as a rule) and got ids of their own; they count as examples of "
+    _say_once((where, "", "ids", len(ids)), f"{message}their own in intervals")
+    ids, taken, seen = ids.copy(), set(ids.tolist()), collections.Counter()
+    for row in repeated:
+        old = ids[row].item()
+        while ids[row] in taken:
+            seen[old] += 1
+            digest = hashlib.sha256(f"{old} {seen[old]}".encode()).digest()
+            ids[row] = int.from_bytes(digest[:4], "big") >> 1
+        taken.add(ids[row].item())
+    return ids
 
 
 def _check_lengths(lengths: Mapping[str, int]) -> None:

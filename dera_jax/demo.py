@@ -42,15 +42,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     sweep = Sweep(tuple(options.lam), options.samples, sampling, reward, BATCH_SIZE, options.seed)
     documents = Split("docstrings", "test", INPUTS, options.documents).read()
     folder = Path(options.output)
-    run_folder.claim(folder, "\n".join(f"{k} = {v!r}" for k, v in sorted(vars(options).items())))
+    config = "".join(f"{k} = {v!r}\n" for k, v in sorted(vars(options).items()))
     print(
         f"{len(documents.texts)} held-out documents x {len(options.lam)} λ x {options.samples} "
         f"samples; reward 0 for {low} to {high} tokens, else -1; "
         f"aligned at β = {pair.cards[1]['beta']}"
     )
     to_text = tokenizer(pair.vocabulary).decode
-    records = decode(pair.model, pair.params, documents, sweep, to_text, folder)
-    rows = write_report(records, folder)
+    with run_folder.claim(folder, config):
+        records = decode(pair.model, pair.params, documents, sweep, to_text, folder)
+        rows = write_report(records, folder)
     print(format_table(rows))
     for record in records[: options.shown]:
         print(side_by_side(record))

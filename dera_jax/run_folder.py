@@ -1,21 +1,27 @@
 """The rules of output folders: one folder holds one run.
 
-    config.gin      every setting of the run (gin's config), and the hashes of the models and files it
-                    names
+    config.gin      the version that made the folder, every setting of the run (gin's config), and
+                    the hashes of the models and files it names
     result.json     what the run returned; its presence says that the run has ended
+    lock.json       the process that is at work in it, see `lock`
 
-The same run resumes in its folder and is not run again once ended. Another run is refused.
+The same run resumes in its folder and is not run again once ended. Another run is refused, and so
+is a second process.
 """
 
+import contextlib
 import difflib
 import hashlib
-import json
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from dera_jax import __version__, json_files, lock
+from dera_jax.store import LEFTOVER, Store, open_store
+
 CONFIG, RESULT = "config.gin", "result.json"
+# Of what runs leave in their folders. 1 is that of version 0.1.0, whose config.gin did not say so.
+FORMAT = 2
 # What makes a folder that of a model: its parameters, or where its arrays are listed.
 MODEL_FILES = (
     "model.safetensors",
@@ -23,45 +29,110 @@ MODEL_FILES = (
     "checkpoint",
     "state/manifest.ocdbt",
 )
+_VERSION = re.compile(r"# dera_jax (\S+), run folder format (\d+)$")
 _FINGERPRINT = "# SHA-256 of"
 _SHOWN = 6  # lines of a difference
+_NAMED = 3  # files of a folder that is not a run's
 
 
-def claim(folder: Path, config: str) -> None:
-    """Makes `folder` that of the run with this config, or checks that it is.
+@contextlib.contextmanager
+def claim(folder: Path, config: str) -> Iterator[None]:
+    """Makes `folder` that of the run with this config, or checks that it is; holds its lock meanwhile.
+
+    A run that has ended needs no lock: nothing is written to its folder.
 
     Raises:
-        FileExistsError: the folder holds another run, or files that are no run.
+        FileExistsError: the folder holds another run, one of another version, or files that are no
+            run.
+        RuntimeError: another process is at work in the folder.
+        ValueError: config.gin is damaged.
+        OSError: the folder cannot be written to, naming the file.
     """
-    path = folder / CONFIG
-    config += _fingerprints(config)
-    if path.exists():
-        differences = _differences(path.read_text(encoding="utf-8"), config)
-        if differences and _holds_nothing_else(folder):  # the run failed before its first result
-            _write_atomically(path, config)
-        elif differences:
-            raise FileExistsError(
-                f"{folder} holds a run with other settings ('-' there, '+' now):\n{differences}\n"
-                "Choose another MODEL_DIR, or the settings of that run to resume it"
-            )
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(
-            f"{folder} is not empty and holds no run (no {CONFIG}); choose another MODEL_DIR"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_atomically(path, config)
+    store = open_store(folder)
+    _check_holds_run(folder)
+    config = (
+        f"# dera_jax {__version__}, run folder format {FORMAT}\n{config}{_fingerprints(config)}"
+    )
+    with contextlib.nullcontext() if result(folder) is not None else lock.held(store):
+        _check_config(store, folder, config)
+        yield
 
 
 def result(folder: Path) -> dict | None:
-    """What the run of this folder returned, None if it has not ended."""
-    path = folder / RESULT
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """What the run of this folder returned, None if it has not ended.
+
+    Raises:
+        ValueError, TypeError, OSError: result.json is damaged or cannot be read, naming it.
+    """
+    store = open_store(folder)
+    content, path = store.read(RESULT), store.path(RESULT)
+    if content is None:
+        return None
+    try:
+        found = json_files.loads(content, path)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it and start the run again to make it anew") from error
+    if not isinstance(found, dict):
+        raise TypeError(f"{path}: not the result of a run; remove it to make it anew")
+    return found
 
 
 def finish(folder: Path, values: Mapping[str, object]) -> None:
     """Records that the run has ended."""
-    _write_atomically(folder / RESULT, json.dumps(values, indent=1) + "\n")
+    json_files.write(folder / RESULT, values)
+
+
+def _check_holds_run(folder: Path) -> None:
+    names = _names(folder)
+    if names and CONFIG not in names:
+        listed = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+        raise FileExistsError(
+            f"{folder} is not empty and holds no run (no {CONFIG}, but {listed}); choose another "
+            "folder"
+        )
+
+
+def _names(folder: Path) -> list[str]:
+    """What is in a folder but for the lock, and drafts of killed writes, which are written anew."""
+    found = sorted(x.name for x in folder.iterdir()) if folder.exists() else []
+    return [x for x in found if x != lock.KEY and not x.endswith(LEFTOVER)]
+
+
+def _check_config(store: Store, folder: Path, config: str) -> None:
+    """Writes the config, or compares it with the one that is there."""
+    there = store.read(CONFIG)
+    if there is not None and _names(folder) != [
+        CONFIG
+    ]:  # else a run failed before its first result
+        text = _decoded(there, store.path(CONFIG))
+        _check_version(folder, text)
+        if differences := _differences(text, config):
+            raise FileExistsError(
+                f"{folder} holds a run with other settings ('-' there, '+' now):\n{differences}\n"
+                "Choose another MODEL_DIR, or the settings of that run to resume it"
+            )
+    elif there != config.encode():
+        store.write(CONFIG, config.encode())
+
+
+def _decoded(content: bytes, path: str) -> str:
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: damaged, not text in UTF-8 ({error})") from error
+    if not text.strip():
+        raise ValueError(f"{path}: damaged, it is empty; choose another folder")
+    return text
+
+
+def _check_version(folder: Path, config: str) -> None:
+    found = _VERSION.match(config.partition("\n")[0])
+    version, number = (found[1], int(found[2])) if found else ("0.1.0", 1)
+    if number != FORMAT:
+        raise FileExistsError(
+            f"{folder} was made by dera_jax {version} and cannot be resumed by {__version__}, which "
+            "keeps its runs in another format; finish it with that version, or choose another folder"
+        )
 
 
 def _fingerprints(config: str) -> str:
@@ -70,12 +141,12 @@ def _fingerprints(config: str) -> str:
     files = (
         file for name in quoted for file in (*map(Path(name).joinpath, MODEL_FILES), Path(name))
     )
-    hashes = {f: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
-    return "".join(f"{_FINGERPRINT} {file}: {digest}\n" for file, digest in hashes.items())
+    return "".join(f"{_FINGERPRINT} {file}: {_sha256(file)}\n" for file in files if file.is_file())
 
 
-def _holds_nothing_else(folder: Path) -> bool:
-    return [path.name for path in folder.iterdir()] == [CONFIG]
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _differences(there: str, here: str) -> str:
@@ -85,12 +156,6 @@ def _differences(there: str, here: str) -> str:
 
 def _settings(config: str) -> list[str]:
     """The lines that matter: not comments, and not the folder itself, which may be moved."""
-    lines = [line for line in config.splitlines() if line.strip()]
+    lines = [line for line in config.split("\n") if line.strip()]
     lines = [line for line in lines if line[0] != "#" or line.startswith(_FINGERPRINT)]
     return [line for line in lines if not line.startswith("MODEL_DIR = ")]
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)

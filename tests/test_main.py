@@ -1,5 +1,6 @@
 """The entry point: configuration errors, output folders, and runs that are killed."""
 
+import functools
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 
 from dera_jax import configure, main, run_folder
 from dera_jax.experiments import two_rewards
+from dera_jax.training import metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -121,18 +123,22 @@ def test_a_folder_made_from_other_parameters_is_refused(tmp_path):
     """Though the model's folder has the same name."""
     parameters, config = tmp_path / "model.safetensors", f"REFERENCE = '{tmp_path}'\n"
     parameters.write_bytes(b"first")
-    run_folder.claim(tmp_path / "run", config)
-    run_folder.claim(tmp_path / "run", config)
+    claim = functools.partial(run_folder.claim, tmp_path / "run", config)
+    for _ in range(2):
+        with claim():
+            pass
     run_folder.finish(tmp_path / "run", {})
     parameters.write_bytes(b"second")
-    with pytest.raises(FileExistsError, match=r"SHA-256 of .*model\.safetensors"):
-        run_folder.claim(tmp_path / "run", config)
+    with pytest.raises(FileExistsError, match=r"SHA-256 of .*model\.safetensors"), claim():
+        pass
 
 
 def test_a_moved_folder_is_the_same_run(tmp_path):
-    run_folder.claim(tmp_path / "a", "MODEL_DIR = '/a'\nSTEPS = 3\n")
+    with run_folder.claim(tmp_path / "a", "MODEL_DIR = '/a'\nSTEPS = 3\n"):
+        (tmp_path / "a" / "records.jsonl").write_text("")
     (tmp_path / "a").rename(tmp_path / "b")
-    run_folder.claim(tmp_path / "b", "MODEL_DIR = '/b'\nSTEPS = 3\n")
+    with run_folder.claim(tmp_path / "b", "MODEL_DIR = '/b'\nSTEPS = 3\n"):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -354,9 +360,7 @@ def test_a_run_killed_twice_ends_with_the_same_bits(tmp_path):
     last = [arrays_of_the_last_checkpoint(run) for run in (killed, tmp_path / "whole")]
     assert jax.tree.structure(last[0]) == jax.tree.structure(last[1])
     jax.tree.map(np.testing.assert_array_equal, *last)
-    reports = [run / "metrics.jsonl" for run in (killed, tmp_path / "whole")]
-    steps = [
-        [json.loads(line)["step"] for line in path.read_text().splitlines()] for path in reports
-    ]
+    runs = killed, tmp_path / "whole"
+    steps = [[report["step"] for report in metrics.read(run)] for run in runs]
     assert sorted(steps[0]) == steps[0]
     assert {step for step in steps[1] if step % 7 == 0} <= set(steps[0])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dera_jax import main
+from dera_jax import json_files, main
 from tasks import newswire, newswire_corpus
 
 CONFIGS = "gin_configs/experiments/newswire"
@@ -22,7 +22,7 @@ def run(name: str, folder: Path, **macros: object) -> dict:
 def faithful_share(records: Path, lam: float) -> float:
     """Share of the sampled summaries at λ that state facts, and only their document's."""
     facts = {newswire.PREFIX + r.document: r.facts for r in newswire.reports("test")}
-    rows = [json.loads(line) for line in records.read_text().splitlines()]
+    rows = json_files.from_lines(records.read_bytes(), str(records))
     checks = [
         newswire_corpus.check(sample["text"], facts[row["document"]]).faithful
         for row in rows

@@ -9,7 +9,6 @@ Kernels are stored [out, in], the table of relative positions [buckets, heads]; 
 other way round.
 """
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.flax
 
+from dera_jax import json_files
 from dera_jax.checkpoints.safetensors_file import open_safetensors
 from dera_jax.checkpoints.storage import Folder, StoredArray
 from dera_jax.checkpoints.vocabulary import Vocabulary
@@ -273,4 +273,5 @@ def _check_tied(table: StoredArray, head: StoredArray, folder: Folder) -> None:
 
 
 def _write_json(path: Path, content: Mapping) -> None:
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    text = json_files.dumps(content, str(path), indent=1, sort_keys=True)
+    path.write_text(f"{text}\n", encoding="utf-8")

@@ -7,7 +7,6 @@ card.json          how it was made and what it scores
 """
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Mapping
 from importlib import resources
@@ -17,6 +16,7 @@ import flax.traverse_util
 import jax.numpy as jnp
 import safetensors.flax
 
+from dera_jax import json_files
 from dera_jax.checkpoints.safetensors_file import open_safetensors
 from dera_jax.checkpoints.storage import Folder
 from dera_jax.checkpoints.vocabulary import Vocabulary
@@ -67,8 +67,22 @@ def save_model(
     _write_json(draft / CONFIG, names)
     if vocabulary and vocabulary.file and not _ships(vocabulary):
         (draft / vocabulary.name).write_bytes(vocabulary.content())
-    shutil.rmtree(folder, ignore_errors=True)
+    replaced = _replaced(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
     draft.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def restore_replaced(folder: Path) -> None:
+    """Puts back the model that `save_model` was about to replace when its process was killed."""
+    if not folder.exists() and _replaced(folder).exists():
+        _replaced(folder).rename(folder)
+
+
+def _replaced(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.replaced")
 
 
 def open_model(folder: Folder) -> dict[str, object]:
@@ -132,4 +146,5 @@ def _read_json(folder: Folder, name: str) -> dict:
 
 
 def _write_json(path: Path, content: Mapping) -> None:
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    text = json_files.dumps(content, str(path), indent=1, sort_keys=True)
+    path.write_text(f"{text}\n", encoding="utf-8")

@@ -4,12 +4,12 @@ Axes: B documents, K samples at one λ.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from dera_jax import json_files
 from dera_jax.decoding.best_of_n import kl_bound, winners
 from dera_jax.evaluation import plots, sweep
 from dera_jax.evaluation.jobs import Decoding
@@ -47,15 +47,14 @@ class BestOf:
             )
 
     def run(self, folder: Path) -> dict[str, object]:
-        """Writes records.jsonl (all samples), best_of_n.json, .csv and .png; resumes.
+        """Writes all samples (see `shards`), best_of_n.json, .csv and .png; resumes.
 
         Returns:
             The rows of `table`.
         """
         records = self.decoding.load().decode(self.decoding.sweep, folder)
         rows = [row for n in self.sizes for row in table(records, n)]
-        text = json.dumps(rows, indent=1) + "\n"
-        (folder / "best_of_n.json").write_text(text, encoding="utf-8")
+        json_files.write(folder / "best_of_n.json", rows)
         write_csv(folder / "best_of_n.csv", rows)
         plots.plot_best_of(rows, folder / "best_of_n.png")
         print(format_table(rows))

@@ -4,7 +4,6 @@ python -m dera_jax.evaluation.card
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,18 +11,18 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from dera_jax import demo
+from dera_jax import demo, json_files
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation import metrics
 from dera_jax.evaluation.jobs import Split
 from dera_jax.evaluation.pairs import Pair, load_pair
+from dera_jax.evaluation.shards import full_batches
 from dera_jax.evaluation.sweep import (
     Documents,
     Sweep,
     decode,
     format_table,
-    full_batches,
     table,
 )
 from dera_jax.models.language_model import streams
@@ -62,7 +61,7 @@ def greedy_texts(pair: Pair, which: int, documents: Documents) -> list[str]:
     to_text = tokenizer(pair.vocabulary).decode
     sampling = Sampling(max_length=pair.cards[1]["max_length"], greedy=True)
     n, texts = len(documents.texts), []
-    for rows in full_batches(0, n, BATCH_SIZE):
+    for rows in full_batches(n, BATCH_SIZE):
         stream = streams(0, documents.example_id[rows], [0])
         out = sample(
             pair.model.models[which], pair.params[which], documents.inputs[rows],
@@ -151,7 +150,8 @@ def card(pair: Pair, documents: Documents, corpus_hash: str) -> str:
     """The whole page."""
     low, high = pair.cards[1]["length_range"]
     beta = pair.cards[1]["beta"]
-    recipe = json.dumps({"reference": pair.cards[0], "aligned": pair.cards[1]}, indent=1)
+    cards = {"reference": pair.cards[0], "aligned": pair.cards[1]}
+    recipe = json_files.dumps(cards, "the cards", indent=1)
     outputs = {
         "reference": greedy_texts(pair, 0, documents),
         "aligned": greedy_texts(pair, 1, documents),

@@ -7,12 +7,12 @@ Source: Liu et al. 2024 (arXiv 2402.02992).
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from dera_jax import json_files
 from dera_jax.evaluation import plots, sweep
 from dera_jax.evaluation.jobs import Decoding
 from dera_jax.evaluation.tables import write_csv
@@ -117,7 +117,7 @@ class Choice:
         cost = training_cost(card, [row["lam"] for row in rows])
         result = {"rule": str(self.rule), "lam": best["lam"], "beta": beta, "chosen": best}
         result |= {"beta_0": card["beta"], "rows": rows, "training_the_grid": cost}
-        (folder / "choice.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        json_files.write(folder / "choice.json", result)
         write_csv(folder / "choice.csv", rows)
         plots.plot_choice(rows, best, self.rule.limit(reference), folder / "choice.png")
         print(sweep.format_table(rows))

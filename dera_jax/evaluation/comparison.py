@@ -3,12 +3,12 @@
 Records are those of `sweep.decode`: one per document, in the same order in every file.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from dera_jax import json_files
 from dera_jax.evaluation import metrics, plots, sweep
 from dera_jax.evaluation.tables import in_columns, write_csv
 from dera_jax.rewards.length import share_in_range
@@ -107,12 +107,12 @@ def _mean_reward(records: Sequence[dict]) -> float:
     return float(np.mean([s["reward"] for record in records for s in record["samples"]]))
 
 
-def slope(records: Sequence[dict], beta: float) -> tuple[float, float]:
+def slope(records: Sequence[dict], beta: float) -> tuple[float | None, float | None]:
     """Slope of log π/π_ref on r/β over samples of the policy, and half its 95 % interval.
 
     1 where the policy is optimal: there log π*/π_ref = r/β − log Z(x). Z differs by document, so
     both sides are compared within documents. The interval is that of a regression whose errors
-    are correlated within a document. NaN where every document has one reward only.
+    are correlated within a document. Both are None where every document has one reward only.
     """
     x, y = [], []
     for record in records:
@@ -123,7 +123,7 @@ def slope(records: Sequence[dict], beta: float) -> tuple[float, float]:
         y.append(ratio - ratio.mean())
     spread = sum(a @ a for a in x)
     if spread == 0:
-        return float("nan"), float("nan")
+        return None, None
     found = sum(a @ b for a, b in zip(x, y, strict=True)) / spread
     scores = [a @ (b - found * a) for a, b in zip(x, y, strict=True)]
     return float(found), float(1.96 * np.sqrt(np.sum(np.square(scores))) / spread)
@@ -165,17 +165,20 @@ def sentences(result: Mapping[str, object]) -> list[str]:
             f"{largest['gap']:+.3f}{interval}{unit}, at λ = {largest['lam']:g}."
         )
     for row in result["slopes"]:
-        found.append(
-            f"PPO at β = {row['beta']:.3g}, seed {row['seed']}: slope of log π/π_ref on r/β "
-            f"{row['slope']:.2f} ± {row['slope_ci95']:.2f} (1 for the optimum)."
-        )
+        found.append(f"PPO at β = {row['beta']:.3g}, seed {row['seed']}: {_slope_in_words(row)}.")
     return found
+
+
+def _slope_in_words(row: Mapping) -> str:
+    if row["slope"] is None:
+        return "no slope, since all samples of each document have the same reward"
+    interval = f"{row['slope']:.2f} ± {row['slope_ci95']:.2f}"
+    return f"slope of log π/π_ref on r/β {interval} (1 for the optimum)"
 
 
 def write(result: Mapping[str, object], dera, retrained, folder: Path) -> None:
     """comparison.json; one CSV for each list of rows, and one of the lengths; the FIGURES."""
-    text = json.dumps(result, indent=1) + "\n"
-    (folder / "comparison.json").write_text(text, encoding="utf-8")
+    json_files.write(folder / "comparison.json", result)
     for name, rows in result.items():
         write_csv(folder / f"{name}.csv", rows)
     counts = length_counts(dera, {lam: pool(runs, lam) for lam, runs in retrained.items()})

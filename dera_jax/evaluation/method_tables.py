@@ -1,23 +1,24 @@
 """Tables of decoding methods: a folder of records for each, a row for each, and gaps between them.
 
-    folder/methods/<name>/records.jsonl   the answers
+    folder/methods/<name>                 the answers, see `shards`
     folder/<table>.json, .csv             the rows
     folder/samples.txt                    the first documents, every method's answer
 
-A method's folder belongs to one study: what changes its answers must change its name or the folder.
+A method's folder belongs to one study, which `shards` compares.
 """
 
 import functools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dera_jax.evaluation import methods, metrics, sweep
+from dera_jax import json_files
+from dera_jax.evaluation import methods, metrics, shards, sweep
 from dera_jax.evaluation.methods import Bench, Method
 from dera_jax.evaluation.tables import in_columns, write_csv
+from dera_jax.store import write_file
 
 GAP = "gap_"
 GUIDE = "guide"  # the part of what is measured that is the guiding reward itself
@@ -68,20 +69,20 @@ def paired_gap(folder: Path, key: str, name: str, method: str, other: str) -> di
 @functools.lru_cache
 def _column(folder: Path, key: str, method: str) -> list[float]:
     """For each document the mean over a finished method's answers."""
-    records = sweep.read_records(folder_of(folder, method) / sweep.RECORDS)
+    records = shards.read(folder_of(folder, method))
     return [float(np.mean(group)) for group in sweep.values(records)[key]]
 
 
 def write(folder: Path, table: str, rows: Sequence[Mapping]) -> None:
     """Writes the rows as JSON and CSV, and prints them."""
-    (folder / f"{table}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    json_files.write(folder / f"{table}.json", rows)
     write_csv(folder / f"{table}.csv", rows)
     print(format_table(rows))
 
 
 def write_samples(folder: Path, names: Sequence[str], documents: int = 5) -> None:
     """Writes samples.txt: the first documents with the first answer of each method."""
-    found = {name: sweep.read_records(folder_of(folder, name) / sweep.RECORDS) for name in names}
+    found = {name: shards.read(folder_of(folder, name)) for name in names}
     lines = []
     for i, record in enumerate(found[names[0]][:documents]):
         lines += [f"document: {record['document']}", f"human: {record['summary']}"]
@@ -89,7 +90,7 @@ def write_samples(folder: Path, names: Sequence[str], documents: int = 5) -> Non
             lines.append(f"keywords: {', '.join(record['keywords'])}")
         lines += [f"{name}: {found[name][i]['samples'][0]['text']}" for name in names]
         lines.append("")
-    (folder / "samples.txt").write_text("\n".join(lines), encoding="utf-8")
+    write_file(folder / "samples.txt", "\n".join(lines).encode())
 
 
 def format_table(rows: Sequence[Mapping]) -> str:

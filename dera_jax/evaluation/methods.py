@@ -8,7 +8,7 @@ Axes: B documents at once, K texts of each, T output length, S input length.
 """
 
 import dataclasses
-import json
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -16,23 +16,16 @@ from typing import Protocol
 import jax
 import numpy as np
 from jax import Array
-from tqdm import tqdm
 
+from dera_jax import fingerprints
 from dera_jax.checkpoints.vocabulary import Tokenizer
 from dera_jax.decoding.beam_search import NBest, Search, beam_search, beam_search_on_host
 from dera_jax.decoding.best_of_n import winners
 from dera_jax.decoding.mutation import Prompt
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, prefill, sample_from
-from dera_jax.evaluation.sweep import (
-    PART,
-    RECORDS,
-    Documents,
-    about,
-    full_batches,
-    keyword_texts,
-    read_records,
-)
+from dera_jax.evaluation import shards
+from dera_jax.evaluation.sweep import PART, Documents, about, keyword_texts
 from dera_jax.models.language_model import LanguageModel, PyTree, streams
 from dera_jax.rewards.combined import Combined
 from dera_jax.rewards.judge import Judge
@@ -68,6 +61,18 @@ class Bench:
     max_length: int
     batch_size: int
     seed: int
+
+    @functools.cached_property
+    def description(self) -> dict[str, object]:
+        """Everything above but the documents, as JSON, see `fingerprints`; arrays by their hashes."""
+        judges = self.judge, self.measured
+        return {
+            "models": fingerprints.describe(self.models),
+            "parameters": fingerprints.of_arrays((self.params, [x.params for x in judges])),
+            "rewards": fingerprints.describe([x.reward for x in judges]),
+            "max_length": self.max_length,
+            "seed": self.seed,
+        }
 
     def at(self, lam: float) -> tuple[LanguageModel, PyTree]:
         """The model at λ, and its parameters.
@@ -313,7 +318,7 @@ def _n_best(found: NBest, b: int, tokenizer: Tokenizer) -> list[dict]:
 
 
 def run(method: Method, bench: Bench, folder: Path) -> list[dict]:
-    """Answers all documents into `folder`/records.jsonl, after those that are there already.
+    """Answers all documents into `folder`, after those that are there already.
 
     Args:
         folder: of this method with these settings alone.
@@ -322,21 +327,16 @@ def run(method: Method, bench: Bench, folder: Path) -> list[dict]:
         One record per document, as of `sweep.decode`, with the method's answers as its samples.
 
     Raises:
-        ValueError: the records there are about other documents.
+        FileExistsError, ValueError, OSError: as `shards.write`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    records, ids = read_records(folder / RECORDS), bench.documents.example_id
-    if [record["example_id"] for record in records] != ids[: len(records)].tolist():
-        raise ValueError(f"{folder / RECORDS} is about other documents; choose another folder")
-    batches = full_batches(len(records), len(bench.documents.texts), bench.batch_size)
-    with open(folder / RECORDS, "a", encoding="utf-8") as out:
-        for rows in tqdm(batches, desc=method.name, unit="batch", disable=not batches):
-            answers = method.answer(bench, rows)
-            for record in _records(bench, np.unique(rows), answers):
-                out.write(json.dumps(record, ensure_ascii=False) + "\n")
-                records.append(record)
-            out.flush()
-    return records
+    documents = bench.documents
+    settings = {"method": fingerprints.describe(method)} | bench.description
+    plan = shards.Plan(settings, documents.sha256, documents.example_id, bench.batch_size)
+
+    def decode(rows: np.ndarray) -> list[dict]:
+        return _records(bench, np.unique(rows), method.answer(bench, rows))
+
+    return shards.write(plan, decode, folder, method.name)
 
 
 def _records(bench: Bench, rows: np.ndarray, answers: Answers) -> list[dict]:

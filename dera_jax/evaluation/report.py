@@ -2,10 +2,12 @@
 
 import base64
 import html
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
+
+from dera_jax import json_files
+from dera_jax.store import write_file
 
 _PAGE = Path(__file__).with_suffix(".html")
 _MOST_DOCUMENTS = 100
@@ -37,7 +39,7 @@ def write(
         table=_table(rows),
         data=_data(records[:_MOST_DOCUMENTS]),
     )
-    path.write_text(text, encoding="utf-8")
+    write_file(path, text.encode())
 
 
 def _image(path: Path) -> str:
@@ -65,7 +67,7 @@ def _data(records: Sequence[dict]) -> str:
         }
         for record in records
     ]
-    text = json.dumps({"lams": lams, "documents": documents}, ensure_ascii=False)
+    text = json_files.dumps({"lams": lams, "documents": documents}, "the report")
     return text.replace("<", "\\u003c")
 
 

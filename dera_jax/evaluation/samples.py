@@ -9,7 +9,8 @@ from dera_jax import data
 from dera_jax.checkpoints.loading import Loaded
 from dera_jax.decoding.sampling import Samples, Sampling, sample
 from dera_jax.evaluation.jobs import Split
-from dera_jax.evaluation.sweep import Documents, full_batches
+from dera_jax.evaluation.shards import full_batches
+from dera_jax.evaluation.sweep import Documents
 from dera_jax.models.language_model import streams
 
 
@@ -26,7 +27,7 @@ def sample_batches(
     documents = split.read()
     theirs = data.vocabulary_of(split.task)
     model = model.agreeing_with(theirs, f"task {split.task!r}")
-    for rows in tqdm(full_batches(0, len(documents.inputs), batch_size), unit="batch"):
+    for rows in tqdm(full_batches(len(documents.inputs), batch_size), unit="batch"):
         stream = streams(seed, documents.example_id[rows], np.arange(num_samples))
         no_lam = np.zeros(stream.shape, np.float32)
         inputs, sampling = documents.inputs[rows], Sampling(max_length)

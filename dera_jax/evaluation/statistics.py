@@ -6,12 +6,11 @@ Axes: n documents, K samples of each.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 
-from dera_jax import data
+from dera_jax import data, json_files
 from dera_jax.checkpoints.loading import Loaded
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.checkpoints.vocabulary import tokenizer
@@ -79,7 +78,7 @@ class RewardStatistics:
             for name, values in parts.items():
                 found[name].append(values)
         result = {name: _moments(parts) for name, parts in found.items()}
-        (folder / FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        json_files.write(folder / FILE, result)
         return result
 
 
@@ -99,7 +98,7 @@ def read(path: str | None) -> tuple[Statistics, ...] | None:
     if not Path(path).exists():
         raise FileNotFoundError(f"{path}: no statistics; run gin_configs/runs/statistics.gin first")
     try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows = json_files.loads(Path(path).read_bytes(), path)
         return tuple(Statistics(name, x["mean"], x["std"]) for name, x in rows.items())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no file of statistics: {error!r}") from error

@@ -1,7 +1,7 @@
 """The λ sweep: every document at every λ in one compiled call, written down as it goes.
 
-`records.jsonl` holds one line per document with all its samples; the table, the CSV and the plot
-are made from it, so a run that was stopped goes on where it was and loses no decoded document.
+There is one record per document with all its samples (see `shards`); the table, the CSV and the plot
+are made from them, so a run that was stopped goes on where it was and loses no decoded document.
 
 Axes: B documents at once, K = λ values x samples, S input length, R length of a human summary, T
 output length, W keywords, L bytes.
@@ -9,15 +9,13 @@ output length, W keywords, L bytes.
 
 import dataclasses
 import functools
-import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
+from dera_jax import fingerprints, json_files
 from dera_jax.decoding.sampling import (
     Prefilled,
     Samples,
@@ -27,7 +25,7 @@ from dera_jax.decoding.sampling import (
     sample_from,
     sweep_rows,
 )
-from dera_jax.evaluation import metrics, plots
+from dera_jax.evaluation import metrics, plots, shards
 from dera_jax.evaluation.tables import in_columns, write_csv
 from dera_jax.models.language_model import LanguageModel, PyTree, streams
 from dera_jax.rewards import words
@@ -35,7 +33,6 @@ from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import Reward, Source
 
-RECORDS = "records.jsonl"
 PART = "reward_"  # begins the column of a part of the reward
 
 
@@ -63,6 +60,13 @@ class Documents:
         """What a reward may know of some of them."""
         columns = (self.inputs, self.targets, self.keywords)
         return Source(*(None if x is None else x[rows] for x in columns))
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """A hash of everything above."""
+        arrays = (self.inputs, self.example_id, self.targets, self.keywords)
+        texts = fingerprints.of_texts(self.texts, self.summaries)
+        return fingerprints.of_texts([fingerprints.of_arrays(arrays), texts])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +100,7 @@ def decode(
     prefills: dict[int, Prefilled] | None = None,
     reward_params: PyTree = None,
 ) -> list[dict]:
-    """Decodes all documents into `folder`/records.jsonl, after those that are there already.
+    """Decodes all documents into `folder`, after those that are there already.
 
     Args:
         model: a realigned model.
@@ -104,32 +108,37 @@ def decode(
         documents: n of them.
         sweep: λ values and the rest.
         to_text: ids to text.
-        folder: of this sweep alone, with these settings.
+        folder: of this sweep alone.
         prefills: the encoder's work by batch, filled here: given again to a later sweep with as
             many rows of the same documents, it is not done again. None keeps nothing.
         reward_params: of the sweep's reward.
 
     Returns:
         One record per document: example_id, document, summary, samples (one dict per λ and sample).
+
+    Raises:
+        FileExistsError, ValueError, OSError: as `shards.write`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    records = read_records(folder / RECORDS)
-    batches = full_batches(len(records), len(documents.texts), sweep.batch_size)
     judge = sweep.reward and Judge(sweep.reward, reward_params, to_text)
-    with open(folder / RECORDS, "a", encoding="utf-8") as out:
-        for rows in tqdm(batches, desc="decoding", unit="batch", disable=not batches):
-            sample_batch = functools.partial(_sample_batch, model, params, prefills, int(rows[0]))
-            for record in _decode_batch(sample_batch, documents, sweep, to_text, judge, rows):
-                out.write(json.dumps(record, ensure_ascii=False) + "\n")
-                records.append(record)
-            out.flush()
-    return records
 
+    def decode_batch(rows: np.ndarray) -> list[dict]:
+        sample_batch = functools.partial(_sample_batch, model, params, prefills, int(rows[0]))
+        return _decode_batch(sample_batch, documents, sweep, to_text, judge, rows)
 
-def full_batches(start: int, n: int, size: int) -> list[np.ndarray]:
-    """Row numbers start..n-1 in batches [size]; the last is filled up with row n - 1, so that no
-    shape is new."""
-    return [np.minimum(np.arange(i, i + size), n - 1) for i in range(start, n, size)]
+    settings = {
+        "sweep": fingerprints.describe(sweep),
+        "model": fingerprints.describe(model),
+        "parameters": fingerprints.of_arrays((params, reward_params)),
+    }
+    numbers = range(sweep.num_samples)
+    plan = shards.Plan(
+        settings,
+        documents.sha256,
+        documents.example_id,
+        sweep.batch_size,
+        samples=[(_plain(lam), number) for lam in sweep.lams for number in numbers],
+    )
+    return shards.write(plan, decode_batch, folder, "decoding")
 
 
 def _sample_batch(model, params, prefills, batch, inputs, lam, stream, sampling) -> Samples:
@@ -146,7 +155,7 @@ def _decode_batch(sample_batch, documents, sweep, to_text, judge, rows) -> list[
     out = sample_batch(documents.inputs[rows], lam, stream, sweep.sampling)
     rewards = _rewards(judge, documents, rows, out)
     out = jax.tree.map(np.asarray, out)
-    records = []
+    found = []
     for b, row in enumerate(rows):
         if b and row == rows[b - 1]:
             break  # filling
@@ -159,8 +168,8 @@ def _decode_batch(sample_batch, documents, sweep, to_text, judge, rows) -> list[
             }
             for k in range(len(numbers))
         ]
-        records.append({**about(documents, row), "samples": samples})
-    return records
+        found.append({**about(documents, row), "samples": samples})
+    return found
 
 
 def about(documents: Documents, row: int) -> dict[str, object]:
@@ -215,17 +224,6 @@ def _describe(out: Samples, b: int, k: int, to_text: Callable) -> dict:
         "sampling_log_prob": float(scores.sampling_log_prob[b, k].sum()),
         "part_log_probs": [float(x) for x in scores.part_log_prob[:, b, k].sum(-1)],
     }
-
-
-def read_records(path: Path) -> list[dict]:
-    """The complete lines of a records file; a half-written last line is cut off the file."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        os.truncate(path, len(whole))
-    return [json.loads(line) for line in whole.decode().splitlines()]
 
 
 def table(records: Sequence[dict]) -> list[dict]:
@@ -291,7 +289,7 @@ def values(records: Sequence[dict]) -> dict[str, list[list[float]]]:
 def write_report(records: Sequence[dict], folder: Path) -> list[dict]:
     """Writes metrics.json, metrics.csv and sweep.png of the records; returns the table."""
     rows = table(records)
-    (folder / "metrics.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    json_files.write(folder / "metrics.json", rows)
     write_csv(folder / "metrics.csv", rows)
     plots.plot_sweep(rows, folder / "sweep.png")
     return rows

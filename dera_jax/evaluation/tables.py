@@ -1,16 +1,20 @@
 """Rows of numbers as files and on a terminal."""
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from dera_jax.store import write_file
 
 
 def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
     """Writes rows that all have the first one's keys, with a line of them first."""
-    with open(path, "w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(path, out.getvalue().encode())
 
 
 def in_columns(lines: Sequence[Sequence[str]]) -> str:

@@ -23,7 +23,7 @@ from dera_jax.checkpoints.resources import ShapesOnly
 from dera_jax.decoding.beam_search import Search
 from dera_jax.decoding.evolution import Evolution, check_evolution, generation
 from dera_jax.decoding.mutation import Mutator, Unchanged
-from dera_jax.evaluation import lineage, plots, population_plots, sweep
+from dera_jax.evaluation import lineage, plots, population_plots, shards
 from dera_jax.evaluation.method_tables import (
     answered,
     folder_of,
@@ -204,7 +204,7 @@ class PopulationStudy:
             name = f"{_DARWIN}, {setting} {value}"
             row = {"varied": setting, "value": value, "kind": f"{_DARWIN}, {setting}"}
             row |= ask(Bred(name, evolution, self.mutator)) | {"survivors": evolution.survivors}
-            row |= replacements(sweep.read_records(folder_of(folder, name) / sweep.RECORDS))
+            row |= replacements(shards.read(folder_of(folder, name)))
             rows.append(row | paired_gap(folder, self.headline, "to_mutation_only", name, mutated))
         return rows
 
@@ -221,7 +221,7 @@ class PopulationStudy:
         return dataclasses.replace(self.search, beams=beams)
 
     def _write_lineages(self, folder: Path) -> None:
-        records = sweep.read_records(folder_of(folder, _DARWIN) / sweep.RECORDS)
+        records = shards.read(folder_of(folder, _DARWIN))
         for i, record in enumerate(records[: self.lineages]):
             lineage.plot_lineage(record[TRACE], folder / f"lineage_{i + 1}.png")
 

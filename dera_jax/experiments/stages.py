@@ -17,7 +17,7 @@ from dera_jax.checkpoints.loading import read_config
 from dera_jax.checkpoints.resources import ShapesOnly
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample
-from dera_jax.evaluation import sweep
+from dera_jax.evaluation import shards, sweep
 from dera_jax.evaluation.jobs import Split, load
 from dera_jax.models.language_model import streams
 from dera_jax.models.t5_lm import T5
@@ -141,4 +141,4 @@ def _scoring_need(model: T5, documents: Split, settings: sweep.Sweep, rows: tupl
 
 def records(folder: Path) -> list[dict]:
     """What `decode_pair` left in a stage's folder."""
-    return sweep.read_records(folder / sweep.RECORDS)
+    return shards.read(folder)

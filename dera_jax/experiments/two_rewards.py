@@ -11,12 +11,12 @@ arXiv 2406.18853).
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 
+from dera_jax import json_files
 from dera_jax.checkpoints.loading import Loaded, load
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.evaluation import metrics, plots, sweep
@@ -95,8 +95,7 @@ class TwoRewards:
         trained_rows = [sweep.table(found)[0] | {"lam": w} for w, found in trained.items()]
         compared = compare(dera, trained, names)
         content = {"dera": rows, "trained": trained_rows, "compared": compared}
-        text = json.dumps(content, indent=1) + "\n"
-        (folder / "frontier.json").write_text(text, encoding="utf-8")
+        json_files.write(folder / "frontier.json", content)
         write_csv(folder / "frontier.csv", compared)
         plots.plot_two_rewards(rows, trained_rows, names, folder / FIGURE)
         print(format_compared(compared, names))

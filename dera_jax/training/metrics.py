@@ -1,11 +1,12 @@
 """Metrics of a run: one JSON line per report, and the same numbers for TensorBoard."""
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from clu.metric_writers import SummaryWriter
+
+from dera_jax import json_files
+from dera_jax.store import read_file, write_file
 
 FILE = "metrics.jsonl"
 
@@ -15,32 +16,40 @@ class MetricWriter:
 
     A resumed run repeats the steps after its checkpoint: lines beyond `start_step` are dropped
     first, so that each step is reported once.
+
+    Raises:
+        ValueError: a line of `metrics.jsonl` is not JSON, naming it.
+        FloatingPointError: a metric is not finite, naming it.
+        OSError: the file cannot be written, naming it.
     """
 
     def __init__(self, folder: Path, start_step: int):
         self._path = folder / FILE
-        _keep_until(self._path, start_step)
+        kept = [row for row in read(folder) if row["step"] <= start_step]
+        write_file(self._path, json_files.to_lines(kept, str(self._path)))
         self._events = SummaryWriter(str(folder))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Reports named numbers after `step` steps."""
-        with self._path.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps({"step": step, **values}) + "\n")
+        line = json_files.to_lines([{"step": step, **values}], str(self._path))
+        try:
+            with self._path.open("ab") as lines:
+                lines.write(line)
+        except OSError as error:  # of a full disk, which names no file
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         self._events.write_scalars(step, values)
         self._events.flush()
 
 
 def read(folder: Path) -> list[dict[str, float]]:
-    """The reports of a run, in order; a last line cut by a kill is left out."""
+    """The reports of a run, in order; a last line cut by a kill is left out.
+
+    Raises:
+        ValueError: a line is not JSON or reports no step, naming it.
+    """
     path = folder / FILE
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
-
-
-def _keep_until(path: Path, step: int) -> None:
-    kept = [row for row in read(path.parent) if row["step"] <= step]
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    os.replace(draft, path)
+    rows = json_files.from_lines(read_file(path) or b"", str(path))
+    for i, row in enumerate(rows, start=1):
+        if not (isinstance(row, dict) and "step" in row):
+            raise ValueError(f"{path}, line {i}: no report of a step")
+    return rows

@@ -15,7 +15,6 @@ Axes: B documents, K texts of each (chosen, rejected), S input length, T text le
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -26,9 +25,9 @@ import numpy as np
 import optax
 from jax import Array
 
-from dera_jax import data
+from dera_jax import data, json_files
 from dera_jax.checkpoints.loading import load_params
-from dera_jax.checkpoints.model_folder import save_model
+from dera_jax.checkpoints.model_folder import restore_replaced, save_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.vocabulary import Vocabulary, check_same
 from dera_jax.evaluation import reliability
@@ -211,6 +210,7 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
         config = training.start.start.model.config
         save_model(folder / BEST, config, vocabulary, state.params, card)
 
+    restore_replaced(folder / BEST)
     state = loop.run(
         loop.Schedule(training.steps, settings.period, settings.patience, training.saving),
         folder,
@@ -228,7 +228,7 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
         folder / BEST, lambda key: scorer.init(training.start.start.model.init(key))
     )
     report = reliability.summary(scores_of(best, test), test.notes)
-    (folder / "test.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    json_files.write(folder / "test.json", report)
     reliability.plot(report, folder / "calibration.png")
     print(reliability.sentence(report))
     return {

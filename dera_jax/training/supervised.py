@@ -10,7 +10,7 @@ import seqio
 
 from dera_jax import data
 from dera_jax.checkpoints.loading import load, read_config
-from dera_jax.checkpoints.model_folder import save_model
+from dera_jax.checkpoints.model_folder import restore_replaced, save_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.vocabulary import Vocabulary, check_same
 from dera_jax.models.copying import with_copying_heads
@@ -184,6 +184,7 @@ def train(training: Training, folder: Path) -> dict[str, float]:
     validator = _validator(training, origin.vocabulary, lengths)
     improve = make_step(model, training.optimizer, training.loss, training.seed)
     settings = training.validation
+    restore_replaced(folder / BEST)
     state = loop.run(
         loop.Schedule(training.steps, settings.period, settings.patience, training.saving),
         folder,

@@ -20,6 +20,7 @@ from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation import metrics
 from dera_jax.models.language_model import PyTree, shift_right, streams
 from dera_jax.models.t5_lm import T5
+from dera_jax.store import write_file
 from dera_jax.training.losses import cross_entropy
 
 _PREFIX = re.compile(r"(\w+):")
@@ -118,7 +119,6 @@ def first(examples: data.Examples, count: int) -> data.Examples:
 
 def write_samples(path: Path, examples: data.Examples, texts: list[str]) -> None:
     """One paragraph per example: document, reference, decoded text."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = zip(examples.documents, examples.summaries, texts, strict=False)
     paragraphs = [f"document:  {d}\nreference: {s}\ndecoded:   {t}\n" for d, s, t in rows]
-    path.write_text("\n".join(paragraphs), encoding="utf-8")
+    write_file(path, "\n".join(paragraphs).encode())

@@ -10,6 +10,7 @@ import tasks  # noqa: F401 (registers `newswire`)
 from dera_jax import data
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.decoding.sampling import Sampling
+from dera_jax.evaluation import shards
 from dera_jax.evaluation import sweep as sweep_module
 from dera_jax.evaluation.choose import Choice, Rule, choose, refine
 from dera_jax.evaluation.jobs import Decoding, Split
@@ -146,7 +147,7 @@ def test_the_encoder_works_once_per_batch_and_changes_nothing(folders, tmp_path,
     assert len(calls) == 2  # 3 documents in batches of 2, 3 rounds
     loaded = choice.decoding.load()
     for number in range(3):
-        there = sweep_module.read_records(tmp_path / "choice" / f"round_{number}" / "records.jsonl")
+        there = shards.read(tmp_path / "choice" / f"round_{number}")
         lams = tuple(dict.fromkeys(s["lam"] for s in there[0]["samples"]))
         settings = Sweep(lams, 2, Sampling(max_length=8), LengthInRange(2, 5), 2, seed=0)
         alone = loaded.decode(settings, tmp_path / f"alone_{number}")

@@ -1,7 +1,6 @@
 """Methods side by side: what an answer costs is counted by hand, and what wins really wins."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
@@ -10,8 +9,9 @@ import pytest
 from dera_jax.decoding.beam_search import Search
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.evaluation import shards
 from dera_jax.evaluation.methods import Bench, Sampled, Searched, run
-from dera_jax.evaluation.sweep import RECORDS, measure
+from dera_jax.evaluation.sweep import measure
 from dera_jax.models.heads import T5Value
 from dera_jax.models.language_model import streams
 from dera_jax.models.t5_lm import T5
@@ -127,13 +127,19 @@ def test_the_record_tells_what_each_score_is_made_of(bench, tmp_path):
 
 def test_a_stopped_run_goes_on_and_ends_the_same(bench, tmp_path):
     method = Sampled("sampling", n=2)
-    whole = run(method, bench, tmp_path / "whole")
-    lines = (tmp_path / "whole" / RECORDS).read_text().splitlines(keepends=True)
-    (tmp_path / "half").mkdir()
-    (tmp_path / "half" / RECORDS).write_text(lines[0] + lines[1][:20])
-    assert run(method, bench, tmp_path / "half") == whole
-    lines = (tmp_path / "half" / RECORDS).read_text().splitlines()
-    assert [json.loads(x) for x in lines] == whole
+    whole = run(method, bench, tmp_path)
+    (tmp_path / shards.MANIFEST).unlink()
+    (tmp_path / "shards/00001.jsonl").unlink()
+    assert run(method, bench, tmp_path) == whole == shards.read(tmp_path)
+    others = [
+        (dataclasses.replace(method, n=3), bench, "settings.method.n is 2 there, 3 now"),
+        (method, dataclasses.replace(bench, seed=1), "settings.seed is 0 there, 1 now"),
+        (method, dataclasses.replace(bench, params=bench.params[::-1]), "settings.parameters"),
+        (method, dataclasses.replace(bench, judge=bench.measured), "settings.rewards"),
+    ]
+    for other, bench_of_other, message in others:
+        with pytest.raises(FileExistsError, match=message):
+            run(other, bench_of_other, tmp_path)
 
 
 def test_a_prompt_stands_before_the_document_and_cuts_nothing(bench):
@@ -154,12 +160,9 @@ def test_a_prompt_stands_before_the_document_and_cuts_nothing(bench):
         dataclasses.replace(bench, documents=without).inputs("{keywords} {text}", ROWS)
 
 
-def test_what_cannot_be_meant_is_refused(bench, tmp_path):
+def test_what_cannot_be_meant_is_refused(bench):
     alone = dataclasses.replace(bench, models=bench.models[:1], params=bench.params[:1])
     with pytest.raises(ValueError, match="λ = 0.5 needs an aligned model"):
         Sampled("DeRa", lam=0.5).answer(alone, ROWS)
     with pytest.raises(ValueError, match="at least 1, and 1 for greedy"):
         Sampled("greedy", n=2, greedy=True)
-    (tmp_path / RECORDS).write_text('{"example_id": -1}\n')
-    with pytest.raises(ValueError, match="about other documents"):
-        run(Sampled("sampling"), bench, tmp_path)

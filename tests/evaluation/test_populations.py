@@ -1,7 +1,6 @@
 """DARWIN as a method: what its answer costs, counted from the trace, and what the trace says."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
@@ -10,9 +9,9 @@ import pytest
 from dera_jax.decoding.evolution import Evolution
 from dera_jax.decoding.mutation import Offspring, Prompt, TemplateBank, Unchanged
 from dera_jax.decoding.sampling import Sampling
+from dera_jax.evaluation import shards
 from dera_jax.evaluation.methods import Bench, Sampled, run
 from dera_jax.evaluation.populations import TRACE, Bred, replacements
-from dera_jax.evaluation.sweep import RECORDS
 from dera_jax.models.heads import T5Value
 from dera_jax.models.t5_lm import T5
 from dera_jax.rewards.judge import Judge
@@ -158,11 +157,10 @@ def test_keywords_that_are_not_there_are_refused(bench):
 
 def test_a_stopped_run_goes_on_and_ends_the_same(bench, tmp_path):
     method = Bred("DARWIN", EVOLUTION, BANK, lam=0.5)
-    whole = run(method, bench, tmp_path / "whole")  # batches of 3 and of 1, filled up
-    first = (tmp_path / "whole" / RECORDS).read_text().splitlines(keepends=True)[:3]
-    (tmp_path / "stopped").mkdir()
-    (tmp_path / "stopped" / RECORDS).write_text("".join(first))
-    assert json.dumps(run(method, bench, tmp_path / "stopped")) == json.dumps(whole)
+    whole = run(method, bench, tmp_path)  # batches of 3 and of 1, filled up
+    for name in (shards.MANIFEST, "shards/00001.jsonl"):
+        (tmp_path / name).unlink()
+    assert run(method, bench, tmp_path) == whole
 
 
 def test_a_long_instruction_cuts_the_document(bench):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from dera_jax.decoding.sampling import Sampling
+from dera_jax.evaluation import shards
 from dera_jax.evaluation import sweep as sweep_module
 from dera_jax.evaluation.sweep import (
-    RECORDS,
     Documents,
     Sweep,
     decode,
@@ -52,9 +52,17 @@ def world():
 
 
 @pytest.fixture(scope="module")
-def records(world, tmp_path_factory):
+def finished(world, tmp_path_factory):
+    """The folder of the sweep."""
     model, params, documents, to_text = world
-    return decode(model, params, documents, SWEEP, to_text, tmp_path_factory.mktemp("sweep"))
+    folder = tmp_path_factory.mktemp("sweep")
+    decode(model, params, documents, SWEEP, to_text, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records(finished):
+    return shards.read(finished)
 
 
 def test_every_document_is_decoded_once_at_every_lambda(records):
@@ -66,18 +74,43 @@ def test_every_document_is_decoded_once_at_every_lambda(records):
 
 def test_a_stopped_sweep_goes_on_and_ends_the_same(world, records, tmp_path, monkeypatch):
     model, params, documents, to_text = world
-    with open(tmp_path / RECORDS, "w", encoding="utf-8") as out:
-        out.writelines(json.dumps(record) + "\n" for record in records[:2])
-        out.write('{"example_id": 102, "docu')  # killed while writing
-    calls = []
-    inner = sweep_module._decode_batch
-    monkeypatch.setattr(
-        sweep_module, "_decode_batch", lambda *args: calls.append(args[-1]) or inner(*args)
-    )
-    again = decode(model, params, documents, SWEEP, to_text, tmp_path)
-    assert again == records and len(calls) == 2
-    lines = (tmp_path / RECORDS).read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == records
+    calls, inner = [], sweep_module._decode_batch
+
+    def stopped(*args):
+        calls.append(args[-1].tolist())
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return inner(*args)
+
+    monkeypatch.setattr(sweep_module, "_decode_batch", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        decode(model, params, documents, SWEEP, to_text, tmp_path)
+    assert decode(model, params, documents, SWEEP, to_text, tmp_path) == records
+    assert calls == [[0, 1], [2, 3], [2, 3], [4, 4]]
+    assert shards.read(tmp_path) == records
+
+
+OTHERS = {
+    "lams": lambda a: a | {"sweep": dataclasses.replace(SWEEP, lams=(0.0, 0.5, 2.0))},
+    "seed": lambda a: a | {"sweep": dataclasses.replace(SWEEP, seed=1)},
+    "max_length": lambda a: a | {"sweep": dataclasses.replace(SWEEP, sampling=Sampling(5))},
+    "reward": lambda a: a | {"sweep": dataclasses.replace(SWEEP, reward=LengthInRange(1, 3))},
+    "parameters": lambda a: a | {"params": a["params"][::-1]},
+    "documents": lambda a: a | {"documents": edited(a["documents"])},
+}
+
+
+def edited(documents: Documents) -> Documents:
+    """One letter of the last human summary."""
+    return dataclasses.replace(documents, summaries=[*documents.summaries[:-1], "3 4 6"])
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_sweep_resumes_only_with_what_it_was_started_with(what, world, finished):
+    names = ("model", "params", "documents", "to_text")
+    arguments = dict(zip(names, world, strict=True)) | {"sweep": SWEEP}
+    with pytest.raises(FileExistsError, match=rf"plan\.json: [^;]*{what}"):
+        decode(**OTHERS[what](arguments), folder=finished)
 
 
 def test_scores_belong_to_their_texts(world, records):

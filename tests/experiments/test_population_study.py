@@ -1,7 +1,6 @@
 """The experiment on populations with models of no use: what is asked, at what budget."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -10,8 +9,8 @@ from dera_jax.decoding.beam_search import Search
 from dera_jax.decoding.evolution import Evolution
 from dera_jax.decoding.mutation import TemplateBank
 from dera_jax.decoding.sampling import Sampling
+from dera_jax.evaluation import shards
 from dera_jax.evaluation.method_tables import folder_of
-from dera_jax.evaluation.sweep import RECORDS
 from dera_jax.experiments.population_study import PopulationStudy
 from dera_jax.experiments.search_setting import Setting
 from dera_jax.experiments.stages import Reference
@@ -79,7 +78,7 @@ def test_every_method_answers_with_as_many_positions(study, tmp_path):
     assert effects["generations", 2]["reward"] >= darwin["reward"]  # the first is the same
     for name in ("methods.png", "effects.png", "cost.png", "lineage_1.png"):
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
-    record = json.loads((folder_of(tmp_path, "DARWIN") / RECORDS).read_text().splitlines()[0])
+    record = shards.read(folder_of(tmp_path, "DARWIN"))[0]
     assert record["evolution"]["best"]["text"] == record["samples"][0]["text"]
     assert np.isclose(record["evolution"]["best"]["reward"], record["samples"][0]["reward"])
 

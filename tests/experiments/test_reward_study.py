@@ -1,7 +1,6 @@
 """A learned reward with models of no use: what is trained on what, optimised, and only measured."""
 
 import dataclasses
-import json
 import re
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.resources import RunResources
-from dera_jax.evaluation import sweep
+from dera_jax.evaluation import shards
 from dera_jax.experiments.reward_study import (
     FIGURE,
     FromComparisons,
@@ -22,7 +21,7 @@ from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.learned import Entailment
 from dera_jax.rewards.tokens import Repetition
 from dera_jax.rewards.words import Faithfulness
-from dera_jax.training import preferences, supervised, validation
+from dera_jax.training import metrics, preferences, supervised, validation
 from dera_jax.training.supervised import Data
 from dera_jax.training.train_step import Loss
 from tasks import newswire
@@ -86,7 +85,7 @@ def test_a_study_measures_every_part_and_optimises_those_with_a_weight(study, tm
         parts = {name: row[f"reward_{name}"] for name in names}
         assert row["reward"] == pytest.approx(parts["proxy"] + 0.5 * parts["repeated"], abs=1e-5)
         assert parts["true"] == 0  # random tokens state nothing
-    logged = json.loads((tmp_path / "ppo" / "metrics.jsonl").read_text().splitlines()[-1])
+    logged = metrics.read(tmp_path / "ppo")[-1]
     assert {"training/reward_proxy", "training/reward_repeated"} <= set(logged)
     assert "training/reward_judge" not in logged
     for name in ("report.html", "sweep.png", FIGURE, "metrics.json"):
@@ -117,7 +116,7 @@ def test_the_sweep_s_rewards_are_those_of_the_parts(study, tmp_path):
     documents = small.DOCUMENTS.read()
     rewards = {"a": Faithfulness(), "b": Repetition()}
     params = {name: reward.load(resources) for name, reward in rewards.items()}
-    for i, record in enumerate(sweep.read_records(tmp_path / "dera" / sweep.RECORDS)):
+    for i, record in enumerate(shards.read(tmp_path / "dera")):
         source = documents.source(np.array([i]))
         for s in record["samples"]:
             tokens = np.zeros((1, 1, 8), int)

@@ -8,9 +8,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from dera_jax.decoding.beam_search import Search
+from dera_jax.evaluation import shards
 from dera_jax.evaluation.method_tables import check_names, folder_of, paired_gap
 from dera_jax.evaluation.methods import Sampled, Searched
-from dera_jax.evaluation.sweep import RECORDS
 from dera_jax.experiments.search_setting import Budget, Setting
 from dera_jax.experiments.search_study import Methods, SearchStudy, TradeOff
 from dera_jax.experiments.stages import Reference
@@ -115,20 +115,19 @@ def test_any_methods_on_the_same_documents(setting, tmp_path):
     rows = Methods(setting, KeywordCoverage(), methods).run(tmp_path)["methods"]
     assert [row["method"] for row in rows] == ["greedy", "DeAL"]
     assert rows[1]["reward"] >= rows[0]["reward"]
-    assert (tmp_path / "methods.png").exists() and (
-        tmp_path / "methods" / "deal" / RECORDS
-    ).exists()
+    assert (tmp_path / "methods.png").exists()
+    assert (tmp_path / "methods" / "deal" / shards.RECORDS).exists()
 
 
 def test_gaps_are_paired_by_document(tmp_path):
     for name, coverage in (("a", (1.0, 0.0, 1.0)), ("b", (0.0, 0.0, 0.0))):
-        folder = folder_of(tmp_path, name)
-        folder.mkdir(parents=True)
-        lines = [
-            {"document": "d", "summary": "s", "samples": [{"text": "t", "length": 1, "reward": x}]}
-            for x in coverage
+        records = [
+            {"example_id": i, "document": "d", "summary": "s"}
+            | {"samples": [{"text": "t", "length": 1, "reward": x}]}
+            for i, x in enumerate(coverage)
         ]
-        (folder / RECORDS).write_text("".join(json.dumps(x) + "\n" for x in lines))
+        plan = shards.Plan({}, "", np.arange(3), batch_size=3)
+        shards.write(plan, lambda rows, found=records: found, folder_of(tmp_path, name), name)
     gap = paired_gap(tmp_path, "reward", "to_b", "a", "b")
     assert gap["gap_to_b"] == pytest.approx(2 / 3)
     assert gap["gap_to_b_ci95"] == pytest.approx(1.96 * np.std([1, 0, 1], ddof=1) / np.sqrt(3))

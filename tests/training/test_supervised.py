@@ -1,7 +1,6 @@
 """The trainer on a copying task of a few bytes."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.models.language_model import shift_right
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
-from dera_jax.training import optimizers, supervised, validation
+from dera_jax.training import metrics, optimizers, supervised, validation
 from dera_jax.training.train_step import Loss, initial_state, make_step
 
 CONFIG = T5Config(
@@ -72,7 +71,7 @@ def training(**changes) -> supervised.Training:
 
 
 def rows(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return metrics.read(folder)
 
 
 def test_a_run_leaves_its_best_model_metrics_and_samples(tmp_path):
