@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.flax
 
 from dera_jax.checkpoints import ship
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.mismatch import check_shapes
-from dera_jax.checkpoints.model_folder import save_model
+from dera_jax.checkpoints.model_folder import restore_replaced, save_model
 from dera_jax.checkpoints.orbax import Checkpoints, Saving
 from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.models.heads import start_teacher_forcing
@@ -112,6 +114,35 @@ def test_another_vocabulary_under_the_same_name_is_refused(folder, vocabulary):
 
 def test_saving_again_replaces_the_model(folder, vocabulary):
     save_model(folder, CONFIG, vocabulary, T5(CONFIG).init(jax.random.key(2)), {"loss": 1.0})
+    assert load(folder).card == {"loss": 1.0}
+    assert [x.name for x in folder.parent.iterdir() if x.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("killed_at", ["save_file", "first rename", "second rename"])
+def test_a_model_is_never_lost_while_it_is_replaced(folder, vocabulary, killed_at, monkeypatch):
+    """Killed before the draft is whole, and before and after the old folder is moved aside."""
+    renames, inner = [], Path.rename
+
+    def rename(path, target):
+        renames.append(target)
+        if len(renames) == {"first rename": 1, "second rename": 2}.get(killed_at):
+            raise KeyboardInterrupt
+        return inner(path, target)
+
+    def save_file(arrays, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", rename)
+    if killed_at == "save_file":
+        monkeypatch.setattr(safetensors.flax, "save_file", save_file)
+    params = T5(CONFIG).init(jax.random.key(2))
+    with pytest.raises(KeyboardInterrupt):
+        save_model(folder, CONFIG, vocabulary, params, {"loss": 1.0})
+    monkeypatch.undo()
+    restore_replaced(folder)
+    assert load(folder).card == {"loss": 2.5}
+    save_model(folder, CONFIG, vocabulary, params, {"loss": 1.0})
     assert load(folder).card == {"loss": 1.0}
     assert [x.name for x in folder.parent.iterdir() if x.name.startswith(".")] == []
 
