@@ -1,11 +1,12 @@
 """The tables of `decode_speed.py` as Markdown, and the machine they were measured on."""
 
-import json
 import os
 import platform
 import statistics
 from importlib import metadata
 from pathlib import Path
+
+from dera_jax import json_files
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers")
@@ -138,5 +139,5 @@ def markdown(result: dict) -> str:
 def write(result: dict) -> None:
     """docs/results/decode_speed.json and .md."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "decode_speed.json").write_text(json.dumps(result, indent=1) + "\n")
+    json_files.write(RESULTS / "decode_speed.json", result)
     (RESULTS / "decode_speed.md").write_text(markdown(result))

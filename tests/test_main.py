@@ -74,7 +74,7 @@ def call(source, tmp_path):
 
 
 def calls(folder: Path) -> int:
-    return len((folder / "calls").read_text().splitlines())
+    return (folder / "calls").read_text().count("\n")
 
 
 def test_a_run_leaves_its_config_and_result(call):

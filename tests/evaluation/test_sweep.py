@@ -138,8 +138,12 @@ def test_table_is_the_mean_over_the_records(records):
 def test_report_writes_json_csv_and_a_picture(records, tmp_path):
     rows = write_report(records, tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text()) == rows
-    header, *lines = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert header.startswith("lam,documents,samples,reward,reward_ci95") and len(lines) == 3
+    header, *lines, end = (tmp_path / "metrics.csv").read_text().split("\n")
+    assert (
+        header.startswith("lam,documents,samples,reward,reward_ci95")
+        and len(lines) == 3
+        and not end
+    )
     assert (tmp_path / "sweep.png").read_bytes()[:4] == b"\x89PNG"
 
 
