@@ -94,6 +94,8 @@ def _check_holds_run(folder: Path) -> None:
 
 def _names(folder: Path) -> list[str]:
     """What is in a folder but for the lock, and drafts of killed writes, which are written anew."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; a run needs a folder of its own")
     found = sorted(x.name for x in folder.iterdir()) if folder.exists() else []
     return [x for x in found if x != lock.KEY and not x.endswith(LEFTOVER)]
 
@@ -141,7 +143,14 @@ def _fingerprints(config: str) -> str:
     files = (
         file for name in quoted for file in (*map(Path(name).joinpath, MODEL_FILES), Path(name))
     )
-    return "".join(f"{_FINGERPRINT} {file}: {_sha256(file)}\n" for file in files if file.is_file())
+    return "".join(f"{_FINGERPRINT} {file}: {_sha256(file)}\n" for file in files if _is_file(file))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a text, longer than a name may be
+        return False
 
 
 def _sha256(file: Path) -> str:

@@ -92,7 +92,7 @@ class Store:
 def open_store(folder: str | Path) -> Store:
     """The store in a local folder, which need not exist."""
     where = Path(folder)
-    driver = {"driver": "file", "path": f"{where.absolute()}/"}
+    driver = {"driver": "file", "path": f"{where.resolve()}/"}  # tensorstore refuses ".."
     return Store(str(where), ts.KvStore.open(driver).result())
 
 

@@ -26,7 +26,8 @@ def test_the_first_line_of_a_config_names_the_version_and_the_rest_is_short(call
 
 def test_settings_of_every_run_file_are_short(tmp_path):
     """Gin rules off its sections with lines as long as a line may be."""
-    configure.parse(["gin_configs/runs/sweep.gin"], ["REFERENCE='a'", "ALIGNED='b'"], ["."])
+    bindings = ["REFERENCE = 'a'", "ALIGNED = 'b'", f"MODEL_DIR = '{tmp_path}'"]
+    configure.parse(["gin_configs/runs/sweep.gin"], bindings, ["."])
     text = configure._settings()
     assert len(text) < 10_000
     assert (
@@ -98,6 +99,20 @@ def test_what_is_in_a_folder_that_is_no_run_is_named(tmp_path):
         FileExistsError, match=r"holds no run \(no config\.gin, but a, b, c, \.\.\.\)"
     ):
         claim(tmp_path)
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(call, tmp_path):  # noqa: F811
+    (tmp_path / "out").write_text("")
+    with pytest.raises(SystemExit, match="error: .*out is a file"):
+        call()
+
+
+def test_paths_and_texts_of_any_kind(tmp_path):
+    """A way through the parent folder, and a text that is longer than a file's name may be."""
+    folder = tmp_path / "a" / ".." / "b c#?%20"
+    (tmp_path / "a").mkdir()
+    claim(folder, f"PROMPT = '{'x' * 5000}'\n")
+    assert (tmp_path / "b c#?%20" / CONFIG).exists()
 
 
 def test_a_folder_in_use_is_refused_for_every_run_and_released_after_errors(call, tmp_path):  # noqa: F811

@@ -179,7 +179,7 @@ def _flat(value: object, path: str = "") -> dict[str, object]:
 
 
 def _header(plan: Plan, number: int, body: bytes) -> dict[str, object]:
-    ids = plan.example_ids[np.unique(plan.batches[number])]
+    ids = np.asarray(plan.example_ids)[np.unique(plan.batches[number])]
     return {
         "plan": plan.sha256,
         "shard": number,
