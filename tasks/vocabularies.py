@@ -8,6 +8,9 @@ from collections.abc import Iterable
 import sentencepiece as sentencepiece_library
 import seqio
 
+from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
+from dera_jax.checkpoints.vocabulary import check_special_ids
+
 EXTRA_IDS = 96  # sentinels; 4,000 pieces and these make 4,096 ids
 
 
@@ -24,9 +27,12 @@ def sentencepiece(path: str, extra_ids: int = 0) -> seqio.SentencePieceVocabular
 
     Raises:
         FileNotFoundError: a local `path` that does not exist.
+        ValueError: a local file that is no SentencePiece model, or whose id 0 is not padding.
     """
-    if "://" not in path and not os.path.exists(path):
-        raise FileNotFoundError(f"no SentencePiece model at {path!r}")
+    if "://" not in path:
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"no SentencePiece model at {path!r}")
+        check_special_ids(SentencePieceVocabulary(path, extra_ids), path)
     return seqio.SentencePieceVocabulary(path, extra_ids)
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from dera_jax.checkpoints import ship
+from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.mismatch import check_shapes
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Checkpoints, Saving
-from dera_jax.checkpoints.vocabulary import Vocabulary
+from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.models.heads import start_teacher_forcing
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
@@ -31,10 +32,10 @@ CONFIG = T5Config(
 
 
 @pytest.fixture
-def vocabulary(tmp_path) -> Vocabulary:
+def vocabulary(tmp_path) -> SentencePieceVocabulary:
     file = tmp_path / "own.model"
     file.write_bytes(b"pieces")
-    return Vocabulary(file, 3)
+    return SentencePieceVocabulary(file, 3)
 
 
 @pytest.fixture
@@ -55,13 +56,13 @@ def test_a_model_comes_back_from_its_folder(folder):
     assert loaded.model == T5(CONFIG)
     assert equal(loaded.params, T5(CONFIG).init(jax.random.key(1)))
     assert loaded.card == {"loss": 2.5}
-    assert loaded.vocabulary == Vocabulary(folder / "own.model", 3)
+    assert loaded.vocabulary == SentencePieceVocabulary(folder / "own.model", 3)
     assert loaded.vocabulary.content() == b"pieces"
 
 
 def test_bfloat16_is_rounded_once_and_half_the_size(tmp_path, folder):
     params = load(folder).params
-    save_model(tmp_path / "half", CONFIG, Vocabulary(None), params, {}, "bfloat16")
+    save_model(tmp_path / "half", CONFIG, ByteVocabulary(), params, {}, "bfloat16")
     rounded = jax.tree.map(lambda x: np.asarray(jnp.bfloat16(x), np.float32), params)
     assert equal(load(tmp_path / "half").params, rounded)
     size = lambda name: (tmp_path / name / "model.safetensors").stat().st_size
@@ -72,7 +73,7 @@ def test_bfloat16_is_rounded_once_and_half_the_size(tmp_path, folder):
 def test_a_sharpened_model_is_the_model_at_a_lower_temperature(tmp_path, tied):
     model = T5(dataclasses.replace(CONFIG, logits_via_embedding=tied))
     params = model.init(jax.random.key(1))
-    save_model(tmp_path / "m", model.config, Vocabulary(None), params, {"loss": 2.5})
+    save_model(tmp_path / "m", model.config, ByteVocabulary(), params, {"loss": 2.5})
     ship.ship(tmp_path / "m", tmp_path / "sharp", temperature=0.5)
     with pytest.raises(ValueError, match="above 0"):
         ship.ship(tmp_path / "m", tmp_path / "sharp", temperature=0)
@@ -92,7 +93,13 @@ def test_a_shipped_vocabulary_is_named_not_copied(tmp_path, monkeypatch):
     (tmp_path / "assets" / "shipped.model").write_bytes(b"")
     monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
     file = tmp_path / "assets" / "shipped.model"
-    save_model(tmp_path / "m", CONFIG, Vocabulary(file), T5(CONFIG).init(jax.random.key(0)), {})
+    save_model(
+        tmp_path / "m",
+        CONFIG,
+        SentencePieceVocabulary(file),
+        T5(CONFIG).init(jax.random.key(0)),
+        {},
+    )
     assert sorted(x.name for x in (tmp_path / "m").iterdir()) == [
         "card.json",
         "config.json",

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dera_jax.checkpoints import convert
+from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.loading import load, open_checkpoint
-from dera_jax.checkpoints.vocabulary import Vocabulary
 from tasks import vocabularies
 from tests import golden
 
@@ -73,8 +73,8 @@ def test_a_vocabulary_of_bytes(run, tmp_path):
     source = golden.unpack("v1_1", "orbax", tmp_path / "source")
     run(source, tmp_path / "ours", "--vocabulary", "bytes")
     run(tmp_path / "ours", tmp_path / "theirs", "--to", "hugging_face")
-    assert load(tmp_path / "ours").vocabulary == Vocabulary(None)
-    assert load(tmp_path / "theirs").vocabulary == Vocabulary(None)
+    assert load(tmp_path / "ours").vocabulary == ByteVocabulary()
+    assert load(tmp_path / "theirs").vocabulary == ByteVocabulary()
     run(source, tmp_path / "silent")
     assert load(tmp_path / "silent").vocabulary is None
 

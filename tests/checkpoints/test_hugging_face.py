@@ -12,10 +12,11 @@ import safetensors.torch
 import torch
 import transformers
 
+from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.hugging_face import save_hugging_face
 from dera_jax.checkpoints.loading import load, read_config
 from dera_jax.checkpoints.model_folder import save_model
-from dera_jax.checkpoints.vocabulary import Vocabulary
+from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.models.heads import start_teacher_forcing
 from dera_jax.models.language_model import streams
@@ -250,11 +251,11 @@ def test_the_command_for_pickles_works(folder, tmp_path, monkeypatch):
 def test_vocabularies_of_either_kind(folder):
     assert load(folder).vocabulary is None
     (folder / "spiece.model").write_bytes(b"")
-    assert load(folder).vocabulary == Vocabulary(folder / "spiece.model", 100)
+    assert load(folder).vocabulary == SentencePieceVocabulary(folder / "spiece.model", 100)
     (folder / "tokenizer_config.json").write_text('{"extra_ids": 0}')
-    assert load(folder).vocabulary == Vocabulary(folder / "spiece.model", 0)
+    assert load(folder).vocabulary == SentencePieceVocabulary(folder / "spiece.model", 0)
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
-    assert load(folder).vocabulary == Vocabulary(None)
+    assert load(folder).vocabulary == ByteVocabulary()
 
 
 def test_activations_that_transformers_does_not_have_are_refused(tmp_path):

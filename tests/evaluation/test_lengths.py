@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dera_jax import data
+from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.loading import Loaded
-from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation.lengths import LengthSurvey
 from dera_jax.evaluation.sweep import Documents
@@ -32,13 +32,13 @@ class Given:
 
 @pytest.fixture(autouse=True)
 def byte_vocabulary(monkeypatch):
-    monkeypatch.setattr(data, "vocabulary_of", lambda task: Vocabulary(None))
+    monkeypatch.setattr(data, "vocabulary_of", lambda task: ByteVocabulary())
 
 
 @pytest.fixture(scope="module")
 def survey():
     model, params, g = golden.load("v1_1")
-    loaded = Loaded(model, params, Vocabulary(None), {})
+    loaded = Loaded(model, params, ByteVocabulary(), {})
     documents = Given(g["encoder_input_tokens"][:3, :20])
     return LengthSurvey(loaded, documents, LIMIT, num_samples=5, batch_size=2, seed=4)
 

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.model_folder import save_model
-from dera_jax.checkpoints.vocabulary import Vocabulary, tokenizer
+from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
+from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.evaluation.pairs import load_models, load_pair
 from dera_jax.models.heads import start_teacher_forcing
 from dera_jax.models.language_model import streams
@@ -26,7 +28,7 @@ CONFIG = T5Config(
 def shipped_vocabulary():
     from dera_jax.checkpoints import model_folder
 
-    return Vocabulary(model_folder._shipped("docstrings.model"), 96)
+    return SentencePieceVocabulary(model_folder._shipped("docstrings.model"), 96)
 
 
 def write(folder, vocabulary, config=CONFIG):
@@ -44,11 +46,11 @@ def folders(tmp_path_factory):
     return {
         "reference": write(root / "reference", shipped_vocabulary()),
         "same": write(root / "same", shipped_vocabulary()),
-        "other": write(root / "other", Vocabulary(other, 96)),
+        "other": write(root / "other", SentencePieceVocabulary(other, 96)),
         "fewer_sentinels": write(
             root / "fewer", dataclasses.replace(shipped_vocabulary(), extra_ids=95)
         ),
-        "bytes": write(root / "bytes", Vocabulary(None), bytes_config),
+        "bytes": write(root / "bytes", ByteVocabulary(), bytes_config),
     }
 
 
@@ -79,7 +81,7 @@ def test_tokenizer_agrees_with_seqio(folders):
     text = "returns the element-wise maximum of two arrays, or none."
     assert ours.encode(text) == theirs.encode(text)
     assert ours.decode([*ours.encode(text), 1, 4095]) == text
-    ours, theirs = tokenizer(Vocabulary(None)), vocabularies.bytes_vocabulary()
+    ours, theirs = tokenizer(ByteVocabulary()), vocabularies.bytes_vocabulary()
     assert ours.encode("Größe λ") == theirs.encode("Größe λ")
     assert ours.decode([*ours.encode("Größe λ"), 1, 300]) == "Größe λ"
 

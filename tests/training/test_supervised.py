@@ -10,10 +10,10 @@ import pytest
 import seqio
 import tensorflow as tf
 
+from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
-from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.models.language_model import shift_right
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
@@ -156,7 +156,7 @@ def test_a_model_to_start_from_has_the_sizes_that_were_said(tmp_path):
     with pytest.raises(ValueError, match="add --gin.INITIAL_MODEL"):
         supervised.finished_model_of(CONFIG, None).read()
     params = T5(CONFIG).init(jax.random.key(4))
-    save_model(tmp_path / "m", CONFIG, Vocabulary(None), params, {"step": 7})
+    save_model(tmp_path / "m", CONFIG, ByteVocabulary(), params, {"step": 7})
     other = dataclasses.replace(CONFIG, mlp_dim=CONFIG.mlp_dim + 1)
     with pytest.raises(ValueError, match="other sizes"):
         supervised.finished_model_of(other, str(tmp_path / "m")).read()
