@@ -18,9 +18,10 @@ from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabular
 from dera_jax.models.heads import start_teacher_forcing
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
+from tasks import vocabularies
 
 CONFIG = T5Config(
-    vocab_size=20,
+    vocab_size=300,
     emb_dim=8,
     num_heads=2,
     head_dim=4,
@@ -28,14 +29,15 @@ CONFIG = T5Config(
     num_decoder_layers=1,
     mlp_dim=12,
     mlp_activations=("gelu", "linear"),
+    end_token=1,
 )
 
 
-@pytest.fixture
-def vocabulary(tmp_path) -> SentencePieceVocabulary:
-    file = tmp_path / "own.model"
-    file.write_bytes(b"pieces")
-    return SentencePieceVocabulary(file, 3)
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory) -> SentencePieceVocabulary:
+    file = tmp_path_factory.mktemp("pieces") / "own.model"
+    vocabularies.train(["some words to make pieces from, and yet more"] * 9, str(file), 76)
+    return SentencePieceVocabulary(file, 3, ("<sep>",))
 
 
 @pytest.fixture
@@ -51,13 +53,13 @@ def equal(left, right) -> bool:
     return all(jax.tree.leaves(same))
 
 
-def test_a_model_comes_back_from_its_folder(folder):
+def test_a_model_comes_back_from_its_folder(folder, vocabulary):
     loaded = load(folder)
-    assert loaded.model == T5(CONFIG)
+    assert loaded.model == T5(CONFIG, num_ids=80)
     assert equal(loaded.params, T5(CONFIG).init(jax.random.key(1)))
     assert loaded.card == {"loss": 2.5}
-    assert loaded.vocabulary == SentencePieceVocabulary(folder / "own.model", 3)
-    assert loaded.vocabulary.content() == b"pieces"
+    assert loaded.vocabulary == SentencePieceVocabulary(folder / "own.model", 3, ("<sep>",))
+    assert loaded.vocabulary.content() == vocabulary.content()
 
 
 def test_bfloat16_is_rounded_once_and_half_the_size(tmp_path, folder):
@@ -78,6 +80,7 @@ def test_a_sharpened_model_is_the_model_at_a_lower_temperature(tmp_path, tied):
     with pytest.raises(ValueError, match="above 0"):
         ship.ship(tmp_path / "m", tmp_path / "sharp", temperature=0)
     sharp = load(tmp_path / "sharp")
+    model = sharp.model
     assert sharp.card == {"temperature": 0.5, "from": {"loss": 2.5}}
     inputs, tokens = jnp.array([[3, 4, 1]]), jnp.array([[[5, 6, 1]]])
     logits = [
@@ -88,11 +91,11 @@ def test_a_sharpened_model_is_the_model_at_a_lower_temperature(tmp_path, tied):
     np.testing.assert_allclose(logits[1], 2 * logits[0], atol=0.05)  # bfloat16
 
 
-def test_a_shipped_vocabulary_is_named_not_copied(tmp_path, monkeypatch):
+def test_a_shipped_vocabulary_is_named_not_copied(tmp_path, vocabulary, monkeypatch):
     (tmp_path / "assets").mkdir()
-    (tmp_path / "assets" / "shipped.model").write_bytes(b"")
-    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
     file = tmp_path / "assets" / "shipped.model"
+    file.write_bytes(vocabulary.content())
+    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
     save_model(
         tmp_path / "m",
         CONFIG,

@@ -235,13 +235,13 @@ def _special_id(folder: Folder, key: str) -> int | None:
     said = {}
     for name in (CONFIG, GENERATION):
         value = _json(folder, name).get(key)
-        if isinstance(value, list) and len(value) == 1:
-            value = value[0]
-        if isinstance(value, list):
+        several = value if isinstance(value, list) else [value]
+        if len(several) != 1:
             raise ValueError(
                 f"{folder.path(name)}: {key} lists the ids {value}; one is supported. Leave the one "
                 "that ends a text"
             )
+        (value,) = several
         if value is None:
             continue
         if type(value) is not int or value < 0:

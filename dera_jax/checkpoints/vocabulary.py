@@ -99,8 +99,8 @@ def agreed(
 
 def check_special_ids(vocabulary: Vocabulary, where: str) -> None:
     """Raise ValueError unless id 0 is padding and another id ends a sequence."""
-    zero = vocabulary.pieces[0]
     if vocabulary.padding_id != 0:
+        zero = next(iter(vocabulary.pieces), "missing")
         raise ValueError(
             f"{where}: id 0 of the vocabulary is {zero!r}, and must be padding, since arrays are "
             "padded with 0; train the SentencePiece model with --pad_id=0 --eos_id=1 --unk_id=2 "

@@ -66,7 +66,8 @@ class Realigned:
         for i, model in enumerate(self.aligned):
             for field in ("vocab_size", "num_ids", "start_token", "end_token"):
                 expected, found = getattr(self.reference, field), getattr(model, field)
-                if expected != found:
+                unsaid = field == "end_token" and None in (expected, found)
+                if expected != found and not unsaid:
                     raise ValueError(
                         f"Realigned: {field} of the reference is {expected}, "
                         f"of aligned model {i} it is {found}; they must be equal."
@@ -90,7 +91,9 @@ class Realigned:
 
     @property
     def end_token(self) -> int | None:
-        return self.reference.end_token
+        """That of the models that say one."""
+        said = (model.end_token for model in self.models if model.end_token is not None)
+        return next(said, None)
 
     def start(
         self, params: PyTree, inputs: Array, lam: Array, stream: Array, max_len: int

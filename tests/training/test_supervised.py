@@ -83,7 +83,7 @@ def test_a_run_leaves_its_best_model_metrics_and_samples(tmp_path):
     best_step = min(losses, key=losses.get)
     assert result == {"best_loss": pytest.approx(losses[best_step]), "best_step": best_step}
     best = load(tmp_path / "best")
-    assert best.card["step"] == best_step and best.vocabulary.file is None
+    assert best.card["step"] == best_step and best.vocabulary == ByteVocabulary()
     assert sum("training/loss" in report for report in reports) == 3
     assert {"validation/rouge1", "validation/rougeL"} <= set(reports[-1])
     samples = (tmp_path / "samples" / "step_000006.txt").read_text()
@@ -130,7 +130,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_steps(tmp_path):
 
 def test_a_model_smaller_than_the_vocabulary_is_refused(tmp_path):
     small = supervised.new_model(dataclasses.replace(CONFIG, vocab_size=200), seed=0)
-    with pytest.raises(ValueError, match=r"has 259 ids, the model only 200.*T5Config.vocab_size"):
+    with pytest.raises(
+        ValueError, match=r"has 259 ids, the model's tables only 200.*T5Config.vocab_size"
+    ):
         training(start=small).run(tmp_path)
 
 
