@@ -80,12 +80,11 @@ def test_a_sharpened_model_is_the_model_at_a_lower_temperature(tmp_path, tied):
     with pytest.raises(ValueError, match="above 0"):
         ship.ship(tmp_path / "m", tmp_path / "sharp", temperature=0)
     sharp = load(tmp_path / "sharp")
-    model = sharp.model
     assert sharp.card == {"temperature": 0.5, "from": {"loss": 2.5}}
     inputs, tokens = jnp.array([[3, 4, 1]]), jnp.array([[[5, 6, 1]]])
     logits = [
         np.asarray(x.teacher_forced(p, start_teacher_forcing(x, p, inputs, 1), tokens).logits)
-        for x, p in ((model, params), (sharp.model, sharp.params))
+        for x, p in ((model, params), (model, sharp.params))
     ]
     assert np.abs(logits[0]).max() > 0.5
     np.testing.assert_allclose(logits[1], 2 * logits[0], atol=0.05)  # bfloat16

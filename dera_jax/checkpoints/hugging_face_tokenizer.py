@@ -182,6 +182,11 @@ def _added_tokens(folder: Folder, described: Mapping) -> dict[int, str]:
     """Added tokens by id, from both files that may hold them."""
     found = {}
     for i, token in (described.get("added_tokens_decoder") or {}).items():
+        if not (i.isdecimal() and isinstance(token, Mapping) and "content" in token):
+            raise ValueError(
+                f"{folder.path(TOKENIZER)}: added_tokens_decoder has {i!r}: {token!r}; expected an id "
+                "and a token with its content"
+            )
         if token.get("single_word"):
             raise ValueError(
                 f"{folder.path(TOKENIZER)}: added token {token['content']!r} has single_word, which "

@@ -104,7 +104,8 @@ def check_special_ids(vocabulary: Vocabulary, where: str) -> None:
         raise ValueError(
             f"{where}: id 0 of the vocabulary is {zero!r}, and must be padding, since arrays are "
             "padded with 0; train the SentencePiece model with --pad_id=0 --eos_id=1 --unk_id=2 "
-            "--bos_id=-1 (or other ids above 0), and the model anew over it"
+            "--bos_id=-1 (or other ids above 0), and the model anew over it; of a tokenizer.json, "
+            "pad_token in tokenizer_config.json must be the token of id 0"
         )
     if not vocabulary.end_id:
         raise ValueError(

@@ -36,8 +36,9 @@ from dera_jax.evaluation.populations import TRACE, Bred, replacements
 from dera_jax.experiments.search_setting import Budget, Setting, widened
 from dera_jax.experiments.stages import run_all
 from dera_jax.models.language_model import streams
+from dera_jax.models.t5_lm import decodable
 from dera_jax.rewards.protocol import Reward
-from dera_jax.training.dry_run import Need, decodable, need, shapes, source_shapes
+from dera_jax.training.dry_run import Need, need, shapes, source_shapes
 
 _DARWIN = "DARWIN"  # the row that others are compared with
 _MUTATED, _BEST, _DEAL = "mutation only", "best of n", "DeAL"

@@ -21,12 +21,13 @@ from dera_jax.evaluation.methods import Bench, Searched
 from dera_jax.evaluation.pairs import load_models
 from dera_jax.experiments.stages import Reference, Stage
 from dera_jax.models.language_model import streams
+from dera_jax.models.t5_lm import decodable
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Reward, check_limit
 from dera_jax.rewards.words import KeywordCoverage, check_fit
 from dera_jax.training.alignment import MODEL, Alignment
-from dera_jax.training.dry_run import Need, decodable, need, shapes, source_shapes
+from dera_jax.training.dry_run import Need, need, shapes, source_shapes
 from dera_jax.training.ppo import Objective
 
 

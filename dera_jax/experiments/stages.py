@@ -20,10 +20,10 @@ from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation import sweep
 from dera_jax.evaluation.jobs import Split, load
 from dera_jax.models.language_model import streams
-from dera_jax.models.t5_lm import T5
+from dera_jax.models.t5_lm import T5, decodable
 from dera_jax.rewards.judge import score
 from dera_jax.training import supervised
-from dera_jax.training.dry_run import Need, decodable, need, shapes, source_shapes
+from dera_jax.training.dry_run import Need, need, shapes, source_shapes
 from dera_jax.training.supervised import BEST, Training
 
 

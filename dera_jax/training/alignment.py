@@ -19,11 +19,12 @@ from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.resources import RunResources, ShapesOnly
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.models.heads import T5Value
+from dera_jax.models.t5_lm import decodable
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import Reward, Source
 from dera_jax.training import metrics, ppo
-from dera_jax.training.dry_run import Need, decodable, need, shapes, source_shapes
+from dera_jax.training.dry_run import Need, need, shapes, source_shapes
 from dera_jax.training.loop import repeat
 from dera_jax.training.progress import PERIOD
 from dera_jax.training.supervised import Data

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from dera_jax.models.t5_lm import T5
 from dera_jax.rewards.protocol import Source
 
 GIB = 2**30
@@ -66,14 +65,6 @@ def need(
 def shapes(tree: object) -> object:
     """A pytree of arrays as one of `jax.ShapeDtypeStruct`s."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-
-
-def decodable(model: T5) -> T5:
-    """A model that says an end token: any will do where only shapes count."""
-    if model.end_token is not None:
-        return model
-    config = dataclasses.replace(model.config, end_token=model.start_token)
-    return dataclasses.replace(model, config=config)
 
 
 def source_shapes(rows: int, inputs: int, targets: int) -> Source:

@@ -23,17 +23,20 @@ TASK, WRONG = "test_other_ids", "test_id_zero_is_no_padding"
 COLOURS = ("red", "green", "blue")
 LENGTHS = {"inputs": 6, "targets": 4}
 CONFIG = T5Config(
-    vocab_size=48, emb_dim=32, num_heads=2, num_encoder_layers=1, num_decoder_layers=1, head_dim=16,
+    vocab_size=16, emb_dim=32, num_heads=2, num_encoder_layers=1, num_decoder_layers=1, head_dim=16,
     mlp_dim=32, logits_via_embedding=True, dropout_rate=0.0,
 )  # fmt: skip
 END = 2
 
 
-def trained(path, **ids) -> str:
+def trained(path, specials: int, **ids) -> str:
+    """A SentencePiece file of eight words and so many special pieces."""
+    texts = [f"say {x} {i}" for x in COLOURS for i in range(4)]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([" ".join(COLOURS), "say red, say green, say blue"] * 20),
+        sentence_iterator=iter(texts),
         model_prefix=str(path),
-        vocab_size=30,
+        model_type="word",
+        vocab_size=8 + specials,
         normalization_rule_name="identity",
         minloglevel=2,
         **ids,
@@ -49,8 +52,8 @@ def rows(split: str) -> dict[str, list[str]]:
 @pytest.fixture(scope="module", autouse=True)
 def registered(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pieces")
-    other = trained(folder / "other", pad_id=0, bos_id=1, eos_id=END, unk_id=3)
-    default = trained(folder / "default")  # unknown 0, begin 1, end 2, no padding
+    other = trained(folder / "other", 4, pad_id=0, bos_id=1, eos_id=END, unk_id=3)
+    default = trained(folder / "default", 3)  # unknown 0, begin 1, end 2, no padding
     splits = ("train", "validation")
     jsonl.register_pairs(TASK, rows, splits, vocabularies.sentencepiece(other), "say ")
     jsonl.register_pairs(WRONG, rows, splits, seqio.SentencePieceVocabulary(default), "say ")
@@ -87,7 +90,7 @@ def test_targets_end_with_the_vocabulary_s_end_token():
 
 
 def test_a_model_learns_to_end_with_it(model):
-    assert model.model.end_token == END and model.model.num_ids == 30
+    assert model.model.end_token == END and model.model.num_ids == 12
     examples = data.epoch(TASK, "train", LENGTHS, seed=0)
     stream = streams(0, examples.example_id, [0])
     lam = jnp.zeros(stream.shape)
@@ -131,7 +134,7 @@ def test_a_vocabulary_whose_id_0_is_not_padding_is_refused(registered):
 
 
 def test_a_vocabulary_without_end_of_sequence_is_refused(tmp_path):
-    file = trained(tmp_path / "endless", pad_id=0, bos_id=-1, eos_id=-1, unk_id=1)
+    file = trained(tmp_path / "endless", 2, pad_id=0, bos_id=-1, eos_id=-1, unk_id=1)
     with pytest.raises(ValueError, match="has no end-of-sequence piece"):
         vocabularies.sentencepiece(file)
 
