@@ -129,8 +129,11 @@ def as_stored(vocabulary: seqio.Vocabulary) -> Vocabulary:
     """A seqio vocabulary as model folders store it.
 
     Raises:
-        ValueError: it is neither SentencePiece's nor bytes.
+        ValueError: it is neither SentencePiece's, nor bytes, nor a model's own
+            (`tasks.vocabularies.of_model`).
     """
+    if hasattr(vocabulary, "stored"):
+        return vocabulary.stored
     vocabulary.vocab_size  # noqa: B018 (reads the file; one made on first use is made now)
     if isinstance(vocabulary, seqio.SentencePieceVocabulary):
         return SentencePieceVocabulary(vocabulary.sentencepiece_model_file, vocabulary.extra_ids)

@@ -210,7 +210,7 @@ def exported(tmp_path_factory):
     """Folders of transformers: with our vocabulary, another, and without a tokenizer."""
     root = tmp_path_factory.mktemp("exported")
     other = root / "other.model"
-    vocabularies.train(["some words to make other pieces from, and yet more"] * 9, str(other), 80)
+    vocabularies.train(["some words to make other pieces from, and yet more"] * 9, str(other), 76)
     config = dataclasses.replace(CONFIG, end_token=1)
     params = T5(config).init(jax.random.key(0))
     found = {

@@ -97,7 +97,7 @@ def test_a_model_learns_to_end_with_it(model):
     out = sample(model.model, model.params, examples.inputs, lam, stream, Sampling(4, greedy=True))
     assert out.finished.all()
     np.testing.assert_array_equal(out.tokens[:, 0], examples.targets)
-    words = LengthInRange(1, 3)(None, None, out.tokens, out.lengths, out.finished)
+    words = LengthInRange(1, 2)(None, None, out.tokens, out.lengths, out.finished)
     np.testing.assert_array_equal(words, 0)
 
 
@@ -106,7 +106,7 @@ def test_rewards_of_ppo_count(model, tmp_path):
     scores = alignment.Alignment(
         reference=model,
         data=supervised.Data(TASK, **LENGTHS, batch_size=4),
-        objective=ppo.Objective(LengthInRange(1, 3), max_length=4, beta=0.1),
+        objective=ppo.Objective(LengthInRange(1, 2), max_length=4, beta=0.1),
         updates=ppo.Updates(rollouts=2, epochs=1, minibatches=1),
         optimizers=ppo.Optimizers(rate, rate),
         steps=1,
