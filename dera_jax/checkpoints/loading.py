@@ -220,13 +220,17 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 def _in_file(path: Folder, folder: Folder, name: str) -> Checkpoint:
     """A T5X checkpoint in one file, or a sentence about what the file is instead."""
-    suffix = Path(name).suffix
-    if suffix not in _NO_CHECKPOINTS:
-        return _t5x(path, "T5X, one file", t5x.open_legacy(folder, name))
-    raise ValueError(
-        f"{path.where} is {_NO_CHECKPOINTS[suffix]}, not a checkpoint; give the folder of one, with "
-        "config.json and model.safetensors (ours, Hugging Face's), or a checkpoint of T5X"
+    expected = (
+        "give the folder of a checkpoint, with config.json and model.safetensors (ours, Hugging "
+        "Face's), or a checkpoint of T5X"
     )
+    suffix = Path(name).suffix
+    if suffix in _NO_CHECKPOINTS:
+        raise ValueError(f"{path.where} is {_NO_CHECKPOINTS[suffix]}, not a checkpoint; {expected}")
+    try:
+        return _t5x(path, "T5X, one file", t5x.open_legacy(folder, name))
+    except ValueError as error:
+        raise ValueError(f"{error}; if this file is not meant as one of T5X, {expected}") from error
 
 
 def _with_config(folder: Folder) -> Checkpoint:

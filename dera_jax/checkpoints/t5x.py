@@ -49,10 +49,7 @@ def open_legacy(folder: Folder, name: str = LEGACY) -> dict[str, StoredArray]:
     try:
         content = serialization.msgpack_restore(folder.read(name))
     except (msgpack.exceptions.UnpackException, ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{where}: half written or damaged, or no checkpoint of T5X (msgpack) at all "
-            f"({error!r:.300})"
-        ) from error
+        raise ValueError(f"{where}: half written or damaged ({error!r:.300})") from error
     version = content.get("version", 0) if isinstance(content, dict) else None
     if version is None or version < _OLDEST:
         raise ValueError(f"{where}: no T5X checkpoint of version {_OLDEST} or later")

@@ -196,9 +196,10 @@ def test_a_missing_layer_is_named(legacy):
         ("model.safetensors", "a file of parameters without its config.json"),
         ("pytorch_model.bin", "a pickle, which is never read"),
         ("config.json", "a JSON file"),
+        ("notes", "if this file is not meant as one of T5X"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path, name, what):
     (tmp_path / name).write_bytes(b"anything")
-    with pytest.raises(ValueError, match=f"{name} is .*{what}.*not a checkpoint; give the folder"):
+    with pytest.raises(ValueError, match=f"{name}.*{what}.* give the folder of a checkpoint"):
         load(tmp_path / name)
