@@ -144,7 +144,10 @@ def _special_tokens(vocabulary: SentencePieceVocabulary) -> dict[str, str]:
 
 
 def _pieces(folder: Folder, described: Mapping) -> SentencePieceVocabulary:
-    extra_ids = described.get("extra_ids", _SENTINELS)
+    extra_ids = described.get("extra_ids")
+    if extra_ids is None:  # some files, mT5's among them, hold the sentinels themselves
+        inside = SentencePieceVocabulary(folder.path(PIECES)).pieces
+        extra_ids = 0 if any(map(is_sentinel, inside)) else _SENTINELS
     if not isinstance(extra_ids, int) or extra_ids < 0:
         raise ValueError(
             f"{folder.path(TOKENIZER)}: extra_ids is {extra_ids!r}; it must be a number, at least 0"

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import tokenizers
 import transformers
+from sentencepiece import sentencepiece_model_pb2
 
 from dera_jax.checkpoints import hugging_face_tokenizer as folders
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
@@ -123,6 +124,17 @@ def test_added_tokens_beside_a_sentencepiece_file(with_added, text):
         # Of added_tokens.json, transformers puts texts in the normalizer's lower case.
         assert ours.decode(ids).lower() == theirs.decode(kept).lower()
         assert ours.decode([91]) == "[EDIT]"
+
+
+@pytest.mark.parametrize(("inside", "expected"), [(0, 183), (EXTRA, 90)])
+def test_sentinels_are_a_hundred_unless_the_file_holds_them(pieces, tmp_path, inside, expected):
+    model = sentencepiece_model_pb2.ModelProto.FromString((pieces / "spiece.model").read_bytes())
+    kind = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
+    for i in reversed(range(inside)):
+        model.pieces.add(piece=f"▁<extra_id_{i}>", score=0.0, type=kind)
+    folder = write(tmp_path / "m", tokenizer_config={"tokenizer_class": "T5Tokenizer"})
+    (folder / "spiece.model").write_bytes(model.SerializeToString())
+    assert len(vocabulary_of(folder).pieces) == expected
 
 
 def test_a_folder_may_hold_both_files_if_they_agree(saved, with_added, tmp_path):

@@ -11,6 +11,7 @@ from dera_jax import data
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.hugging_face import save_hugging_face
 from dera_jax.checkpoints.model_folder import save_model
+from dera_jax.checkpoints.rewriters import load_rewriter
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.evaluation.pairs import load_models, load_pair
@@ -239,6 +240,11 @@ def test_the_vocabulary_of_a_task_is_not_assumed_where_a_folder_should_say_its_o
         load_pair(exported / "other", [exported / "other"], **task)
     named = load_pair(exported / "silent", [exported / "silent"], task["vocabulary"])
     assert named.vocabulary == task["vocabulary"]
+
+
+def test_a_rewriter_needs_a_vocabulary(exported):
+    with pytest.raises(ValueError, match="silent does not say what its ids mean"):
+        load_rewriter(str(exported / "silent"), 8, 8)
 
 
 def test_training_does_not_assume_it_either(exported, monkeypatch):
