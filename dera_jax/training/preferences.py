@@ -197,6 +197,8 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
     lengths = {"inputs": task.inputs, "targets": task.targets}
     data.check_pairs(task.task, task.split)
     origin = supervised.read_for_task(training.start.start, task.task)
+    if isinstance(scorer, LogRatio):  # over the ids that the vocabulary has
+        scorer = dataclasses.replace(scorer, model=origin.model)
     held_out = first(data.epoch(task.task, "validation", lengths, seed=0), settings.examples)
     test = data.epoch(task.task, "test", lengths, seed=0)  # now, lest it is missing after training
     fixed = jax.device_put(scorer.fixed(origin.params))
