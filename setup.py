@@ -35,6 +35,7 @@ REQUIRES = [
     "tensorflow>=2.19",
     "tensorflow-datasets>=4.9.7",
     "tensorstore>=0.1.70",
+    "tokenizers>=0.21",
     "tqdm>=4.66",
 ]
 

@@ -260,7 +260,7 @@ def loop(world: World, case: Case) -> Callable[[], list[Found]]:
         MAX_LENGTH,
         case.beams,
         case.top_k,
-        eos_id=search.eos_id,
+        eos_id=world.pair.model.end_token,
         lookahead=case.lookahead,
         reward_weight=search.reward_weight,
         length_penalty=search.length_penalty,

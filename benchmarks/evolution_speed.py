@@ -44,9 +44,10 @@ from dera_jax.decoding.mutation import RELEASED, InputEdits, Prompt
 from dera_jax.evaluation.sweep import keyword_texts
 from dera_jax.models.language_model import streams
 from dera_jax.rewards.judge import score
+from tasks.vocabularies import docstrings_vocabulary
 
 MUTATOR = InputEdits(prefix="summarize: ")
-EOS = 1
+END = docstrings_vocabulary().eos_id
 NEAR = 1e-4  # between scores of tokens that only rounding tells apart
 PAGE, FIGURE = RESULTS / "evolution_speed.md", RESULTS / "evolution_speed.png"
 
@@ -114,7 +115,7 @@ class Case:
 
     @property
     def evolution(self) -> Evolution:
-        sampling = RELEASED.replace(max_length=MAX_LENGTH)
+        sampling = RELEASED.replace(max_length=MAX_LENGTH, eos_id=END)
         return Evolution(sampling, self.population, self.period, survivors=self.population // 2)
 
 
@@ -175,7 +176,7 @@ def instructions(world: World, population: int) -> np.ndarray:
     mutated = MUTATOR(prompts, population, streams(0, ids, [-1])[:, 0]).children
     inputs = np.zeros((BATCH, population, INPUTS), np.int32)
     for b, i in np.ndindex(BATCH, population):
-        read = [*encode(mutated[b][i].render())[: INPUTS - 1], EOS]
+        read = [*encode(mutated[b][i].render())[: INPUTS - 1], END]
         inputs[b, i, : len(read)] = read
     return inputs
 

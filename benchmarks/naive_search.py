@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 
 from dera_jax.models.language_model import LanguageModel, PyTree, State, streams
+from dera_jax.models.tabular import TabularLM
 
 Text = list[int]
 NextLogProbs = Callable[[list[Text]], np.ndarray]
@@ -44,7 +45,7 @@ class Settings:
     max_length: int
     beams: int
     top_k: int
-    eos_id: int = 1
+    eos_id: int = TabularLM.end_token
     lookahead: int = 0
     period: int = 1
     reward_weight: float = 1.0

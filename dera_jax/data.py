@@ -22,7 +22,9 @@ import numpy as np
 import seqio
 from absl import logging
 
-from dera_jax.checkpoints.vocabulary import Vocabulary
+from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
+from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
+from dera_jax.checkpoints.vocabulary import Vocabulary, check_same, check_special_ids
 from dera_jax.rewards.word_hashes import keyword_bytes
 
 _FEATURES = ("inputs", "targets")
@@ -76,7 +78,8 @@ def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> 
         reported once per task, split and feature.
 
     Raises:
-        ValueError: unknown task or split, a length missing or not positive, no example in the split.
+        ValueError: unknown task or split, a length missing or not positive, no example in the
+            split, or a vocabulary whose id 0 is not padding.
     """
     _check_lengths(lengths)
     task = _task(task_name, split)
@@ -113,15 +116,39 @@ def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> 
 
 
 def vocabulary_of(task_name: str) -> Vocabulary:
-    """The vocabulary of a task's targets, as model folders store it."""
-    return as_stored(seqio.get_mixture_or_task(task_name).output_features["targets"].vocabulary)
+    """The vocabulary of a task, as model folders store it.
+
+    Raises:
+        ValueError: its features have different vocabularies, as `as_stored`, or id 0 is not padding.
+    """
+    features = seqio.get_mixture_or_task(task_name).output_features
+    found = as_stored(features["targets"].vocabulary)
+    check_special_ids(found, f"task {task_name!r}")
+    for name in (*_FEATURES, _REJECTED):
+        if name in features and features[name].vocabulary != features["targets"].vocabulary:
+            theirs = as_stored(features[name].vocabulary)
+            check_same(found, theirs, f"targets of task {task_name!r}", f"{name} of it")
+    return found
 
 
 def as_stored(vocabulary: seqio.Vocabulary) -> Vocabulary:
-    """A seqio vocabulary as model folders store it."""
-    file = getattr(vocabulary, "sentencepiece_model_file", None)
+    """A seqio vocabulary as model folders store it.
+
+    Raises:
+        ValueError: it is neither SentencePiece's, nor bytes, nor a model's own
+            (`tasks.vocabularies.of_model`).
+    """
+    if hasattr(vocabulary, "stored"):
+        return vocabulary.stored
     vocabulary.vocab_size  # noqa: B018 (reads the file; one made on first use is made now)
-    return Vocabulary(file, vocabulary.extra_ids)
+    if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        return SentencePieceVocabulary(vocabulary.sentencepiece_model_file, vocabulary.extra_ids)
+    if isinstance(vocabulary, seqio.ByteVocabulary):
+        return ByteVocabulary(vocabulary.extra_ids)
+    raise ValueError(
+        f"a vocabulary of the kind {type(vocabulary).__name__} does not say what text its ids stand "
+        "for; supported are seqio.SentencePieceVocabulary and seqio.ByteVocabulary"
+    )
 
 
 def check_pairs(task_name: str, split: str) -> None:
@@ -269,6 +296,10 @@ def _task(name: str, split: str) -> seqio.Task | seqio.Mixture:
             f"task {name!r}: expected the features {list(_FEATURES)}, "
             f"found {sorted(task.output_features)}"
         )
+    for feature in task.output_features.values():
+        vocabulary = feature.vocabulary
+        if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+            check_special_ids(as_stored(vocabulary), f"task {name!r}")
     return task
 
 

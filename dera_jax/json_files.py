@@ -66,14 +66,14 @@ def loads(content: bytes, where: str) -> object:
         raise ValueError(f"{where}: not valid JSON, half written or edited ({error})") from error
 
 
-def write(path: Path, value: object) -> None:
+def write(path: Path, value: object, sort_keys: bool = False) -> None:
     """Writes an indented JSON file, complete or not at all.
 
     Raises:
         FloatingPointError: as `dumps`.
         OSError: the file cannot be written, naming it.
     """
-    write_file(path, f"{dumps(value, str(path), indent=1)}\n".encode())
+    write_file(path, f"{dumps(value, str(path), 1, sort_keys)}\n".encode())
 
 
 def _not_finite(value: object, path: str) -> Iterable[tuple[str, float]]:

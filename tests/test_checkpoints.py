@@ -11,17 +11,19 @@ import pytest
 import safetensors.flax
 
 from dera_jax.checkpoints import ship
+from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.mismatch import check_shapes
 from dera_jax.checkpoints.model_folder import restore_replaced, save_model
 from dera_jax.checkpoints.orbax import Checkpoints, Saving
-from dera_jax.checkpoints.vocabulary import Vocabulary
+from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.models.heads import start_teacher_forcing
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
+from tasks import vocabularies
 
 CONFIG = T5Config(
-    vocab_size=20,
+    vocab_size=300,
     emb_dim=8,
     num_heads=2,
     head_dim=4,
@@ -29,14 +31,15 @@ CONFIG = T5Config(
     num_decoder_layers=1,
     mlp_dim=12,
     mlp_activations=("gelu", "linear"),
+    end_token=1,
 )
 
 
-@pytest.fixture
-def vocabulary(tmp_path) -> Vocabulary:
-    file = tmp_path / "own.model"
-    file.write_bytes(b"pieces")
-    return Vocabulary(file, 3)
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory) -> SentencePieceVocabulary:
+    file = tmp_path_factory.mktemp("pieces") / "own.model"
+    vocabularies.train(["some words to make pieces from, and yet more"] * 9, str(file), 76)
+    return SentencePieceVocabulary(file, 3, ("<sep>",))
 
 
 @pytest.fixture
@@ -52,18 +55,18 @@ def equal(left, right) -> bool:
     return all(jax.tree.leaves(same))
 
 
-def test_a_model_comes_back_from_its_folder(folder):
+def test_a_model_comes_back_from_its_folder(folder, vocabulary):
     loaded = load(folder)
-    assert loaded.model == T5(CONFIG)
+    assert loaded.model == T5(CONFIG, num_ids=80)
     assert equal(loaded.params, T5(CONFIG).init(jax.random.key(1)))
     assert loaded.card == {"loss": 2.5}
-    assert loaded.vocabulary == Vocabulary(folder / "own.model", 3)
-    assert loaded.vocabulary.content() == b"pieces"
+    assert loaded.vocabulary == SentencePieceVocabulary(folder / "own.model", 3, ("<sep>",))
+    assert loaded.vocabulary.content() == vocabulary.content()
 
 
 def test_bfloat16_is_rounded_once_and_half_the_size(tmp_path, folder):
     params = load(folder).params
-    save_model(tmp_path / "half", CONFIG, Vocabulary(None), params, {}, "bfloat16")
+    save_model(tmp_path / "half", CONFIG, ByteVocabulary(), params, {}, "bfloat16")
     rounded = jax.tree.map(lambda x: np.asarray(jnp.bfloat16(x), np.float32), params)
     assert equal(load(tmp_path / "half").params, rounded)
     size = lambda name: (tmp_path / name / "model.safetensors").stat().st_size
@@ -74,7 +77,7 @@ def test_bfloat16_is_rounded_once_and_half_the_size(tmp_path, folder):
 def test_a_sharpened_model_is_the_model_at_a_lower_temperature(tmp_path, tied):
     model = T5(dataclasses.replace(CONFIG, logits_via_embedding=tied))
     params = model.init(jax.random.key(1))
-    save_model(tmp_path / "m", model.config, Vocabulary(None), params, {"loss": 2.5})
+    save_model(tmp_path / "m", model.config, ByteVocabulary(), params, {"loss": 2.5})
     ship.ship(tmp_path / "m", tmp_path / "sharp", temperature=0.5)
     with pytest.raises(ValueError, match="above 0"):
         ship.ship(tmp_path / "m", tmp_path / "sharp", temperature=0)
@@ -83,18 +86,24 @@ def test_a_sharpened_model_is_the_model_at_a_lower_temperature(tmp_path, tied):
     inputs, tokens = jnp.array([[3, 4, 1]]), jnp.array([[[5, 6, 1]]])
     logits = [
         np.asarray(x.teacher_forced(p, start_teacher_forcing(x, p, inputs, 1), tokens).logits)
-        for x, p in ((model, params), (sharp.model, sharp.params))
+        for x, p in ((model, params), (model, sharp.params))
     ]
     assert np.abs(logits[0]).max() > 0.5
     np.testing.assert_allclose(logits[1], 2 * logits[0], atol=0.05)  # bfloat16
 
 
-def test_a_shipped_vocabulary_is_named_not_copied(tmp_path, monkeypatch):
+def test_a_shipped_vocabulary_is_named_not_copied(tmp_path, vocabulary, monkeypatch):
     (tmp_path / "assets").mkdir()
-    (tmp_path / "assets" / "shipped.model").write_bytes(b"")
-    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
     file = tmp_path / "assets" / "shipped.model"
-    save_model(tmp_path / "m", CONFIG, Vocabulary(file), T5(CONFIG).init(jax.random.key(0)), {})
+    file.write_bytes(vocabulary.content())
+    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
+    save_model(
+        tmp_path / "m",
+        CONFIG,
+        SentencePieceVocabulary(file),
+        T5(CONFIG).init(jax.random.key(0)),
+        {},
+    )
     assert sorted(x.name for x in (tmp_path / "m").iterdir()) == [
         "card.json",
         "config.json",

@@ -7,7 +7,7 @@ import pytest
 
 from dera_jax import demo
 from dera_jax.checkpoints.model_folder import save_model
-from dera_jax.checkpoints.vocabulary import Vocabulary
+from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.evaluation import shards
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
@@ -23,7 +23,7 @@ CARD = {"length_range": [3, 8], "max_length": 12, "beta": 0.5}
 def options(tmp_path_factory):
     """Command line of a small demo, without --output."""
     folder = tmp_path_factory.mktemp("pair")
-    vocabulary = Vocabulary(demo.ASSETS / "docstrings.model", 96)
+    vocabulary = SentencePieceVocabulary(demo.ASSETS / "docstrings.model", 96)
     for i, name in enumerate(("reference", "aligned")):
         params = T5(CONFIG).init(jax.random.key(i))
         save_model(folder / name, CONFIG, vocabulary, params, CARD)

@@ -9,9 +9,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.hugging_face import save_hugging_face
+from dera_jax.checkpoints.json_vocabulary import JsonVocabulary
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
+from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.vocabulary import Vocabulary
 
 KINDS = ("dera_jax", "hugging_face")
@@ -52,7 +55,11 @@ def convert(
 def _vocabulary(file: str | None, extra_ids: int) -> Vocabulary | None:
     if file is None:
         return None
-    return Vocabulary(None if file == BYTES else file, extra_ids)
+    if file == BYTES:
+        return ByteVocabulary(extra_ids)
+    if file.endswith(".json"):
+        return JsonVocabulary(file)
+    return SentencePieceVocabulary(file, extra_ids)
 
 
 def main() -> None:
@@ -65,7 +72,9 @@ def main() -> None:
     parser.add_argument("--to", choices=KINDS, default=KINDS[0], help="what to write")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of what is written")
     parser.add_argument(
-        "--vocabulary", help=f"SentencePiece file of a T5X checkpoint, or '{BYTES}' for ByT5's"
+        "--vocabulary",
+        help="of a checkpoint that does not hold it: a SentencePiece file, a tokenizer.json, or "
+        f"'{BYTES}' for ByT5's",
     )
     parser.add_argument(
         "--extra_ids", type=int, default=0, help="sentinels that are not pieces of that file"

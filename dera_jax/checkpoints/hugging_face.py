@@ -2,8 +2,8 @@
 
 config.json                     sizes and architecture
 model.safetensors               parameters, or shards of them with model.safetensors.index.json
-spiece.model                    the SentencePiece file; ByT5 has none
-tokenizer_config.json           which tokenizer, and how many sentinels
+
+What else is there says what the ids mean: `hugging_face_tokenizer`.
 
 Kernels are stored [out, in], the table of relative positions [buckets, heads]; T5X has both the
 other way round.
@@ -19,6 +19,12 @@ import numpy as np
 import safetensors.flax
 
 from dera_jax import json_files
+from dera_jax.checkpoints.hugging_face_tokenizer import (
+    CONFIG,
+    GENERATION,
+    save_tokenizer,
+    special_ids,
+)
 from dera_jax.checkpoints.safetensors_file import open_safetensors
 from dera_jax.checkpoints.storage import Folder, StoredArray
 from dera_jax.checkpoints.vocabulary import Vocabulary
@@ -26,18 +32,14 @@ from dera_jax.models.language_model import PyTree
 from dera_jax.models.layers import MAX_DISTANCE, NUM_BUCKETS
 from dera_jax.models.t5 import T5Config
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OTHER_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "flax_model.msgpack")
-PIECES, TOKENIZER = "spiece.model", "tokenizer_config.json"
-_SENTINELS = 100  # of a T5 whose tokenizer_config.json does not say
 _KNOWN = ("t5", "mt5")
 _ACTIVATIONS = {"relu": ("relu",), "gated-gelu": ("gelu", "linear")}
 _FIXED = {
     "relative_attention_num_buckets": NUM_BUCKETS,
     "relative_attention_max_distance": MAX_DISTANCE,
     "layer_norm_epsilon": 1e-6,
-    "decoder_start_token_id": 0,
-    "pad_token_id": 0,
 }
 # Some old files hold these beside what is used.
 _UNUSED = (
@@ -48,13 +50,14 @@ _EMBEDDING, _LOGITS = "token_embedder/embedding", "decoder/logits_dense/kernel"
 
 
 def config_of(folder: Folder) -> T5Config:
-    """The sizes in config.json.
+    """The sizes in config.json, and the start and end token.
 
     Raises:
         FileNotFoundError, ValueError: no such file, another architecture, or one of its settings
             that T5 here does not have.
     """
-    return _config(_settings(folder))
+    settings = _settings(folder)
+    return _config(settings, *special_ids(folder))
 
 
 def open_hugging_face(folder: Folder) -> tuple[T5Config, dict[str, StoredArray]]:
@@ -79,16 +82,6 @@ def open_hugging_face(folder: Folder) -> tuple[T5Config, dict[str, StoredArray]]
     if config.logits_via_embedding and "lm_head.weight" in stored:
         _check_tied(found[_EMBEDDING], stored["lm_head.weight"], folder)
     return config, found
-
-
-def vocabulary_of(folder: Folder) -> Vocabulary | None:
-    """What the ids mean; None where only a tokenizer.json says so."""
-    described = folder.read_json(TOKENIZER) if folder.has(TOKENIZER) else {}
-    if described.get("tokenizer_class", "").startswith("ByT5"):
-        return Vocabulary(None)  # its sentinels are names of ids that pad the table
-    if not folder.has(PIECES):
-        return None
-    return Vocabulary(folder.path(PIECES), int(described.get("extra_ids", _SENTINELS)))
 
 
 def save_hugging_face(
@@ -119,13 +112,11 @@ def save_hugging_face(
         for ours, theirs, transposed in _names(config)
     }
     safetensors.flax.save_file(arrays, draft / WEIGHTS, metadata={"format": "pt"})
-    _write_json(draft / CONFIG, _described(config, dtype))
+    ids = _special_ids(config)
+    json_files.write(draft / CONFIG, _described(config, dtype) | ids, sort_keys=True)
+    json_files.write(draft / GENERATION, ids, sort_keys=True)
     if vocabulary is not None:
-        tokenizer = "T5Tokenizer" if vocabulary.file else "ByT5Tokenizer"
-        extra = {"extra_ids": vocabulary.extra_ids} if vocabulary.file else {}
-        _write_json(draft / TOKENIZER, {"tokenizer_class": tokenizer, **extra})
-        if vocabulary.file:
-            (draft / PIECES).write_bytes(vocabulary.content())
+        save_tokenizer(draft, vocabulary)
     draft.rename(folder)
 
 
@@ -153,7 +144,7 @@ def _settings(folder: Folder) -> Mapping:
     return settings
 
 
-def _config(settings: Mapping) -> T5Config:
+def _config(settings: Mapping, start_token: int, end_token: int | None) -> T5Config:
     return T5Config(
         vocab_size=settings["vocab_size"],
         emb_dim=settings["d_model"],
@@ -165,6 +156,8 @@ def _config(settings: Mapping) -> T5Config:
         mlp_activations=_ACTIVATIONS[settings.get("feed_forward_proj", "relu")],
         logits_via_embedding=_is_scaled(settings),
         dropout_rate=settings.get("dropout_rate", 0.1),
+        start_token=start_token,
+        end_token=end_token,
     )
 
 
@@ -188,7 +181,6 @@ def _described(config: T5Config, dtype: str) -> dict[str, object]:
         "architectures": ["T5ForConditionalGeneration"],
         "model_type": "t5",
         "is_encoder_decoder": True,
-        "eos_token_id": 1,
         "dtype": dtype,
         "vocab_size": config.vocab_size,
         "d_model": config.emb_dim,
@@ -200,6 +192,15 @@ def _described(config: T5Config, dtype: str) -> dict[str, object]:
         "feed_forward_proj": forward[0],
         "tie_word_embeddings": config.logits_via_embedding,
         "dropout_rate": config.dropout_rate,
+    }
+
+
+def _special_ids(config: T5Config) -> dict[str, int | None]:
+    """Under the names of transformers; null for an end token that nobody knows."""
+    return {
+        "decoder_start_token_id": config.start_token,
+        "eos_token_id": config.end_token,
+        "pad_token_id": 0,
     }
 
 
@@ -270,8 +271,3 @@ def _check_tied(table: StoredArray, head: StoredArray, folder: Folder) -> None:
             f"{folder.path(CONFIG)}: the logits are said to use the embedding (tie_word_embeddings), "
             "but lm_head.weight is another table"
         )
-
-
-def _write_json(path: Path, content: Mapping) -> None:
-    text = json_files.dumps(content, str(path), indent=1, sort_keys=True)
-    path.write_text(f"{text}\n", encoding="utf-8")

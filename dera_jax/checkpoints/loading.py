@@ -19,10 +19,15 @@ from jax import Array
 from jax.sharding import Mesh
 
 from dera_jax import partitioning
-from dera_jax.checkpoints import hugging_face, model_folder, t5x
+from dera_jax.checkpoints import hugging_face, hugging_face_tokenizer, model_folder, t5x
 from dera_jax.checkpoints.mismatch import check_shapes
 from dera_jax.checkpoints.storage import Folder, StoredArray, open_folder, read_arrays
-from dera_jax.checkpoints.vocabulary import Vocabulary, agreed
+from dera_jax.checkpoints.vocabulary import (
+    Vocabulary,
+    agreed,
+    check_room,
+    check_special_ids,
+)
 from dera_jax.models.heads import T5Value
 from dera_jax.models.language_model import PyTree
 from dera_jax.models.t5 import T5Config
@@ -30,6 +35,18 @@ from dera_jax.models.t5_lm import T5
 
 _STEP = re.compile(r"checkpoint_(\d+)/")
 _IN_RUNS = ("best", "aligned")  # model folders in those of trainings
+_NO_CHECKPOINTS = {
+    ".model": "a SentencePiece model (a vocabulary)",
+    ".safetensors": "a file of parameters without its config.json",
+    ".bin": "a file of parameters that is a pickle, which is never read",
+    ".pt": "a file of parameters that is a pickle, which is never read",
+    ".pth": "a file of parameters that is a pickle, which is never read",
+    ".gguf": "a GGUF file, which is not supported",
+    ".json": "a JSON file",
+    ".jsonl": "a file of JSON lines",
+    ".gin": "a gin file",
+    ".txt": "a text file",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,17 +58,28 @@ class Loaded:
         params: T5X's tree.
         vocabulary: what its ids mean; None where the checkpoint does not say, and nobody else.
         card: how it was made, or where it is from.
+        no_vocabulary: why no other vocabulary may be assumed, a sentence: the checkpoint is of a
+            kind that holds its tokenizer, and has none. Empty for all others.
     """
 
     model: T5
     params: PyTree
     vocabulary: Vocabulary | None
     card: dict
+    no_vocabulary: str = ""
 
     def agreeing_with(self, vocabulary: Vocabulary, name: str) -> "Loaded":
-        """With this vocabulary, if its own is none or the same; raises ValueError otherwise."""
+        """With this vocabulary, if its own is the same, or its kind of checkpoint holds none.
+
+        Raises:
+            ValueError: its own differs, naming the first piece; `no_vocabulary`; or as
+                `over_vocabulary`.
+        """
+        if self.no_vocabulary:
+            raise ValueError(self.no_vocabulary)
         own = agreed(self.vocabulary, vocabulary, "the model", name)
-        return dataclasses.replace(self, vocabulary=own)
+        model = over_vocabulary(self.model, own, name)
+        return dataclasses.replace(self, vocabulary=own, model=model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +94,7 @@ class Checkpoint:
         vocabulary: None where it names none.
         card: see `Loaded`.
         head: 'scalar' for a reward model, None for a T5.
+        no_vocabulary: see `Loaded`.
     """
 
     kind: str
@@ -75,6 +104,33 @@ class Checkpoint:
     vocabulary: Vocabulary | None
     card: dict
     head: str | None = None
+    no_vocabulary: str = ""
+
+
+def over_vocabulary(model: T5, vocabulary: Vocabulary, where: str) -> T5:
+    """The model with the end token of its vocabulary, and without ids beyond it.
+
+    Args:
+        model: whose end token, if it says one, is the vocabulary's.
+        vocabulary: what the ids mean.
+        where: the vocabulary is from, for messages.
+
+    Raises:
+        ValueError: id 0 is not padding, no end token or another one, or more ids than the model has
+            rows.
+    """
+    check_special_ids(vocabulary, where)
+    rows, size = model.vocab_size, len(vocabulary.pieces)
+    check_room(vocabulary, rows, where)
+    end = vocabulary.end_id
+    if model.end_token not in (None, end):
+        raise ValueError(
+            f"{where}: the vocabulary ends sequences with id {end}, {vocabulary.pieces[end]!r}, the "
+            f"model with id {model.end_token} (its end_token, or eos_token_id of a Hugging Face "
+            "config.json); they must agree"
+        )
+    config = dataclasses.replace(model.config, end_token=end)
+    return T5(config, num_ids=size if size < rows else None)
 
 
 def load(
@@ -95,7 +151,8 @@ def load(
     Raises:
         FileNotFoundError: no checkpoint there, or a file of it is missing.
         ValueError: a file that is damaged, an architecture that is not known, parameters that are
-            not those of its sizes, a reward model, or another vocabulary than the one given.
+            not those of its sizes, a reward model, another vocabulary than the one given, or a
+            vocabulary that is not the model's (`over_vocabulary`).
     """
     found = open_checkpoint(path)
     if found.head:
@@ -104,17 +161,33 @@ def load(
         vocabulary = agreed(found.vocabulary, vocabulary, found.where, "the vocabulary given")
     vocabulary = vocabulary or found.vocabulary
     model = T5(found.config)
+    if vocabulary is not None:
+        model = over_vocabulary(model, vocabulary, found.where)
     shardings = mesh and partitioning.param_shardings(found.config, mesh)
     params = _read(found, model.init, shardings, dtype)
-    return Loaded(model, params, vocabulary, found.card)
+    no_vocabulary = "" if vocabulary else found.no_vocabulary
+    return Loaded(model, params, vocabulary, found.card, no_vocabulary)
 
 
 def load_params(
-    path: str | Path, init: Callable[[Array], PyTree]
-) -> tuple[PyTree, Vocabulary | None]:
-    """Parameters of the shapes that init(key) gives, and what their ids mean; raises as `load`."""
+    path: str | Path, init: Callable[[Array], PyTree], vocabulary: Vocabulary, name: str
+) -> PyTree:
+    """Parameters of the shapes that init(key) gives, for ids of a vocabulary.
+
+    Args:
+        path: see `load`.
+        init: gives parameters of the shapes that are expected.
+        vocabulary: of the run `name` that they are for.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`, or the checkpoint is over another vocabulary.
+    """
     found = open_checkpoint(path)
-    return _read(found, init, None, "float32"), found.vocabulary
+    if found.no_vocabulary:
+        raise ValueError(found.no_vocabulary)
+    agreed(found.vocabulary, vocabulary, found.where, name)
+    check_room(vocabulary, found.config.vocab_size, name)
+    return _read(found, init, None, "float32")
 
 
 def read_config(path: str | Path) -> T5Config:
@@ -141,8 +214,23 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return _t5x(folder, "T5X (orbax)", t5x.open_orbax(folder))
     above, _, name = folder.where.rpartition("/")
     if open_folder(above or ".").has(name):
-        return _t5x(folder, "T5X, one file", t5x.open_legacy(open_folder(above or "."), name))
+        return _in_file(folder, open_folder(above or "."), name)
     return _in_folder(folder)
+
+
+def _in_file(path: Folder, folder: Folder, name: str) -> Checkpoint:
+    """A T5X checkpoint in one file, or a sentence about what the file is instead."""
+    expected = (
+        "give the folder of a checkpoint, with config.json and model.safetensors (ours, Hugging "
+        "Face's), or a checkpoint of T5X"
+    )
+    suffix = Path(name).suffix
+    if suffix in _NO_CHECKPOINTS:
+        raise ValueError(f"{path.where} is {_NO_CHECKPOINTS[suffix]}, not a checkpoint; {expected}")
+    try:
+        return _t5x(path, "T5X, one file", t5x.open_legacy(folder, name))
+    except ValueError as error:
+        raise ValueError(f"{error}; if this file is not meant as one of T5X, {expected}") from error
 
 
 def _with_config(folder: Folder) -> Checkpoint:
@@ -151,9 +239,16 @@ def _with_config(folder: Folder) -> Checkpoint:
     if not folder.has(hugging_face.WEIGHTS) and not folder.has(hugging_face.INDEX):
         raise FileNotFoundError(_no_safetensors(folder))
     config, arrays = hugging_face.open_hugging_face(folder)
-    vocabulary = hugging_face.vocabulary_of(folder)
-    card = {"imported_from": folder.where}
-    return Checkpoint("Hugging Face", folder.where, config, arrays, vocabulary, card)
+    vocabulary = hugging_face_tokenizer.vocabulary_of(folder)
+    return Checkpoint(
+        "Hugging Face",
+        folder.where,
+        config,
+        arrays,
+        vocabulary,
+        card={"imported_from": folder.where},
+        no_vocabulary="" if vocabulary else hugging_face_tokenizer.no_vocabulary(folder),
+    )
 
 
 def _no_safetensors(folder: Folder) -> str:
@@ -161,10 +256,14 @@ def _no_safetensors(folder: Folder) -> str:
     start = f"{folder.where} is no complete model: it has no {hugging_face.WEIGHTS}"
     if not others:
         return start
+    classes = ["T5ForConditionalGeneration"]
+    if hugging_face_tokenizer.has_tokenizer(folder):
+        classes.append("AutoTokenizer")
+    saved = [f"{x}.from_pretrained('{folder.where}').save_pretrained('converted')" for x in classes]
     return (
         f"{start}, but {others[0]}, which is not read here (a pickle can run any program). Convert "
-        'it once, where you trust it: python -c "from transformers import T5ForConditionalGeneration '
-        f"as T5; T5.from_pretrained('{folder.where}').save_pretrained('converted')\""
+        f'it once, where you trust it: python -c "from transformers import {", ".join(classes)}; '
+        f'{"; ".join(saved)}"'
     )
 
 

@@ -3,7 +3,8 @@
 config.json        sizes of the T5 (`T5Config`), its vocabulary, and whether a scalar head is on it
 model.safetensors  parameters, names joined by '/'
 card.json          how it was made and what it scores
-*.model            the SentencePiece file, unless it is one that ships with the package
+*.model            the SentencePiece file, unless it is one that ships with the package; or
+tokenizer.json     the file of tokenizers
 """
 
 import dataclasses
@@ -17,7 +18,10 @@ import jax.numpy as jnp
 import safetensors.flax
 
 from dera_jax import json_files
+from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
+from dera_jax.checkpoints.json_vocabulary import JSON, JsonVocabulary
 from dera_jax.checkpoints.safetensors_file import open_safetensors
+from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.storage import Folder
 from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.models.language_model import PyTree
@@ -39,7 +43,8 @@ def save_model(
 
     Args:
         folder: to be made.
-        config: the model's sizes.
+        config: the model's sizes, start and end token; the latter is the vocabulary's where the
+            config does not say it.
         vocabulary: what its ids mean; None if nobody knows.
         params: T5X's tree, without `params_axes`; or a `T5Value`'s.
         card: anything JSON can hold.
@@ -52,21 +57,19 @@ def save_model(
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     arrays = {name: jnp.asarray(x, dtype) for name, x in flat.items()}
     safetensors.flax.save_file(arrays, draft / PARAMETERS)
-    _write_json(draft / CARD, dict(card))
+    json_files.write(draft / CARD, dict(card), sort_keys=True)
+    if vocabulary and config.end_token is None:
+        config = dataclasses.replace(config, end_token=vocabulary.end_id)
     names = {
         "model": dataclasses.asdict(config),
-        "vocabulary": vocabulary
-        and {
-            "file": vocabulary.name,
-            "sha256": vocabulary.sha256,
-            "extra_ids": vocabulary.extra_ids,
-        },
+        "vocabulary": vocabulary and vocabulary.described(),
     }
     if "head" in params:
         names["head"] = SCALAR
-    _write_json(draft / CONFIG, names)
-    if vocabulary and vocabulary.file and not _ships(vocabulary):
-        (draft / vocabulary.name).write_bytes(vocabulary.content())
+    json_files.write(draft / CONFIG, names, sort_keys=True)
+    if vocabulary and not _ships(vocabulary):
+        for name, content in vocabulary.file_content().items():
+            (draft / name).write_bytes(content)
     replaced = _replaced(folder)
     shutil.rmtree(replaced, ignore_errors=True)
     if folder.exists():
@@ -105,6 +108,8 @@ def open_model(folder: Folder) -> dict[str, object]:
 
 def _ships(vocabulary: Vocabulary) -> bool:
     """Whether the package holds it, so that it needs no copy."""
+    if not isinstance(vocabulary, SentencePieceVocabulary):
+        return False
     return Path(vocabulary.file).resolve() == _shipped(vocabulary.name).resolve()
 
 
@@ -116,17 +121,23 @@ def _vocabulary(folder: Folder, names: Mapping | None) -> Vocabulary | None:
     if names is None:
         return None
     if names["file"] is None:
-        return Vocabulary(None, names["extra_ids"])
+        return ByteVocabulary(names["extra_ids"])
     shipped = _shipped(names["file"])
     if folder.has(names["file"]):
-        vocabulary = Vocabulary(folder.path(names["file"]), names["extra_ids"])
+        file = folder.path(names["file"])
     elif shipped.exists():
-        vocabulary = Vocabulary(shipped, names["extra_ids"])
+        file = shipped
     else:
         raise FileNotFoundError(
             f"{folder.path(CONFIG)} names the vocabulary {names['file']!r}, which is neither in that "
             f"folder nor in {shipped.parent}"
         )
+    if names.get("kind") == JSON:
+        special = (names[token] for token in ("end", "padding", "unknown"))
+        vocabulary = JsonVocabulary(file, *special)
+    else:
+        added = tuple(names.get("added", ()))
+        vocabulary = SentencePieceVocabulary(file, names["extra_ids"], added)
     if vocabulary.sha256 != names["sha256"]:
         raise ValueError(
             f"{vocabulary.file} is not the vocabulary that {folder.where} was trained with: its "
@@ -143,8 +154,3 @@ def _existing(folder: Folder, name: str) -> str:
 
 def _read_json(folder: Folder, name: str) -> dict:
     return folder.read_json(_existing(folder, name))
-
-
-def _write_json(path: Path, content: Mapping) -> None:
-    text = json_files.dumps(content, str(path), indent=1, sort_keys=True)
-    path.write_text(f"{text}\n", encoding="utf-8")

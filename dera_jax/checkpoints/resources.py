@@ -4,30 +4,30 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
-import sentencepiece
 from jax import Array
 
 from dera_jax.checkpoints.loading import load_params
-from dera_jax.checkpoints.vocabulary import BYTE_OFFSET, Vocabulary, agreed, is_sentinel, tokenizer
+from dera_jax.checkpoints.vocabulary import Vocabulary, tokenizer
 
 PyTree = object
-_UNKNOWN = " \N{DOUBLE QUESTION MARK} ".encode()  # how SentencePiece writes an unknown piece
 _PIECE_BYTES = 16  # of the longest piece in most vocabularies
 
 
 @dataclasses.dataclass(frozen=True)
 class RunResources:
-    """Of a run over this vocabulary."""
+    """Of a run over this vocabulary; ValueError where it is None, and a reward asks for it."""
 
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary | None
+
+    @property
+    def end_id(self) -> int:
+        """The id of the end of sequence."""
+        return tokenizer(self.vocabulary).end_id
 
     def pieces(self) -> list[bytes]:
         """The text of every id in UTF-8; b"" for ids that stand for none."""
-        if self.vocabulary.file is None:
-            extra = [b""] * self.vocabulary.extra_ids
-            return [b""] * BYTE_OFFSET + [bytes([i]) for i in range(256)] + extra
-        processor = self.vocabulary.processor()
-        return [_text(processor, i) for i in range(processor.vocab_size())]
+        tokenizer(self.vocabulary)
+        return self.vocabulary.piece_bytes()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without the end of sequence."""
@@ -37,20 +37,7 @@ class RunResources:
         """The parameters of a finished model's folder; raises as `rewards.protocol.Resources`."""
         if folder is None:
             raise ValueError("a learned reward needs the folder of its model")
-        params, theirs = load_params(folder, init)
-        agreed(theirs, self.vocabulary, folder, "this run")
-        return params
-
-
-def _text(processor: sentencepiece.SentencePieceProcessor, i: int) -> bytes:
-    if processor.is_unknown(i):
-        return _UNKNOWN
-    piece = processor.id_to_piece(i)
-    if processor.is_control(i) or processor.is_unused(i) or is_sentinel(piece):
-        return b""
-    if processor.is_byte(i):
-        return bytes([int(piece[1:-1], 16)])
-    return piece.replace("▁", " ").encode()
+        return load_params(folder, init, self.vocabulary, "this run")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +45,7 @@ class ShapesOnly:
     """For a dry run: nothing is read, and arrays have the shapes of a usual vocabulary."""
 
     vocab_size: int
+    end_id: int = 0  # any will do
 
     def pieces(self) -> list[bytes]:
         return [b"x" * _PIECE_BYTES] * self.vocab_size

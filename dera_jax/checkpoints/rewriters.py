@@ -16,9 +16,11 @@ def load_rewriter(folder: str, inputs: int, max_length: int) -> Rewriter:
         max_length: tokens of an answer at most.
 
     Raises:
-        FileNotFoundError, ValueError: no complete model, or as `Rewriter`.
+        FileNotFoundError, ValueError: no complete model, no vocabulary, or as `Rewriter`.
     """
     found = load(folder)
-    text = tokenizer(found.vocabulary)
+    if found.no_vocabulary:
+        raise ValueError(found.no_vocabulary)
+    text = tokenizer(found.vocabulary, folder)
     sampling = dataclasses.replace(RELEASED, max_length=max_length)
     return Rewriter(found.model, found.params, text.encode, text.decode, inputs, sampling)

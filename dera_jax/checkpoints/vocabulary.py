@@ -1,99 +1,73 @@
-"""What a model's ids mean, and whether two models mean the same."""
+"""What a model's ids mean, and whether two models mean the same.
+
+The kinds of vocabularies, each in a module of its own:
+
+SentencePieceVocabulary   a SentencePiece file (`sentencepiece_vocabulary`)
+JsonVocabulary            a tokenizer.json of Hugging Face's tokenizers (`json_vocabulary`)
+ByteVocabulary            UTF-8 bytes, no file (`byte_vocabulary`)
+"""
 
 import dataclasses
-import functools
-import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
-import sentencepiece
-from google.protobuf.message import DecodeError
-from sentencepiece import sentencepiece_model_pb2
-
-from dera_jax.checkpoints.storage import read_file
-
-BYTE_OFFSET = 3  # seqio's byte vocabulary: 0, 1, 2 are padding, end and unknown
 _SENTINEL = re.compile(r"▁?(<extra_id_\d+>)")
 
 
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """A SentencePiece file with `extra_ids` sentinels above its pieces; file None: UTF-8 bytes.
+class Vocabulary(Protocol):
+    """Text to ids and back. Implementations are frozen and hashable; files are read when used.
 
-    The file is a path or a URL. As in T5 the first sentinel, <extra_id_0>, has the highest id;
-    some files, those of T5X among them, hold the sentinels as pieces of their own.
+    Every property and method that reads a file raises FileNotFoundError where there is none, and
+    ValueError where it is damaged or of a kind that is not supported.
     """
 
-    file: str | None
-    extra_ids: int = 0
-
-    def __post_init__(self):
-        if self.file is not None:
-            object.__setattr__(self, "file", str(self.file))
+    @property
+    def pieces(self) -> Sequence[str]:
+        """The piece of every id, sentinels as <extra_id_0>, whatever file they are from."""
 
     @property
-    def name(self) -> str | None:
-        """Of the file, without its folder."""
-        return self.file and self.file.rpartition("/")[2]
+    def end_id(self) -> int | None:
+        """The id of the end of sequence; None if there is none."""
 
     @property
-    def sha256(self) -> str | None:
-        """Of the file's content."""
-        return self.file and hashlib.sha256(self.content()).hexdigest()
+    def padding_id(self) -> int | None:
+        """The id of padding; None if there is none."""
 
-    def content(self) -> bytes:
-        """The file's; raises FileNotFoundError where there is none."""
-        return read_file(self.file)
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of what has no piece; None if there is none."""
 
-    def processor(self) -> sentencepiece.SentencePieceProcessor:
-        """Of the file, with the sentinels as pieces, as seqio has them.
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without the end of sequence."""
 
-        Raises:
-            FileNotFoundError, ValueError: there is no such file, or it is none of SentencePiece.
-        """
-        try:
-            return _processor(self.content(), self.extra_ids)
-        except (DecodeError, RuntimeError) as error:
-            raise ValueError(f"{self.file} is no SentencePiece model ({error})") from error
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; those that stand for none are left out, those of no piece too."""
 
+    def piece_bytes(self) -> list[bytes]:
+        """The text of every id in UTF-8; b"" for ids that stand for none."""
 
-@functools.lru_cache(maxsize=8)
-def _processor(content: bytes, extra_ids: int) -> sentencepiece.SentencePieceProcessor:
-    model = sentencepiece_model_pb2.ModelProto.FromString(content)
-    for i in reversed(range(extra_ids)):
-        kind = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
-        model.pieces.add(piece=f"▁<extra_id_{i}>", score=0.0, type=kind)
-    return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+    def described(self) -> dict[str, object]:
+        """What a model folder's config.json says of it (`model_folder`)."""
+
+    def file_content(self) -> Mapping[str, bytes]:
+        """The files that it is read from, by name."""
 
 
-def pieces(vocabulary: Vocabulary) -> list[str]:
-    """What each id stands for."""
-    if vocabulary.file is None:
-        texts = [f"<special {i}>" for i in range(BYTE_OFFSET)] + [f"<byte {i}>" for i in range(256)]
-        return texts + [f"<extra_id_{i}>" for i in reversed(range(vocabulary.extra_ids))]
-    processor = vocabulary.processor()
-    found = [processor.id_to_piece(i) for i in range(processor.vocab_size())]
-    return [_sentinel(piece) or piece for piece in found]
-
-
-def _sentinel(piece: str) -> str | None:
-    """The name of a sentinel, however its file spells it."""
+def sentinel(piece: str) -> str | None:
+    """The name of a sentinel, however its file spells it; None for every other piece."""
     match = _SENTINEL.fullmatch(piece)
     return match and match[1]
 
 
 def is_sentinel(piece: str) -> bool:
     """Whether it stands for no text, but for a gap in one."""
-    return _sentinel(piece) is not None
+    return sentinel(piece) is not None
 
 
 def check_same(first: Vocabulary, second: Vocabulary, first_name: str, second_name: str) -> None:
-    """Refuses two vocabularies whose ids mean different pieces.
-
-    Raises:
-        ValueError: naming the first id that differs, and both pieces.
-    """
-    ours, theirs = pieces(first), pieces(second)
+    """Raise ValueError, naming the first id that differs and both pieces, unless all ids agree."""
+    ours, theirs = first.pieces, second.pieces
     for i in range(max(len(ours), len(theirs))):
         a = ours[i] if i < len(ours) else "(no such id)"
         b = theirs[i] if i < len(theirs) else "(no such id)"
@@ -102,6 +76,11 @@ def check_same(first: Vocabulary, second: Vocabulary, first_name: str, second_na
                 f"vocabularies differ at id {i}: {a!r} in {first_name}, {b!r} in {second_name}; "
                 "ids can only be shared, and logits combined, over the same vocabulary"
             )
+    if first.end_id != second.end_id:
+        raise ValueError(
+            f"vocabularies differ in the end token: id {first.end_id} in {first_name}, "
+            f"{second.end_id} in {second_name}"
+        )
 
 
 def agreed(
@@ -118,41 +97,68 @@ def agreed(
     return known
 
 
+def check_special_ids(vocabulary: Vocabulary, where: str) -> None:
+    """Raise ValueError unless id 0 is padding and another id ends a sequence."""
+    if vocabulary.padding_id != 0:
+        zero = next(iter(vocabulary.pieces), "missing")
+        raise ValueError(
+            f"{where}: id 0 of the vocabulary is {zero!r}, and must be padding, since arrays are "
+            "padded with 0; train the SentencePiece model with --pad_id=0 --eos_id=1 --unk_id=2 "
+            "--bos_id=-1 (or other ids above 0), and the model anew over it; of a tokenizer.json, "
+            "pad_token in tokenizer_config.json must be the token of id 0"
+        )
+    if not vocabulary.end_id:
+        raise ValueError(
+            f"{where}: the vocabulary has no end-of-sequence piece; train the SentencePiece model "
+            "with --eos_id=1, or name eos_token in tokenizer_config.json"
+        )
+
+
+def check_room(vocabulary: Vocabulary, rows: int, where: str) -> None:
+    """Raise ValueError if a model's tables have fewer rows than the vocabulary has ids."""
+    size = len(vocabulary.pieces)
+    if size > rows:
+        raise ValueError(
+            f"the vocabulary of {where} has {size:,} ids, the model's tables only {rows:,} rows: "
+            "use the vocabulary that the model was trained with (for a new model raise "
+            "T5Config.vocab_size)"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Text to ids and back, without TensorFlow; ids as from the seqio vocabulary of the same file."""
+    """Text to ids and back, without TensorFlow; ids as from the seqio vocabulary of the same file.
+
+    Attributes:
+        encode: ids of a text, without the end of sequence.
+        decode: text of ids.
+        end_id: the id of the end of sequence.
+    """
 
     encode: Callable[[str], list[int]]
     decode: Callable[[Sequence[int]], str]
+    end_id: int
 
 
-def tokenizer(vocabulary: Vocabulary | None) -> Tokenizer:
+def tokenizer(vocabulary: Vocabulary | None, where: str = "this checkpoint") -> Tokenizer:
     """The tokenizer of a vocabulary.
 
     Decoding leaves out ids that stand for no text: padding, the end of sequence, sentinels, and
     those that a table padded to a round size has beyond the vocabulary.
 
+    Args:
+        vocabulary: of a checkpoint.
+        where: the checkpoint, for the message.
+
     Raises:
-        ValueError: the vocabulary is not known.
+        ValueError: the vocabulary is not known, or `check_special_ids` fails.
     """
     if vocabulary is None:
         raise ValueError(
-            "this checkpoint does not say what its ids mean (T5X's never do); say it, as in "
-            "load(path, vocabulary=Vocabulary('spiece.model', extra_ids=100)), or once for all "
-            "with python -m dera_jax.checkpoints.convert"
+            f"{where} does not say what its ids mean: looked for were a tokenizer.json, a "
+            "spiece.model and a vocabulary in config.json, and T5X's checkpoints hold none. Name it, "
+            "as in load(path, vocabulary=SentencePieceVocabulary('spiece.model', extra_ids=100)), "
+            "or once for all with python -m dera_jax.checkpoints.convert --vocabulary"
         )
-    if vocabulary.file is None:
-        return Tokenizer(
-            encode=lambda text: [byte + BYTE_OFFSET for byte in text.encode()],
-            decode=lambda ids: bytes(
-                i - BYTE_OFFSET for i in ids if BYTE_OFFSET <= i < BYTE_OFFSET + 256
-            ).decode(errors="ignore"),
-        )
-    processor = vocabulary.processor()
-    silent = [is_sentinel(processor.id_to_piece(i)) for i in range(processor.vocab_size())]
-    return Tokenizer(
-        encode=processor.encode,
-        decode=lambda ids: processor.decode(
-            [int(i) for i in ids if 1 < i < len(silent) and not silent[i]]
-        ),
-    )
+    check_special_ids(vocabulary, where)
+    return Tokenizer(vocabulary.encode, vocabulary.decode, vocabulary.end_id)

@@ -32,7 +32,13 @@ from flax import struct
 from jax import Array, lax
 
 from dera_jax.decoding.realign import known_lam
-from dera_jax.decoding.sampling import Hypotheses, Sampling, check_settings, decode_step
+from dera_jax.decoding.sampling import (
+    Hypotheses,
+    Sampling,
+    check_settings,
+    decode_step,
+    with_end,
+)
 from dera_jax.models.language_model import LanguageModel, PyTree, State, select
 from dera_jax.rewards.combined import Combined
 from dera_jax.rewards.judge import Judge, score
@@ -55,7 +61,7 @@ class Search:
         period: static; score every so many tokens.
         reward_weight: of the reward against log-probability; the paper's α.
         length_penalty: T5X's alpha: log-probability is divided by ((5 + length)/6)^alpha.
-        eos_id: the end token; -1 for none.
+        eos_id: the end token; None for the model's, -1 for none.
     """
 
     max_length: int = struct.field(pytree_node=False)
@@ -66,7 +72,7 @@ class Search:
     period: int = struct.field(pytree_node=False, default=1)
     reward_weight: float | Array = 0.0
     length_penalty: float | Array = 0.6
-    eos_id: int | Array = 1
+    eos_id: int | Array | None = None
 
 
 @struct.dataclass
@@ -174,6 +180,7 @@ def beam_search(
     Raises:
         ValueError: a setting that cannot be meant, or lam of the wrong shape or not finite.
     """
+    search = with_end(search, model)
     check_search(search, model.vocab_size, reward)
     lam = known_lam(model, lam, stream.shape)
     return _search(model, params, inputs, lam, stream, search, reward, reward_params, source)
@@ -199,6 +206,7 @@ def beam_search_on_host(
     Raises:
         ValueError: as `beam_search` and the judge.
     """
+    search = with_end(search, model)
     check_search(search, model.vocab_size, judge.reward)
     lam = known_lam(model, lam, stream.shape)
     following = functools.partial(_following_round, model, params, search, judge.reward.highest)

@@ -34,6 +34,7 @@ from dera_jax.decoding.sampling import (
     check_sampling,
     check_settings,
     decode_step,
+    with_end,
 )
 from dera_jax.models.language_model import (
     LanguageModel,
@@ -168,7 +169,7 @@ def generation(
     Raises:
         ValueError: a setting that cannot be meant, or arrays of the wrong shape.
     """
-    lam = _check(model, inputs, lam, stream, evolution, reward)
+    evolution, lam = _check(model, inputs, lam, stream, evolution, reward)
     arguments = model, params, inputs, lam, stream, evolution
     return _generation(*arguments, reward, reward_params, source)
 
@@ -193,7 +194,7 @@ def generation_on_host(
     Raises:
         ValueError: as `generation` and the judge.
     """
-    lam = _check(model, inputs, lam, stream, evolution, judge.reward)
+    evolution, lam = _check(model, inputs, lam, stream, evolution, judge.reward)
     population, judged = _first_period(model, params, inputs, lam, stream, evolution)
     over = False
     while not over:
@@ -421,7 +422,9 @@ def _result(evolution: Evolution, population: _Population) -> Generation:
     )
 
 
-def _check(model, inputs, lam, stream, evolution: Evolution, reward: Reward) -> Array:
+def _check(model, inputs, lam, stream, evolution: Evolution, reward: Reward):
+    """The evolution with its end token, and lam as `known_lam` has it."""
+    evolution = evolution.replace(sampling=with_end(evolution.sampling, model))
     check_evolution(evolution, model.vocab_size, reward)
     expected = inputs.shape[0], evolution.population
     if inputs.shape[:2] != expected or stream.shape != expected:
@@ -429,7 +432,7 @@ def _check(model, inputs, lam, stream, evolution: Evolution, reward: Reward) -> 
             f"a population of {evolution.population} needs inputs [B, N, S] and stream [B, N] of "
             f"(B, N) = {expected}; found {inputs.shape[:2]} and {stream.shape}"
         )
-    return known_lam(model, lam, stream.shape)
+    return evolution, known_lam(model, lam, stream.shape)
 
 
 def check_evolution(evolution: Evolution, vocab_size: int, reward: Reward) -> None:

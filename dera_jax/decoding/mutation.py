@@ -26,7 +26,6 @@ REQUEST = (
     "Answer with a numbered list from 1 to {number}."
 )
 RELEASED = Sampling(max_length=128, temperature=0.7, top_k=40)  # the length is ours
-_END = 1
 _ASKED = 5  # rewrites in an answer, as in the release
 _TRIES = 8  # at an edit that no other child has
 _SENTENCE_END = re.compile(r"(?<=[.!?;])(\s+)")
@@ -205,7 +204,8 @@ class Rewriter:
         unsaid: the instruction of a template that is nothing but its slot.
 
     Raises:
-        ValueError: the request lacks a slot, or inputs is below 2; when called, as `sample`.
+        ValueError: the request lacks a slot, inputs is below 2, or the model does not say its end
+            token; when called, as `sample`.
     """
 
     model: LanguageModel
@@ -223,6 +223,8 @@ class Rewriter:
             raise ValueError(
                 f"Rewriter.inputs must be at least 2, a token and the end; found {self.inputs}."
             )
+        if self.model.end_token is None:
+            raise ValueError("Rewriter.model does not say its end token; load it with a vocabulary")
 
     def __call__(self, parents: Sequence[Prompt], number: int, keys: Array) -> Offspring:
         models = len(self.model.models) if isinstance(self.model, Realigned) else 1
@@ -255,7 +257,7 @@ class Rewriter:
         """int32 [B, inputs], 0 after the end token."""
         ids = np.zeros((len(texts), self.inputs), np.int32)
         for row, text in zip(ids, texts, strict=True):
-            known = [*self.encode(text)[: self.inputs - 1], _END]
+            known = [*self.encode(text)[: self.inputs - 1], self.model.end_token]
             row[: len(known)] = known
         return ids
 

@@ -18,7 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dera_jax.models.language_model import LanguageModel, Output, PyTree, State
+from dera_jax.models.language_model import (
+    LanguageModel,
+    Output,
+    PyTree,
+    State,
+    without_unused,
+)
 
 
 def realign_logits(reference: Array, aligned: Sequence[Array], lam: Array) -> Array:
@@ -48,7 +54,7 @@ class Realigned:
     [B, K, M] for M aligned models, so one call decodes any mix of λ.
 
     Raises:
-        ValueError: no aligned model, or models that differ in vocabulary or start token.
+        ValueError: no aligned model, or models that differ in vocabulary, start or end token.
     """
 
     reference: LanguageModel
@@ -58,9 +64,10 @@ class Realigned:
         if not self.aligned:
             raise ValueError("Realigned needs at least one aligned model.")
         for i, model in enumerate(self.aligned):
-            for field in ("vocab_size", "start_token"):
+            for field in ("vocab_size", "num_ids", "start_token", "end_token"):
                 expected, found = getattr(self.reference, field), getattr(model, field)
-                if expected != found:
+                unsaid = field == "end_token" and None in (expected, found)
+                if expected != found and not unsaid:
                     raise ValueError(
                         f"Realigned: {field} of the reference is {expected}, "
                         f"of aligned model {i} it is {found}; they must be equal."
@@ -75,8 +82,18 @@ class Realigned:
         return self.reference.vocab_size
 
     @property
+    def num_ids(self) -> int | None:
+        return self.reference.num_ids
+
+    @property
     def start_token(self) -> int:
         return self.reference.start_token
+
+    @property
+    def end_token(self) -> int | None:
+        """That of the models that say one."""
+        said = (model.end_token for model in self.models if model.end_token is not None)
+        return next(said, None)
 
     def start(
         self, params: PyTree, inputs: Array, lam: Array, stream: Array, max_len: int
@@ -113,7 +130,7 @@ class Realigned:
         lam = state.lam.reshape(*outputs[0].shape[:2], *[1] * (outputs[0].ndim - 3), -1)
         logits = realign_logits(outputs[0], outputs[1:], lam)
         state = parts[0].replace(shared=state.shared, cache=tuple(x.cache for x in parts))
-        return Output(logits, jnp.stack(outputs)), state
+        return without_unused(Output(logits, jnp.stack(outputs)), self.num_ids), state
 
 
 def check_lam(lam: Array, rows: tuple[int, int], num_aligned: int) -> Array:

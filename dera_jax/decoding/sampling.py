@@ -34,7 +34,7 @@ class Sampling:
         top_k: keep this many tokens; None for all.
         top_p: keep the smallest nucleus of this probability; None for all.
         min_length: no end token before this many tokens.
-        eos_id: the end token; -1 for none.
+        eos_id: the end token; None for the model's, -1 for none.
     """
 
     max_length: int = struct.field(pytree_node=False)
@@ -43,7 +43,7 @@ class Sampling:
     top_k: int | Array | None = None
     top_p: float | Array | None = None
     min_length: int | Array = 0
-    eos_id: int | Array = 1
+    eos_id: int | Array | None = None
 
 
 @struct.dataclass
@@ -132,7 +132,7 @@ def sample(
     Raises:
         ValueError: a setting out of its range, or lam of the wrong shape or not finite.
     """
-    lam = _check(model, lam, stream, sampling)
+    sampling, lam = _check(model, lam, stream, sampling)
     return _sample(model, params, inputs, lam, stream, sampling)
 
 
@@ -145,7 +145,7 @@ def prefill(
     sampling: Sampling,
 ) -> Prefilled:
     """The encoder's work of `sample` alone, for `sample_from` to use many times; arguments alike."""
-    lam = _check(model, lam, stream, sampling)
+    sampling, lam = _check(model, lam, stream, sampling)
     return Prefilled(_start(model, params, inputs, lam, stream, sampling), _room(sampling))
 
 
@@ -169,13 +169,34 @@ def sample_from(
             f"prefilled for {rows} hypotheses of at most {room} tokens; found {stream.shape} of "
             f"{sampling.max_length}."
         )
-    lam = _check(model, lam, stream, sampling)
+    sampling, lam = _check(model, lam, stream, sampling)
     return _sample_from(model, params, prefilled.state, lam, stream, sampling)
 
 
-def _check(model: LanguageModel, lam: Array, stream: Array, sampling: Sampling) -> Array:
+def _check(
+    model: LanguageModel, lam: Array, stream: Array, sampling: Sampling
+) -> tuple[Sampling, Array]:
+    """The sampling with its end token, and lam as `known_lam` has it."""
+    sampling = with_end(sampling, model)
     check_sampling(sampling, model.vocab_size)
-    return known_lam(model, lam, stream.shape)
+    return sampling, known_lam(model, lam, stream.shape)
+
+
+def with_end(settings: PyTree, model: LanguageModel) -> PyTree:
+    """Settings with a field `eos_id`, which is the model's end token where they do not say it.
+
+    Raises:
+        ValueError: neither says it.
+    """
+    if settings.eos_id is not None:
+        return settings
+    if model.end_token is None:
+        raise ValueError(
+            f"{type(settings).__name__}.eos_id is not given, and the model does not say its end "
+            "token: load it with its vocabulary (load(path, vocabulary=...)), or give eos_id, -1 for "
+            "no end token"
+        )
+    return settings.replace(eos_id=model.end_token)
 
 
 @functools.partial(jax.jit, static_argnums=0)

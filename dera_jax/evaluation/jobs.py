@@ -8,7 +8,7 @@ import numpy as np
 
 from dera_jax import data
 from dera_jax.checkpoints.resources import RunResources
-from dera_jax.checkpoints.vocabulary import check_same, tokenizer
+from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.sampling import Prefilled
 from dera_jax.evaluation.pairs import Pair, load_pair
 from dera_jax.evaluation.sweep import Documents, Sweep, decode, format_table, write_report
@@ -121,7 +121,6 @@ def load(
     if reward is not None:
         check_limit(reward, sweep.sampling.max_length)
     theirs = data.vocabulary_of(documents.task)
-    pair = load_pair(reference, aligned, theirs)
-    check_same(pair.vocabulary, theirs, "the models", f"task {documents.task!r}")
+    pair = load_pair(reference, aligned, theirs, task=documents.task)
     reward_params = reward and reward.load(RunResources(pair.vocabulary))
     return Loaded(pair, documents.read(), reward_params)

@@ -32,7 +32,6 @@ from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.words import WordsInRange, words_within
 
 _ROWS = 64  # texts of a document sampled in one call, at most
-_EOS = 1
 TEXT, _KEYWORDS = "{text}", "{keywords}"
 
 
@@ -112,7 +111,7 @@ class Bench:
         before, after = self._instruction(prompt)
         room = min(self.documents.inputs.shape[1], size - len(before) - len(after)) - 1
         text = self.tokenizer.encode(prompt.text)[: max(room, 0)]
-        ids = [*(before + text + after)[: size - 1], _EOS]
+        ids = [*(before + text + after)[: size - 1], self.tokenizer.end_id]
         return np.pad(np.array(ids, np.int32), (0, size - len(ids)))
 
     def _added(self, prompt: Prompt) -> int:

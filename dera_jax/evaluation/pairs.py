@@ -8,7 +8,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from dera_jax.checkpoints.loading import Loaded, load
-from dera_jax.checkpoints.vocabulary import Vocabulary, check_same, pieces
+from dera_jax.checkpoints.vocabulary import Vocabulary, check_same
 from dera_jax.decoding.realign import Realigned
 from dera_jax.models.language_model import PyTree
 from dera_jax.models.t5_lm import with_vocab_size
@@ -29,9 +29,10 @@ def load_pair(
     aligned: Sequence[str | Path],
     vocabulary: Vocabulary | None = None,
     mesh: Mesh | None = None,
+    task: str | None = None,
 ) -> Pair:
     """Loads checkpoints, of whatever kinds, as one realigned model; arguments as `load_models`."""
-    loaded = load_models([reference, *aligned], vocabulary, mesh)
+    loaded = load_models([reference, *aligned], vocabulary, mesh, task)
     models = [x.model for x in loaded]
     return Pair(
         model=Realigned(models[0], tuple(models[1:])),
@@ -42,26 +43,36 @@ def load_pair(
 
 
 def load_models(
-    paths: Sequence[str | Path], vocabulary: Vocabulary | None = None, mesh: Mesh | None = None
+    paths: Sequence[str | Path],
+    vocabulary: Vocabulary | None = None,
+    mesh: Mesh | None = None,
+    task: str | None = None,
 ) -> list[Loaded]:
     """Loads models that are to share their ids, and cuts their tables to one size.
 
     Args:
         paths: of checkpoints, see `loading.load`.
-        vocabulary: what the ids mean in those that do not say.
+        vocabulary: what the ids mean; that of models that do not say.
         mesh: see `loading.load`.
+        task: of which the vocabulary is, if it was not named for these models: then it is that of
+            T5X's checkpoints, which hold none, but not that of a folder that lacks its tokenizer.
 
     Raises:
-        FileNotFoundError, ValueError: as `loading.load`; or models whose vocabularies differ, naming
-            the first piece that does, or whose tables differ in more than padding.
+        FileNotFoundError, ValueError: as `loading.load` and `Loaded.agreeing_with`; or models whose
+            vocabularies differ, naming the first piece that does; or whose tables differ in size,
+            and nothing says by how much of padding.
     """
     loaded = [load(path, mesh=mesh) for path in paths]
     known = [(str(p), x.vocabulary) for p, x in zip(paths, loaded, strict=True) if x.vocabulary]
     for name, theirs in known[1:]:
         check_same(known[0][1], theirs, known[0][0], name)
-    if known:
-        vocabulary = known[0][1]
-    loaded = [dataclasses.replace(x, vocabulary=x.vocabulary or vocabulary) for x in loaded]
+    if vocabulary and not task:
+        loaded = [dataclasses.replace(x, no_vocabulary="") for x in loaded]
+    name = f"task {task!r}" if task else "the vocabulary given"
+    if known and not vocabulary:
+        name, vocabulary = known[0]
+    if vocabulary:
+        loaded = [x.agreeing_with(vocabulary, name) for x in loaded]
     return _without_padding(loaded, paths, vocabulary)
 
 
@@ -79,12 +90,7 @@ def _without_padding(
             f"embeddings differ in size ({listed}), and no checkpoint says how many ids mean "
             "something: give vocabulary="
         )
-    meant = len(pieces(vocabulary))
-    if least < meant:
-        raise ValueError(
-            f"embeddings differ in size ({listed}) by more than padding: the vocabulary has "
-            f"{meant:,} ids"
-        )
+    meant = len(vocabulary.pieces)
     print(
         f"embeddings differ in size ({listed}); ids from {least:,} on are padding, since the "
         f"vocabulary has {meant:,}, and are left out",

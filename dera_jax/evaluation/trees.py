@@ -16,7 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
-EOS = 1
+from dera_jax.models.tabular import TabularLM
+
+END = TabularLM.end_token
 Policy = Sequence[np.ndarray]
 
 
@@ -80,14 +82,14 @@ def mean_reward(p: Policy, rewards: Rewards) -> float:
     *reaches, cut = _log_reach(p)
     total = np.exp(cut) @ rewards.cut
     for reach, log_probs, ended in zip(reaches, p, rewards.ended, strict=True):
-        total += np.exp(reach + log_probs[:, EOS]) @ ended
+        total += np.exp(reach + log_probs[:, END]) @ ended
     return float(total)
 
 
 def text_log_probs(p: Policy) -> tuple[list[np.ndarray], np.ndarray]:
     """log p of every ended text, per depth [V^t], and of every text cut off [V^T]."""
     *reaches, cut = _log_reach(p)
-    return [r + step[:, EOS] for r, step in zip(reaches, p, strict=True)], cut
+    return [r + step[:, END] for r, step in zip(reaches, p, strict=True)], cut
 
 
 def _renormalised(weights: Policy, leaves: Rewards) -> list[np.ndarray]:
@@ -97,7 +99,7 @@ def _renormalised(weights: Policy, leaves: Rewards) -> list[np.ndarray]:
     subtree, found = leaves.cut, []
     for weight, ended in zip(reversed(weights), reversed(leaves.ended), strict=True):
         children = subtree.reshape(-1, vocab).copy()
-        children[:, EOS] = ended
+        children[:, END] = ended
         log_sums = weight + children
         subtree = logsumexp(log_sums, axis=-1)
         found.append(log_sums - subtree[:, None])
@@ -109,7 +111,7 @@ def _log_reach(p: Policy) -> list[np.ndarray]:
     reach = [np.zeros(1)]
     for log_probs in p:
         children = reach[-1][:, None] + log_probs
-        children[:, EOS] = -np.inf
+        children[:, END] = -np.inf
         reach.append(children.ravel())
     return reach
 

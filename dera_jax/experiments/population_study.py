@@ -36,6 +36,7 @@ from dera_jax.evaluation.populations import TRACE, Bred, replacements
 from dera_jax.experiments.search_setting import Budget, Setting, widened
 from dera_jax.experiments.stages import run_all
 from dera_jax.models.language_model import streams
+from dera_jax.models.t5_lm import decodable
 from dera_jax.rewards.protocol import Reward
 from dera_jax.training.dry_run import Need, need, shapes, source_shapes
 
@@ -128,7 +129,11 @@ class PopulationStudy:
 
     def _generation_need(self) -> Need:
         setting, evolution, reward = self.setting, self.evolution, self.reward
-        model, batch, n = setting.reference.model(), setting.batch_size, evolution.population
+        model, batch, n = (
+            decodable(setting.reference.model()),
+            setting.batch_size,
+            evolution.population,
+        )
         size, source = setting.documents.inputs + Bred.room, setting.documents.inputs
         params = jax.eval_shape(model.init, jax.random.key(0))
         judging = shapes(reward.load(ShapesOnly(model.vocab_size)))

@@ -12,7 +12,7 @@ from etils import epath
 from dera_jax import data
 from dera_jax.checkpoints.loading import Loaded, load
 from dera_jax.checkpoints.resources import RunResources, ShapesOnly
-from dera_jax.checkpoints.vocabulary import check_same, tokenizer
+from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.beam_search import Search, beam_search
 from dera_jax.decoding.realign import Realigned
 from dera_jax.evaluation.jobs import Split
@@ -21,6 +21,7 @@ from dera_jax.evaluation.methods import Bench, Searched
 from dera_jax.evaluation.pairs import load_models
 from dera_jax.experiments.stages import Reference, Stage
 from dera_jax.models.language_model import streams
+from dera_jax.models.t5_lm import decodable
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Reward, check_limit
@@ -89,8 +90,7 @@ class Setting:
         check_limit(reward, self.max_length)
         task = self.documents.task
         theirs = data.vocabulary_of(task)
-        loaded = load_models(self._paths(folder), theirs)
-        check_same(loaded[0].vocabulary, theirs, "the models", f"task {task!r}")
+        loaded = load_models(self._paths(folder), theirs, task=task)
         documents, text = self.documents.read(), tokenizer(theirs)
         if documents.keywords is not None and _is_about_keywords(reward):
             check_fit(documents.keywords, text.encode, self.max_length)
@@ -118,7 +118,7 @@ class Setting:
 
     def needs(self, reward: Reward, search: Search) -> list[Need]:
         """What the stages' compiled steps take; a search through Python is left out."""
-        model = self.reference.model()
+        model = decodable(self.reference.model())
         params = jax.eval_shape(model.init, jax.random.key(0))
         found = self.reference.needs()
         if self.align:

@@ -20,7 +20,7 @@ from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation import shards, sweep
 from dera_jax.evaluation.jobs import Split, load
 from dera_jax.models.language_model import streams
-from dera_jax.models.t5_lm import T5
+from dera_jax.models.t5_lm import T5, decodable
 from dera_jax.rewards.judge import score
 from dera_jax.training import supervised
 from dera_jax.training.dry_run import Need, need, shapes, source_shapes
@@ -108,6 +108,7 @@ def sweep_needs(
     model: T5, documents: Split, settings: sweep.Sweep, num_aligned: int = 1
 ) -> list[Need]:
     """What decoding and scoring a batch of a sweep take, from shapes alone."""
+    model = decodable(model)
     params = jax.eval_shape(model.init, jax.random.key(0))
     rows, batch = len(settings.lams) * settings.num_samples, settings.batch_size
     inputs = jax.ShapeDtypeStruct((batch, documents.inputs), jnp.int32)

@@ -17,6 +17,7 @@ from flax import struct
 from jax import Array
 
 PyTree = object
+UNUSED = -1e9  # finite, so that 0·UNUSED is 0, and small enough that its exponential is 0
 
 
 @struct.dataclass
@@ -57,11 +58,14 @@ class Output:
 class LanguageModel(Protocol):
     """What decoding needs of a model. Implementations are frozen, hashable, and hold no arrays.
 
-    `start_token` is the token to feed first; `vocab_size` is V.
+    `start_token` is the token to feed first; `end_token` ends a sequence, None where the model does
+    not say; `vocab_size` is V; `num_ids` is the number of ids that may be produced, None for V.
     """
 
     start_token: int
+    end_token: int | None
     vocab_size: int
+    num_ids: int | None
 
     def start(
         self, params: PyTree, inputs: Array, lam: Array, stream: Array, max_len: int
@@ -81,6 +85,17 @@ class LanguageModel(Protocol):
 
     def teacher_forced(self, params: PyTree, state: State, tokens: Array) -> Output:
         """Logits [B, K, T, V] that predict tokens[B, K, T], from an empty cache; state is kept."""
+
+
+def without_unused(output: Output, num_ids: int | None) -> Output:
+    """Give the ids from `num_ids` on the same logit, `UNUSED`, in the mixture and in every part.
+
+    All log-probabilities and KLs are then over the ids that remain. None leaves all as they are.
+    """
+    if num_ids is None:
+        return output
+    used = jnp.arange(output.logits.shape[-1]) < num_ids
+    return jax.tree.map(lambda logits: jnp.where(used, logits, UNUSED), output)
 
 
 def rewind(state: State) -> State:

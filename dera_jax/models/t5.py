@@ -36,6 +36,12 @@ class T5Config:
     1.0: mlp_activations ('relu',), logits_via_embedding True. 1.1: ('gelu', 'linear'), False.
     `dtype` is that of activations and matrix products; parameters are what they are given as,
     attention logits and softmax are float32.
+
+    `start_token` is fed to the decoder first, `end_token` ends a sequence; None where nothing has
+    said it yet (T5X's checkpoints, models to be trained): then it is the vocabulary's.
+
+    Raises:
+        ValueError: another dtype, or a token without a row in the tables.
     """
 
     vocab_size: int
@@ -49,9 +55,17 @@ class T5Config:
     logits_via_embedding: bool = False
     dropout_rate: float = 0.1
     dtype: str = "float32"
+    start_token: int = 0
+    end_token: int | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        for name in ("start_token", "end_token"):
+            token = getattr(self, name)
+            if token is not None and not 0 <= token < self.vocab_size:
+                raise ValueError(
+                    f"T5Config.{name} is {token}; it must be an id below vocab_size, {self.vocab_size}"
+                )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"T5Config.dtype must be 'float32' or 'bfloat16', not {self.dtype!r}.")
 

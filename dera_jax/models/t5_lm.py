@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dera_jax.models.language_model import Output, PyTree, State, shift_right
+from dera_jax.models.language_model import Output, PyTree, State, shift_right, without_unused
 from dera_jax.models.t5 import T5Config, Transformer
 
 
@@ -14,16 +14,28 @@ from dera_jax.models.t5 import T5Config, Transformer
 class T5:
     """A T5 of the given sizes; its parameters are arguments of every method.
 
+    `num_ids` is the number of ids that the vocabulary has, where the tables have more rows (they
+    are padded to a round size); None where every row has a meaning. The other ids are never
+    produced: their logits are `language_model.UNUSED`.
+
     State.shared = (cross keys and values of each layer [B, H, S, D], input mask [B, S]);
     State.cache = for each layer self-attention keys and values [B, K, H, L, D].
     """
 
     config: T5Config
-    start_token: int = 0
+    num_ids: int | None = None
 
     @property
     def vocab_size(self) -> int:
         return self.config.vocab_size
+
+    @property
+    def start_token(self) -> int:
+        return self.config.start_token
+
+    @property
+    def end_token(self) -> int | None:
+        return self.config.end_token
 
     def init(self, key: Array) -> PyTree:
         """Random parameters, T5X's tree, float32."""
@@ -62,8 +74,8 @@ class T5:
     def step(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
         positions = state.lengths[0, 0][None] if state.lockstep else state.lengths[..., None]
         hidden, cache = self._decode(params, state, tokens[..., None], positions, state.cache)
-        logits = self.apply(params, "logits", hidden[:, :, 0])
-        return Output(logits), state.replace(cache=cache, lengths=state.lengths + 1)
+        output = self._output(params, hidden[:, :, 0])
+        return output, state.replace(cache=cache, lengths=state.lengths + 1)
 
     def extend(
         self, params: PyTree, state: State, tokens: Array, lengths: Array
@@ -74,10 +86,10 @@ class T5:
         hidden, cache = self._decode(params, state, tokens, positions, state.cache)
         last = jnp.take_along_axis(hidden, lengths[..., None, None] - 1, axis=2)[:, :, 0]
         state = state.replace(cache=cache, lengths=state.lengths + lengths, lockstep=False)
-        return Output(self.apply(params, "logits", last)), state
+        return self._output(params, last), state
 
     def teacher_forced(self, params: PyTree, state: State, tokens: Array) -> Output:
-        return Output(self.apply(params, "logits", self.hidden(params, state, tokens)))
+        return self._output(params, self.hidden(params, state, tokens))
 
     def hidden(self, params: PyTree, state: State, tokens: Array) -> Array:
         """Final decoder states [B, K, T, E] that predict tokens[B, K, T]."""
@@ -85,9 +97,20 @@ class T5:
         decoder_inputs = shift_right(tokens, self.start_token)
         return self._decode(params, state, decoder_inputs, positions, None)[0]
 
+    def _output(self, params: PyTree, hidden: Array) -> Output:
+        return without_unused(Output(self.apply(params, "logits", hidden)), self.num_ids)
+
     def _decode(self, params, state, tokens, positions, cache):
         cross, mask = state.shared
         return self.apply(params, "decode", tokens, positions, cross, mask, cache)
+
+
+def decodable(model: T5) -> T5:
+    """A model that says an end token: any will do where only shapes count, as in a dry run."""
+    if model.end_token is not None:
+        return model
+    config = dataclasses.replace(model.config, end_token=model.start_token)
+    return dataclasses.replace(model, config=config)
 
 
 def with_vocab_size(model: T5, params: PyTree, size: int) -> tuple[T5, PyTree]:
@@ -98,4 +121,5 @@ def with_vocab_size(model: T5, params: PyTree, size: int) -> tuple[T5, PyTree]:
         kernel = params["decoder"]["logits_dense"]["kernel"][:, :size]
         cut["decoder"] = {**params["decoder"], "logits_dense": {"kernel": kernel}}
     config = dataclasses.replace(model.config, vocab_size=size)
-    return dataclasses.replace(model, config=config), cut
+    num_ids = None if model.num_ids == size else model.num_ids
+    return dataclasses.replace(model, config=config, num_ids=num_ids), cut

@@ -28,6 +28,8 @@ class TabularLM:
     horizon: int
     num_inputs: int = 1
     start_token: int = 0
+    end_token: int = 1
+    num_ids: None = None  # every id may be produced
 
     @property
     def num_prefixes(self) -> int:

@@ -64,7 +64,6 @@ class Entailment(Reward):
         instruction: what the inputs of the run's task begin with; it is not part of the premise.
         premise, hypothesis: what the model was trained to see before document and text.
         label: what it answers where the document entails the text.
-        eos_id: the end token.
     """
 
     model: T5
@@ -74,7 +73,6 @@ class Entailment(Reward):
     premise: str = "premise:"
     hypothesis: str = "hypothesis:"
     label: str = "entailment"
-    eos_id: int = 1
 
     @property
     def highest(self) -> float:
@@ -95,7 +93,8 @@ class Entailment(Reward):
             "instruction": ids(self.instruction),
             "premise": ids(self.premise),
             "hypothesis": ids(self.hypothesis),
-            "answer": jnp.append(ids(self.label), self.eos_id),
+            "answer": jnp.append(ids(self.label), resources.end_id),
+            "end": jnp.asarray(resources.end_id, jnp.int32),
         }
 
     def __call__(
@@ -121,6 +120,7 @@ class Entailment(Reward):
             ValueError: a text can fill the prompt alone.
         """
         words = [params[name] for name in ("instruction", "premise", "hypothesis")]
+        end = params["end"]
         room = self.max_length - len(words[1]) - len(words[2]) - tokens.shape[-1] - 1
         if room < 1:
             raise ValueError(
@@ -130,10 +130,10 @@ class Entailment(Reward):
 
         def prompt(document: Array, text: Array, length: Array) -> Array:
             document = _without_prefix(document, words[0])
-            document = jnp.where(document == self.eos_id, 0, document)[:room]
+            document = jnp.where(document == end, 0, document)[:room]
             text = jnp.where(jnp.arange(len(text)) < length, text, 0)
             parts = (words[1], document, words[2], text)
-            return _join(parts, self.max_length, self.eos_id)
+            return _join(parts, self.max_length, end)
 
         of_rows = jax.vmap(prompt, (None, 0, 0))
         return jax.vmap(of_rows)(inputs, tokens, lengths)
@@ -146,8 +146,8 @@ def _without_prefix(ids: Array, prefix: Array) -> Array:
     return jnp.where(jnp.all(ids[:n] == prefix), moved, ids)
 
 
-def _join(parts: tuple[Array, ...], length: int, eos_id: int) -> Array:
+def _join(parts: tuple[Array, ...], length: int, end: Array) -> Array:
     """The ids above 0 of the parts, one after the other, then the end token: int32 [length]."""
-    ids = jnp.concatenate([*parts, jnp.array([eos_id])])
+    ids = jnp.concatenate([*parts, end[None]])
     place = jnp.where(ids > 0, jnp.cumsum(ids > 0) - 1, length)  # padding falls off the end
     return jnp.zeros(length, jnp.int32).at[place].set(ids, mode="drop")

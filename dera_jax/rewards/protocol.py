@@ -32,6 +32,10 @@ class Source:
 class Resources(Protocol):
     """Where a reward's parameters come from: the vocabulary of a run, and files."""
 
+    @property
+    def end_id(self) -> int:
+        """The id of the end of sequence."""
+
     def pieces(self) -> Sequence[bytes]:
         """The text of every id in UTF-8; b"" for ids that stand for none."""
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from dera_jax.models.language_model import PyTree
-from dera_jax.rewards.protocol import Reward, Source
+from dera_jax.rewards.protocol import Resources, Reward, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,32 +97,20 @@ class TokenOverlap(Reward):
 
     It stands in for ROUGE-1 where a program needs a reward: it knows neither words nor stems, so
     what is reported as ROUGE is rouge-score's. Padding and the end token are not counted.
-
-    Attributes:
-        eos_id: the end token's id.
-
-    Raises:
-        ValueError: eos_id is negative.
     """
-
-    eos_id: int = 1
-
-    def __post_init__(self):
-        if self.eos_id < 0:
-            raise ValueError(
-                f"TokenOverlap.eos_id must be a token id; found {self.eos_id}. Set it to the end "
-                "token's id, 1 in this library's vocabularies."
-            )
 
     @property
     def highest(self) -> float:
         return 1.0
 
+    def load(self, resources: Resources) -> Array:
+        """The end token's id."""
+        return jnp.asarray(resources.end_id, jnp.int32)
+
     def __call__(
         self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
     ) -> Array:
         """See `protocol.Reward`. Raises ValueError where the task has no human texts."""
-        del params
         if source.targets is None:
             raise ValueError(
                 "TokenOverlap needs a human text of each document, and this task has no targets: "
@@ -130,8 +118,8 @@ class TokenOverlap(Reward):
             )
         size = tokens.shape[-1]
         is_text = jnp.arange(size) < (lengths - finished)[..., None]
-        text = jnp.where(is_text & (tokens != self.eos_id), tokens, 0)  # [B, K, T]
-        human = jnp.where(source.targets != self.eos_id, source.targets, 0)[:, None]  # [B, 1, R]
+        text = jnp.where(is_text & (tokens != params), tokens, 0)  # [B, K, T]
+        human = jnp.where(source.targets != params, source.targets, 0)[:, None]  # [B, 1, R]
         there = jnp.sum(text[..., :, None] == human[..., None, :], axis=-1)
         before = jnp.tril(jnp.ones((size, size), bool), -1)
         earlier = jnp.sum((text[..., :, None] == text[..., None, :]) & before, axis=-1)

@@ -10,6 +10,7 @@ from t5x import models
 
 from dera_jax import data
 from dera_jax.checkpoints.resources import RunResources
+from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.decoding.realign import Realigned
 from dera_jax.models.language_model import PyTree
 from dera_jax.models.t5_lm import T5
@@ -57,7 +58,8 @@ class RealignedModel(models.EncoderDecoderModel):
         the decoder has a seed.
 
         Raises:
-            ValueError: an argument that belongs to T5X's own decoding.
+            ValueError: an argument that belongs to T5X's own decoding, or a vocabulary without an
+                end of sequence.
         """
         del rng
         theirs = decoder_params, return_all_decodes, num_decodes, prompt_with_targets or None
@@ -69,11 +71,31 @@ class RealignedModel(models.EncoderDecoderModel):
             inputs=batch["encoder_input_tokens"],
             targets=batch["decoder_target_tokens"],
             max_length=batch["decoder_input_tokens"].shape[-1],
-            eos_id=self.output_vocabulary.eos_id or 1,
-            resources=RunResources(data.as_stored(self.output_vocabulary)),
+            eos_id=_end_id(self.output_vocabulary),
+            resources=RunResources(_known(self.output_vocabulary)),
         )
-        tower, params = T5(self.module.config), core.unfreeze(params)
+        config, params = self.module.config, core.unfreeze(params)
+        size = self.output_vocabulary.vocab_size
+        tower = T5(config, num_ids=size if size < config.vocab_size else None)
         pair = tuple(params[name] for name in TOWERS)
         decoded = self._decoder(Realigned(tower, (tower,)), pair, task)
         found = decoded.tokens, dict(decoded.aux)
         return jax.tree.map(lambda x: x[:, 0], found) if decoded.tokens.shape[1] == 1 else found
+
+
+def _end_id(vocabulary: seqio.Vocabulary) -> int:
+    """Raises ValueError where the vocabulary has no end of sequence."""
+    end = vocabulary.eos_id
+    if end is None or end < 1:
+        raise ValueError(
+            f"RealignedModel: its output vocabulary {vocabulary} has no end of sequence above id 0 "
+            f"(eos_id is {end}); give one that has"
+        )
+    return end
+
+
+def _known(vocabulary: seqio.Vocabulary) -> Vocabulary | None:
+    """None for ids without a text, of which only rewards of ids can be computed."""
+    if isinstance(vocabulary, seqio.PassThroughVocabulary):
+        return None
+    return data.as_stored(vocabulary)

@@ -19,6 +19,7 @@ from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.resources import RunResources, ShapesOnly
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.models.heads import T5Value
+from dera_jax.models.t5_lm import decodable
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import Reward, Source
@@ -72,7 +73,8 @@ class Alignment:
     def needs(self) -> list[Need]:
         """What a step takes, from shapes alone; those of `reference.params` suffice."""
         task, updates, reference = self.data, self.updates, self.reference
-        actors = ppo.Actors(reference.model, T5Value(reference.model))
+        model = decodable(reference.model)
+        actors = ppo.Actors(model, T5Value(model))
         params = shapes(reference.params)
         value = jax.eval_shape(actors.value.init, params)
         start = lambda policy, value: ppo.initial_state(self.optimizers, policy, value)
@@ -114,7 +116,7 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
             of other sizes.
     """
     task, reference = alignment.data, fitted(alignment.reference, alignment.data)
-    start = alignment.start or reference
+    start = fitted(alignment.start, task) if alignment.start else reference
     if start.model != reference.model:
         raise ValueError(f"Alignment.start is {start.model}, the reference {reference.model}")
     actors = ppo.Actors(reference.model, T5Value(reference.model))
@@ -146,7 +148,7 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
 
 
 def fitted(reference: Loaded, task: Data) -> Loaded:
-    """With the task's vocabulary, if its own is none or the same; raises ValueError otherwise."""
+    """Over the task's vocabulary; raises ValueError as `Loaded.agreeing_with`."""
     return reference.agreeing_with(data.vocabulary_of(task.task), f"task {task.task!r}")
 
 

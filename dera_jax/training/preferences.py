@@ -29,11 +29,9 @@ from dera_jax import data, json_files
 from dera_jax.checkpoints.loading import load_params
 from dera_jax.checkpoints.model_folder import restore_replaced, save_model
 from dera_jax.checkpoints.orbax import Saving
-from dera_jax.checkpoints.vocabulary import Vocabulary, check_same
 from dera_jax.evaluation import reliability
 from dera_jax.models.heads import T5Value, start_teacher_forcing, value_of_texts
 from dera_jax.models.language_model import LanguageModel, PyTree, score
-from dera_jax.models.t5_lm import T5
 from dera_jax.training import loop, supervised
 from dera_jax.training.dry_run import Need, need
 from dera_jax.training.losses import bradley_terry
@@ -196,9 +194,10 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
     """
     task, scorer, settings = training.data, training.start.scorer, training.validation
     lengths = {"inputs": task.inputs, "targets": task.targets}
-    origin = training.start.start.read()
     data.check_pairs(task.task, task.split)
-    vocabulary = _vocabulary(task.task, training.start.start.model, origin.vocabulary)
+    origin = supervised.read_for_task(training.start.start, task.task)
+    if isinstance(scorer, LogRatio):  # over the ids that the vocabulary has
+        scorer = dataclasses.replace(scorer, model=origin.model)
     held_out = first(data.epoch(task.task, "validation", lengths, seed=0), settings.examples)
     test = data.epoch(task.task, "test", lengths, seed=0)  # now, lest it is missing after training
     fixed = jax.device_put(scorer.fixed(origin.params))
@@ -207,8 +206,7 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
 
     def keep(state: TrainState, scores: Mapping[str, float]) -> None:
         card = _card(training, int(state.step), scores, origin.card)
-        config = training.start.start.model.config
-        save_model(folder / BEST, config, vocabulary, state.params, card)
+        save_model(folder / BEST, origin.model.config, origin.vocabulary, state.params, card)
 
     restore_replaced(folder / BEST)
     state = loop.run(
@@ -224,9 +222,8 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
         validate=lambda params, step: reliability.scores(scores_of(params, held_out)),
         keep=keep,
     )
-    best, _ = load_params(
-        folder / BEST, lambda key: scorer.init(training.start.start.model.init(key))
-    )
+    init = lambda key: scorer.init(origin.model.init(key))
+    best = load_params(folder / BEST, init, origin.vocabulary, f"task {task.task!r}")
     report = reliability.summary(scores_of(best, test), test.notes)
     json_files.write(folder / "test.json", report)
     reliability.plot(report, folder / "calibration.png")
@@ -287,15 +284,6 @@ def margins(
         for batch in data.eval_batches(examples, batch_size)
     ]
     return np.concatenate(parts)[: len(examples)]
-
-
-def _vocabulary(name: str, model: T5, known: Vocabulary | None) -> Vocabulary:
-    """The task's vocabulary, if it is the model's."""
-    theirs = data.vocabulary_of(name)
-    supervised.check_room(name, model)
-    if known:
-        check_same(known, theirs, "the model", f"task {name!r}")
-    return theirs
 
 
 def _card(training: PreferenceTraining, step: int, scores: Mapping, start: dict) -> dict:

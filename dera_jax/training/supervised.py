@@ -9,12 +9,10 @@ import jax.numpy as jnp
 import seqio
 
 from dera_jax import data
-from dera_jax.checkpoints.loading import load, read_config
+from dera_jax.checkpoints.loading import Loaded, load, read_config
 from dera_jax.checkpoints.model_folder import restore_replaced, save_model
 from dera_jax.checkpoints.orbax import Saving
-from dera_jax.checkpoints.vocabulary import Vocabulary, check_same
 from dera_jax.models.copying import with_copying_heads
-from dera_jax.models.language_model import PyTree
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.training import loop
@@ -46,31 +44,17 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
-class Origin:
-    """The parameters that training starts from.
-
-    Attributes:
-        params: T5X's tree.
-        card: of the finished model they are from, or how they were drawn.
-        vocabulary: the ids they mean something for; None for random parameters.
-    """
-
-    params: PyTree
-    card: dict
-    vocabulary: Vocabulary | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class Start:
     """Where training starts.
 
     Attributes:
         model: the architecture, dropout included.
-        read: makes or reads the first parameters; not called before training begins.
+        read: makes or reads the first parameters, with the card of the finished model they are
+            from, or of how they were drawn; not called before training begins.
     """
 
     model: T5
-    read: Callable[[], Origin]
+    read: Callable[[], Loaded]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +101,8 @@ class Training:
 def new_model(config: T5Config, seed: int) -> Start:
     """A T5 with random parameters."""
     model = T5(config)
-    draw = lambda: Origin(model.init(jax.random.key(seed)), {"random_parameters": seed})
+    card = {"random_parameters": seed}
+    draw = lambda: Loaded(model, model.init(jax.random.key(seed)), None, card)
     return Start(model, draw)
 
 
@@ -125,10 +110,10 @@ def copying_model(config: T5Config, seed: int) -> Start:
     """A T5 with random parameters, but for heads that copy; see `models.copying`."""
     start = new_model(config, seed)
 
-    def draw() -> Origin:
+    def draw() -> Loaded:
         random = start.read()
         params = with_copying_heads(random.params, config, jax.random.key(seed))
-        return Origin(params, random.card | {"copying_heads": True})
+        return Loaded(start.model, params, None, random.card | {"copying_heads": True})
 
     return Start(start.model, draw)
 
@@ -136,7 +121,7 @@ def copying_model(config: T5Config, seed: int) -> Start:
 def finished_model(folder: str, dropout_rate: float) -> Start:
     """A model from its folder, to be trained further with this dropout."""
     config = dataclasses.replace(read_config(folder), dropout_rate=dropout_rate)
-    return Start(T5(config), lambda: _read(folder))
+    return Start(T5(config), lambda: load(folder))
 
 
 def finished_model_of(config: T5Config, folder: str | None) -> Start:
@@ -146,22 +131,36 @@ def finished_model_of(config: T5Config, folder: str | None) -> Start:
         ValueError: (when training begins) no folder, or its model has other sizes.
     """
 
-    def read() -> Origin:
+    def read() -> Loaded:
         if folder is None:
             raise ValueError("the model to start from is not given: add --gin.INITIAL_MODEL=...")
-        # Dropout and the type of activations are the run's, not the parameters'.
+        # Dropout and the type of activations are the run's, not the parameters'; the end token is
+        # that of the folder where the run does not say it.
         free = {"dropout_rate": config.dropout_rate, "dtype": config.dtype}
+        if config.end_token is None:
+            free["end_token"] = None
         found = dataclasses.replace(read_config(folder), **free)
         if found != config:
             raise ValueError(f"{folder} holds a model of other sizes: {found}, expected {config}")
-        return _read(folder)
+        return load(folder)
 
     return Start(T5(config), read)
 
 
-def _read(folder: str) -> Origin:
-    loaded = load(folder)
-    return Origin(loaded.params, loaded.card, loaded.vocabulary)
+def read_for_task(start: Start, task: str) -> Loaded:
+    """The first parameters, in a model over the task's vocabulary with the dropout of `start`.
+
+    Raises:
+        ValueError: the task's vocabulary has more ids than the model, or is not the one the model
+            was trained with.
+    """
+    origin = start.read().agreeing_with(data.vocabulary_of(task), f"task {task!r}")
+    config = start.model.config
+    free = {"dropout_rate": config.dropout_rate, "dtype": config.dtype}
+    model = dataclasses.replace(
+        origin.model, config=dataclasses.replace(origin.model.config, **free)
+    )
+    return dataclasses.replace(origin, model=model)
 
 
 def train(training: Training, folder: Path) -> dict[str, float]:
@@ -178,11 +177,11 @@ def train(training: Training, folder: Path) -> dict[str, float]:
         ValueError: the task's vocabulary has more ids than the model, or is not the one the model
             was trained with, or a checkpoint in `folder` is of another size.
     """
-    model, task = training.start.model, training.data
+    task = training.data
     lengths = {"inputs": task.inputs, "targets": task.targets}
-    origin = training.start.read()
-    validator = _validator(training, origin.vocabulary, lengths)
-    improve = make_step(model, training.optimizer, training.loss, training.seed)
+    origin = read_for_task(training.start, task.task)
+    validator = _validator(training, origin.model, lengths)
+    improve = make_step(origin.model, training.optimizer, training.loss, training.seed)
     settings = training.validation
     restore_replaced(folder / BEST)
     state = loop.run(
@@ -194,30 +193,15 @@ def train(training: Training, folder: Path) -> dict[str, float]:
         ),
         update=lambda state, batch: improve(state, batch["inputs"], batch["targets"]),
         validate=lambda params, step: validator(params, folder / f"samples/step_{step:06d}.txt"),
-        keep=lambda state, scores: _keep_best(state, scores, training, origin.card, folder),
+        keep=lambda state, scores: _keep_best(state, scores, training, origin, folder),
     )
     return {"best_loss": float(state.best_loss), "best_step": int(state.best_step)}
 
 
-def check_room(task_name: str, model: T5) -> None:
-    """Raises ValueError if the task's vocabulary has more ids than the model."""
-    features = seqio.get_mixture_or_task(task_name).output_features
-    size = features["targets"].vocabulary.vocab_size
-    if size > model.vocab_size:
-        raise ValueError(
-            f"the vocabulary of task {task_name!r} has {size} ids, the model only "
-            f"{model.vocab_size}: raise T5Config.vocab_size"
-        )
-
-
-def _validator(training: Training, known: Vocabulary | None, lengths: dict[str, int]) -> Validator:
-    task, settings, model = training.data, training.validation, training.start.model
+def _validator(training: Training, model: T5, lengths: dict[str, int]) -> Validator:
+    task, settings = training.data, training.validation
     examples = first(data.epoch(task.task, "validation", lengths, seed=0), settings.examples)
     vocabulary = seqio.get_mixture_or_task(task.task).output_features["targets"].vocabulary
-    check_room(task.task, model)
-    if known:
-        theirs = data.vocabulary_of(task.task)
-        check_same(known, theirs, "the model", f"task {task.task!r}")
     return Validator(model, examples, vocabulary, task.batch_size, settings)
 
 
@@ -225,7 +209,7 @@ def _keep_best(
     state: TrainState,
     scores: Mapping[str, float],
     training: Training,
-    start: dict,
+    origin: Loaded,
     folder: Path,
 ) -> None:
     card = {
@@ -234,8 +218,6 @@ def _keep_best(
         "steps": training.steps,
         "seed": training.seed,
         "validation": scores,
-        "from": start,
+        "from": origin.card,
     }
-    vocabulary = data.vocabulary_of(training.data.task)
-    config = training.start.model.config
-    save_model(folder / BEST, config, vocabulary, state.params, card)
+    save_model(folder / BEST, origin.model.config, origin.vocabulary, state.params, card)

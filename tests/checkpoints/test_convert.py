@@ -1,16 +1,22 @@
 """The command line that rewrites checkpoints: nothing changes on the way, and nothing is lost."""
 
+import dataclasses
+import json
 import subprocess
 import sys
 
 import flax.traverse_util
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
 from dera_jax.checkpoints import convert
+from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
+from dera_jax.checkpoints.hugging_face import save_hugging_face
 from dera_jax.checkpoints.loading import load, open_checkpoint
-from dera_jax.checkpoints.vocabulary import Vocabulary
+from dera_jax.checkpoints.model_folder import save_model
+from dera_jax.models.t5_lm import T5
 from tasks import vocabularies
 from tests import golden
 
@@ -48,7 +54,7 @@ def test_no_bit_changes_on_the_way_from_t5x_to_hugging_face_and_back(version, ki
     for name, format_ in (("ours", "dera_jax"), ("theirs", "Hugging Face"), ("again", "dera_jax")):
         assert open_checkpoint(tmp_path / name).kind == format_
         found = load(tmp_path / name)
-        assert found.model == model
+        assert found.model == T5(dataclasses.replace(model.config, end_token=1), num_ids=96)
         assert bits(found.params) == bits(expected.params)
         assert found.vocabulary.extra_ids == 20
         assert found.vocabulary.content() == pieces.read_bytes()
@@ -70,13 +76,28 @@ def test_bfloat16_is_half_the_size_and_rounded_once(run, tmp_path):
 
 
 def test_a_vocabulary_of_bytes(run, tmp_path):
-    source = golden.unpack("v1_1", "orbax", tmp_path / "source")
+    config = dataclasses.replace(golden.load("v1_1")[0].config, vocab_size=260)
+    source, params = tmp_path / "source", T5(config).init(jax.random.key(0))
+    save_model(source, config, None, params, {})
     run(source, tmp_path / "ours", "--vocabulary", "bytes")
     run(tmp_path / "ours", tmp_path / "theirs", "--to", "hugging_face")
-    assert load(tmp_path / "ours").vocabulary == Vocabulary(None)
-    assert load(tmp_path / "theirs").vocabulary == Vocabulary(None)
+    assert load(tmp_path / "ours").vocabulary == ByteVocabulary()
+    assert load(tmp_path / "theirs").vocabulary == ByteVocabulary()
     run(source, tmp_path / "silent")
     assert load(tmp_path / "silent").vocabulary is None
+
+
+def test_start_and_end_token_are_written_back_as_they_were(run, tmp_path):
+    """Through a folder of ours; ids that are not T5's."""
+    config = dataclasses.replace(golden.load("v1_1")[0].config, start_token=5, end_token=7)
+    save_hugging_face(tmp_path / "theirs", config, None, golden.load("v1_1")[1], "float32")
+    run(tmp_path / "theirs", tmp_path / "ours")
+    run(tmp_path / "ours", tmp_path / "again", "--to", "hugging_face")
+    assert load(tmp_path / "again").model == load(tmp_path / "ours").model == T5(config)
+    for name in ("config.json", "generation_config.json"):
+        said = json.loads((tmp_path / "again" / name).read_text())
+        found = (said["decoder_start_token_id"], said["eos_token_id"], said["pad_token_id"])
+        assert found == (5, 7, 0)
 
 
 def test_what_is_there_is_not_written_over(run, tmp_path):
@@ -91,9 +112,14 @@ def test_what_is_there_is_not_written_over(run, tmp_path):
 
 
 def test_another_vocabulary_than_the_checkpoint_names_is_refused(run, tmp_path):
-    run(golden.unpack("v1_1", "legacy", tmp_path / "source"), tmp_path / "a", "--vocabulary=bytes")
-    with pytest.raises(SystemExit, match=r"error: vocabularies differ at id 259: .*'<extra_id_1>'"):
-        run(tmp_path / "a", tmp_path / "b", "--vocabulary", "bytes", "--extra_ids", 2)
+    pieces = tmp_path / "pieces.model"
+    vocabularies.train(["some words to make pieces from, and yet more"] * 9, pieces, 76)
+    source = golden.unpack("v1_1", "legacy", tmp_path / "source")
+    run(source, tmp_path / "a", "--vocabulary", pieces, "--extra_ids", 3)
+    with pytest.raises(SystemExit, match=r"error: vocabularies differ at id 76: .*'<extra_id_1>'"):
+        run(tmp_path / "a", tmp_path / "b", "--vocabulary", pieces, "--extra_ids", 2)
+    with pytest.raises(SystemExit, match=r"has 259 ids, the model's tables only 128 rows"):
+        run(source, tmp_path / "b", "--vocabulary", "bytes")
     assert not (tmp_path / "b").exists()
 
 

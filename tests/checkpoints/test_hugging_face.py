@@ -15,12 +15,14 @@ import transformers
 from dera_jax.checkpoints.hugging_face import save_hugging_face
 from dera_jax.checkpoints.loading import load, read_config
 from dera_jax.checkpoints.model_folder import save_model
-from dera_jax.checkpoints.vocabulary import Vocabulary
+from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
+from dera_jax.checkpoints.vocabulary import check_same
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.models.heads import start_teacher_forcing
 from dera_jax.models.language_model import streams
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
+from tasks import vocabularies
 from tests import golden
 
 SIZES = {
@@ -188,7 +190,8 @@ def edit(folder, **settings):
         ({"model_type": "bert"}, "config.json: unknown architecture 'bert'"),
         ({"feed_forward_proj": "gated-silu"}, "config.json: feed_forward_proj is 'gated-silu'"),
         ({"relative_attention_num_buckets": 64}, "relative_attention_num_buckets is 64; only 32"),
-        ({"decoder_start_token_id": 2}, "decoder_start_token_id is 2; only 0"),
+        ({"decoder_start_token_id": 100}, "start_token is 100; it must be an id below vocab_size"),
+        ({"pad_token_id": 2}, "pad_token_id is 2; only 0"),
         ({"d_ff": None}, "config.json: d_ff is None; it must be a number"),
         (
             {"d_ff": 64},
@@ -233,7 +236,12 @@ def test_a_pickle_is_not_read(folder):
 
 
 def test_the_command_for_pickles_works(folder, tmp_path, monkeypatch):
-    """The sentence's own command, on what torch.save wrote."""
+    """The sentence's own command, on what torch.save wrote; the tokenizer is kept."""
+    pieces = folder / "spiece.model"
+    vocabularies.train(["some words to make pieces from, and yet more"] * 9, str(pieces), 76)
+    (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "T5Tokenizer", "extra_ids": 9}'
+    )
     arrays = torch_model("T5 1.1").state_dict()
     for file in folder.glob("model*"):
         file.unlink()
@@ -243,18 +251,21 @@ def test_the_command_for_pickles_works(folder, tmp_path, monkeypatch):
     command = str(found.value).partition('python -c "')[2].rstrip('"')
     monkeypatch.chdir(tmp_path)
     exec(command, {})  # noqa: S102 (our own sentence)
-    table = load(tmp_path / "converted").params["token_embedder"]["embedding"]
-    np.testing.assert_array_equal(table, arrays["shared.weight"])
+    converted = load(tmp_path / "converted")
+    np.testing.assert_array_equal(
+        converted.params["token_embedder"]["embedding"], arrays["shared.weight"]
+    )
+    check_same(converted.vocabulary, SentencePieceVocabulary(pieces, 9), "converted", "source")
 
 
-def test_vocabularies_of_either_kind(folder):
-    assert load(folder).vocabulary is None
-    (folder / "spiece.model").write_bytes(b"")
-    assert load(folder).vocabulary == Vocabulary(folder / "spiece.model", 100)
-    (folder / "tokenizer_config.json").write_text('{"extra_ids": 0}')
-    assert load(folder).vocabulary == Vocabulary(folder / "spiece.model", 0)
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
-    assert load(folder).vocabulary == Vocabulary(None)
+def test_the_start_token_of_a_config_is_fed_first(tmp_path):
+    reference = torch_model("T5")
+    for config in (reference.config, reference.generation_config):
+        config.decoder_start_token_id, config.eos_token_id = 7, 5
+    reference.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    assert (loaded.model.start_token, loaded.model.end_token) == (7, 5)
+    compare(loaded, reference)
 
 
 def test_activations_that_transformers_does_not_have_are_refused(tmp_path):

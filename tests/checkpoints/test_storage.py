@@ -26,8 +26,8 @@ from dera_jax.checkpoints.hugging_face import save_hugging_face
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.safetensors_file import open_safetensors
+from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.storage import open_folder
-from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from tasks import vocabularies
@@ -125,7 +125,7 @@ def bucket(tmp_path_factory):
     model, params, _ = golden.load("v1_1")
     pieces = root / "pieces.model"
     vocabularies.train(["some words to make pieces from, and yet more"] * 9, str(pieces), 76)
-    vocabulary = Vocabulary(pieces, 20)
+    vocabulary = SentencePieceVocabulary(pieces, 20)
     save_model(root / "ours", model.config, vocabulary, params, {"loss": 2.5})
     save_hugging_face(root / "theirs", model.config, vocabulary, params, "float32")
     bucket = Bucket(root)

@@ -1,5 +1,6 @@
 """Checkpoints that T5X wrote: read as T5X reads them, or refused in words."""
 
+import dataclasses
 import shutil
 
 import flax.traverse_util
@@ -14,6 +15,7 @@ from dera_jax.checkpoints.loading import load, open_checkpoint, read_config
 from dera_jax.decoding.beam_search import Search, beam_search
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.models.language_model import score, streams
+from dera_jax.models.t5_lm import T5
 from tests import golden
 from tests.models.test_t5 import t5x_samples
 
@@ -32,11 +34,16 @@ def orbax(tmp_path):
     return golden.unpack("v1_1", "orbax", tmp_path)
 
 
+def silent(model):
+    """Without its end token, of which T5X's checkpoints say nothing."""
+    return T5(dataclasses.replace(model.config, end_token=None))
+
+
 @pytest.mark.parametrize(("version", "kind"), golden.CHECKPOINTS)
 def test_arrays_and_sizes_are_those_of_t5x(version, kind, tmp_path):
     model, params, _ = golden.load(version)
     loaded = load(golden.unpack(version, kind, tmp_path))
-    assert loaded.model == model and loaded.vocabulary is None
+    assert loaded.model == silent(model) and loaded.vocabulary is None
     found, expected = flat(loaded.params), flat(params)
     assert found.keys() == expected.keys()
     for name, x in expected.items():
@@ -90,7 +97,7 @@ def test_inline_arrays_and_a_checkpoint_in_one_file(tmp_path):
     file = tmp_path / "checkpoint_7"
     file.write_bytes(serialization.msgpack_serialize(content))
     loaded = load(file)
-    assert loaded.model == model
+    assert loaded.model == silent(model)
     assert all(np.array_equal(x, flat(params)[name]) for name, x in flat(loaded.params).items())
 
 
@@ -180,3 +187,19 @@ def test_a_missing_layer_is_named(legacy):
     (legacy / "checkpoint").write_bytes(serialization.msgpack_serialize(content))
     with pytest.raises(ValueError, match=r"decoder/layers_1/mlp/wo/kernel has no such array"):
         load(legacy)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("spiece.model", "a SentencePiece model"),
+        ("model.safetensors", "a file of parameters without its config.json"),
+        ("pytorch_model.bin", "a pickle, which is never read"),
+        ("config.json", "a JSON file"),
+        ("notes", "if this file is not meant as one of T5X"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path, name, what):
+    (tmp_path / name).write_bytes(b"anything")
+    with pytest.raises(ValueError, match=f"{name}.*{what}.* give the folder of a checkpoint"):
+        load(tmp_path / name)

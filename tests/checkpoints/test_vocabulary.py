@@ -6,8 +6,10 @@ import seqio
 import transformers
 from sentencepiece import sentencepiece_model_pb2
 
+from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.hugging_face import save_hugging_face
-from dera_jax.checkpoints.vocabulary import Vocabulary, agreed, is_sentinel, pieces, tokenizer
+from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
+from dera_jax.checkpoints.vocabulary import agreed, is_sentinel, tokenizer
 from tasks import vocabularies
 from tests import golden
 
@@ -48,18 +50,23 @@ def complete(file):
 @pytest.mark.parametrize("extra_ids", [0, 1, EXTRA])
 @pytest.mark.parametrize("text", TEXTS)
 def test_ids_are_those_of_seqio(file, extra_ids, text):
-    ours = tokenizer(Vocabulary(file, extra_ids))
+    ours = tokenizer(SentencePieceVocabulary(file, extra_ids))
     theirs = seqio.SentencePieceVocabulary(file, extra_ids)
     assert ours.encode(text) == theirs.encode(text)
-    assert len(pieces(Vocabulary(file, extra_ids))) == theirs.vocab_size
+    assert len(SentencePieceVocabulary(file, extra_ids).pieces) == theirs.vocab_size
 
 
 def test_sentinels_have_the_ids_that_transformers_gives_them(file, tmp_path):
     """From a folder of ours; the first sentinel has the highest id."""
     model, params, _ = golden.load("v1_1")
-    save_hugging_face(tmp_path / "m", model.config, Vocabulary(file, EXTRA), params, "float32")
+    save_hugging_face(
+        tmp_path / "m", model.config, SentencePieceVocabulary(file, EXTRA), params, "float32"
+    )
     theirs = transformers.T5Tokenizer.from_pretrained(tmp_path / "m")
-    ours, size = tokenizer(Vocabulary(file, EXTRA)), len(pieces(Vocabulary(file, EXTRA)))
+    ours, size = (
+        tokenizer(SentencePieceVocabulary(file, EXTRA)),
+        len(SentencePieceVocabulary(file, EXTRA).pieces),
+    )
     for i in range(EXTRA):
         number = theirs.convert_tokens_to_ids(f"<extra_id_{i}>")
         assert number == size - 1 - i and number in ours.encode(f"<extra_id_{i}>")
@@ -68,32 +75,33 @@ def test_sentinels_have_the_ids_that_transformers_gives_them(file, tmp_path):
 
 
 def test_a_file_that_holds_its_sentinels_is_the_same_vocabulary(file, complete):
-    with_pieces, without = Vocabulary(complete), Vocabulary(file, EXTRA)
-    assert pieces(with_pieces) == pieces(without)
-    assert pieces(without)[-EXTRA:] == [f"<extra_id_{i}>" for i in reversed(range(EXTRA))]
-    assert sum(map(is_sentinel, pieces(without))) == EXTRA
+    with_pieces, without = SentencePieceVocabulary(complete), SentencePieceVocabulary(file, EXTRA)
+    assert with_pieces.pieces == without.pieces
+    expected = [f"<extra_id_{i}>" for i in reversed(range(EXTRA))]
+    assert list(without.pieces[-EXTRA:]) == expected
+    assert sum(map(is_sentinel, without.pieces)) == EXTRA
     theirs = seqio.SentencePieceVocabulary(complete)
     for text in TEXTS:
         assert tokenizer(with_pieces).encode(text) == theirs.encode(text)
 
 
 def test_decoding_leaves_out_what_is_no_text(file, complete):
-    for vocabulary in (Vocabulary(file, EXTRA), Vocabulary(complete)):
+    for vocabulary in (SentencePieceVocabulary(file, EXTRA), SentencePieceVocabulary(complete)):
         text = tokenizer(vocabulary)
-        ids, size = text.encode(TEXTS[0]), len(pieces(vocabulary))
+        ids, size = text.encode(TEXTS[0]), len(vocabulary.pieces)
         nothing = [-1, -(2**31), 0, 1, size - 1, size - EXTRA, size, size + 5, 2**31 - 1]
         mixed = [x for pair in zip(ids, nothing * len(ids), strict=False) for x in pair]
         assert text.decode(mixed) == text.decode(np.array(mixed)) == TEXTS[0]
         assert text.decode(nothing) == text.decode([]) == ""
         assert "⁇" in text.decode([2])
-        assert text.decode([size - EXTRA - 1]) == pieces(vocabulary)[size - EXTRA - 1].strip("▁")
+        assert text.decode([size - EXTRA - 1]) == vocabulary.pieces[size - EXTRA - 1].strip("▁")
 
 
 @pytest.mark.parametrize("extra_ids", [0, 3])
 @pytest.mark.parametrize("text", [*TEXTS, "λ € 𝄞 \x00"])
 def test_bytes_are_those_of_seqio(extra_ids, text):
-    ours, theirs = tokenizer(Vocabulary(None, extra_ids)), seqio.ByteVocabulary(extra_ids)
-    ids, size = ours.encode(text), len(pieces(Vocabulary(None, extra_ids)))
+    ours, theirs = tokenizer(ByteVocabulary(extra_ids)), seqio.ByteVocabulary(extra_ids)
+    ids, size = ours.encode(text), len(ByteVocabulary(extra_ids).pieces)
     assert ids == theirs.encode(text) and size == theirs.vocab_size
     nothing = [-1, 0, 1, 2, 259, size, 2**31 - 1]
     assert ours.decode([*nothing, *ids, *nothing]) == ours.decode(np.array(ids)) == text
@@ -102,7 +110,7 @@ def test_bytes_are_those_of_seqio(extra_ids, text):
 
 
 def test_sentinels_of_bytes_come_after_them():
-    found = pieces(Vocabulary(None, 3))
+    found = list(ByteVocabulary(3).pieces)
     assert found[2:4] == ["<special 2>", "<byte 0>"]
     assert found[258:] == ["<byte 255>", "<extra_id_2>", "<extra_id_1>", "<extra_id_0>"]
 
@@ -112,14 +120,14 @@ def test_a_damaged_file_is_named(file, tmp_path, content):
     path = tmp_path / "damaged.model"
     with open(file, "rb") as whole:
         path.write_bytes(whole.read()[:500] if content is None else content)
-    for use in (tokenizer, pieces):
+    for use in (tokenizer, lambda x: x.pieces):
         with pytest.raises(ValueError, match=f"{path} is no SentencePiece model"):
-            use(Vocabulary(path, EXTRA))
+            use(SentencePieceVocabulary(path, EXTRA))
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"no file {tmp_path}/none.model"):
-        tokenizer(Vocabulary(tmp_path / "none.model"))
+        tokenizer(SentencePieceVocabulary(tmp_path / "none.model"))
 
 
 def test_without_a_vocabulary_the_error_says_what_to_do():
@@ -128,13 +136,17 @@ def test_without_a_vocabulary_the_error_says_what_to_do():
 
 
 def test_the_vocabulary_given_is_taken_unless_the_checkpoint_has_another(file, complete):
-    own, given, fewer = Vocabulary(file, EXTRA), Vocabulary(complete), Vocabulary(file, EXTRA - 1)
+    own, given, fewer = (
+        SentencePieceVocabulary(file, EXTRA),
+        SentencePieceVocabulary(complete),
+        SentencePieceVocabulary(file, EXTRA - 1),
+    )
     assert agreed(None, given, "c", "g") == given
     assert agreed(own, given, "c", "g") == own
-    size = len(pieces(given))
+    size = len(given.pieces)
     message = f"differ at id {size - EXTRA}: '<extra_id_6>' in c, '<extra_id_5>' in g"
     with pytest.raises(ValueError, match=message):
         agreed(own, fewer, "c", "g")
-    plain = Vocabulary(file)
+    plain = SentencePieceVocabulary(file)
     with pytest.raises(ValueError, match=r"'\(no such id\)' in c, '<extra_id_6>' in g"):
         agreed(plain, given, "c", "g")

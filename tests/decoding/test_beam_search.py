@@ -711,7 +711,7 @@ def test_keys_and_values_of_the_input_are_not_multiplied_by_candidates():
     stream = jax.eval_shape(lambda: streams(0, [0], [0]))
 
     def temporary(candidates):
-        settings = Search(max_length, 1, candidates, lookahead, reward_weight=1.0)
+        settings = Search(max_length, 1, candidates, lookahead, reward_weight=1.0, eos_id=1)
         given = settings, LengthNear(4), None, Source(inputs)
         compiled = module._search.lower(model, params, inputs, lam, stream, *given).compile()
         return compiled.memory_analysis().temp_size_in_bytes
@@ -817,7 +817,7 @@ model = T5(T5Config(32, 16, 2, 1, 1, 8, 16))
 params = model.init(jax.random.key(0))
 inputs = np.random.default_rng(0).integers(2, 32, (8, 5))
 lam, stream = np.zeros((8, 2), np.float32), streams(0, np.arange(8), np.arange(2))
-settings = Search(6, 2, 4, 2, reward_weight=2.0)
+settings = Search(6, 2, 4, 2, reward_weight=2.0, eos_id=1)
 search = lambda *x: beam_search(model, params, *x, settings, Repetition(1), None, Source(x[0]))
 one = search(inputs, lam, stream)
 assert jax.device_count() == 8

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dera_jax.checkpoints.vocabulary import Vocabulary, tokenizer
+from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
+from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding import mutation
 from dera_jax.decoding.mutation import (
     InputEdits,
@@ -25,7 +26,7 @@ from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.models.language_model import Output, State, streams
 
-BYTES = tokenizer(Vocabulary(None))
+BYTES = tokenizer(ByteVocabulary())
 WORDS = BYTES.encode, BYTES.decode
 VOCAB = 259
 ROOM = 48  # tokens of a script
@@ -301,6 +302,8 @@ class Scripted:
 
     vocab_size: int = VOCAB
     start_token: int = 0
+    end_token: int = 1
+    num_ids: None = None
 
     def start(self, params, inputs, lam, stream, max_len):
         zeros = jnp.zeros(stream.shape, jnp.int32)

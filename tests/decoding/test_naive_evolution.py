@@ -65,7 +65,7 @@ def random_evolution(seed):
     length, n = int(rng.integers(longest - 2, longest + 1)), int(rng.integers(2, 7))
     top_k = [None, vocab - 1][seed % 2]
     return vocab, Evolution(
-        Sampling(length, temperature=float(rng.uniform(0.6, 1.5)), top_k=top_k),
+        Sampling(length, temperature=float(rng.uniform(0.6, 1.5)), top_k=top_k, eos_id=worlds.EOS),
         population=n,
         period=int(rng.integers(1, 4)) if seed % 4 else length + 1,
         survivors=int(rng.integers(1, n)),
@@ -204,7 +204,9 @@ def test_populations_of_a_pair_of_t5():
     n, inputs = 3, np.asarray(inputs)
     mutated = np.stack([np.roll(inputs, i, axis=0) for i in range(n)], axis=1)
     lam = np.tile(np.array([0.0, 0.5, 2.0], np.float32), (4, 1))
-    settings = Evolution(Sampling(10, temperature=0.9, top_k=40), n, 3, survivors=1, lookahead=2)
+    settings = Evolution(
+        Sampling(10, temperature=0.9, top_k=40, eos_id=worlds.EOS), n, 3, survivors=1, lookahead=2
+    )
     arguments = model, params, mutated, lam, streams(1, np.arange(4), np.arange(n)), settings
     assert compare(arguments)["adopted"] >= 8
 
@@ -230,7 +232,9 @@ def keys_of(example_id, numbers):
 @pytest.mark.slow
 def test_archives():
     generations, ids = 3, np.arange(20, 32)
-    settings = Evolution(Sampling(6), population=3, period=2, survivors=1, generations=generations)
+    settings = Evolution(
+        Sampling(6, eos_id=worlds.EOS), population=3, period=2, survivors=1, generations=generations
+    )
     model, params = table(4, 7)
     prompts = [Prompt(str(i % INPUTS)) for i in ids]
     documents = np.array([[int(x.text)] for x in prompts])
@@ -271,7 +275,7 @@ def test_what_is_read_and_fed():
     """The second text ends within the first period, so it is not replaced."""
     texts = [[5, 5, 5, 5], [6, worlds.EOS]]
     write = lambda before, stream, num: [texts[i][: len(x) + num] for i, x in enumerate(before)]
-    settings = Evolution(Sampling(4), 2, period=2, survivors=1, lookahead=1)
+    settings = Evolution(Sampling(4, eos_id=worlds.EOS), 2, period=2, survivors=1, lookahead=1)
     reward = lambda texts, finished: [1.0, 0.0]
     found = naive.generation(write, reward, streams(0, np.arange(1), [0, 1])[0], settings)
     assert found.texts == texts

@@ -110,6 +110,8 @@ class Script:
 
     vocab_size: int
     start_token: int = 0
+    end_token: int = EOS
+    num_ids: None = None
 
     def start(self, params, inputs, lam, stream, max_len):
         zeros = jnp.zeros(stream.shape, jnp.int32)

@@ -7,12 +7,13 @@ import pytest
 
 from dera_jax import data
 from dera_jax.checkpoints.loading import Loaded
-from dera_jax.checkpoints.vocabulary import Vocabulary
+from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation.lengths import LengthSurvey
 from dera_jax.evaluation.sweep import Documents
 from dera_jax.models.language_model import streams
 from dera_jax.rewards.length import share_in_range
+from tasks import vocabularies
 from tests import golden
 
 IDS = np.array([7, 3, 11])
@@ -30,15 +31,23 @@ class Given:
         return Documents(self.inputs, IDS, ["a"] * len(IDS), ["b"] * len(IDS))
 
 
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    """As many ids as the model has rows."""
+    path = str(tmp_path_factory.mktemp("pieces") / "pieces.model")
+    vocabularies.train(["some words to make pieces from, and yet more"] * 9, path, 76)
+    return SentencePieceVocabulary(path, 52)
+
+
 @pytest.fixture(autouse=True)
-def byte_vocabulary(monkeypatch):
-    monkeypatch.setattr(data, "vocabulary_of", lambda task: Vocabulary(None))
+def tasks_vocabulary(monkeypatch, vocabulary):
+    monkeypatch.setattr(data, "vocabulary_of", lambda task: vocabulary)
 
 
 @pytest.fixture(scope="module")
-def survey():
+def survey(vocabulary):
     model, params, g = golden.load("v1_1")
-    loaded = Loaded(model, params, Vocabulary(None), {})
+    loaded = Loaded(model, params, vocabulary, {})
     documents = Given(g["encoder_input_tokens"][:3, :20])
     return LengthSurvey(loaded, documents, LIMIT, num_samples=5, batch_size=2, seed=4)
 

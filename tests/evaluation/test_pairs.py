@@ -7,13 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dera_jax import data
+from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
+from dera_jax.checkpoints.hugging_face import save_hugging_face
 from dera_jax.checkpoints.model_folder import save_model
-from dera_jax.checkpoints.vocabulary import Vocabulary, tokenizer
+from dera_jax.checkpoints.rewriters import load_rewriter
+from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
+from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.evaluation.pairs import load_models, load_pair
 from dera_jax.models.heads import start_teacher_forcing
 from dera_jax.models.language_model import streams
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
+from dera_jax.training.supervised import finished_model, read_for_task
 from tasks import vocabularies
 from tests import golden
 
@@ -26,7 +32,7 @@ CONFIG = T5Config(
 def shipped_vocabulary():
     from dera_jax.checkpoints import model_folder
 
-    return Vocabulary(model_folder._shipped("docstrings.model"), 96)
+    return SentencePieceVocabulary(model_folder._shipped("docstrings.model"), 96)
 
 
 def write(folder, vocabulary, config=CONFIG):
@@ -44,11 +50,11 @@ def folders(tmp_path_factory):
     return {
         "reference": write(root / "reference", shipped_vocabulary()),
         "same": write(root / "same", shipped_vocabulary()),
-        "other": write(root / "other", Vocabulary(other, 96)),
+        "other": write(root / "other", SentencePieceVocabulary(other, 96)),
         "fewer_sentinels": write(
             root / "fewer", dataclasses.replace(shipped_vocabulary(), extra_ids=95)
         ),
-        "bytes": write(root / "bytes", Vocabulary(None), bytes_config),
+        "bytes": write(root / "bytes", ByteVocabulary(), bytes_config),
     }
 
 
@@ -79,7 +85,7 @@ def test_tokenizer_agrees_with_seqio(folders):
     text = "returns the element-wise maximum of two arrays, or none."
     assert ours.encode(text) == theirs.encode(text)
     assert ours.decode([*ours.encode(text), 1, 4095]) == text
-    ours, theirs = tokenizer(Vocabulary(None)), vocabularies.bytes_vocabulary()
+    ours, theirs = tokenizer(ByteVocabulary()), vocabularies.bytes_vocabulary()
     assert ours.encode("Größe λ") == theirs.encode("Größe λ")
     assert ours.decode([*ours.encode("Größe λ"), 1, 300]) == "Größe λ"
 
@@ -125,7 +131,8 @@ def test_a_checkpoint_of_t5x_makes_a_pair_with_a_folder_of_ours(tmp_path, turned
 def test_the_same_parameters_in_two_formats_are_one_model(tmp_path):
     model, params, _ = golden.load("v1_1")
     theirs = golden.unpack("v1_1", "legacy", tmp_path)
-    save_model(tmp_path / "ours", model.config, None, params, {})
+    silent = dataclasses.replace(model.config, end_token=None)
+    save_model(tmp_path / "ours", silent, None, params, {})
     one, other = load_models([theirs, tmp_path / "ours"])
     assert one.model == other.model
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
@@ -194,6 +201,65 @@ def test_tables_of_one_size_are_left_alone(folders, capsys):
 
 def test_a_table_smaller_than_the_vocabulary_is_refused(tmp_path, folders):
     small = write(tmp_path / "small", None, dataclasses.replace(CONFIG, vocab_size=4095))
-    message = r"reference 4,096, .*small 4,095\) by more than padding: the vocabulary has 4,096 ids"
+    message = r"vocabulary of .*reference has 4,096 ids, the model's tables only 4,095 rows"
     with pytest.raises(ValueError, match=message):
         load_pair(folders["reference"], [small])
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Folders of transformers: with our vocabulary, another, and without a tokenizer."""
+    root = tmp_path_factory.mktemp("exported")
+    other = root / "other.model"
+    vocabularies.train(["some words to make other pieces from, and yet more"] * 9, str(other), 76)
+    config = dataclasses.replace(CONFIG, end_token=1)
+    params = T5(config).init(jax.random.key(0))
+    found = {
+        "same": shipped_vocabulary(),
+        "other": SentencePieceVocabulary(other, 96),
+        "silent": None,
+    }
+    for name, vocabulary in found.items():
+        save_hugging_face(root / name, config, vocabulary, params, "float32")
+    return root
+
+
+def test_the_vocabulary_of_a_task_is_not_assumed_where_a_folder_should_say_its_own(
+    folders, exported
+):
+    """A folder of ours without a vocabulary is of a T5X checkpoint: there it is the task's."""
+    task = {"vocabulary": shipped_vocabulary(), "task": "docstrings"}
+    assert load_pair(exported / "same", [folders["reference"]], **task).model.end_token == 1
+    message = r"silent does not say what its ids mean: it has neither tokenizer.json nor spiece"
+    for pair in ((exported / "silent", folders["same"]), (folders["same"], exported / "silent")):
+        with pytest.raises(ValueError, match=message):
+            load_pair(pair[0], [pair[1]], **task)
+    with pytest.raises(
+        ValueError, match="differ at id 3: .* in the model, .* in task 'docstrings'"
+    ):
+        load_pair(exported / "other", [exported / "other"], **task)
+    named = load_pair(exported / "silent", [exported / "silent"], task["vocabulary"])
+    assert named.vocabulary == task["vocabulary"]
+
+
+def test_a_rewriter_needs_a_vocabulary(exported):
+    with pytest.raises(ValueError, match="silent does not say what its ids mean"):
+        load_rewriter(str(exported / "silent"), 8, 8)
+
+
+def test_training_does_not_assume_it_either(exported, monkeypatch):
+    monkeypatch.setattr(data, "vocabulary_of", lambda task: shipped_vocabulary())
+    with pytest.raises(ValueError, match="silent does not say what its ids mean"):
+        read_for_task(finished_model(str(exported / "silent"), 0.0), "docstrings")
+    with pytest.raises(
+        ValueError, match="differ at id 3: .* in the model, .* in task 'docstrings'"
+    ):
+        read_for_task(finished_model(str(exported / "other"), 0.0), "docstrings")
+
+
+def test_ids_beyond_the_vocabulary_are_known_where_tables_are_padded(tmp_path):
+    """Of one size, so that nothing is cut."""
+    vocabulary = dataclasses.replace(shipped_vocabulary(), extra_ids=90)
+    paths = [write(tmp_path / name, vocabulary) for name in "ab"]
+    pair = load_pair(paths[0], paths[1:])
+    assert (pair.model.vocab_size, pair.model.num_ids) == (4096, 4090)

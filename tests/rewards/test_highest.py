@@ -21,6 +21,8 @@ LETTERS = [b"a", b" ", b"b", b"c", b" "]
 class Letters:
     """A vocabulary of padding, the end token and few letters, so that good texts come by chance."""
 
+    end_id = EOS
+
     def pieces(self):
         return [b"", b"", *LETTERS]
 

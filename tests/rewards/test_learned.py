@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.learned_rewards import entailment, reward_model
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.resources import RunResources
-from dera_jax.checkpoints.vocabulary import Vocabulary, tokenizer
+from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
+from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.models.heads import T5Value
 from dera_jax.models.language_model import shift_right
 from dera_jax.models.t5 import T5Config
@@ -32,7 +34,7 @@ ASSETS = Path(str(resources.files("dera_jax"))) / "assets"
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    return Vocabulary(ASSETS / "docstrings.model", extra_ids=96)
+    return SentencePieceVocabulary(ASSETS / "docstrings.model", extra_ids=96)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +152,7 @@ def test_a_log_probability_is_bounded_and_a_head_is_not():
 
 def test_a_model_of_another_vocabulary_is_refused(folders):
     with pytest.raises(ValueError, match="vocabularies differ at id 0"):
-        reward_model(str(folders / "scalar")).load(RunResources(Vocabulary(None)))
+        reward_model(str(folders / "scalar")).load(RunResources(ByteVocabulary()))
     with pytest.raises(ValueError, match="is no reward model"):
         reward_model(str(folders / "text"))
     with pytest.raises(ValueError, match="holds a reward model"):

@@ -1,6 +1,7 @@
 """Rewards that count and compare token ids, against plain loops."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ def batch(seed=0):
     return Source(np.ones((3, 4), int), targets), tokens, lengths, finished
 
 
-def assert_scores(reward, loop, seed=0):
+def assert_scores(reward, loop, seed=0, params=None):
     """The reward of a batch, eagerly and compiled, is loop(text, target) for each text."""
     source, tokens, lengths, finished = arguments = batch(seed)
     expected = np.zeros((3, K))
@@ -34,7 +35,7 @@ def assert_scores(reward, loop, seed=0):
         expected[b, k] = loop(text, [x for x in source.targets[b].tolist() if x not in (0, EOS)])
     assert len(np.unique(expected)) > 4
     for function in (reward, jax.jit(reward)):
-        found = function(None, *arguments)
+        found = function(params, *arguments)
         assert found.shape == (3, K) and found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
@@ -74,13 +75,14 @@ def f1(text: list[int], target: list[int]) -> float:
 
 
 def test_token_overlap_is_the_f1_of_multisets():
-    assert_scores(TokenOverlap(), f1)
+    assert_scores(TokenOverlap(), f1, params=EOS)
 
 
 def test_token_overlap_of_another_end_token():
     source = Source(np.ones((1, 1), int), np.array([[1, 5, 9, 0]]))
     tokens, lengths = np.array([[[1, 5, 9, 9], [9, 0, 0, 0]]]), np.array([[3, 1]])
-    found = TokenOverlap(eos_id=9)(None, source, tokens, lengths, np.ones((1, 2), bool))
+    params = TokenOverlap().load(SimpleNamespace(end_id=9))
+    found = TokenOverlap()(params, source, tokens, lengths, np.ones((1, 2), bool))
     np.testing.assert_array_equal(found, [[1, 0]])
 
 
@@ -92,7 +94,7 @@ def test_a_task_without_targets_is_refused():
 
 @pytest.mark.parametrize(
     ("make", "found"),
-    [(lambda: LengthNear(0), 0), (lambda: Repetition(n=0), 0), (lambda: TokenOverlap(-1), -1)],
+    [(lambda: LengthNear(0), 0), (lambda: Repetition(n=0), 0)],
 )
 def test_settings_that_mean_nothing_are_refused(make, found):
     with pytest.raises(ValueError, match=f"found {found}. Set it to"):

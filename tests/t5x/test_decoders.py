@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.resources import RunResources
-from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.models.language_model import streams
@@ -38,7 +38,7 @@ def world():
 def task(rows=slice(None), columns=slice(None)) -> Task:
     _, _, g = world()
     inputs = jnp.asarray(g["encoder_input_tokens"][rows][:, columns])
-    return Task(inputs, g["decoder_target_tokens"][rows], LENGTH, 1, RunResources(Vocabulary(None)))
+    return Task(inputs, g["decoder_target_tokens"][rows], LENGTH, 1, RunResources(ByteVocabulary()))
 
 
 def decode(decoder, asked: Task):

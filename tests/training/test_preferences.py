@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.loading import load, load_params, read_value
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.models.language_model import score
@@ -173,7 +174,7 @@ def test_a_reward_model_learns_what_was_chosen_for(tmp_path):
     assert result["test"]["loss"] < 0.1 < np.log(2)
     assert (tmp_path / "calibration.png").read_bytes()[:4] == b"\x89PNG"
     model = read_value(tmp_path / "best")
-    params, _ = load_params(tmp_path / "best", model.random)
+    params = load_params(tmp_path / "best", model.random, ByteVocabulary(), "this test")
     texts = np.array([[[ord("b") + 3, ord(c) + 3, 1] for c in "!?"]])
     scorer = preferences.ScalarHead(model)
     inputs, lengths = np.full((1, 16), 5), np.full((1, 2), 3)

@@ -9,10 +9,10 @@ import pytest
 import seqio
 import tensorflow as tf
 
+from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
-from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.models.language_model import shift_right
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
@@ -82,7 +82,7 @@ def test_a_run_leaves_its_best_model_metrics_and_samples(tmp_path):
     best_step = min(losses, key=losses.get)
     assert result == {"best_loss": pytest.approx(losses[best_step]), "best_step": best_step}
     best = load(tmp_path / "best")
-    assert best.card["step"] == best_step and best.vocabulary.file is None
+    assert best.card["step"] == best_step and best.vocabulary == ByteVocabulary()
     assert sum("training/loss" in report for report in reports) == 3
     assert {"validation/rouge1", "validation/rougeL"} <= set(reports[-1])
     samples = (tmp_path / "samples" / "step_000006.txt").read_text()
@@ -129,7 +129,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_steps(tmp_path):
 
 def test_a_model_smaller_than_the_vocabulary_is_refused(tmp_path):
     small = supervised.new_model(dataclasses.replace(CONFIG, vocab_size=200), seed=0)
-    with pytest.raises(ValueError, match=r"has 259 ids, the model only 200.*T5Config.vocab_size"):
+    with pytest.raises(
+        ValueError, match=r"has 259 ids, the model's tables only 200.*T5Config.vocab_size"
+    ):
         training(start=small).run(tmp_path)
 
 
@@ -155,7 +157,7 @@ def test_a_model_to_start_from_has_the_sizes_that_were_said(tmp_path):
     with pytest.raises(ValueError, match="add --gin.INITIAL_MODEL"):
         supervised.finished_model_of(CONFIG, None).read()
     params = T5(CONFIG).init(jax.random.key(4))
-    save_model(tmp_path / "m", CONFIG, Vocabulary(None), params, {"step": 7})
+    save_model(tmp_path / "m", CONFIG, ByteVocabulary(), params, {"step": 7})
     other = dataclasses.replace(CONFIG, mlp_dim=CONFIG.mlp_dim + 1)
     with pytest.raises(ValueError, match="other sizes"):
         supervised.finished_model_of(other, str(tmp_path / "m")).read()

@@ -1,0 +1,56 @@
+"""Tasks over the vocabulary of a model's folder."""
+
+import numpy as np
+import pytest
+import seqio
+import tokenizers
+
+from dera_jax import data
+from dera_jax.checkpoints.json_vocabulary import JsonVocabulary
+from dera_jax.checkpoints.model_folder import save_model
+from dera_jax.models.t5 import T5Config
+from tasks import jsonl, vocabularies
+
+TASK = "test_model_vocabulary"
+PIECES = ("<pad>", "</s>", "<unk>", "▁say", "▁red", "▁größe", "<sep>")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Of a model with a tokenizer.json and an added token; its parameters are not read."""
+    model = tokenizers.models.Unigram([(x, -1.0) for x in PIECES[:-1]], unk_id=2)
+    built = tokenizers.Tokenizer(model)
+    built.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    built.decoder = tokenizers.decoders.Metaspace()
+    built.add_special_tokens(list(PIECES[:3]))
+    built.add_tokens([PIECES[-1]])
+    built.save(str(tmp_path / "tokenizer.json"))
+    config = T5Config(vocab_size=8)
+    vocabulary = JsonVocabulary(tmp_path / "tokenizer.json")
+    save_model(tmp_path / "m", config, vocabulary, {"table": np.zeros(3)}, {})
+    return tmp_path / "m"
+
+
+def rows(split: str) -> dict[str, list[str]]:
+    return {"document": ["red<sep> größe", "red"], "summary": ["größe", "red"]}
+
+
+def test_a_task_has_the_ids_of_the_model(folder):
+    vocabulary = vocabularies.of_model(str(folder))
+    jsonl.register_pairs(TASK, rows, ["train"], vocabulary, "say ")
+    try:
+        examples = data.epoch(TASK, "train", {"inputs": 6, "targets": 2}, seed=0)
+        assert data.vocabulary_of(TASK) == vocabulary.stored
+    finally:
+        seqio.TaskRegistry.remove(TASK)
+    assert vocabulary.stored.pieces == PIECES
+    np.testing.assert_array_equal(examples.inputs, [[3, 4, 6, 5, 1, 0], [3, 4, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(examples.targets, [[5, 1], [4, 1]])
+    assert vocabulary.decode([3, 4, 6, 5, 1, 7]) == "say red<sep> größe"
+    assert vocabulary.decode_tf(np.array([3, 5, 1, 4])).numpy().decode() == "say größe"
+
+
+def test_a_folder_that_does_not_say_its_ids_is_refused(folder, tmp_path):
+    save_model(tmp_path / "silent", T5Config(vocab_size=8), None, {"table": np.zeros(3)}, {})
+    with pytest.raises(ValueError, match="silent does not say what its ids mean"):
+        vocabularies.of_model(str(tmp_path / "silent"))

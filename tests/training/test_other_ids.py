@@ -1,0 +1,144 @@
+"""A vocabulary with other special ids than T5's: padding 0, begin 1, end 2, unknown 3."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sentencepiece
+import seqio
+
+from dera_jax import data
+from dera_jax.checkpoints.loading import load
+from dera_jax.checkpoints.orbax import Saving
+from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.models.language_model import streams
+from dera_jax.models.t5 import T5Config
+from dera_jax.rewards.length import LengthInRange
+from dera_jax.training import alignment, optimizers, ppo, supervised, validation
+from dera_jax.training.train_step import Loss
+from tasks import jsonl, vocabularies
+
+TASK, WRONG = "test_other_ids", "test_id_zero_is_no_padding"
+COLOURS = ("red", "green", "blue")
+LENGTHS = {"inputs": 6, "targets": 4}
+CONFIG = T5Config(
+    vocab_size=16, emb_dim=32, num_heads=2, num_encoder_layers=1, num_decoder_layers=1, head_dim=16,
+    mlp_dim=32, logits_via_embedding=True, dropout_rate=0.0,
+)  # fmt: skip
+END = 2
+
+
+def trained(path, specials: int, **ids) -> str:
+    """A SentencePiece file of eight words and so many special pieces."""
+    texts = [f"say {x} {i}" for x in COLOURS for i in range(4)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_prefix=str(path),
+        model_type="word",
+        vocab_size=8 + specials,
+        normalization_rule_name="identity",
+        minloglevel=2,
+        **ids,
+    )
+    return f"{path}.model"
+
+
+def rows(split: str) -> dict[str, list[str]]:
+    texts = [COLOURS[i % 3] for i in range(12)]
+    return {"document": [f"{x} {i // 3}" for i, x in enumerate(texts)], "summary": texts}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pieces")
+    other = trained(folder / "other", 4, pad_id=0, bos_id=1, eos_id=END, unk_id=3)
+    default = trained(folder / "default", 3)  # unknown 0, begin 1, end 2, no padding
+    splits = ("train", "validation")
+    jsonl.register_pairs(TASK, rows, splits, vocabularies.sentencepiece(other), "say ")
+    jsonl.register_pairs(WRONG, rows, splits, seqio.SentencePieceVocabulary(default), "say ")
+    yield default
+    for name in (TASK, WRONG):
+        seqio.TaskRegistry.remove(name)
+
+
+def constant(rate: float) -> optimizers.Optimizer:
+    return optimizers.adamw(optimizers.constant(rate, 2), clip_norm=1.0, weight_decay=0.0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sft")
+    supervised.Training(
+        start=supervised.new_model(CONFIG, seed=0),
+        data=supervised.Data(TASK, **LENGTHS, batch_size=12),
+        optimizer=constant(1e-2),
+        steps=60,
+        seed=0,
+        validation=validation.Validation(period=60, decoded=6),
+        loss=Loss(),
+        saving=Saving(steps=1000, minutes=1e9),
+    ).run(folder)
+    return load(folder / "best")
+
+
+def test_targets_end_with_the_vocabulary_s_end_token():
+    examples = data.epoch(TASK, "train", LENGTHS, seed=0)
+    assert (np.sum(examples.targets == END, axis=1) == 1).all()
+    assert (np.sum(examples.inputs == END, axis=1) == 1).all()
+    assert data.vocabulary_of(TASK).end_id == END
+
+
+def test_a_model_learns_to_end_with_it(model):
+    assert model.model.end_token == END and model.model.num_ids == 12
+    examples = data.epoch(TASK, "train", LENGTHS, seed=0)
+    stream = streams(0, examples.example_id, [0])
+    lam = jnp.zeros(stream.shape)
+    out = sample(model.model, model.params, examples.inputs, lam, stream, Sampling(4, greedy=True))
+    assert out.finished.all()
+    np.testing.assert_array_equal(out.tokens[:, 0], examples.targets)
+    words = LengthInRange(1, 2)(None, None, out.tokens, out.lengths, out.finished)
+    np.testing.assert_array_equal(words, 0)
+
+
+def test_rewards_of_ppo_count(model, tmp_path):
+    rate = constant(1e-4)
+    scores = alignment.Alignment(
+        reference=model,
+        data=supervised.Data(TASK, **LENGTHS, batch_size=4),
+        objective=ppo.Objective(LengthInRange(1, 2), max_length=4, beta=0.1),
+        updates=ppo.Updates(rollouts=2, epochs=1, minibatches=1),
+        optimizers=ppo.Optimizers(rate, rate),
+        steps=1,
+        seed=0,
+        saving=Saving(steps=1000, minutes=1e9),
+    ).run(tmp_path)
+    assert scores["reward"] > -0.5
+    assert load(tmp_path / alignment.MODEL).model == model.model
+
+
+def test_a_model_with_another_end_token_is_refused(tmp_path):
+    start = supervised.new_model(dataclasses.replace(CONFIG, end_token=1), seed=0)
+    with pytest.raises(ValueError, match=r"ends sequences with id 2, '</s>', the model with id 1"):
+        supervised.read_for_task(start, TASK)
+
+
+def test_a_vocabulary_whose_id_0_is_not_padding_is_refused(registered):
+    """Where a task is made over it, and where one is read."""
+    message = r"id 0 of the vocabulary is '<unk>', and must be padding.*--pad_id=0"
+    with pytest.raises(ValueError, match=f"{registered}: {message}"):
+        vocabularies.sentencepiece(registered)
+    for read in (lambda: data.epoch(WRONG, "train", LENGTHS, 0), lambda: data.vocabulary_of(WRONG)):
+        with pytest.raises(ValueError, match=f"task '{WRONG}': {message}"):
+            read()
+
+
+def test_a_vocabulary_without_end_of_sequence_is_refused(tmp_path):
+    file = trained(tmp_path / "endless", 2, pad_id=0, bos_id=-1, eos_id=-1, unk_id=1)
+    with pytest.raises(ValueError, match="has no end-of-sequence piece"):
+        vocabularies.sentencepiece(file)
+
+
+def test_ids_without_text_have_no_vocabulary():
+    with pytest.raises(ValueError, match="kind PassThroughVocabulary does not say what text"):
+        data.as_stored(seqio.PassThroughVocabulary(10))
