@@ -136,16 +136,16 @@ def test_a_model_of_another_size_is_refused_by_the_first_array(folder):
     config = json.loads((folder / "config.json").read_text())
     config["model"]["mlp_dim"] = 16
     (folder / "config.json").write_text(json.dumps(config))
-    expected = r"decoder/layers_0/mlp/wi_0/kernel has shape \(8, 12\) in the checkpoint and shape \(8, 16\)"
+    expected = r"encoder/layers_0/mlp/wi_0/kernel has shape \(8, 12\) in the checkpoint and shape \(8, 16\)"
     with pytest.raises(ValueError, match=expected):
         load(folder)
 
 
 def test_missing_and_superfluous_arrays_are_named():
     with pytest.raises(ValueError, match=r"here: .*b has no such array in the checkpoint"):
-        check_shapes({"a": (1,)}, {"a": (1,), "b": (2,)}, "here")
+        check_shapes({"a": (1,)}, [("a", (1,)), ("b", (2,))], "here")
     with pytest.raises(ValueError, match=r"b has shape \(2,\) in the checkpoint and no such array"):
-        check_shapes({"a": (1,), "b": (2,)}, {"a": (1,)}, "here")
+        check_shapes({"a": (1,), "b": (2,)}, [("a", (1,))], "here")
 
 
 def state(size: int = 3, fill: float = 0.0) -> dict:

@@ -189,10 +189,10 @@ def edit(folder, **settings):
         ({"feed_forward_proj": "gated-silu"}, "config.json: feed_forward_proj is 'gated-silu'"),
         ({"relative_attention_num_buckets": 64}, "relative_attention_num_buckets is 64; only 32"),
         ({"decoder_start_token_id": 2}, "decoder_start_token_id is 2; only 0"),
-        ({"d_ff": None}, "config.json: d_ff is None; it must be a number"),
+        ({"d_ff": None}, "config.json: d_ff is None; it must be an integer of at least 1"),
         (
             {"d_ff": 64},
-            r"decoder/layers_0/mlp/wi_0/kernel has shape \(32, 48\) in the .* \(32, 64\) in",
+            r"encoder/layers_0/mlp/wi_0/kernel has shape \(32, 48\) in the .* \(32, 64\) in",
         ),
         ({"num_layers": 4}, "lack 'encoder.block.3.layer.0.layer_norm.weight'"),
     ],
