@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax.checkpoints import ship
+from dera_jax.checkpoints import orbax, ship
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.mismatch import check_shapes
 from dera_jax.checkpoints.model_folder import save_model
@@ -179,6 +179,54 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path):
             file.write_bytes(b"")
     with pytest.raises(ValueError, match=r"checkpoint .*1 cannot be read .*remove that folder"):
         Checkpoints(tmp_path, Saving()).restore(state())
+
+
+@pytest.mark.parametrize("damage", ["cut off", "missing", "empty"])
+def test_every_file_of_a_checkpoint_counts_or_is_named(tmp_path, damage):
+    """Whatever orbax raises, it is one sentence, which says which folder to remove."""
+    checkpoints = Checkpoints(tmp_path / "c", Saving())
+    checkpoints.save(1, state(fill=5))
+    checkpoints.close()
+    content = {
+        file: file.read_bytes() for file in (tmp_path / "c" / "1").rglob("*") if file.is_file()
+    }
+    named = 0
+    for file, whole in content.items():
+        file.write_bytes(whole[: len(whole) // 2 if damage == "cut off" else 0])
+        if damage == "missing":
+            file.unlink()
+        try:
+            assert equal(Checkpoints(tmp_path / "c", Saving()).restore(state()), state(fill=5))
+        except ValueError as error:
+            named += 1
+            assert f"checkpoint {tmp_path}/c/1 cannot be read" in str(error)
+            assert "remove that folder to resume" in str(error)
+            assert len(str(error)) < 600 and "\n" not in str(error)
+        file.write_bytes(whole)
+    assert named >= 2
+
+
+def spoilt_state(fill: float = np.nan) -> dict:
+    return {**state(), "params": {"w": jnp.array([0, fill, 1])}, "best_loss": jnp.float32(np.inf)}
+
+
+def test_a_train_state_that_is_not_finite_is_neither_written_nor_read(tmp_path, monkeypatch):
+    """`best_loss` is infinite before the first validation."""
+    checkpoints = Checkpoints(tmp_path, Saving())
+    with pytest.raises(
+        FloatingPointError, match=r"after step 1, .* 1 of 3 values of params/w are NaN"
+    ):
+        checkpoints.save(1, spoilt_state())
+    assert checkpoints.restore(spoilt_state()) is None
+    checkpoints.save(1, spoilt_state(0.0))
+    assert equal(checkpoints.restore(spoilt_state()), spoilt_state(0.0))
+    monkeypatch.setattr(orbax, "check_state", lambda *_: None)
+    checkpoints.save(2, spoilt_state())
+    monkeypatch.undo()
+    with pytest.raises(
+        ValueError, match=r"checkpoint .*/2 cannot be read \(.*params/w.*NaN.*remove"
+    ):
+        checkpoints.restore(spoilt_state())
 
 
 def test_a_checkpoint_is_due_after_steps_or_minutes(tmp_path):

@@ -32,6 +32,7 @@ from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.vocabulary import Vocabulary, check_same
 from dera_jax.evaluation import reliability
+from dera_jax.models.finite import check_values
 from dera_jax.models.heads import T5Value, start_teacher_forcing, value_of_texts
 from dera_jax.models.language_model import LanguageModel, PyTree, score
 from dera_jax.models.t5_lm import T5
@@ -192,7 +193,7 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
         best_loss, best_step, and `test`: see `reliability.summary`.
 
     Raises:
-        FloatingPointError: a loss was not finite, naming the steps.
+        FloatingPointError: as `loop.run`.
         ValueError: the task has no pairs, or another vocabulary than the model.
     """
     task, scorer, settings = training.data, training.start.scorer, training.validation
@@ -281,12 +282,18 @@ _margin_of = jax.jit(margin_of, static_argnums=0)
 def margins(
     scorer: Scorer, params: PyTree, examples: data.Examples, fixed: PyTree, batch_size: int
 ) -> np.ndarray:
-    """s(chosen) − s(rejected) of all examples, float32 [n]."""
+    """s(chosen) − s(rejected) of all examples, float32 [n].
+
+    Raises:
+        FloatingPointError: that of a pair is not finite.
+    """
     parts = [
         _margin_of(scorer, params, fixed, batch["inputs"], batch["targets"], batch["rejected"])
         for batch in data.eval_batches(examples, batch_size)
     ]
-    return np.concatenate(parts)[: len(examples)]
+    found = np.concatenate(parts)[: len(examples)]
+    check_values({"score's margin": found}, ("pair",))
+    return found
 
 
 def _vocabulary(name: str, model: T5, known: Vocabulary | None) -> Vocabulary:
