@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.flax
 
-from dera_jax.checkpoints import ship
+from dera_jax.checkpoints import orbax, ship
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.mismatch import check_shapes
@@ -176,16 +176,16 @@ def test_a_model_of_another_size_is_refused_by_the_first_array(folder):
     config = json.loads((folder / "config.json").read_text())
     config["model"]["mlp_dim"] = 16
     (folder / "config.json").write_text(json.dumps(config))
-    expected = r"decoder/layers_0/mlp/wi_0/kernel has shape \(8, 12\) in the checkpoint and shape \(8, 16\)"
+    expected = r"encoder/layers_0/mlp/wi_0/kernel has shape \(8, 12\) in the checkpoint and shape \(8, 16\)"
     with pytest.raises(ValueError, match=expected):
         load(folder)
 
 
 def test_missing_and_superfluous_arrays_are_named():
     with pytest.raises(ValueError, match=r"here: .*b has no such array in the checkpoint"):
-        check_shapes({"a": (1,)}, {"a": (1,), "b": (2,)}, "here")
+        check_shapes({"a": (1,)}, [("a", (1,)), ("b", (2,))], "here")
     with pytest.raises(ValueError, match=r"b has shape \(2,\) in the checkpoint and no such array"):
-        check_shapes({"a": (1,), "b": (2,)}, {"a": (1,)}, "here")
+        check_shapes({"a": (1,), "b": (2,)}, [("a", (1,))], "here")
 
 
 def state(size: int = 3, fill: float = 0.0) -> dict:
@@ -219,6 +219,54 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path):
             file.write_bytes(b"")
     with pytest.raises(ValueError, match=r"checkpoint .*1 cannot be read .*remove that folder"):
         Checkpoints(tmp_path, Saving()).restore(state())
+
+
+@pytest.mark.parametrize("damage", ["cut off", "missing", "empty"])
+def test_every_file_of_a_checkpoint_counts_or_is_named(tmp_path, damage):
+    """Whatever orbax raises, it is one sentence, which says which folder to remove."""
+    checkpoints = Checkpoints(tmp_path / "c", Saving())
+    checkpoints.save(1, state(fill=5))
+    checkpoints.close()
+    content = {
+        file: file.read_bytes() for file in (tmp_path / "c" / "1").rglob("*") if file.is_file()
+    }
+    named = 0
+    for file, whole in content.items():
+        file.write_bytes(whole[: len(whole) // 2 if damage == "cut off" else 0])
+        if damage == "missing":
+            file.unlink()
+        try:
+            assert equal(Checkpoints(tmp_path / "c", Saving()).restore(state()), state(fill=5))
+        except ValueError as error:
+            named += 1
+            assert f"checkpoint {tmp_path}/c/1 cannot be read" in str(error)
+            assert "remove that folder to resume" in str(error)
+            assert len(str(error)) < 600 and "\n" not in str(error)
+        file.write_bytes(whole)
+    assert named >= 2
+
+
+def spoilt_state(fill: float = np.nan) -> dict:
+    return {**state(), "params": {"w": jnp.array([0, fill, 1])}, "best_loss": jnp.float32(np.inf)}
+
+
+def test_a_train_state_that_is_not_finite_is_neither_written_nor_read(tmp_path, monkeypatch):
+    """`best_loss` is infinite before the first validation."""
+    checkpoints = Checkpoints(tmp_path, Saving())
+    with pytest.raises(
+        FloatingPointError, match=r"after step 1, .* 1 of 3 values of params/w are NaN"
+    ):
+        checkpoints.save(1, spoilt_state())
+    assert checkpoints.restore(spoilt_state()) is None
+    checkpoints.save(1, spoilt_state(0.0))
+    assert equal(checkpoints.restore(spoilt_state()), spoilt_state(0.0))
+    monkeypatch.setattr(orbax, "check_state", lambda *_: None)
+    checkpoints.save(2, spoilt_state())
+    monkeypatch.undo()
+    with pytest.raises(
+        ValueError, match=r"checkpoint .*/2 cannot be read \(.*params/w.*NaN.*remove"
+    ):
+        checkpoints.restore(spoilt_state())
 
 
 def test_a_checkpoint_is_due_after_steps_or_minutes(tmp_path):

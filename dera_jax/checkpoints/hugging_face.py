@@ -26,11 +26,12 @@ from dera_jax.checkpoints.hugging_face_tokenizer import (
     special_ids,
 )
 from dera_jax.checkpoints.safetensors_file import open_safetensors
-from dera_jax.checkpoints.storage import Folder, StoredArray
+from dera_jax.checkpoints.storage import REAL, Folder, StoredArray, naming
 from dera_jax.checkpoints.vocabulary import Vocabulary
+from dera_jax.models.finite import check_params
 from dera_jax.models.language_model import PyTree
 from dera_jax.models.layers import MAX_DISTANCE, NUM_BUCKETS
-from dera_jax.models.t5 import T5Config
+from dera_jax.models.t5 import T5Config, is_size
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OTHER_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "flax_model.msgpack")
@@ -41,6 +42,9 @@ _FIXED = {
     "relative_attention_max_distance": MAX_DISTANCE,
     "layer_norm_epsilon": 1e-6,
 }
+_SIZES = (
+    "vocab_size", "d_model", "num_heads", "num_layers", "num_decoder_layers", "d_kv", "d_ff",
+)  # fmt: skip
 # Some old files hold these beside what is used.
 _UNUSED = (
     "lm_head.weight",
@@ -57,7 +61,8 @@ def config_of(folder: Folder) -> T5Config:
             that T5 here does not have.
     """
     settings = _settings(folder)
-    return _config(settings, *special_ids(folder))
+    with naming(folder.path(CONFIG)):
+        return _config(settings, *special_ids(folder))
 
 
 def open_hugging_face(folder: Folder) -> tuple[T5Config, dict[str, StoredArray]]:
@@ -75,7 +80,8 @@ def open_hugging_face(folder: Folder) -> tuple[T5Config, dict[str, StoredArray]]
         if name is None:
             raise ValueError(f"{folder.where}: the parameters lack {theirs[0]!r}")
         found[ours] = stored[name].transposed() if transposed else stored[name]
-    if left := sorted(stored.keys() - places):
+    parameters = {name for name, x in stored.items() if x.dtype in REAL}  # the others are buffers
+    if left := sorted(parameters - places):
         raise ValueError(
             f"{folder.where}: a model of the sizes in {CONFIG} has no place for {left[0]!r}"
         )
@@ -98,19 +104,21 @@ def save_hugging_face(
 
     Raises:
         FileExistsError: the folder is there already.
+        FloatingPointError: a parameter is NaN or infinite.
         ValueError: activations that transformers has no name for.
     """
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists; choose another folder, or remove it")
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     arrays = {
         theirs[0]: jnp.asarray(flat[ours].T if transposed else flat[ours], dtype)
         for ours, theirs, transposed in _names(config)
     }
+    check_params(arrays, f"the model to be written to {folder}")
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
     safetensors.flax.save_file(arrays, draft / WEIGHTS, metadata={"format": "pt"})
     ids = _special_ids(config)
     json_files.write(draft / CONFIG, _described(config, dtype) | ids, sort_keys=True)
@@ -131,16 +139,23 @@ def _settings(folder: Folder) -> Mapping:
     for name, expected in _FIXED.items():
         if settings.get(name, expected) != expected:
             raise ValueError(f"{where}: {name} is {settings[name]}; only {expected} is supported")
-    if settings.get("feed_forward_proj", "relu") not in _ACTIVATIONS:
+    if settings.get("feed_forward_proj", "relu") not in list(_ACTIVATIONS):
         raise ValueError(
             f"{where}: feed_forward_proj is {settings['feed_forward_proj']!r}; supported are "
             f"{', '.join(_ACTIVATIONS)}"
         )
-    sizes = ("vocab_size", "d_model", "num_heads", "num_layers", "d_kv", "d_ff")
-    unclear = [name for name in sizes if not isinstance(settings.get(name), int)]
-    if unclear:
-        found = settings.get(unclear[0])
-        raise ValueError(f"{where}: {unclear[0]} is {found!r}; it must be a number")
+    if settings.get("num_decoder_layers") is None:  # as transformers writes it for the same number
+        settings = {**settings, "num_decoder_layers": settings.get("num_layers")}
+    for name in _SIZES:
+        if not is_size(settings.get(name)):
+            raise ValueError(
+                f"{where}: {name} is {settings.get(name)!r}; it must be an integer of at least 1"
+            )
+    for name in ("scale_decoder_outputs", "tie_word_embeddings"):
+        if not isinstance(settings.get(name, True), bool):
+            raise ValueError(  # noqa: TRY004 (of a file)
+                f"{where}: {name} is {settings[name]!r}; it must be true or false"
+            )
     return settings
 
 
@@ -150,7 +165,7 @@ def _config(settings: Mapping, start_token: int, end_token: int | None) -> T5Con
         emb_dim=settings["d_model"],
         num_heads=settings["num_heads"],
         num_encoder_layers=settings["num_layers"],
-        num_decoder_layers=settings.get("num_decoder_layers") or settings["num_layers"],
+        num_decoder_layers=settings["num_decoder_layers"],
         head_dim=settings["d_kv"],
         mlp_dim=settings["d_ff"],
         mlp_activations=_ACTIVATIONS[settings.get("feed_forward_proj", "relu")],
@@ -209,8 +224,9 @@ def _arrays(folder: Folder) -> dict[str, StoredArray]:
     if not folder.has(INDEX):
         return open_safetensors(folder, WEIGHTS)
     index = folder.read_json(INDEX).get("weight_map")
-    if not isinstance(index, dict) or not index:
-        raise ValueError(f"{folder.path(INDEX)}: no weight_map")
+    names = index.values() if isinstance(index, dict) else [None]
+    if not index or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{folder.path(INDEX)}: no weight_map from names of arrays to files")
     shards = {}
     for name in sorted(set(index.values())):
         if not folder.has(name):

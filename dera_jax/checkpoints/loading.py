@@ -8,6 +8,7 @@ A folder of several T5X checkpoints stands for the latest. Nothing is ever unpic
 """
 
 import dataclasses
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from jax.sharding import Mesh
 from dera_jax import partitioning
 from dera_jax.checkpoints import hugging_face, hugging_face_tokenizer, model_folder, t5x
 from dera_jax.checkpoints.mismatch import check_shapes
-from dera_jax.checkpoints.storage import Folder, StoredArray, open_folder, read_arrays
+from dera_jax.checkpoints.storage import REAL, Folder, StoredArray, open_folder, read_arrays
 from dera_jax.checkpoints.vocabulary import (
     Vocabulary,
     agreed,
@@ -30,7 +31,7 @@ from dera_jax.checkpoints.vocabulary import (
 )
 from dera_jax.models.heads import T5Value
 from dera_jax.models.language_model import PyTree
-from dera_jax.models.t5 import T5Config
+from dera_jax.models.t5 import T5Config, param_shapes
 from dera_jax.models.t5_lm import T5
 
 _STEP = re.compile(r"checkpoint_(\d+)/")
@@ -164,7 +165,7 @@ def load(
     if vocabulary is not None:
         model = over_vocabulary(model, vocabulary, found.where)
     shardings = mesh and partitioning.param_shardings(found.config, mesh)
-    params = _read(found, model.init, shardings, dtype)
+    params = _read(found, shardings, dtype)
     no_vocabulary = "" if vocabulary else found.no_vocabulary
     return Loaded(model, params, vocabulary, found.card, no_vocabulary)
 
@@ -187,7 +188,10 @@ def load_params(
         raise ValueError(found.no_vocabulary)
     agreed(found.vocabulary, vocabulary, found.where, name)
     check_room(vocabulary, found.config.vocab_size, name)
-    return _read(found, init, None, "float32")
+    expected = flax.traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")
+    needed = ((name, x.shape) for name, x in expected.items())
+    check_shapes(_shapes(found), needed, found.where)
+    return _read(found, None, "float32")
 
 
 def read_config(path: str | Path) -> T5Config:
@@ -204,8 +208,28 @@ def read_value(path: str | Path) -> T5Value:
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Recognises what lies at a path; raises as `load`."""
-    folder = open_folder(path)
+    """Recognises what lies at a path, and checks that its arrays are those of its sizes.
+
+    Nothing is built or traced for it: a stranger's file may claim any sizes. Raises as `load`.
+    """
+    found = _recognise(open_folder(path))
+    config = found.config
+    shapes = T5Value(T5(config)).param_shapes() if found.head else param_shapes(config)
+    check_shapes(_shapes(found), shapes, found.where)
+    for array in found.arrays.values():
+        if array.dtype not in REAL:
+            raise ValueError(
+                f"{array.where} is of type {array.dtype}; parameters must be of one of "
+                f"{', '.join(map(str, REAL))}: quantized weights have to be dequantized first"
+            )
+    return found
+
+
+def _shapes(found: Checkpoint) -> Mapping[str, tuple[int, ...]]:
+    return {name: x.shape for name, x in found.arrays.items()}
+
+
+def _recognise(folder: Folder) -> Checkpoint:
     if folder.has("config.json"):
         return _with_config(folder)
     if folder.has(t5x.LEGACY):
@@ -213,7 +237,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if t5x.is_orbax(folder):
         return _t5x(folder, "T5X (orbax)", t5x.open_orbax(folder))
     above, _, name = folder.where.rpartition("/")
-    if open_folder(above or ".").has(name):
+    if name != "." and open_folder(above or ".").has(name):
         return _in_file(folder, open_folder(above or "."), name)
     return _in_folder(folder)
 
@@ -278,7 +302,7 @@ def _in_folder(folder: Folder) -> Checkpoint:
     names = folder.names()
     steps = [int(match[1]) for name in names if (match := _STEP.match(name))]
     if steps:
-        return open_checkpoint(f"{folder.where}/checkpoint_{max(steps)}")
+        return _recognise(folder.inside(f"checkpoint_{max(steps)}"))
     runs = [name for name in _IN_RUNS if f"{name}/config.json" in names]
     if runs:
         raise FileNotFoundError(
@@ -292,15 +316,8 @@ def _in_folder(folder: Folder) -> Checkpoint:
     )
 
 
-def _read(found: Checkpoint, init: Callable, shardings, dtype: str) -> PyTree:
-    like = jax.eval_shape(init, jax.random.key(0))
-    expected = flax.traverse_util.flatten_dict(like, sep="/")
-    check_shapes(
-        {name: x.shape for name, x in found.arrays.items()},
-        {name: x.shape for name, x in expected.items()},
-        found.where,
-    )
-    size = sum(x.size for x in expected.values())
+def _read(found: Checkpoint, shardings, dtype: str) -> PyTree:
+    size = sum(math.prod(x.shape) for x in found.arrays.values())
     print(f"{found.where}: a {found.kind} checkpoint, {size:,} parameters", file=sys.stderr)
     flat = read_arrays(found.arrays, shardings, dtype)
     return flax.traverse_util.unflatten_dict(flat, sep="/")

@@ -22,10 +22,11 @@ from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.json_vocabulary import JSON, JsonVocabulary
 from dera_jax.checkpoints.safetensors_file import open_safetensors
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
-from dera_jax.checkpoints.storage import Folder
+from dera_jax.checkpoints.storage import Folder, naming
 from dera_jax.checkpoints.vocabulary import Vocabulary
+from dera_jax.models.finite import check_params
 from dera_jax.models.language_model import PyTree
-from dera_jax.models.t5 import T5Config
+from dera_jax.models.t5 import T5Config, is_size
 
 CONFIG, PARAMETERS, CARD = "config.json", "model.safetensors", "card.json"
 SCALAR = "scalar"  # the one head there is
@@ -49,13 +50,17 @@ def save_model(
         params: T5X's tree, without `params_axes`; or a `T5Value`'s.
         card: anything JSON can hold.
         dtype: of the stored parameters, 'float32' or 'bfloat16'.
+
+    Raises:
+        FloatingPointError: a parameter is NaN or infinite; `load` would not read the folder.
     """
     folder = Path(folder)
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    arrays = {name: jnp.asarray(x, dtype) for name, x in flat.items()}
+    check_params(arrays, f"the model to be written to {folder}")
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
-    arrays = {name: jnp.asarray(x, dtype) for name, x in flat.items()}
     safetensors.flax.save_file(arrays, draft / PARAMETERS)
     json_files.write(draft / CARD, dict(card), sort_keys=True)
     if vocabulary and config.end_token is None:
@@ -96,14 +101,50 @@ def open_model(folder: Folder) -> dict[str, object]:
         ValueError: a file is half written, or the vocabulary is not the one the model was trained
             with.
     """
-    names = _read_json(folder, CONFIG)
+    names, where = _read_json(folder, CONFIG), folder.path(CONFIG)
+    with naming(where):
+        _check_keys("it", names, needed={"model", "vocabulary"}, possible={"head"})
+        config, head = _config(names["model"]), names.get("head")
+        if head not in (None, SCALAR):
+            raise ValueError(f"the head is {head!r}; known is {SCALAR!r} alone, or none")
+        _check_extra_ids(names["vocabulary"], config.vocab_size)
     return {
-        "config": T5Config(**names["model"]),
+        "config": config,
         "arrays": open_safetensors(folder, _existing(folder, PARAMETERS)),
         "vocabulary": _vocabulary(folder, names["vocabulary"]),
         "card": _read_json(folder, CARD),
-        "head": names.get("head"),
+        "head": head,
     }
+
+
+def _config(sizes: object) -> T5Config:
+    fields = dataclasses.fields(T5Config)
+    needed = {x.name for x in fields if x.default is dataclasses.MISSING}
+    _check_keys("'model'", sizes, needed, possible={x.name for x in fields})
+    return T5Config(**sizes)
+
+
+def _check_extra_ids(vocabulary: object, vocab_size: int) -> None:
+    """Raises ValueError for more sentinels than the model has ids, before they are made."""
+    extra_ids = vocabulary.get("extra_ids", 0) if isinstance(vocabulary, dict) else 0
+    if not is_size(extra_ids, least=0) or extra_ids > vocab_size:
+        raise ValueError(
+            f"extra_ids is {extra_ids!r}; it must be an integer from 0 to vocab_size, {vocab_size}"
+        )
+
+
+def _check_keys(name: str, found: object, needed: set[str], possible: set[str]) -> None:
+    """Raises ValueError unless an object of config.json has the needed keys, and no unknown ones."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} is {found!r:.100}; it must be an object")  # noqa: TRY004 (of a file)
+    for key in sorted(needed - found.keys()):
+        raise ValueError(f"{name} has no key {key!r}")
+    known = needed | possible
+    for key in sorted(found.keys() - known):
+        raise ValueError(
+            f"{name} has the unknown key {key!r}; known are {', '.join(sorted(known))}. A later version "
+            "may have written it"
+        )
 
 
 def _ships(vocabulary: Vocabulary) -> bool:

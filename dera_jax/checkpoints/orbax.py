@@ -14,6 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from dera_jax.checkpoints.mismatch import check_shapes
+from dera_jax.models.finite import check_params
 
 PyTree = object
 
@@ -45,7 +46,8 @@ class Checkpoints:
         """The latest state, in the structure, shapes and shardings of `like`; None if there is none.
 
         Raises:
-            ValueError: the checkpoint holds parameters of another size, or cannot be read.
+            ValueError: the checkpoint holds parameters of another size or values that are NaN or
+                infinite, or it cannot be read.
         """
         step = self._manager.latest_step()
         if step is None:
@@ -55,17 +57,24 @@ class Checkpoints:
             stored = self._manager.item_metadata(step)
             if stored is None:
                 raise FileNotFoundError("no description of its arrays")
-        check_shapes(_shapes(stored.tree), _shapes(like), where)
+        check_shapes(_shapes(stored.tree), _shapes(like).items(), where)
         with _explained(where):
-            return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+            state = self._manager.restore(step, args=ocp.args.StandardRestore(like))
+            check_state(state, "it")
+        return state
 
     def is_due(self, step: int) -> bool:
         waited = time.monotonic() - self._last_save
         return step % self._saving.steps == 0 or waited >= 60 * self._saving.minutes
 
     def save(self, step: int, state: PyTree) -> None:
-        """Writes `state` unless this step's checkpoint exists."""
+        """Writes `state` unless this step's checkpoint exists.
+
+        Raises:
+            FloatingPointError: the state has values that are NaN or infinite; nothing is written.
+        """
         if self._manager.latest_step() != step:
+            check_state(state, f"after step {step}, of which no checkpoint is written")
             self._manager.save(step, args=ocp.args.StandardSave(state))
         self._last_save = time.monotonic()
 
@@ -78,13 +87,28 @@ def _explained(where: str) -> Iterator[None]:
     """Says what to do about a checkpoint that orbax or tensorstore cannot read."""
     try:
         yield
-    except (OSError, KeyError, ValueError) as error:
+    except Exception as error:  # orbax raises bare ones
+        words = " ".join(str(error).split())[:300] or repr(error)
         raise ValueError(
-            f"checkpoint {where} cannot be read ({error}); remove that folder to resume from the "
+            f"checkpoint {where} cannot be read ({words}); remove that folder to resume from the "
             "checkpoint before it"
         ) from error
 
 
+def check_state(state: PyTree, where: str) -> None:
+    """Raises FloatingPointError for values that are NaN or infinite.
+
+    Single numbers may be: `best_loss` is infinite before the first validation.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    arrays = {_name(path): x for path, x in leaves if x.ndim}
+    check_params(arrays, where)
+
+
 def _shapes(tree: PyTree) -> Mapping[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}
+    return {_name(path): x.shape for path, x in leaves}
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -7,47 +7,43 @@ needs, from a bucket too. What is written, is written by the library.
 Source: the format's page in the documentation of the safetensors library.
 """
 
-import json
 import math
 from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
 
-from dera_jax.checkpoints.storage import Folder, Index, StoredArray
+from dera_jax.checkpoints.storage import Folder, Index, StoredArray, json_object
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    **{f"{x}{bits}": np.dtype(f"{x.lower()}{bits // 8}") for x in "IU" for bits in (8, 16, 32, 64)},
+    "BOOL": np.dtype(bool),
 }
-_OTHER = frozenset(
-    ["I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL"]
-)  # buffers, no parameters
 _MOST = 100 * 2**20  # bytes of a header, as in the library
 _FAR = 2**62  # beyond the end of any file; tensorstore takes no place of 64 bits
 
 
 def open_safetensors(folder: Folder, name: str) -> dict[str, StoredArray]:
-    """The arrays of real numbers in a file, by their name there.
+    """The arrays of a file by their name there; those of whole numbers and truth values too.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the header says what cannot be, or the file is shorter than it says.
+        ValueError: the header says what cannot be, the arrays do not follow one another without
+            gaps as the format demands, or the file is shorter or longer than its header says.
     """
     header, begin = _header(folder, name)
-    found, end = {}, 0
-    for key, entry in header.items():
-        if key == "__metadata__":
-            continue
-        shape, dtype, (start, stop) = _entry(folder.path(name), key, entry)
-        end = max(end, stop)
-        if dtype is not None:
-            found[key] = _stored(folder, name, shape, dtype, begin + start)
-    if end:
-        _read(folder, name, begin + end - 1, begin + end)  # a file cut off fails here
-    return found
+    where = folder.path(name)
+    entries = {key: _entry(where, key, x) for key, x in header.items() if key != "__metadata__"}
+    end = begin + _check_contiguous(where, {key: place for key, (*_, place) in entries.items()})
+    _check_length(folder, name, end)
+    return {
+        key: _stored(folder, name, key, shape, dtype, begin + start)
+        for key, (shape, dtype, (start, _)) in entries.items()
+    }
 
 
 def _header(folder: Folder, name: str) -> tuple[Mapping, int]:
@@ -56,27 +52,25 @@ def _header(folder: Folder, name: str) -> tuple[Mapping, int]:
     length = int.from_bytes(_read(folder, name, 0, 8), "little")
     if not 2 <= length <= _MOST:
         raise ValueError(f"{where}: no safetensors file (a header of {length} bytes)")
+    content = _read(folder, name, 8, 8 + length)
     try:
-        header = json.loads(_read(folder, name, 8, 8 + length))
-        header.items  # noqa: B018 (a list or a number has none)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, AttributeError) as error:
+        return json_object(content), 8 + length
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: no safetensors file (its header: {error})") from error
-    return header, 8 + length
 
 
-def _entry(where: str, key: str, entry: Mapping) -> tuple[tuple[int, ...], np.dtype | None, tuple]:
-    """Shape, type (None for whole numbers) and place of an array, if they fit each other."""
+def _entry(where: str, key: str, entry: Mapping) -> tuple[tuple[int, ...], np.dtype, tuple]:
+    """Shape, type and place of an array, if they fit each other."""
     try:
         kind, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         if not all(type(x) is int and 0 <= x < _FAR for x in (*shape, start, stop)):
             raise ValueError(entry)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{where}: the header's entry for {key!r} is {entry}") from error
-    if not isinstance(kind, str) or kind not in _OTHER.union(_DTYPES):
+        raise ValueError(f"{where}: the header's entry for {key!r} is {entry!s:.200}") from error
+    if not isinstance(kind, str) or kind not in _DTYPES:
         raise ValueError(f"{where}: {key!r} is of type {kind!r}; known are {', '.join(_DTYPES)}")
-    dtype = _DTYPES.get(kind)
-    size = dtype and math.prod(shape) * dtype.itemsize
-    if start > stop or (dtype and stop - start != size):
+    dtype = _DTYPES[kind]
+    if stop - start != math.prod(shape) * dtype.itemsize:
         raise ValueError(
             f"{where}: the header says that {key!r} is {kind} {list(shape)}, and that it has the "
             f"bytes {start} to {stop}, which it cannot"
@@ -84,7 +78,30 @@ def _entry(where: str, key: str, entry: Mapping) -> tuple[tuple[int, ...], np.dt
     return shape, dtype, (start, stop)
 
 
-def _stored(folder: Folder, name: str, shape, dtype: np.dtype, begin: int) -> StoredArray:
+def _check_contiguous(where: str, places: Mapping[str, tuple[int, int]]) -> int:
+    """Where the last array ends, if each begins where the one before it ends, as the format demands."""
+    end = 0
+    for key, (start, stop) in sorted(places.items(), key=lambda item: tuple(item[1])):
+        if start != end:
+            fault = "overlaps the one before it" if start < end else "leaves a gap before it"
+            raise ValueError(
+                f"{where}: array {key!r} at the bytes {start} to {stop} {fault}, which ends at {end}"
+            )
+        end = stop
+    return end
+
+
+def _check_length(folder: Folder, name: str, end: int) -> None:
+    """Raises ValueError unless the file ends where the last array does."""
+    _read(folder, name, end - 1, end)  # a file cut off fails here
+    try:
+        _read(folder, name, end, end + 1)
+    except ValueError:
+        return
+    raise ValueError(f"{folder.path(name)}: the file goes on after its last array, at byte {end}")
+
+
+def _stored(folder: Folder, name: str, key: str, shape, dtype: np.dtype, begin: int) -> StoredArray:
     row = math.prod(shape[1:]) * dtype.itemsize
 
     def read(index: Index) -> np.ndarray:
@@ -96,7 +113,7 @@ def _stored(folder: Folder, name: str, shape, dtype: np.dtype, begin: int) -> St
         # A view would keep the other columns in memory.
         return part if part.size == rows.size else part.copy()
 
-    return StoredArray(shape, dtype, read)
+    return StoredArray(shape, dtype, read, f"{folder.path(name)}: array {key!r}")
 
 
 def _array(folder: Folder, name: str, start: int, stop: int, dtype: np.dtype) -> np.ndarray:

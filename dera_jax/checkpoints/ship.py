@@ -4,6 +4,7 @@ python -m dera_jax.checkpoints.ship out/tiny/sft/best dera_jax/assets/reference 
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import jax
@@ -14,9 +15,9 @@ from dera_jax.models.language_model import PyTree
 
 
 def ship(source: str, target: str, temperature: float = 1.0) -> None:
-    """Raises what `load` does, and ValueError for a temperature that is not above 0."""
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0; found {temperature}")
+    """Raises what `load` and `save_model` do, and ValueError for a temperature out of (0, inf)."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be above 0 and finite; found {temperature}")
     loaded = load(source)
     config, vocabulary = loaded.model.config, loaded.vocabulary
     params, card = loaded.params, loaded.card

@@ -9,17 +9,23 @@ import ctypes
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 import tensorstore as ts
 from jax import Array
 from jax.sharding import Sharding
 from tqdm import tqdm
 
+from dera_jax.models.finite import count_not_finite
+
 Index = tuple[slice, ...]
+REAL = tuple(map(np.dtype, ("float64", "float32", "float16", ml_dtypes.bfloat16)))
+_LONGEST_JSON = 64 * 2**20  # bytes of a JSON file that is read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +45,8 @@ class Folder:
         return f"{self.where}/{name}"
 
     def inside(self, name: str) -> "Folder":
-        """A folder in it, which need not exist."""
+        """A folder in it, which need not exist; raises ValueError as `read` for its name."""
+        self._check_name(name)
         return Folder(self.path(name), {**self.store, "path": f"{self.store['path']}{name}/"})
 
     def has(self, name: str) -> bool:
@@ -51,7 +58,7 @@ class Folder:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: the file is shorter, or cannot be read.
+            ValueError: the file is shorter, or cannot be read, or its name leads out of the folder.
         """
         value = self._get(name, slice(start, stop) if (start, stop) != (0, None) else None)
         if value is None:
@@ -59,23 +66,36 @@ class Folder:
         return value
 
     def read_json(self, name: str) -> dict:
-        """Raises as `read`, and ValueError where it is no JSON object."""
+        """Raises as `read`, and ValueError where it is no JSON object, or one with a key twice."""
+        content = self.read(name)
+        if len(content) > _LONGEST_JSON:
+            raise ValueError(
+                f"{self.path(name)}: {len(content):,} bytes; a JSON file of a checkpoint may have "
+                f"{_LONGEST_JSON:,}"
+            )
         try:
-            found = json.loads(self.read(name))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            found = json_object(content)
+        except (ValueError, RecursionError) as error:
             raise _damaged(self.path(name), error) from error
-        if not isinstance(found, dict):
-            raise _damaged(self.path(name), "no JSON object")
         return found
 
     def names(self) -> list[str]:
         """All files below it, by their path from here."""
         return sorted(key.decode() for key in self._open().list().result())
 
+    def _check_name(self, name: str) -> None:
+        parts = name.split("/") if isinstance(name, str) else [".."]
+        if not {"", ".", ".."}.isdisjoint(parts):
+            raise ValueError(
+                f"{self.where}: a file of the checkpoint names {name!r}, which is not a file inside "
+                "that folder; absolute paths and '..' are not followed"
+            )
+
     def _open(self) -> ts.KvStore:
         return ts.KvStore.open(dict(self.store)).result()
 
     def _get(self, name: str, part: slice | None) -> bytes | None:
+        self._check_name(name)
         with explained(self.path(name)):
             found = self._open().read(name, byte_range=part).result()
         return found.value if found.state == "value" else None
@@ -88,12 +108,39 @@ def open_folder(path: str | Path) -> Folder:
         ValueError: a URL of a kind that tensorstore does not know.
     """
     where = str(path).rstrip("/")
+    if not where:
+        raise ValueError(f"{str(path)!r} is no folder of a checkpoint")
     if "://" not in where:
+        if ".." in Path(where).parts:  # tensorstore takes none
+            where = os.path.realpath(where)
         return Folder(where, {"driver": "file", "path": f"{Path(where).absolute()}/"})
     try:
         return Folder(where, ts.KvStore.open(f"{where}/").result().spec().to_json())
     except ValueError as error:
         raise ValueError(f"{where}: no URL that can be read ({error})") from error
+
+
+def json_object(content: bytes) -> dict:
+    """The object of a JSON text.
+
+    Raises:
+        ValueError: it is no JSON, no object, or an object has a key twice: JSON keeps the last one
+            without a word.
+        RecursionError: it is nested too deeply.
+    """
+    found = json.loads(content, object_pairs_hook=_unique)
+    if not isinstance(found, dict):
+        raise ValueError("no JSON object")  # noqa: TRY004 (of a file)
+    return found
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} is there more than once")
+        found[key] = value
+    return found
 
 
 def read_file(path: str | Path) -> bytes:
@@ -111,11 +158,13 @@ class StoredArray:
         dtype: as stored.
         read: gives the part under an index, which is a slice for each axis; raises ValueError for
             a file that is damaged, naming it.
+        where: its file and its name there, for messages.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[Index], np.ndarray]
+    where: str
 
     @property
     def nbytes(self) -> int:
@@ -123,14 +172,13 @@ class StoredArray:
 
     def transposed(self) -> "StoredArray":
         """With its axes in the opposite order."""
-        return StoredArray(
-            self.shape[::-1], self.dtype, lambda index: np.transpose(self.read(index[::-1]))
-        )
+        read = lambda index: np.transpose(self.read(index[::-1]))
+        return StoredArray(self.shape[::-1], self.dtype, read, self.where)
 
 
-def in_memory(array: np.ndarray) -> StoredArray:
+def in_memory(array: np.ndarray, where: str) -> StoredArray:
     """An array that has been read already."""
-    return StoredArray(array.shape, array.dtype, lambda index: array[index])
+    return StoredArray(array.shape, array.dtype, lambda index: array[index], where)
 
 
 def read_arrays(
@@ -147,7 +195,7 @@ def read_arrays(
         dtype: of the result.
 
     Raises:
-        ValueError: as `StoredArray.read`.
+        ValueError: as `StoredArray.read`, or a value is NaN or infinite in the type of the result.
     """
     placed = {}
     total = sum(x.nbytes for x in arrays.values())
@@ -155,8 +203,8 @@ def read_arrays(
         for name in sorted(arrays, key=lambda name: -arrays[name].nbytes):
             sharding = shardings and shardings[name]
             placed[name] = _place(arrays[name], sharding, np.dtype(dtype))
-            _give_back_memory()
             progress.update(arrays[name].nbytes)
+    _give_back_memory()
     return {name: placed[name] for name in arrays}
 
 
@@ -171,18 +219,38 @@ def _place(array: StoredArray, sharding: Sharding | None, dtype: np.dtype) -> Ar
     if sharding is None:
         everything = tuple(slice(0, size) for size in array.shape)
         # Waits, so that the next array is not read while two copies of this one are there.
-        return jax.device_put(array.read(everything).astype(dtype, copy=False)).block_until_ready()
+        return jax.device_put(_read_part(array, everything, dtype)).block_until_ready()
     parts = {}  # devices that hold the same part share one reading
 
     def read(index: Index) -> np.ndarray:
         bounds = [part.indices(size)[:2] for part, size in zip(index, array.shape, strict=True)]
         key = tuple(bounds)
         if key not in parts:
-            exact = tuple(slice(*x) for x in bounds)
-            parts[key] = array.read(exact).astype(dtype, copy=False)
+            parts[key] = _read_part(array, tuple(slice(*x) for x in bounds), dtype)
         return parts[key]
 
     return jax.make_array_from_callback(array.shape, sharding, read).block_until_ready()
+
+
+def _read_part(array: StoredArray, index: Index, dtype: np.dtype) -> np.ndarray:
+    """A part of an array as `dtype`; raises ValueError as `read_arrays`."""
+    with np.errstate(over="ignore"):  # what is too large for the type is infinite, and found below
+        part = array.read(index).astype(dtype, copy=False)
+    if bad := count_not_finite(part):
+        raise ValueError(
+            f"{array.where}: {bad:,} of {part.size:,} values are NaN or infinite as {dtype}; all that "
+            "a model with such parameters computes is NaN, at any λ. Get the file again, or train anew"
+        )
+    return part
+
+
+@contextlib.contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Puts the file before the sentence of a ValueError about what it says."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 @contextlib.contextmanager

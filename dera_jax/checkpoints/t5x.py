@@ -9,7 +9,7 @@ the model's sizes or vocabulary: the sizes follow from the arrays' shapes.
 Source: t5x/checkpoints.py (google-research/t5x) for what is written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import flax.traverse_util
 import ml_dtypes
@@ -19,7 +19,7 @@ import tensorstore as ts
 from flax import serialization
 
 from dera_jax.checkpoints.mismatch import Shape
-from dera_jax.checkpoints.storage import Folder, Index, StoredArray, explained, in_memory
+from dera_jax.checkpoints.storage import Folder, Index, StoredArray, explained, in_memory, naming
 from dera_jax.models.t5 import T5Config
 
 LEGACY, ORBAX = "checkpoint", "state"  # the file, the folder
@@ -27,6 +27,7 @@ _ORBAX_TREE = "_METADATA"
 _OLDEST = 2  # version of legacy checkpoints that is still read
 _PARAMETERS = "target"
 _HALF = ml_dtypes.bfloat16
+_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)  # of msgpack and flax
 
 
 def is_orbax(folder: Folder) -> bool:
@@ -48,18 +49,23 @@ def open_legacy(folder: Folder, name: str = LEGACY) -> dict[str, StoredArray]:
     where = folder.path(name)
     try:
         content = serialization.msgpack_restore(folder.read(name))
-    except (msgpack.exceptions.UnpackException, ValueError, TypeError, KeyError) as error:
+    except (msgpack.exceptions.UnpackException, *_DAMAGE) as error:
         raise ValueError(f"{where}: half written or damaged ({error!r:.300})") from error
-    version = content.get("version", 0) if isinstance(content, dict) else None
-    if version is None or version < _OLDEST:
+    version = content.get("version") if isinstance(content, dict) else None
+    if not isinstance(version, int) or version < _OLDEST:
         raise ValueError(f"{where}: no T5X checkpoint of version {_OLDEST} or later")
-    tree = content.get("optimizer", {}).get(_PARAMETERS)
-    if not tree:
+    optimizer = content.get("optimizer")
+    tree = optimizer.get(_PARAMETERS) if isinstance(optimizer, dict) else None
+    if not isinstance(tree, dict) or not tree:
         raise ValueError(f"{where}: no parameters (no 'optimizer/{_PARAMETERS}')")
     flat = flax.traverse_util.flatten_dict(tree, sep="/", is_leaf=lambda _, x: _is_spec(x))
     specs = {path: leaf for path, leaf in flat.items() if _is_spec(leaf)}
     stored = _open_all({p: _zarr(folder, spec) for p, spec in specs.items()}, folder)
-    inline = {p: in_memory(_native(np.asarray(x))) for p, x in flat.items() if p not in stored}
+    inline = {
+        path: in_memory(_native(np.asarray(x)), f"{where}: array {path}")
+        for path, x in flat.items()
+        if path not in stored
+    }
     return {path: stored.get(path) or inline[path] for path in flat}
 
 
@@ -72,7 +78,7 @@ def open_orbax(folder: Folder) -> dict[str, StoredArray]:
         paths = [[str(step["key"]) for step in entry["key_metadata"]] for entry in entries]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{inside.path(_ORBAX_TREE)}: no description of a tree") from error
-    paths = [path[1:] for path in paths if path[0] == _PARAMETERS]
+    paths = [path[1:] for path in paths if path[:1] == [_PARAMETERS]]
     if not paths:
         raise ValueError(f"{inside.path(_ORBAX_TREE)}: no parameters (no {_PARAMETERS!r})")
     # Without this setting, orbax leaves out what is 0 throughout.
@@ -96,8 +102,9 @@ def _is_spec(leaf: object) -> bool:
 def _zarr(folder: Folder, spec: Mapping) -> dict[str, object]:
     """tensorstore's spec of a leaf. The checkpoint may have been moved since it was written, so only
     the last part of its path counts, and neither its bucket nor its driver."""
-    path = spec["kvstore"].get("path") or spec.get("path", "")
-    name = path.rstrip("/").rpartition("/")[2]
+    kvstore = spec["kvstore"]
+    path = (kvstore.get("path") if isinstance(kvstore, dict) else None) or spec.get("path")
+    name = str(path or "").rstrip("/").rpartition("/")[2]
     # T5X writes every chunk, so one that is missing is lost; tensorstore would take it for zeros.
     missing = {"fill_missing_data_reads": False}
     return {"driver": "zarr", "kvstore": dict(folder.inside(name).store), **missing}
@@ -121,11 +128,21 @@ def _open_all(specs: Mapping[str, Mapping], folder: Folder) -> dict[str, StoredA
 
 def _stored(store: ts.TensorStore, where: str) -> StoredArray:
     def read(index: Index) -> np.ndarray:
+        _check_room(store[index].shape, store.dtype.numpy_dtype, where)
         with explained(where):
             return _native(store[index].read().result())
 
     stored = store.dtype.numpy_dtype
-    return StoredArray(tuple(store.shape), np.dtype(_HALF if stored == np.uint16 else stored), read)
+    dtype = np.dtype(_HALF if stored == np.uint16 else stored)
+    return StoredArray(tuple(store.shape), dtype, read, where)
+
+
+def _check_room(shape: Sequence[int], dtype: np.dtype, where: str) -> None:
+    """Raises ValueError for an array that memory cannot hold: tensorstore would end the process."""
+    try:
+        np.empty(shape, dtype)  # reserved, not filled
+    except (MemoryError, ValueError) as error:
+        raise ValueError(f"{where}: more than memory holds ({error})") from error
 
 
 def _native(array: np.ndarray) -> np.ndarray:
@@ -151,17 +168,18 @@ def config_of(shapes: Mapping[str, Shape], where: str) -> T5Config:
             f"{where}: unknown architecture: it has no array {error} as T5 1.0 and 1.1 do (its first "
             f"arrays are {some}); T5X's other networks, stacked layers too, cannot be read"
         ) from error
-    return T5Config(
-        vocab_size=vocab_size,
-        emb_dim=emb_dim,
-        num_heads=num_heads,
-        num_encoder_layers=_num_layers(shapes, "encoder"),
-        num_decoder_layers=_num_layers(shapes, "decoder"),
-        head_dim=joined // num_heads,
-        mlp_dim=mlp_dim,
-        mlp_activations=("gelu", "linear") if gated else ("relu",),
-        logits_via_embedding="decoder/logits_dense/kernel" not in shapes,
-    )
+    with naming(where):
+        return T5Config(
+            vocab_size=vocab_size,
+            emb_dim=emb_dim,
+            num_heads=num_heads,
+            num_encoder_layers=_num_layers(shapes, "encoder"),
+            num_decoder_layers=_num_layers(shapes, "decoder"),
+            head_dim=joined // max(num_heads, 1),
+            mlp_dim=mlp_dim,
+            mlp_activations=("gelu", "linear") if gated else ("relu",),
+            logits_via_embedding="decoder/logits_dense/kernel" not in shapes,
+        )
 
 
 def _num_layers(shapes: Mapping[str, Shape], stack: str) -> int:

@@ -130,7 +130,7 @@ def evolve(
         judge: the reward.
 
     Raises:
-        ValueError: as `generation`, the mutator and the judge.
+        ValueError, FloatingPointError: as `sample`, `generation`, the mutator and the judge.
     """
     check_evolution(evolution, model.vocab_size, judge.reward)
     n, ids = evolution.population, questions.example_ids

@@ -31,7 +31,7 @@ import numpy as np
 from flax import struct
 from jax import Array, lax
 
-from dera_jax.decoding.realign import known_lam
+from dera_jax.decoding.realign import Realigned, known_lam
 from dera_jax.decoding.sampling import (
     Hypotheses,
     Sampling,
@@ -39,6 +39,7 @@ from dera_jax.decoding.sampling import (
     decode_step,
     with_end,
 )
+from dera_jax.models.finite import check_values
 from dera_jax.models.language_model import LanguageModel, PyTree, State, select
 from dera_jax.rewards.combined import Combined
 from dera_jax.rewards.judge import Judge, score
@@ -120,6 +121,14 @@ class NBest:
 
 
 @struct.dataclass
+class _Sound:
+    """bool [B, G]: all log-probabilities, all rewards of a search's candidates so far were numbers."""
+
+    log_probs: Array
+    rewards: Array
+
+
+@struct.dataclass
 class _Beams:
     """A search under way.
 
@@ -127,6 +136,7 @@ class _Beams:
         state: the model's, of K hypotheses; their last token is still to be fed.
         live, finished: the two pools, N texts each.
         waiting: ended since the last scoring; N texts, or 0 if every step scores.
+        sound: what is not comes out as NaN in `NBest`.
         steps: int32, tokens of each live text.
         positions, rounds: see `NBest`.
     """
@@ -135,6 +145,7 @@ class _Beams:
     live: Texts
     finished: Texts
     waiting: Texts
+    sound: _Sound
     steps: Array
     positions: Array
     rounds: Array
@@ -179,11 +190,14 @@ def beam_search(
 
     Raises:
         ValueError: a setting that cannot be meant, or lam of the wrong shape or not finite.
+        FloatingPointError: a log-probability or reward of some candidate is NaN or infinite. Inside
+            of an outer jit, log-probabilities or rewards, and scores, of that search are NaN.
     """
     search = with_end(search, model)
     check_search(search, model.vocab_size, reward)
     lam = known_lam(model, lam, stream.shape)
-    return _search(model, params, inputs, lam, stream, search, reward, reward_params, source)
+    found = _search(model, params, inputs, lam, stream, search, reward, reward_params, source)
+    return _checked(found, model, lam, reward)
 
 
 def beam_search_on_host(
@@ -204,7 +218,7 @@ def beam_search_on_host(
         documents: B texts, for the reward.
 
     Raises:
-        ValueError: as `beam_search` and the judge.
+        ValueError, FloatingPointError: as `beam_search` and the judge.
     """
     search = with_end(search, model)
     check_search(search, model.vocab_size, judge.reward)
@@ -215,11 +229,19 @@ def beam_search_on_host(
     while not over:
         rewards, _ = judge(source, documents, *this.judged)
         this, over = following(this, rewards)
-    found = _result(search, this.beams)
+    found = _checked(_result(search, this.beams), model, lam, judge.reward)
     if not isinstance(judge.reward, Combined):
         return found
     _, parts = judge(source, documents, *_flat(found.texts))
     return _with_parts(found, parts)
+
+
+def _checked(found: NBest, model: LanguageModel, lam: Array, reward: Reward | None) -> NBest:
+    """What a search found; raises FloatingPointError as `beam_search`."""
+    lam = lam if isinstance(model, Realigned) else None
+    values = {"log-probability": found.texts.log_probs, f"reward {reward}": found.texts.rewards}
+    check_values(values, ("input", "search", "candidate"), lam)
+    return found
 
 
 @functools.partial(jax.jit, static_argnames=("model", "reward"))
@@ -274,6 +296,7 @@ def _begin(model, params, inputs, lam, stream, search: Search) -> _Beams:
         live=empty(n).replace(log_probs=jnp.broadcast_to(first, (*groups, n))),
         finished=empty(n),
         waiting=empty(_num_waiting(search)),
+        sound=_Sound(*[jnp.ones(groups, bool)] * 2),
         steps=jnp.zeros((), jnp.int32),
         positions=jnp.zeros(groups, jnp.int32),
         rounds=jnp.zeros(groups, jnp.int32),
@@ -304,6 +327,7 @@ def _explore(model, params, search: Search, highest: float | None, beams: _Beams
     if search.period > 1:
         beams = lax.fori_loop(0, plain_steps, plain, beams)
     state, candidates = _expand(model, params, search, beams)
+    beams = _noting(beams, candidates)
     judged, spent = candidates, 0
     if search.lookahead:
         judged, spent = _look_ahead(model, params, search, state, candidates, beams.steps)
@@ -315,6 +339,7 @@ def _explore(model, params, search: Search, highest: float | None, beams: _Beams
 
 def _plain_step(model, params, search: Search, beams: _Beams) -> _Beams:
     state, candidates = _expand(model, params, search, beams)
+    beams = _noting(beams, candidates)
     beams, competing = _keep(search, beams.replace(state=state), candidates)
     return beams.replace(waiting=_best(search, _join(beams.waiting, competing)))
 
@@ -336,6 +361,12 @@ def _expand(model, params, search: Search, beams: _Beams) -> tuple[State, Texts]
         finished=tokens == search.eos_id,
         log_probs=candidates.log_probs + log_probs.reshape(tokens.shape),
     )
+
+
+def _noting(beams: _Beams, candidates: Texts) -> _Beams:
+    """Notes NaN among log-probabilities: comparisons with it are false, so it leaves no other trace."""
+    numbers = ~jnp.any(jnp.isnan(candidates.log_probs), axis=-1)
+    return beams.replace(sound=beams.sound.replace(log_probs=beams.sound.log_probs & numbers))
 
 
 def _look_ahead(
@@ -386,7 +417,9 @@ def _settle(search: Search, this: _Round, rewards: Array) -> _Beams:
     candidates = this.candidates.replace(rewards=rewards[..., :num])
     beams, competing = _keep(search, this.beams, candidates)
     groups = rewards.shape[:2]
+    sound = beams.sound.rewards & jnp.all(jnp.isfinite(rewards), axis=-1)
     return beams.replace(
+        sound=beams.sound.replace(rewards=sound),
         finished=_best(search, _join(beams.finished, waiting, competing)),
         waiting=_empty(groups, search.max_length, _num_waiting(search)),
     )
@@ -449,9 +482,14 @@ def _result(search: Search, beams: _Beams) -> NBest:
     weight = jnp.asarray(search.reward_weight)[..., None]
     scores = jnp.where(ended, _scores(search, texts), texts.log_probs + weight * texts.rewards)
     found = (texts.log_probs > EMPTY) & (texts.finished | ~ended)
+    texts = _where(found, texts, _empty(found.shape[:2], search.max_length, search.beams))
+    spoil = lambda sound, x: jnp.where(sound[..., None], x, jnp.nan)
+    log_probs, rewards = beams.sound.log_probs, beams.sound.rewards
     return NBest(
-        texts=_where(found, texts, _empty(found.shape[:2], search.max_length, search.beams)),
-        scores=jnp.where(found, scores, EMPTY),
+        texts=texts.replace(
+            log_probs=spoil(log_probs, texts.log_probs), rewards=spoil(rewards, texts.rewards)
+        ),
+        scores=spoil(log_probs & rewards, jnp.where(found, scores, EMPTY)),
         parts={},
         positions=beams.positions,
         rounds=beams.rounds,

@@ -18,9 +18,10 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from dera_jax.decoding.sampling import Samples, Sampling, sample
+from dera_jax.decoding.sampling import Samples, Sampling, Tokens, check_scores, sample
+from dera_jax.models.finite import check_values
 from dera_jax.models.language_model import LanguageModel, PyTree
-from dera_jax.rewards.protocol import Reward, Source
+from dera_jax.rewards.protocol import Reward, Source, check_rewards
 
 
 @struct.dataclass
@@ -38,7 +39,6 @@ class Best:
     rewards: Array
 
 
-@functools.partial(jax.jit, static_argnames=("model", "reward", "n"))
 def best_of_n(
     model: LanguageModel,
     params: PyTree,
@@ -57,12 +57,26 @@ def best_of_n(
 
     Raises:
         ValueError: as `sample` and `winners`.
+        FloatingPointError: as `sample`, or a reward is NaN or infinite.
     """
+    best, scores = _best_of_n(
+        model, params, reward, reward_params, source, lam, stream, sampling, n
+    )
+    check_scores(scores, lam)
+    check_rewards(best.rewards, reward)
+    return best
+
+
+@functools.partial(jax.jit, static_argnames=("model", "reward", "n"))
+def _best_of_n(
+    model, params, reward, reward_params, source, lam, stream, sampling, n
+) -> tuple[Best, Tokens]:
+    """The winners, and the scores of all."""
     samples = sample(model, params, source.inputs, lam, stream, sampling)
     texts = samples.tokens, samples.lengths, samples.finished
     rewards = reward(reward_params, source, *texts)
     index = winners(rewards, n)
-    return Best(keep(samples, index), index, rewards)
+    return Best(keep(samples, index), index, rewards), samples.scores
 
 
 def winners(rewards: Array, n: int) -> Array:
@@ -70,10 +84,12 @@ def winners(rewards: Array, n: int) -> Array:
 
     Raises:
         ValueError: K is not a multiple of n.
+        FloatingPointError: a reward is NaN or infinite (seen outside of jit only): none is highest.
     """
     batch, rows = rewards.shape
     if n < 1 or rows % n:
         raise ValueError(f"best of n = {n}: the {rows} samples must be a multiple of n")
+    check_values({"reward": rewards}, ("input", "hypothesis"))
     best = jnp.argmax(rewards.reshape(batch, rows // n, n), axis=-1)
     return best + n * jnp.arange(rows // n)
 

@@ -27,7 +27,7 @@ import numpy as np
 from flax import struct
 from jax import Array, lax
 
-from dera_jax.decoding.realign import known_lam
+from dera_jax.decoding.realign import Realigned, known_lam
 from dera_jax.decoding.sampling import (
     Hypotheses,
     Sampling,
@@ -36,6 +36,7 @@ from dera_jax.decoding.sampling import (
     decode_step,
     with_end,
 )
+from dera_jax.models.finite import check_values
 from dera_jax.models.language_model import (
     LanguageModel,
     PyTree,
@@ -97,12 +98,15 @@ class History:
         survived: bool, among the k best.
         ended: bool, its text had ended before the replacement.
         donors: int32, the individual whose text each goes on with; itself if it keeps its own.
+        log_probs: float32, under the model, of what each individual wrote itself in the period, the
+            lookahead included.
     """
 
     rewards: Array
     survived: Array
     ended: Array
     donors: Array
+    log_probs: Array
 
 
 @struct.dataclass
@@ -168,10 +172,13 @@ def generation(
 
     Raises:
         ValueError: a setting that cannot be meant, or arrays of the wrong shape.
+        FloatingPointError: a log-probability or reward is NaN or infinite. Inside of an outer jit the
+            history holds it, and what it did to replacements stays.
     """
     evolution, lam = _check(model, inputs, lam, stream, evolution, reward)
     arguments = model, params, inputs, lam, stream, evolution
-    return _generation(*arguments, reward, reward_params, source)
+    found = _generation(*arguments, reward, reward_params, source)
+    return _checked(found, model, lam, reward)
 
 
 def generation_on_host(
@@ -192,7 +199,7 @@ def generation_on_host(
         documents: B texts, for the reward.
 
     Raises:
-        ValueError: as `generation` and the judge.
+        ValueError, FloatingPointError: as `generation` and the judge.
     """
     evolution, lam = _check(model, inputs, lam, stream, evolution, judge.reward)
     population, judged = _first_period(model, params, inputs, lam, stream, evolution)
@@ -200,7 +207,16 @@ def generation_on_host(
     while not over:
         rewards, _ = judge(source, documents, *judged)
         population, judged, over = _following_period(model, params, evolution, population, rewards)
-    return _result(evolution, population)
+    return _checked(_result(evolution, population), model, lam, judge.reward)
+
+
+def _checked(found: Generation, model: LanguageModel, lam: Array, reward: Reward) -> Generation:
+    """A generation; raises FloatingPointError as `generation`."""
+    lam = lam if isinstance(model, Realigned) else None
+    history = found.history
+    values = {"log-probability": history.log_probs, f"reward {reward}": history.rewards}
+    check_values(values, ("input", "individual", "period"), lam)
+    return found
 
 
 @functools.partial(jax.jit, static_argnames=("model", "reward"))
@@ -240,13 +256,13 @@ def _begin(model, params, inputs, lam, stream, evolution: Evolution) -> _Populat
     by_row = lambda x: x.reshape(-1, 1, *x.shape[2:])
     inputs = inputs.reshape(-1, inputs.shape[-1])
     none, nothing = jnp.zeros(shape, jnp.int32), jnp.zeros((*shape, room), jnp.int32)
-    never = jnp.zeros((*shape, periods), bool)
+    never, zeros = jnp.zeros((*shape, periods), bool), jnp.zeros((*shape, periods))
     return _Population(
         state=model.start(params, inputs, by_row(lam), by_row(stream), room),
         texts=Texts(nothing, lengths=none, finished=none > 0),
         rewards=jnp.zeros(shape),
         written=nothing,
-        history=History(never.astype(jnp.float32), never, never, never.astype(jnp.int32)),
+        history=History(zeros, never, never, never.astype(jnp.int32), zeros),
         positions=none[:, 0],
         rounds=none[:, 0],
         steps=jnp.zeros((), jnp.int32),
@@ -276,14 +292,19 @@ def _explore(
     """The next m tokens of every text; and the texts to be judged, with their lookahead."""
     on, start, m = _on(evolution, population), population.steps, _period(evolution)
     write = functools.partial(_write, model, params, evolution)
-    state, texts = write(population.state, population.texts, start, m)
+    state, texts, log_probs = write(population.state, population.texts, start, m)
     longest = texts
     if evolution.lookahead:
         other = jax.vmap(jax.vmap(lambda key: _fold_in(key, _AHEAD, start + m)))(state.stream)
-        _, longest = write(state.replace(stream=other), texts, start + m, evolution.lookahead)
+        ahead = write(state.replace(stream=other), texts, start + m, evolution.lookahead)
+        longest, log_probs = ahead[1], log_probs + ahead[2]
     new = lax.dynamic_slice_in_dim(texts.tokens, start, m, axis=-1)
     spent = jnp.sum(longest.lengths - population.texts.lengths, axis=-1)
+    written = lax.dynamic_update_index_in_dim(
+        population.history.log_probs, log_probs, start // m, axis=-1
+    )
     population = population.replace(
+        history=population.history.replace(log_probs=written),
         state=state,
         texts=texts,
         written=lax.dynamic_update_slice_in_dim(population.written, new, start, axis=-1),
@@ -296,8 +317,11 @@ def _explore(
 
 def _write(
     model, params, evolution: Evolution, state: State, texts: Texts, start: Array, num_steps: int
-) -> tuple[State, Texts]:
-    """`num_steps` tokens after the first `start`, of texts that have not ended, until all have."""
+) -> tuple[State, Texts, Array]:
+    """`num_steps` tokens after the first `start`, of texts that have not ended, until all have.
+
+    And the log-probabilities [B, N] of these tokens, summed.
+    """
     shape = texts.lengths.shape
     last = lax.dynamic_index_in_dim(
         texts.tokens, jnp.maximum(start - 1, 0), axis=-1, keepdims=False
@@ -307,11 +331,11 @@ def _write(
     under_way = Hypotheses(state, by_row(last), by_row(texts.lengths), by_row(texts.finished))
 
     def going_on(carry):
-        i, _, texts = carry
+        i, _, texts, _ = carry
         return (i < num_steps) & ~jnp.all(_ended(evolution, texts))
 
     def step(carry):
-        i, under_way, texts = carry
+        i, under_way, texts, log_probs = carry
         under_way, drawn = decode_step(model, params, evolution.sampling, under_way)
         token = drawn.token.reshape(*shape, 1)
         texts = Texts(
@@ -319,10 +343,11 @@ def _write(
             lengths=under_way.lengths.reshape(shape),
             finished=under_way.finished.reshape(shape),
         )
-        return i + 1, under_way, texts
+        return i + 1, under_way, texts, log_probs + drawn.log_prob.reshape(shape)
 
-    _, under_way, texts = lax.while_loop(going_on, step, (0, under_way, texts))
-    return under_way.state, texts
+    begun = 0, under_way, texts, jnp.zeros(shape)
+    _, under_way, texts, log_probs = lax.while_loop(going_on, step, begun)
+    return under_way.state, texts, log_probs
 
 
 def _judged(evolution: Evolution, texts: Texts) -> tuple[Array, Array, Array]:
@@ -343,12 +368,14 @@ def _exploit(
     adopted = (donors != jnp.arange(donors.shape[1])) & ~_ended(evolution, texts)
     now = steps // _period(evolution) - 1
     put = lambda all, x: lax.dynamic_update_index_in_dim(all, x.astype(all.dtype), now, axis=-1)
-    events = History(rewards, survived, ended, donors)
+    history = population.history
+    events = {"rewards": rewards, "survived": survived, "ended": ended, "donors": donors}
+    events = {name: put(getattr(history, name), x) for name, x in events.items()}
     return population.replace(
         state=_rebuild(model, params, evolution, state, texts.tokens, steps, adopted),
         texts=texts,
         rewards=own_rewards,
-        history=jax.tree.map(put, population.history, events),
+        history=history.replace(**events),
         positions=population.positions + steps * jnp.sum(adopted, axis=-1),
     )
 

@@ -18,6 +18,7 @@ from jax import Array
 
 from dera_jax.decoding import transforms
 from dera_jax.decoding.realign import known_lam
+from dera_jax.models.finite import check_values
 from dera_jax.models.language_model import LanguageModel, Output, PyTree, State, rewind
 
 CHUNK = 8  # steps between two looks at whether every row has ended
@@ -131,9 +132,32 @@ def sample(
 
     Raises:
         ValueError: a setting out of its range, or lam of the wrong shape or not finite.
+        FloatingPointError: a token's log-probability is NaN or infinite.
     """
     sampling, lam = _check(model, lam, stream, sampling)
-    return _sample(model, params, inputs, lam, stream, sampling)
+    samples = _sample(model, params, inputs, lam, stream, sampling)
+    check_scores(samples.scores, lam)
+    return samples
+
+
+def check_scores(scores: Tokens, lam: Array) -> None:
+    """Raise FloatingPointError, naming place and λ, for a score that is NaN or infinite.
+
+    Not inside of jit: there the values are not known yet.
+
+    Args:
+        scores: of hypotheses [B, K, T].
+        lam: of each, [B, K] or [B, K, M].
+    """
+    names = {
+        "log-probability": scores.log_prob,
+        "sampling log-probability": scores.sampling_log_prob,
+        "KL to the reference": scores.kl,
+    }
+    mixture = scores.part_log_prob is not None
+    parts = scores.part_log_prob if mixture else ()
+    names |= {f"log-probability under component {c}": x for c, x in enumerate(parts)}
+    check_values(names, ("input", "hypothesis", "token"), lam if mixture else None)
 
 
 def prefill(
@@ -160,6 +184,7 @@ def sample_from(
     """What `sample` gives with this lam and stream on the inputs of `prefilled`, which is kept.
 
     Raises:
+        FloatingPointError: as `sample` does.
         ValueError: as `sample` does, or `prefilled` is of another number of hypotheses, or has no
             room for texts of this length.
     """
@@ -170,7 +195,9 @@ def sample_from(
             f"{sampling.max_length}."
         )
     sampling, lam = _check(model, lam, stream, sampling)
-    return _sample_from(model, params, prefilled.state, lam, stream, sampling)
+    samples = _sample_from(model, params, prefilled.state, lam, stream, sampling)
+    check_scores(samples.scores, lam)
+    return samples
 
 
 def _check(

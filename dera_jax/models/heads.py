@@ -4,12 +4,14 @@ Axes: B inputs, K hypotheses, S input length, T output length, E emb_dim, P pref
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Protocol
 
 import jax.numpy as jnp
 from jax import Array
 
 from dera_jax.models.language_model import LanguageModel, PyTree, State
+from dera_jax.models.t5 import param_shapes
 from dera_jax.models.t5_lm import T5
 from dera_jax.models.tabular import TabularLM
 
@@ -38,6 +40,13 @@ class T5Value:
     def random(self, key: Array) -> PyTree:
         """Starts from random parameters of the trunk."""
         return self.init(self.trunk.init(key))
+
+    def param_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """As `t5.param_shapes`, with the head."""
+        for name, shape in param_shapes(self.trunk.config):
+            yield f"trunk/{name}", shape
+        yield "head/kernel", (self.trunk.config.emb_dim,)
+        yield "head/bias", ()
 
     def values(self, params: PyTree, inputs: Array, tokens: Array) -> Array:
         state = start_teacher_forcing(self.trunk, params["trunk"], inputs, tokens.shape[1])

@@ -8,7 +8,7 @@ E emb_dim, V vocab_size.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jax import Array
 
 from dera_jax.models.layers import (
     MASKED,
+    NUM_BUCKETS,
     Attention,
     Dense,
     LayerNorm,
@@ -27,6 +28,19 @@ from dera_jax.models.layers import (
 )
 
 KeysValues = tuple[Array, Array]
+ACTIVATIONS = ("relu", "gelu", "silu", "swish", "tanh", "sigmoid", "linear")
+_LARGEST = 2**31 - 1  # of a size
+# Of a layer's attentions the names, and those of the norms before them.
+_ENCODER_ATTENTIONS = {"attention": "attention"}
+_DECODER_ATTENTIONS = {
+    "self_attention": "self_attention",
+    "encoder_decoder_attention": "cross_attention",
+}
+
+
+def is_size(value: object, least: int = 1) -> bool:
+    """Whether it can be a size: an integer (True is none) from `least` to 2**31 - 1."""
+    return type(value) is int and least <= value <= _LARGEST
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +55,7 @@ class T5Config:
     said it yet (T5X's checkpoints, models to be trained): then it is the vocabulary's.
 
     Raises:
-        ValueError: another dtype, or a token without a row in the tables.
+        ValueError: naming the field whose value cannot be meant, and what is accepted.
     """
 
     vocab_size: int
@@ -59,15 +73,66 @@ class T5Config:
     end_token: int | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        for name in ("vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim"):
+            self._require(name, is_size(getattr(self, name)), f"an integer from 1 to {_LARGEST}")
+        for name, least in (("num_encoder_layers", 0), ("num_decoder_layers", 1)):
+            allowed = is_size(getattr(self, name), least)
+            self._require(name, allowed, f"an integer from {least} to {_LARGEST}")
+        names = self.mlp_activations
+        known = isinstance(names, Sequence) and not isinstance(names, str) and len(names) > 0
+        known = known and all(name in ACTIVATIONS for name in names)
+        self._require("mlp_activations", known, f"one or more of {', '.join(ACTIVATIONS)}")
+        object.__setattr__(self, "mlp_activations", tuple(names))
+        tied, dropout = self.logits_via_embedding, self.dropout_rate
+        self._require("logits_via_embedding", isinstance(tied, bool), "True or False")
+        number = isinstance(dropout, (int, float)) and not isinstance(dropout, bool)
+        self._require("dropout_rate", number and 0 <= dropout < 1, "a number from 0, below 1")
+        self._require("dtype", self.dtype in ("float32", "bfloat16"), "'float32' or 'bfloat16'")
         for name in ("start_token", "end_token"):
             token = getattr(self, name)
-            if token is not None and not 0 <= token < self.vocab_size:
-                raise ValueError(
-                    f"T5Config.{name} is {token}; it must be an id below vocab_size, {self.vocab_size}"
-                )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"T5Config.dtype must be 'float32' or 'bfloat16', not {self.dtype!r}.")
+            known = (name == "end_token" and token is None) or is_size(token, 0)
+            in_table = known and (token is None or token < self.vocab_size)
+            self._require(name, in_table, f"an id below vocab_size, {self.vocab_size}")
+
+    def _require(self, name: str, allowed: bool, words: str) -> None:
+        if not allowed:
+            raise ValueError(f"T5Config.{name} must be {words}; found {getattr(self, name)!r}.")
+
+
+def param_shapes(config: T5Config) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name (path joined by '/') and shape of each parameter, one by one and without tracing.
+
+    So the sizes that a file claims can be compared with its arrays, however large they are.
+    """
+    E, V = config.emb_dim, config.vocab_size
+    yield "token_embedder/embedding", (V, E)
+    for stack, layers, attentions in (
+        ("encoder", config.num_encoder_layers, _ENCODER_ATTENTIONS),
+        ("decoder", config.num_decoder_layers, _DECODER_ATTENTIONS),
+    ):
+        yield f"{stack}/relpos_bias/rel_embedding", (config.num_heads, NUM_BUCKETS)
+        yield f"{stack}/{stack}_norm/scale", (E,)
+        for i in range(layers):
+            for name, shape in _layer_shapes(config, attentions):
+                yield f"{stack}/layers_{i}/{name}", shape
+    if not config.logits_via_embedding:
+        yield "decoder/logits_dense/kernel", (E, V)
+
+
+def _layer_shapes(
+    config: T5Config, attentions: Mapping[str, str]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    E, M, joined = config.emb_dim, config.mlp_dim, config.num_heads * config.head_dim
+    for name, norm in attentions.items():
+        yield f"pre_{norm}_layer_norm/scale", (E,)
+        for part in ("query", "key", "value"):
+            yield f"{name}/{part}/kernel", (E, joined)
+        yield f"{name}/out/kernel", (joined, E)
+    yield "pre_mlp_layer_norm/scale", (E,)
+    gated = len(config.mlp_activations) > 1
+    for i in range(len(config.mlp_activations)):
+        yield f"mlp/{f'wi_{i}' if gated else 'wi'}/kernel", (E, M)
+    yield "mlp/wo/kernel", (M, E)
 
 
 def _attention(config: T5Config) -> Attention:

@@ -14,7 +14,7 @@ from jax import Array
 from dera_jax.models.language_model import PyTree
 from dera_jax.rewards.combined import Combined
 from dera_jax.rewards.host import HostReward
-from dera_jax.rewards.protocol import Reward, Source
+from dera_jax.rewards.protocol import Reward, Source, check_rewards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,9 @@ class Judge:
             tokens, lengths, finished: of the texts, [B, K, T], [B, K], [B, K].
 
         Raises:
-            ValueError: a reward of another shape or that is not finite, or a host reward without
-                documents.
+            ValueError: a reward of another shape, or a host reward without documents or that gives
+                what is not finite.
+            FloatingPointError: a compiled reward or a sum is not finite.
         """
         reward, params = self.reward, self.params
         if isinstance(reward, HostReward):
@@ -52,11 +53,11 @@ class Judge:
         else:
             total, parts = score(reward, params, source, tokens, lengths, finished)
         total = np.asarray(total)
-        if total.shape != lengths.shape or not np.isfinite(total).all():
+        if total.shape != lengths.shape:
             raise ValueError(
-                f"{reward} gave rewards of shape {total.shape}, {np.isfinite(total).sum()} of them "
-                f"finite; expected finite ones of shape {lengths.shape}"
+                f"{reward} gave rewards of shape {total.shape}; expected {lengths.shape}"
             )
+        check_rewards(total, reward)
         return total, jax.tree.map(np.asarray, parts)
 
     def _combine(self, source, documents, *texts):

@@ -11,6 +11,7 @@ from typing import Protocol
 from flax import struct
 from jax import Array
 
+from dera_jax.models.finite import check_values
 from dera_jax.models.language_model import PyTree
 
 
@@ -134,3 +135,17 @@ def check_limit(reward: Reward, max_length: int) -> None:
             f"max_length must be at least {reward.min_limit} for the reward {reward}; found "
             f"{max_length}. Raise max_length, or change the reward."
         )
+
+
+def check_rewards(rewards: Array, reward: Reward, axes: Sequence[str] = ("input", "text")) -> None:
+    """Refuses rewards that are NaN or infinite; those that an outer jit traces are not seen.
+
+    Args:
+        rewards: of any shape.
+        reward: that gave them, for the message.
+        axes: names of their axes, likewise.
+
+    Raises:
+        FloatingPointError: naming the reward, and the first input and text.
+    """
+    check_values({f"reward {reward}": rewards}, axes)

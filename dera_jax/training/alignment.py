@@ -18,6 +18,7 @@ from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.resources import RunResources, ShapesOnly
 from dera_jax.checkpoints.vocabulary import tokenizer
+from dera_jax.models.finite import check_params
 from dera_jax.models.heads import T5Value
 from dera_jax.models.t5_lm import decodable
 from dera_jax.rewards.judge import Judge
@@ -110,7 +111,7 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
         The mean of each metric over the reports of the last 100 steps.
 
     Raises:
-        FloatingPointError: a loss was not finite, naming the steps.
+        FloatingPointError: as `loop.repeat`.
         ValueError: a batch not divisible by the minibatches, a checkpoint in `folder` is of
             another size, the task has another vocabulary than the reference, or `start` is a model
             of other sizes.
@@ -126,6 +127,7 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
     reward = alignment.objective.reward
     judge = judge_of(reward, reference)
     improve = _step(alignment.setup(actors), judge)
+    check_params(reference.params, "the reference")
     fixed = ppo.Fixed(jax.tree.map(jnp.asarray, reference.params), judge.params)
     state = repeat(
         alignment.steps,

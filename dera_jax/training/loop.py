@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from dera_jax.checkpoints.orbax import Checkpoints, Saving
+from dera_jax.checkpoints.orbax import Checkpoints, Saving, check_state
 from dera_jax.data import Batch
 from dera_jax.models.language_model import PyTree
 from dera_jax.training.metrics import MetricWriter
@@ -59,7 +59,7 @@ def repeat(
         FloatingPointError, ValueError: as `run` does.
     """
     checkpoints = Checkpoints(folder / "checkpoints", saving)
-    state = checkpoints.restore(state) or state
+    state = _restored(checkpoints, state)
     step = int(state.step)
     stream = batches(step)
     progress = Progress(MetricWriter(folder, step), step, steps, shown)
@@ -101,11 +101,12 @@ def run(
         The last state, which tells the best loss and when that was.
 
     Raises:
-        FloatingPointError: a loss was not finite, naming the steps.
+        FloatingPointError: the parameters to start from, reward, KL, loss, gradient or a validation
+            score was not finite, naming what was so first, and the steps.
         ValueError: a checkpoint in `folder` is of another size.
     """
     checkpoints = Checkpoints(folder / "checkpoints", schedule.saving)
-    state = checkpoints.restore(state) or state
+    state = _restored(checkpoints, state)
     step = int(state.step)
     stream = batches(step)
     progress = Progress(MetricWriter(folder, step), step, schedule.steps)
@@ -132,6 +133,19 @@ def run(
     checkpoints.close()
     progress.close()
     return state
+
+
+def _restored(checkpoints: Checkpoints, state: PyTree) -> PyTree:
+    """The latest checkpoint's state, or the first one.
+
+    Raises:
+        FloatingPointError: the first one has parameters that are NaN or infinite.
+        ValueError: as `Checkpoints.restore`.
+    """
+    restored = checkpoints.restore(state)
+    if restored is None:
+        check_state(state, "the state to start training from")
+    return restored or state
 
 
 def _is_out_of_patience(state: TrainState, schedule: Schedule) -> bool:

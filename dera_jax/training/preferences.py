@@ -30,6 +30,7 @@ from dera_jax.checkpoints.loading import load_params
 from dera_jax.checkpoints.model_folder import restore_replaced, save_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.evaluation import reliability
+from dera_jax.models.finite import check_values
 from dera_jax.models.heads import T5Value, start_teacher_forcing, value_of_texts
 from dera_jax.models.language_model import LanguageModel, PyTree, score
 from dera_jax.training import loop, supervised
@@ -189,7 +190,7 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
         best_loss, best_step, and `test`: see `reliability.summary`.
 
     Raises:
-        FloatingPointError: a loss was not finite, naming the steps.
+        FloatingPointError: as `loop.run`.
         ValueError: the task has no pairs, or another vocabulary than the model.
     """
     task, scorer, settings = training.data, training.start.scorer, training.validation
@@ -278,12 +279,18 @@ _margin_of = jax.jit(margin_of, static_argnums=0)
 def margins(
     scorer: Scorer, params: PyTree, examples: data.Examples, fixed: PyTree, batch_size: int
 ) -> np.ndarray:
-    """s(chosen) − s(rejected) of all examples, float32 [n]."""
+    """s(chosen) − s(rejected) of all examples, float32 [n].
+
+    Raises:
+        FloatingPointError: that of a pair is not finite.
+    """
     parts = [
         _margin_of(scorer, params, fixed, batch["inputs"], batch["targets"], batch["rejected"])
         for batch in data.eval_batches(examples, batch_size)
     ]
-    return np.concatenate(parts)[: len(examples)]
+    found = np.concatenate(parts)[: len(examples)]
+    check_values({"score's margin": found}, ("pair",))
+    return found
 
 
 def _card(training: PreferenceTraining, step: int, scores: Mapping, start: dict) -> dict:

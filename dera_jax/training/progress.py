@@ -10,6 +10,15 @@ from tqdm import tqdm
 from dera_jax.training.metrics import MetricWriter
 
 PERIOD = 10  # steps between two reports
+_DIVERGED = "Lower the peak learning rate or the clip_norm of the optimizer"
+# What must be finite, in the order in which one follows from the other, and what to do if it is not.
+_CHECKED = {
+    "reward": "Mend the reward function, or the reward model that it reads",
+    "kl": f"The policy computes no log-probabilities any more. {_DIVERGED}",
+    "full_kl": f"The policy computes no log-probabilities any more. {_DIVERGED}",
+    "loss": _DIVERGED,
+    "grad_norm": _DIVERGED,
+}
 
 
 class Progress:
@@ -43,12 +52,13 @@ class Progress:
         """Reports what was added since the last time.
 
         Raises:
-            FloatingPointError: a loss was not finite, naming the steps.
+            FloatingPointError: reward, KL, loss or gradient was not finite, naming what was so first,
+                and the steps.
         """
         if not self._pending:
             return
         columns = {name: np.array([m[name] for m in self._pending]) for name in self._pending[0]}
-        self._check(columns["loss"])
+        self._check(columns)
         means = {name: float(np.mean(x)) for name, x in columns.items() if name != "tokens"}
         means["tokens_per_second"] = columns["tokens"].sum() / (time.monotonic() - self._since)
         self._writer.write(self._step, {f"training/{name}": x for name, x in means.items()})
@@ -60,7 +70,17 @@ class Progress:
         self._since = time.monotonic()
 
     def validated(self, scores: Mapping[str, float]) -> None:
-        """Reports the scores of a validation, whose time does not count in tokens/s."""
+        """Reports the scores of a validation, whose time does not count in tokens/s.
+
+        Raises:
+            FloatingPointError: a score is not finite, naming it.
+        """
+        for name, value in scores.items():
+            if not np.isfinite(value):
+                raise FloatingPointError(
+                    f"the validation {name} after step {self._step} is {value}; the last checkpoint is "
+                    f"from before. {_DIVERGED}"
+                )
         self._writer.write(self._step, {f"validation/{name}": x for name, x in scores.items()})
         words = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
         tqdm.write(f"step {self._step}: {words}")
@@ -69,10 +89,17 @@ class Progress:
     def close(self) -> None:
         self._bar.close()
 
-    def _check(self, losses: np.ndarray) -> None:
-        bad = np.flatnonzero(~np.isfinite(losses)) + self._step - len(losses) + 1
-        if len(bad):
-            raise FloatingPointError(
-                f"the training loss is not finite at steps {bad.tolist()}; the last checkpoint is "
-                "from before. Lower the peak learning rate or the clip_norm of the optimizer"
-            )
+    def _check(self, columns: Mapping[str, np.ndarray]) -> None:
+        bad = {
+            name: np.flatnonzero(~np.isfinite(columns[name]))
+            for name in _CHECKED
+            if name in columns
+        }
+        first = min((rows[0] for rows in bad.values() if len(rows)), default=None)
+        for name, rows in bad.items():
+            if len(rows) and rows[0] == first:
+                steps = rows + self._step - len(columns[name]) + 1
+                raise FloatingPointError(
+                    f"the training {name} is not finite at steps {steps.tolist()}; the last checkpoint "
+                    f"is from before. {_CHECKED[name]}"
+                )

@@ -173,7 +173,7 @@ def train(training: Training, folder: Path) -> dict[str, float]:
         best_loss and best_step.
 
     Raises:
-        FloatingPointError: a loss was not finite, naming the steps.
+        FloatingPointError: as `loop.run`.
         ValueError: the task's vocabulary has more ids than the model, or is not the one the model
             was trained with, or a checkpoint in `folder` is of another size.
     """

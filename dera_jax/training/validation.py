@@ -18,6 +18,7 @@ from jax import Array
 from dera_jax import data
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation import metrics
+from dera_jax.models.finite import check_values
 from dera_jax.models.language_model import PyTree, shift_right, streams
 from dera_jax.models.t5_lm import T5
 from dera_jax.store import write_file
@@ -78,12 +79,17 @@ def token_losses(model: T5, params: PyTree, inputs: Array, targets: Array) -> Ar
 
 
 def losses(model: T5, params: PyTree, examples: data.Examples, batch_size: int) -> dict[str, float]:
-    """Mean loss per target token, of all examples and of those under each prefix ("copy: ...")."""
+    """Mean loss per target token, of all examples and of those under each prefix ("copy: ...").
+
+    Raises:
+        FloatingPointError: the loss of an example is not finite.
+    """
     sums = [
         np.sum(token_losses(model, params, batch["inputs"], batch["targets"]), axis=-1)
         for batch in data.eval_batches(examples, batch_size)
     ]
     sums = np.concatenate(sums)[: len(examples)].astype(np.float64)
+    check_values({"validation loss": sums}, ("example",))
     tokens = np.sum(examples.targets > 0, axis=-1)
     rows_of = collections.defaultdict(list)
     for row, document in enumerate(examples.documents):

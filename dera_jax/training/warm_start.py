@@ -66,7 +66,7 @@ def warm_start(run: WarmStart, folder: Path) -> dict[str, float]:
         The mean of each metric over the reports of the last 100 steps.
 
     Raises:
-        FloatingPointError: a loss was not finite, naming the steps.
+        FloatingPointError: as `loop.repeat`.
         ValueError: a reward without a bound, a checkpoint in `folder` is of another size, or the task
             has another vocabulary than the reference.
     """

@@ -1,14 +1,19 @@
 """Our T5 is T5X's T5: parameter tree, logical axes, logits and decoded tokens."""
 
+import dataclasses
+
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.models.heads import T5Value
 from dera_jax.models.language_model import score, streams
 from dera_jax.models.layers import relative_position_bucket
-from dera_jax.models.t5 import T5Config, Transformer
+from dera_jax.models.t5 import T5Config, Transformer, param_shapes
+from dera_jax.models.t5_lm import T5
 from tests import golden
 
 
@@ -23,6 +28,27 @@ def test_parameter_tree_and_shapes_are_t5x(version):
     model, params, _ = golden.load(version)
     ours = jax.eval_shape(model.init, jax.random.key(0))
     assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, params)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"mlp_activations": ("relu",), "logits_via_embedding": True, "num_encoder_layers": 1}],
+)
+def test_shapes_are_known_without_tracing(changes):
+    """Each size is another, so that no two can be exchanged."""
+    config = T5Config(
+        vocab_size=23, emb_dim=5, num_heads=3, num_encoder_layers=2, num_decoder_layers=1, head_dim=7,
+        mlp_dim=11, mlp_activations=("gelu", "linear"),
+    )  # fmt: skip
+    config = dataclasses.replace(config, **changes)
+    model = T5(config)
+    traced = jax.eval_shape(T5Value(model).random, jax.random.key(0))
+    expected = {
+        name: x.shape for name, x in flax.traverse_util.flatten_dict(traced, sep="/").items()
+    }
+    assert dict(T5Value(model).param_shapes()) == expected
+    trunk = {f"trunk/{name}": shape for name, shape in param_shapes(config)}
+    assert trunk == {name: x for name, x in expected.items() if name.startswith("trunk/")}
 
 
 def test_logical_axes_have_t5x_names():
@@ -131,5 +157,5 @@ def test_dropout_changes_the_logits_and_keeps_their_mean():
 
 
 def test_wrong_dtype_is_refused():
-    with pytest.raises(ValueError, match="'float32' or 'bfloat16', not 'float16'"):
+    with pytest.raises(ValueError, match="'float32' or 'bfloat16'; found 'float16'"):
         T5Config(vocab_size=8, dtype="float16")

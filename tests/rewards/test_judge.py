@@ -155,5 +155,7 @@ def test_bad_sums_are_refused(change, message):
 
 def test_a_reward_that_is_not_finite_is_refused():
     values = np.where(np.arange(10) == 8, np.inf, 0.0)
-    with pytest.raises(ValueError, match=r"FirstToken\(\) gave rewards .* 3 of them finite"):
+    with pytest.raises(
+        FloatingPointError, match=r"reward FirstToken\(\) of input \d, text \d .* is inf"
+    ):
         judge(FirstToken(), Both(values))(*ROUND)
