@@ -116,7 +116,7 @@ def read(path: str) -> dict[str, list[str]]:
         ValueError: with file and line number: not JSON, a key missing, an empty text, a chosen text
             that is also the rejected one, a further text in some lines only.
     """
-    return jsonl.read_columns(path, _parse, TEXTS)
+    return jsonl.read_columns(path, _parse)
 
 
 def pair(document: str, chosen: str, rejected: str, where: str) -> dict[str, str]:
