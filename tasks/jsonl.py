@@ -24,6 +24,7 @@ import tensorflow as tf
 
 from dera_jax.log import warn_once
 from dera_jax.rewards.segmentation import words_of
+from dera_jax.truncation import DOCUMENT_BYTES
 from tasks import json_lines
 
 NEED_SUMMARIES = ("train", "validation")
@@ -115,7 +116,9 @@ def preprocessors(
     keep_end: of inputs that are too long cut the beginning, not the end
     """
     return [
-        functools.partial(_to_example, prefix=prefix, outputs=outputs, identity=identity),
+        functools.partial(
+            _to_example, prefix=prefix, outputs=outputs, identity=identity, keep_end=keep_end
+        ),
         seqio.preprocessors.tokenize,
         *([_cut_beginning] if keep_end else []),
         seqio.preprocessors.append_eos_after_trim,
@@ -140,16 +143,23 @@ def features(
 
 @seqio.map_over_dataset
 def _to_example(
-    row: dict[str, tf.Tensor], prefix: str, outputs: Mapping[str, str], identity: Sequence[str]
+    row: dict[str, tf.Tensor],
+    prefix: str,
+    outputs: Mapping[str, str],
+    identity: Sequence[str],
+    keep_end: bool,
 ) -> dict[str, tf.Tensor]:
     used = ("document", *outputs.values())
     others = {key: value for key, value in row.items() if key not in used}
     number = tf.strings.to_hash_bucket_fast(
         tf.strings.join([row[key] for key in identity], "\x1f"), 2**31 - 1
     )
+    inputs = tf.strings.join([prefix, row["document"]])
     return (
         others
-        | {"inputs": tf.strings.join([prefix, row["document"]])}
+        | {"inputs": inputs}
+        # Where the beginning is cut, it is the prompt that goes first.
+        | {DOCUMENT_BYTES: tf.strings.length(inputs if keep_end else row["document"])}
         | {feature: row[column] for feature, column in outputs.items()}
         | {"example_id": tf.cast(number, tf.int32)}
     )

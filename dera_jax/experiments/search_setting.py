@@ -92,6 +92,7 @@ class Setting:
         loaded = load_models(self._paths(folder), theirs)
         check_same(loaded[0].vocabulary, theirs, "the models", f"task {task!r}")
         documents, text = self.documents.read(), tokenizer(theirs)
+        reward.check_documents(documents.texts)
         if documents.keywords is not None and _is_about_keywords(reward):
             check_fit(documents.keywords, text.encode, self.max_length)
         resources = RunResources(theirs)

@@ -50,6 +50,7 @@ _ZERO_WIDTH_SPACE = 0x200B
 
 # What a character does: divide words, continue one, begin or continue one, or be one by itself.
 DIVIDES, CONTINUES, JOINS, ALONE = range(4)
+_ASCII_WORD = re.compile(r"[a-z0-9_]+")
 CODE_POINTS = 0x40000  # Unicode has no word character at or above it
 
 
@@ -58,6 +59,8 @@ def words_of(text: str) -> list[str]:
 
     The text is NFKC-normalised, so that "ﬁne" is "fine", then case-folded and decomposed.
     """
+    if text.isascii():  # the same, without the tables
+        return _ASCII_WORD.findall(text.lower())
     text = unicodedata.normalize("NFKC", text).translate(folds())
     return _word().findall(_accents().sub(lambda run: "".join(sorted(run[0])), text))
 

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import logging as python_logging
 import re
 import unicodedata
 from importlib import resources
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from dera_jax.log import warn_once
+from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.protocol import Source, check_limit
 from dera_jax.rewards.segmentation import words_of
 from dera_jax.rewards.word_hashes import keyword_bytes, text_hashes, word_hashes, word_table
@@ -326,6 +329,46 @@ def test_the_end_token_and_what_follows_it_are_no_text(byte_pieces):
         np.testing.assert_array_equal(values, expected)
 
 
+@pytest.mark.parametrize(
+    ("text", "keywords", "expected"),
+    [
+        ("ये हिन्दी है", ["हिन्दी", "हिन्द", "है"], 2 / 3),
+        ("ले", ["ले", "ल"], 1 / 2),
+        ("un cafe\u0301 fort", ["café", "cafe"], 1 / 2),
+        ("我爱中国JAX2", ["中国", "jax2", "国中"], 2 / 3),
+        ("กินน้ํา", ["น้ำ", "นำ"], 1 / 2),  # SARA AM in two characters, and a tone mark
+        ("STRASSE", ["straße"], 1),
+        ("한국어 글", ["한국어", "한국"], 1 / 2),
+        ("می\u200cخواهم", ["میخواهم"], 1),
+    ],
+)
+def test_coverage_in_other_scripts_and_forms(text, keywords, expected, byte_pieces):
+    assert coverage(text, keywords) == pytest.approx(expected)
+    source = {"keywords": keyword_bytes([keywords])}
+    values = scored(KeywordCoverage(), byte_pieces, bytes_as_ids(text), **source)
+    np.testing.assert_allclose(values, expected, atol=1e-6)
+
+
+def said_of(reward, documents, caplog) -> list[str]:
+    warn_once.cache_clear()
+    caplog.clear()
+    with caplog.at_level(python_logging.WARNING, logger="absl"):
+        for _ in range(2):
+            reward.check_documents(documents)
+    return [x.getMessage() for x in caplog.records]
+
+
+def test_rewards_say_once_where_they_measure_something_else(caplog):
+    english, russian, thai = ["A text. Été."], ["Это текст, a"], ["ภาษาไทย a"]
+    for reward in (Faithfulness(), Combined((Part("faithful", Faithfulness()),))):
+        assert not said_of(reward, english, caplog)
+        for other in (russian, thai):
+            (message,) = said_of(reward, other, caplog)
+            assert "documents' letters are not Latin" in message
+    assert not said_of(WordsInRange(1, 3), english + russian, caplog)
+    assert "counts characters, not words" in said_of(WordsInRange(1, 3), thai, caplog)[0]
+
+
 def test_a_task_without_keywords_is_refused():
     with pytest.raises(ValueError, match="no field `keywords`"):
         KeywordCoverage()(None, Source(np.ones((1, 1), int)), *[np.ones((1, 1), int)] * 3)
@@ -450,6 +493,12 @@ def test_keywords_fit_where_their_distinct_words_and_the_end_do():
     )
     with pytest.raises(ValueError, match=message):
         check_fit(keywords, encode, 12)
+
+
+def test_keywords_without_spaces_are_measured_without_spaces():
+    found = []
+    check_fit(keyword_bytes([["中国", "国人 JAX", "x"]]), lambda x: found.append(x) or [0], 2)
+    assert found == ["中国人JAX x"]
 
 
 def test_a_limit_that_is_not_refused_has_room_for_a_text_with_all_keywords(shipped):
