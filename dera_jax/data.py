@@ -15,13 +15,14 @@ import difflib
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 import seqio
 from absl import logging
 
+from dera_jax import truncation
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.vocabulary import Vocabulary, check_same, check_special_ids
@@ -75,11 +76,12 @@ def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> 
 
     Returns:
         The examples. What is too long is cut, still ends in EOS if the feature does, and is
-        reported once per task, split and feature.
+        reported once per task, split and feature. Examples of which cutting leaves nothing are left
+        out and reported with their ids, see `truncation`.
 
     Raises:
         ValueError: unknown task or split, a length missing or not positive, no example in the
-            split, or a vocabulary whose id 0 is not padding.
+            split, none of which cutting leaves something, or a vocabulary whose id 0 is not padding.
     """
     _check_lengths(lengths)
     task = _task(task_name, split)
@@ -99,6 +101,11 @@ def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> 
     if not rows:
         raise ValueError(f"task {task_name!r} has no example in split {split!r}")
     ids = {name: _fit(task, name, rows, length, split) for name, length in lengths.items()}
+    kept = truncation.leave_out(task, split, lengths, rows, ids)
+    if not kept.all():
+        rows = [row for row, is_kept in zip(rows, kept, strict=True) if is_kept]
+        ids = {name: x[kept] for name, x in ids.items()}
+    truncation.say_lost_keywords(task, split, rows, ids["inputs"])
     notes = _notes(rows)
     return Examples(
         inputs=ids["inputs"],
@@ -171,6 +178,7 @@ def train_batches(
     process_index: int | None = None,
     process_count: int | None = None,
     with_documents: bool = False,
+    check_documents: Callable[[Sequence[str]], None] | None = None,
 ) -> Iterator[Batch]:
     """Yields this process's rows of the batches of `start_step`, `start_step + 1`, ... for ever.
 
@@ -189,6 +197,7 @@ def train_batches(
         start_step: the first step wanted, from 0.
         process_index, process_count: JAX's own by default.
         with_documents: keep the texts in memory and yield them too.
+        check_documents: called once with the texts of the first epoch, such as a reward's.
 
     Yields:
         inputs int32 [B / processes, S], targets int32 [B / processes, T], example_id int32
@@ -203,6 +212,8 @@ def train_batches(
     @functools.lru_cache(maxsize=1)  # positions only grow, so one epoch at a time is enough
     def shuffled(number: int) -> tuple[Batch, np.ndarray]:
         examples = epoch(task_name, split, lengths, _epoch_seed(seed, number))
+        if check_documents and number == 0:
+            check_documents(examples.documents)
         arrays = _arrays(examples)
         if with_documents:
             arrays["documents"] = np.array(examples.documents, object)

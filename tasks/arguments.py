@@ -24,7 +24,6 @@ from tasks import jsonl, preferences, xsum
 
 SPLITS = ("train", "validation", "test")
 PREFIX = "rewrite: "
-_ROW = ("document", "summary")
 
 
 def register(name: str, folder: str, vocabulary: seqio.Vocabulary) -> seqio.Task:
@@ -62,7 +61,7 @@ def _rows(folder: str, split: str) -> dict[str, list[str]]:
 
 def _read(path: str, need_text: bool) -> dict[str, list[str]]:
     parse = functools.partial(_parse, need_text=need_text)
-    return jsonl.with_summaries(jsonl.read_columns(path, parse, _ROW))
+    return jsonl.with_summaries(jsonl.read_columns(path, parse))
 
 
 def _parse(row: dict[str, object], where: str, need_text: bool) -> list[dict[str, str]]:

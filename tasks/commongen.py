@@ -25,6 +25,7 @@ import re
 import seqio
 import tensorflow as tf
 
+from dera_jax.rewards.segmentation import words_of
 from tasks import jsonl, xsum
 
 PREFIX = "generate a sentence with: "
@@ -67,14 +68,17 @@ def _from_tfds(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 def _rows(folder: str, split: str) -> dict[str, list[str]]:
     parse = functools.partial(_parse, split=split)
     path = os.path.join(folder, f"{split}.jsonl")
-    return jsonl.with_summaries(jsonl.read_columns(path, parse, (*_ROW, "keywords")))
+    return jsonl.with_summaries(jsonl.read_columns(path, parse))
 
 
 def _parse(row: dict[str, object], where: str, split: str) -> list[dict[str, str]]:
     listed = jsonl.text_of(row, "concept_set", where).split("#")
-    concepts = [_TAG.sub("", concept.strip()) for concept in listed]
-    if not all(concepts):
-        raise ValueError(f"{where}: 'concept_set' has an empty concept: {row['concept_set']!r}")
+    concepts = [_TAG.sub("", " ".join(concept.split())) for concept in listed]
+    if not all(map(words_of, concepts)):
+        raise ValueError(
+            f"{where}: 'concept_set' has an empty concept, or one without a letter or digit: "
+            f"{row['concept_set']!r}"
+        )
     scenes = row.get("scene", [])
     if not isinstance(scenes, list):
         raise TypeError(f"{where}: 'scene' must be a list of texts, found {type(scenes).__name__}")

@@ -6,6 +6,7 @@ The field `keywords` has the words to be covered, one per line (see `keywords`).
 import seqio
 import tensorflow as tf
 
+from dera_jax.truncation import DOCUMENT_BYTES
 from tasks import docstring_corpus, jsonl, text, vocabularies
 
 PREFIX = "summarize: "
@@ -23,7 +24,7 @@ _EMPTY_WORDS = frozenset(_WORDS.split())
 
 
 def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
-    """Examples of one split: `inputs` (with the prefix), `targets`, `keywords`, `example_id`.
+    """Examples: `inputs` (with the prefix), `targets`, `keywords`, `example_id`, `document_bytes`.
 
     `example_id` is a non-negative int32 made from the document's hash: the same document has the
     same id in every run. Held-out splits come from the shipped list, and `train` needs the
@@ -60,6 +61,7 @@ def _columns(found: list[docstring_corpus.Pair]) -> dict[str, list]:
         "inputs": [PREFIX + pair.document for pair in found],
         "targets": [pair.summary for pair in found],
         "keywords": ["\n".join(keywords(pair)) for pair in found],
+        DOCUMENT_BYTES: tf.constant([len(pair.document.encode()) for pair in found], tf.int32),
         "example_id": tf.constant([example_id(pair) for pair in found], tf.int32),
     }
 

@@ -72,7 +72,7 @@ def _rows(
     folder: str, validation_share: float, leave_out_bad: bool, split: str
 ) -> dict[str, list[str]]:
     path = _file(folder, "test" if split == "test" else "train")
-    found = jsonl.read_columns(path, _parse, preferences.TEXTS, leave_out_bad)
+    found = jsonl.read_columns(path, _parse, leave_out_bad)
     if split == "test":
         return found
     return preferences.split_rows(found, _shares(validation_share), key=_opening)[split]

@@ -9,23 +9,23 @@
 
 in a module that the gin file imports. A line may also have `"keywords": ["solar power", ...]`, which
 the reward for keyword coverage reads; other keys are ignored. A bad line stops the run, with its file
-and number: nothing is skipped.
+and number: nothing is skipped. What a file may look like: `tasks.json_lines`.
 
 Summaries: every line of a file has one, or none has. Files without can be sampled from, and their
 targets hold the end of sequence only; `train` and `validation` must have summaries.
 """
 
 import functools
-import gzip
-import json
 import os
-import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import seqio
 import tensorflow as tf
-from absl import logging
+
+from dera_jax.log import warn_once
+from dera_jax.rewards.segmentation import words_of
+from dera_jax.truncation import DOCUMENT_BYTES
+from tasks import json_lines
 
 NEED_SUMMARIES = ("train", "validation")
 _SUMMARY = {"targets": "summary"}
@@ -116,7 +116,9 @@ def preprocessors(
     keep_end: of inputs that are too long cut the beginning, not the end
     """
     return [
-        functools.partial(_to_example, prefix=prefix, outputs=outputs, identity=identity),
+        functools.partial(
+            _to_example, prefix=prefix, outputs=outputs, identity=identity, keep_end=keep_end
+        ),
         seqio.preprocessors.tokenize,
         *([_cut_beginning] if keep_end else []),
         seqio.preprocessors.append_eos_after_trim,
@@ -141,16 +143,23 @@ def features(
 
 @seqio.map_over_dataset
 def _to_example(
-    row: dict[str, tf.Tensor], prefix: str, outputs: Mapping[str, str], identity: Sequence[str]
+    row: dict[str, tf.Tensor],
+    prefix: str,
+    outputs: Mapping[str, str],
+    identity: Sequence[str],
+    keep_end: bool,
 ) -> dict[str, tf.Tensor]:
     used = ("document", *outputs.values())
     others = {key: value for key, value in row.items() if key not in used}
     number = tf.strings.to_hash_bucket_fast(
         tf.strings.join([row[key] for key in identity], "\x1f"), 2**31 - 1
     )
+    inputs = tf.strings.join([prefix, row["document"]])
     return (
         others
-        | {"inputs": tf.strings.join([prefix, row["document"]])}
+        | {"inputs": inputs}
+        # Where the beginning is cut, it is the prompt that goes first.
+        | {DOCUMENT_BYTES: tf.strings.length(inputs if keep_end else row["document"])}
         | {feature: row[column] for feature, column in outputs.items()}
         | {"example_id": tf.cast(number, tf.int32)}
     )
@@ -175,7 +184,7 @@ def read(path: str, need_summaries: bool) -> dict[str, list[str]]:
         keys = ["document", "summary"] if "summary" in row or need_summaries else ["document"]
         return [{key: text_of(row, key, where) for key in keys} | keywords_of(row, where)]
 
-    return with_summaries(read_columns(path, parse, ["document", "summary"]))
+    return with_summaries(read_columns(path, parse))
 
 
 def with_summaries(columns: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -183,36 +192,38 @@ def with_summaries(columns: dict[str, list[str]]) -> dict[str, list[str]]:
     return columns | {"summary": columns.get("summary", [""] * len(columns["document"]))}
 
 
-def read_columns(
-    path: str, parse: Parse, keys: Sequence[str], leave_out_bad: bool = False
-) -> dict[str, list[str]]:
+def read_columns(path: str, parse: Parse, leave_out_bad: bool = False) -> dict[str, list[str]]:
     """Reads a file of JSON objects, one per line; one that ends in `.gz` is unpacked on the way.
 
     Args:
         path: of the file.
         parse: from an object and where it stands ("file, line 3") to the rows it makes; raises
             TypeError or ValueError, with that place, for an object that it refuses.
-        keys: of the columns, should the file be empty.
         leave_out_bad: leave out the lines that are refused, which the log reports, instead of
             stopping at the first one.
 
     Raises:
         FileNotFoundError: no such file.
-        TypeError, ValueError: a line that is refused, or whose rows have other keys than the first.
+        TypeError, ValueError: a line that is refused, or whose rows have other keys than the first;
+            an empty file, or one of which no line is left.
     """
     found: list[tuple[str, Row]] = []
     bad: list[str] = []
-    for where, line in _lines(path):
+    for where, line in json_lines.lines(path):
         try:
-            found += [(where, row) for row in parse(_object(line, where), where)]
+            row = json_lines.read_object(line, where)
+            found += [(where, made) for made in parse(row, where)]
         except (TypeError, ValueError) as error:
             if not leave_out_bad:
                 raise
             bad.append(str(error))
     if bad:
         shown = "\n".join(bad[:_MOST_REASONS])
-        _warn_once(f"{path}: left out {len(bad)} lines, the first of them:\n{shown}")
-    first = found[0][1].keys() if found else keys
+        message = f"{path}: left out {len(bad)} lines, the first of them:\n{shown}"
+        if not found:
+            raise ValueError(f"{message}\nno line is left")
+        warn_once(message)
+    first = found[0][1].keys()
     for where, row in found:
         _check_keys(row, first, where)
     return {key: [row[key] for _, row in found] for key in first}
@@ -234,39 +245,8 @@ def _check_keys(row: Row, expected: Iterable[str], where: str) -> None:
         )
 
 
-@functools.cache  # a file is read once per epoch, and says the same each time
-def _warn_once(message: str) -> None:
-    logging.warning("%s", message)
-
-
 def _rows(paths: Mapping[str, str], split: str) -> dict[str, list[str]]:
     return read(paths[split], need_summaries=split in NEED_SUMMARIES)
-
-
-def _lines(path: str) -> Iterator[tuple[str, bytes]]:
-    """Yields (where, line), `where` as in "file, line 3"."""
-    if not tf.io.gfile.exists(path):
-        raise FileNotFoundError(f"{path}: no such JSONL file")
-    number = 0
-    with tf.io.gfile.GFile(path, "rb") as file:
-        lines = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
-        try:
-            for number, line in enumerate(lines, start=1):
-                yield f"{path}, line {number}", line
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(
-                f"{path}: not a whole gzip file, {number} lines could be read: {error}"
-            ) from error
-
-
-def _object(line: bytes, where: str) -> dict[str, object]:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are both of this kind
-        raise ValueError(f"{where}: not valid JSON in UTF-8: {error}") from error
-    if not isinstance(row, dict):
-        raise TypeError(f"{where}: expected an object, found {type(row).__name__}")
-    return row
 
 
 def text_of(row: dict[str, object], key: str, where: str) -> str:
@@ -291,7 +271,7 @@ def keywords_of(row: dict[str, object], where: str) -> Row:
         raise TypeError(f"{where}: 'keywords' must be a list of texts, found {found!r}")
     for keyword in found:
         check_unicode(keyword, "keywords", where)
-        if not re.search(r"\w", keyword):
+        if not words_of(keyword):
             raise ValueError(f"{where}: the keyword {keyword!r} has no letter or digit")
     return {"keywords": "\n".join(" ".join(x.split()) for x in found)}
 

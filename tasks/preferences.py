@@ -14,7 +14,8 @@ file by shares that you set. The features are `inputs` (the document after the p
 Every task of pairs that has a split `train` has its two halves too, `train_a` and `train_b`, divided
 by document: a reward model and the judge of what it leads to should not learn from the same ones.
 
-`"keywords"` may be a list of texts, as in `tasks.jsonl`. Further keys whose values are texts become fields of the task; then every line must have them.
+`"keywords"` may be a list of texts, as in `tasks.jsonl`. Further keys whose values are texts become
+fields of the task; then every line must have them.
 Other values are ignored. A bad line stops the run, with its file and number. A document that stands
 in two files is not looked for.
 """
@@ -25,13 +26,14 @@ from collections.abc import Callable, Iterable, Mapping
 
 import seqio
 
+from dera_jax.truncation import DOCUMENT_BYTES
 from tasks import jsonl, text
 
 TEXTS = ("document", "chosen", "rejected")
 FEATURES = ("inputs", "targets", "rejected")
 _OUTPUTS = {"targets": "chosen", "rejected": "rejected"}
 _HALVES = {"train_a": 0.5, "train_b": 0.5}
-_OWN_FIELDS = ("inputs", "targets", "example_id")
+_OWN_FIELDS = ("inputs", "targets", "example_id", DOCUMENT_BYTES)
 
 Columns = Mapping[str, list[str]]
 
@@ -116,7 +118,7 @@ def read(path: str) -> dict[str, list[str]]:
         ValueError: with file and line number: not JSON, a key missing, an empty text, a chosen text
             that is also the rejected one, a further text in some lines only.
     """
-    return jsonl.read_columns(path, _parse, TEXTS)
+    return jsonl.read_columns(path, _parse)
 
 
 def pair(document: str, chosen: str, rejected: str, where: str) -> dict[str, str]:

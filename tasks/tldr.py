@@ -66,12 +66,12 @@ def prompt(row: dict[str, object], where: str) -> str:
 
 def _posts(folder: str, leave_out_bad: bool, split: str) -> dict[str, list[str]]:
     path = os.path.join(folder, f"{split}.jsonl")
-    return jsonl.read_columns(path, _parse_post, ("document", "summary"), leave_out_bad)
+    return jsonl.read_columns(path, _parse_post, leave_out_bad)
 
 
 def _comparisons(folder: str, leave_out_bad: bool, split: str) -> dict[str, list[str]]:
     path = os.path.join(folder, f"comparisons_{split}.jsonl")
-    return jsonl.read_columns(path, _parse_comparison, preferences.TEXTS, leave_out_bad)
+    return jsonl.read_columns(path, _parse_comparison, leave_out_bad)
 
 
 def _parse_post(row: dict[str, object], where: str) -> list[dict[str, str]]:

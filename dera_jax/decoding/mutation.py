@@ -18,7 +18,7 @@ from jax import Array
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.models.language_model import LanguageModel, PyTree
-from dera_jax.rewards.word_hashes import words_of
+from dera_jax.rewards.segmentation import words_of
 
 # The instruction comes first: a request that is too long loses its end.
 REQUEST = (

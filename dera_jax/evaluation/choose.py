@@ -52,9 +52,19 @@ class Rule:
         return f"best mean reward with at least {self.min_rouge_l:.0%} of the reference's ROUGE-L"
 
     def limit(self, reference: Mapping) -> tuple[str, float]:
-        """What is limited, and its limit; `reference` is the row of λ = 0 of `sweep.table`."""
+        """What is limited, and its limit; `reference` is the row of λ = 0 of `sweep.table`.
+
+        Raises:
+            ValueError: the reference's ROUGE-L is 0, so that every λ would keep the limit.
+        """
         if self.max_kl is not None:
             return "kl", self.max_kl
+        if not reference["rougeL"] > 0:
+            raise ValueError(
+                f"Rule.min_rouge_l={self.min_rouge_l}: the reference's ROUGE-L is "
+                f"{reference['rougeL']:g}, so every λ would keep this limit. Are there human "
+                "summaries, in the language of the generated ones? Or limit max_kl (MAX_KL)."
+            )
         return "rougeL", self.min_rouge_l * reference["rougeL"]
 
     def allows(self, row: Mapping, reference: Mapping) -> bool:

@@ -33,7 +33,7 @@ class Split:
     documents: int | None = None
 
     def read(self) -> Documents:
-        """Raises ValueError as `data.epoch` does."""
+        """Leaves out what cutting leaves nothing of, with a warning; raises as `data.epoch`."""
         lengths = {"inputs": self.inputs, "targets": self.inputs}
         examples = data.epoch(self.task, self.split, lengths, seed=0)
         # Ids are hashes of the documents: the lowest ones are a fixed random choice.
@@ -123,4 +123,7 @@ def load(
     theirs = data.vocabulary_of(documents.task)
     pair = load_pair(reference, aligned, theirs, task=documents.task)
     reward_params = reward and reward.load(RunResources(pair.vocabulary))
-    return Loaded(pair, documents.read(), reward_params)
+    read = documents.read()
+    if reward is not None:
+        reward.check_documents(read.texts)
+    return Loaded(pair, read, reward_params)

@@ -12,16 +12,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 BINS = 10
+TIE = 1e-6  # nats: a smaller margin is rounding of the scores, not a preference
 _MOST_KINDS = 10  # different values of a field that is a kind and not a text
 
 
 def scores(margins: np.ndarray) -> dict[str, float]:
     """loss (Bradley-Terry, nats; log 2 without knowledge) and accuracy of margins [n].
 
-    A margin of 0 is half right.
+    A tie, a margin below TIE, is half right.
     """
     m = np.asarray(margins, np.float64)
-    right = np.mean((m > 0) + 0.5 * (m == 0))
+    tied = np.abs(m) < TIE
+    right = np.mean(np.where(tied, 0.5, m > 0))
     return {"loss": float(np.mean(np.logaddexp(0, -m))), "accuracy": float(right)}
 
 
@@ -35,11 +37,13 @@ def summary(margins: np.ndarray, notes: Mapping[str, Sequence[str]]) -> dict[str
 
     Returns:
         loss; accuracy, its 95 % interval (accuracy_low, accuracy_high) and the number of pairs;
-        calibration_error, the mean over pairs of |accuracy − confidence| of their bin; bins (see
-        `bins`); by_<field>: accuracy, interval and number of each kind.
+        ties, pairs that count as half right; calibration_error, the mean over pairs of
+        |accuracy − confidence| of their bin; bins (see `bins`); by_<field>: accuracy, interval and
+        number of each kind.
     """
     m = np.asarray(margins, np.float64)
     found = {"loss": scores(m)["loss"]} | _accuracy(m)
+    found["ties"] = int(np.count_nonzero(np.abs(m) < TIE))
     table = bins(m)
     gaps = [row["pairs"] * abs(row["accuracy"] - row["confidence"]) for row in table]
     found |= {"calibration_error": float(sum(gaps) / len(m)), "bins": table}
@@ -85,8 +89,10 @@ def sentence(report: Mapping) -> str:
         if name.startswith("by_")
         for kind, x in group.items()
     ]
+    ties = report["ties"]
+    half = f", {ties} of them ties, which count as half right" if ties else ""
     return (
-        f"test pairs right: {_words(report)}; loss {report['loss']:.3f} nats, calibration error "
+        f"test pairs right: {_words(report)}{half}; loss {report['loss']:.3f} nats, calibration error "
         f"{report['calibration_error']:.3f}" + "".join(f"; {x}" for x in kinds)
     )
 

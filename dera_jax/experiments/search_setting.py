@@ -92,6 +92,7 @@ class Setting:
         theirs = data.vocabulary_of(task)
         loaded = load_models(self._paths(folder), theirs, task=task)
         documents, text = self.documents.read(), tokenizer(theirs)
+        reward.check_documents(documents.texts)
         if documents.keywords is not None and _is_about_keywords(reward):
             check_fit(documents.keywords, text.encode, self.max_length)
         resources = RunResources(theirs)

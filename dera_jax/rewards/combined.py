@@ -8,7 +8,7 @@ is trained or a search runs: what a text is worth must not depend on when it was
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jax import Array
@@ -87,6 +87,10 @@ class Combined(Reward):
     def positions(self, inputs: int, rows: int, tokens: int) -> int:
         """The sum over its parts; those of weight 0 are computed too."""
         return sum(term.reward.positions(inputs, rows, tokens) for term in self.terms)
+
+    def check_documents(self, documents: Sequence[str]) -> None:
+        for term in self.terms:
+            term.reward.check_documents(documents)
 
     def load(self, resources: Resources) -> PyTree:
         return tuple(term.reward.load(resources) for term in self.terms)

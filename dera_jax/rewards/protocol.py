@@ -92,6 +92,10 @@ class Reward:
         del inputs, rows, tokens
         return 0
 
+    def check_documents(self, documents: Sequence[str]) -> None:
+        """Warns of documents for which the reward does not measure what its name says."""
+        del documents
+
     def load(self, resources: Resources) -> PyTree:
         """The reward's parameters; None if it has none.
 

@@ -1,9 +1,13 @@
-r"""Finding whole words inside a compiled program, whatever the tokens they came as.
+"""Finding whole words inside a compiled program, whatever the tokens they came as.
 
-The bytes of a text's tokens are joined, read as UTF-8 and case-folded. A word is a maximal run of
-word characters: those of `\w` in Python's `re`, letters and digits of any script and "_". So every
-tokenization of a word counts, pieces of single bytes included, and "art" is not in "artist". Bytes
-that are no UTF-8 separate words. Where a text was cut off, its last word may be the start of one.
+The bytes of a text's tokens are joined, read as UTF-8 and divided into words as in `segmentation`,
+so every tokenization of a word counts, pieces of single bytes included, and "art" is not in
+"artist". Bytes that are no UTF-8 divide words. Where a text was cut off, its last word may be the
+start of one.
+
+What differs from `segmentation.words_of`: a character that stands for several words, such as "½",
+"℃" or "㍿", is one letter here (or none, if it is a symbol), where NFKC takes it apart. The
+vocabularies of T5 and mT5 normalise their text by NFKC and have no such character.
 
 Words are compared by hashes of 32 bits. Comparing U words with V others finds one that is not
 there with a chance of about U·V / 2^32: one in 400,000 texts for 100 words and 100 others. (For
@@ -14,7 +18,6 @@ text, n documents, W keywords of a document, L bytes of a keyword, C code points
 """
 
 import functools
-import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -22,10 +25,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax import Array
+from jax import Array, lax
+
+from dera_jax.rewards import segmentation
+from dera_jax.rewards.segmentation import ALONE, CONTINUES, DIVIDES, JOINS, words_of
 
 _BASE = 0x01000193  # of the polynomial; 3 mod 8, so that order counts in most bits
-_CODE_POINTS = 0x40000  # Unicode has no word character at or above it
+_INVERSE = pow(_BASE, -1, 2**32)
+_IGNORED = 0xFE0F  # a variation selector
 
 
 @struct.dataclass
@@ -35,13 +42,16 @@ class WordTable:
     Attributes:
         pieces: uint8 [V, P], the text of each id in UTF-8, 0 after it; none for id 0, padding.
         sizes: int32 [V], its bytes.
-        codes: uint32 [C], a mixed number of each code point's case folding; 0 if no word character.
+        codes: uint32 [C], what each code point adds to its word's hash.
+        traits: uint8 [C], its kind, as of `segmentation.kinds` once it is folded, and four times
+            the number of characters, without accents, that it is folded to.
         words_per_piece: no piece begins more words.
     """
 
     pieces: Array
     sizes: Array
     codes: Array
+    traits: Array
     words_per_piece: int = struct.field(pytree_node=False)
 
 
@@ -51,6 +61,7 @@ def word_table(pieces: Sequence[bytes]) -> WordTable:
     Raises:
         ValueError: no piece has text.
     """
+    codes, traits = _characters()
     texts = [b"", *pieces[1:]]
     longest = max(map(len, texts))
     if not longest:
@@ -60,7 +71,8 @@ def word_table(pieces: Sequence[bytes]) -> WordTable:
     return WordTable(
         pieces=jnp.asarray(_rows(texts, longest)),
         sizes=jnp.array([len(x) for x in texts], jnp.int32),
-        codes=jnp.asarray(_codes()),
+        codes=jnp.asarray(codes),
+        traits=jnp.asarray(traits),
         words_per_piece=max(1, *map(_most_words, texts)),
     )
 
@@ -85,16 +97,24 @@ def word_hashes(table: WordTable, text: Array, most: int | None = None) -> Array
         text: uint8 [..., N], UTF-8; bytes 0 after it.
         most: the text has no more words; M = N // 2 + 1, or `most` if that is less.
     """
-    codes, in_word = _read_utf8(table.codes, text)
+    code, trait = _read_utf8(table, text)
+    kind, number = trait & 3, trait >> 2
+    word = _at_last_base(kind)
+    in_word = word != DIVIDES
     # A word's hash is the sum of code·BASE^(place in the word) mod 2^32: the difference of two
-    # running sums over the whole text, divided by BASE^(word characters before the word).
-    characters = jnp.cumsum(codes != 0, axis=-1)
-    sums = jnp.cumsum(codes * _powers(_BASE, text.shape[-1])[characters], axis=-1)
-    last = in_word & ~_after(in_word)
-    most = text.shape[-1] // 2 + 1 if most is None else min(most, text.shape[-1] // 2 + 1)
+    # running sums over the whole text, divided by BASE^(characters of the words before). Accents
+    # share the place of their letter, so their order does not count.
+    size = text.shape[-1]
+    characters = jnp.cumsum(number * in_word, axis=-1)
+    power = _powers(_BASE, 2 * size)[characters]  # no byte is folded to more than 2 characters
+    sums = jnp.cumsum(code * in_word * power, axis=-1)
+    following = _after(kind)
+    divided = (following == DIVIDES) | (following == ALONE)
+    last = in_word & (divided | ((following == JOINS) & (word == ALONE)))
+    most = size // 2 + 1 if most is None else min(most, size // 2 + 1)
     pack = jnp.vectorize(functools.partial(_pack, most), signature="(n),(n)->(m)")
     characters, sums = pack(characters, last), pack(sums, last)
-    inverse = _powers(pow(_BASE, -1, 2**32), text.shape[-1])[_before(characters)]
+    inverse = _powers(_INVERSE, 2 * size)[_before(characters)]
     return jnp.where(characters != 0, jnp.maximum((sums - _before(sums)) * inverse, 1), 0)
 
 
@@ -118,32 +138,41 @@ def keyword_bytes(lists: Sequence[Sequence[str]]) -> np.ndarray:
     return rows.reshape(len(lists), most, rows.shape[-1])
 
 
-def words_of(text: str) -> list[str]:
-    """The words of a text, exactly; NFKC-normalised, which a program's are not."""
-    return re.findall(r"\w+", _fold(unicodedata.normalize("NFKC", text)))
-
-
-def _fold(text: str) -> str:
-    """Case folding, only where it is one character for one."""
-    options = ((x.casefold(), x.lower(), x) for x in text)
-    return "".join(next(y for y in option if len(y) == 1) for option in options)
-
-
 @functools.cache
-def _codes() -> np.ndarray:
-    """`WordTable.codes`: murmur's fmix32 of the folding. Not 0 for what is not 0: it is 1 to 1."""
-    folded = _fold("".join(map(chr, range(_CODE_POINTS))))
-    x = np.array([ord(c) if re.match(r"\w", c) else 0 for c in folded], np.uint32)
+def _characters() -> tuple[np.ndarray, np.ndarray]:
+    """`WordTable.codes` and `WordTable.traits`."""
+    kinds = np.frombuffer(segmentation.kinds(), np.uint8).copy()
+    mixed = _mix(np.arange(segmentation.CODE_POINTS, dtype=np.uint32))
+    is_base = np.array([not unicodedata.combining(chr(x)) for x in range(len(kinds))])
+    codes, bases = mixed.copy(), is_base.astype(np.uint8)
+    for code, folded in segmentation.folds().items():
+        if code >= len(kinds):
+            continue  # `_read_utf8` knows these
+        points = [ord(x) for x in folded]
+        kinds[code] = kinds[points[0]] if points else CONTINUES
+        places = np.cumsum(is_base[points], dtype=int)
+        bases[code] = places[-1] if points else 0
+        terms = (
+            int(mixed[point]) * pow(_INVERSE, int(places[-1] - place), 2**32)
+            for point, place in zip(points, places, strict=True)
+        )
+        codes[code] = sum(terms) % 2**32
+    most = np.flatnonzero(kinds)[-1] + 1
+    return codes[:most], (kinds + 4 * bases)[:most]
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """Murmur's fmix32 of uint32 [...]: one to one, and 0 at 0."""
     x = (x ^ x >> 16) * np.uint32(0x85EBCA6B)
     x = (x ^ x >> 13) * np.uint32(0xC2B2AE35)
-    x = x ^ x >> 16
-    return x[: np.flatnonzero(x)[-1] + 1]
+    return x ^ x >> 16
 
 
 def _most_words(piece: bytes) -> int:
     """No fewer words than begin in a piece; bytes that are no character may each begin one."""
-    text = _fold(piece.decode(errors="surrogateescape"))
-    return len(re.findall("[\udc80-\udcff]|\\w+", text))
+    text = piece.decode(errors="surrogateescape")
+    broken = sum("\udc80" <= x <= "\udcff" for x in text)
+    return broken + len(segmentation.written_words(text.translate(segmentation.folds())))
 
 
 def _rows(texts: Sequence[bytes], size: int) -> np.ndarray:
@@ -163,8 +192,11 @@ def _join_pieces(table: WordTable, tokens: Array, length: Array) -> Array:
     return jnp.zeros(pieces.size, jnp.uint8).at[place].set(pieces, mode="drop")
 
 
-def _read_utf8(codes: Array, text: Array) -> tuple[Array, Array]:
-    """The code of the word character that begins at each byte, or 0; which bytes are of one."""
+def _read_utf8(table: WordTable, text: Array) -> tuple[Array, Array]:
+    """The code and the traits of the character that begins at each byte of text [..., N].
+
+    Bytes within a character continue it: they have code 0.
+    """
     byte = after = bits = text.astype(jnp.int32)
     point, complete = jnp.where(byte < 0x80, byte, 0), True
     for more in (1, 2, 3):  # bytes after the first: 110xxxxx 10xxxxxx, 1110xxxx 10xxxxxx ...
@@ -174,13 +206,21 @@ def _read_utf8(codes: Array, text: Array) -> tuple[Array, Array]:
         value = bits & 2 ** (5 * more + 6) - 1
         found = complete & (byte >> 6 - more == 2 ** (more + 2) - 2)
         point = jnp.where(found & (value >= (0x80, 0x800, 0x10000)[more - 1]), value, point)
-    code = codes.at[point].get(mode="fill", fill_value=0)
-    size = (code != 0) * (1 + (point >= 0x80) + (point >= 0x800) + (point >= 0x10000))
-    in_word = size >= 1
+    size = 1 + (point >= 0x80) + (point >= 0x800) + (point >= 0x10000)
+    within = jnp.zeros(text.shape, bool)
     for back in (2, 3, 4):
         size = _before(size)
-        in_word |= size >= back
-    return code, in_word
+        within |= size >= back
+    point = jnp.where(point >> 12 == 0xE0, _IGNORED, point)  # as all of these are
+    read = lambda column: column.at[point].get(mode="fill", fill_value=0)
+    code, trait = read(table.codes), read(table.traits).astype(jnp.int32)
+    return jnp.where(within, 0, code), jnp.where(within, CONTINUES, trait)
+
+
+def _at_last_base(kind: Array) -> Array:
+    """The kind of the last character up to each place of [..., N] that continues none, or 0."""
+    place = 4 * jnp.arange(kind.shape[-1]) + kind
+    return lax.cummax(jnp.where(kind == CONTINUES, 0, place), axis=kind.ndim - 1) & 3
 
 
 def _powers(base: int, most: int) -> Array:

@@ -1,8 +1,10 @@
 """Rewards about whole words: keyword coverage, faithfulness to the document, number of words.
 
 All work on token ids inside a compiled program, by `word_hashes`. `coverage`, `faithful_share` and
-`words_within` measure the same outside a program, on text and exactly. They normalise (NFKC) what
-they read; the rewards take a text's characters as they are.
+`words_within` measure the same outside a program, on text and exactly.
+
+They are defined for every script, with the words of `segmentation`: in scripts without spaces
+(Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character with its combining marks is a word.
 
 Axes: B inputs, K hypotheses of each input, T output length, M words of a text, n documents, W
 keywords of a document, L bytes of a keyword, Q words of a keyword, F function words.
@@ -10,7 +12,8 @@ keywords of a document, L bytes of a keyword, Q words of a keyword, F function w
 
 import dataclasses
 import math
-import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import jax
@@ -18,15 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from dera_jax.log import warn_once
 from dera_jax.models.language_model import PyTree
 from dera_jax.rewards.protocol import Resources, Reward, Source
+from dera_jax.rewards.segmentation import is_unspaced, words_of, written_words
 from dera_jax.rewards.word_hashes import (
     WordTable,
     keyword_bytes,
     text_hashes,
     word_hashes,
     word_table,
-    words_of,
 )
 
 _ENGLISH = """
@@ -49,8 +53,9 @@ _FUNCTION_WORDS = frozenset(_ENGLISH.split())
 class KeywordCoverage(Reward):
     """The share of a document's keywords that a text has as whole words, whatever their case.
 
-    A keyword of several words must occur as these words in a row, whatever separates them. A
-    document without keywords asks for nothing: 1.
+    A keyword of several words must occur as these words in a row, whatever separates them; so must
+    the characters of a keyword in a script without spaces. A document without keywords asks for
+    nothing: 1.
 
     Attributes:
         hard: 1 if the text has all keywords, else 0.
@@ -88,14 +93,25 @@ class KeywordCoverage(Reward):
 class Faithfulness(Reward):
     """The share of a text's content words, numbers and identifiers that its document has.
 
-    Content words are all but a list of English function words ("the", "of", "is" ...); each
-    occurrence counts. The document is `Source.inputs`, the instruction before it included: a word
+    Content words are all but a list of English function words ("the", "of", "is" ...), so in
+    another language its function words count too: `check_documents` warns. Each occurrence counts.
+    The document is `Source.inputs`, the instruction before it included: a word
     of the instruction is faithful. A text without a content word scores 0.
     """
 
     @property
     def highest(self) -> float:
         return 1.0
+
+    def check_documents(self, documents: Sequence[str]) -> None:
+        """Warns if most letters are not Latin."""
+        other = _fraction_of_letters(documents, lambda x: "LATIN" not in unicodedata.name(x, ""))
+        if other > 0.5:
+            warn_once(
+                f"Faithfulness: {other:.0%} of the documents' letters are not Latin. It leaves out "
+                "the function words of English only: in other languages function words count as "
+                "content words, and in scripts without spaces single characters are compared."
+            )
 
     def load(self, resources: Resources) -> PyTree:
         """The vocabulary's table, and the function words' hashes, uint32 [F], in order.
@@ -125,7 +141,7 @@ class WordsInRange(Reward):
 
     "At most n words" and "at least n words" are the length constraints of Huang et al. 2024 (arXiv
     2402.06147). A text cut off by the length limit counts the words it has, the start of one
-    included.
+    included. In scripts without spaces characters are counted: `check_documents` warns.
 
     Attributes:
         low: at least so many words.
@@ -160,6 +176,15 @@ class WordsInRange(Reward):
     def highest(self) -> float:
         return 0.0
 
+    def check_documents(self, documents: Sequence[str]) -> None:
+        """Warns if most letters are of scripts without spaces."""
+        unspaced = _fraction_of_letters(documents, is_unspaced)
+        if unspaced > 0.5:
+            warn_once(
+                f"WordsInRange: {unspaced:.0%} of the documents' letters are of scripts that are "
+                "written without spaces, where it counts characters, not words."
+            )
+
     def load(self, resources: Resources) -> WordTable:
         """The vocabulary's table. Raises ValueError where it has no text."""
         return word_table(resources.pieces())
@@ -191,7 +216,7 @@ def check_fit(keywords: np.ndarray, encode: Callable[[str], list[int]], max_leng
     """
     for document, rows in enumerate(keywords):
         texts = [bytes(row).rstrip(b"\0").decode() for row in rows if row.any()]
-        needed = len(encode(" ".join(_distinct_words(texts))))
+        needed = len(encode(_distinct_words(texts)))
         if needed > max_length - 1:
             raise ValueError(
                 f"the keywords {texts} of document {document} take {needed} tokens and the end "
@@ -219,12 +244,23 @@ def words_within(text: str, low: int = 0, high: int | None = None) -> bool:
     return low <= len(words_of(text)) <= (math.inf if high is None else high)
 
 
-def _distinct_words(texts: Sequence[str]) -> list[str]:
+def _distinct_words(texts: Sequence[str]) -> str:
     """The words of texts in order, without those that were there before in any case."""
     first = {}
-    for word in re.findall(r"\w+", " ".join(texts)):
+    for word in written_words(" ".join(texts)):
         first.setdefault(tuple(words_of(word)), word)
-    return list(first.values())
+    joined, unspaced = "", True
+    for word in first.values():
+        before, unspaced = unspaced, is_unspaced(word[0])
+        joined += word if before or unspaced else f" {word}"
+    return joined
+
+
+def _fraction_of_letters(texts: Sequence[str], chosen: Callable[[str], bool]) -> float:
+    """The fraction of the letters of the first 1,000 texts that are chosen; 0 if they have none."""
+    letters = [(x, n) for x, n in Counter("".join(texts[:1000])).items() if x.isalpha()]
+    total = sum(n for _, n in letters)
+    return sum(n for x, n in letters if chosen(x)) / max(total, 1)
 
 
 @jax.jit

@@ -137,6 +137,7 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
         batches=lambda step: data.train_batches(
             task.task, task.split, lengths, task.batch_size, alignment.seed, step,
             with_documents=reward.on_host,
+            check_documents=reward.check_documents,
         ),
         update=lambda state, batch: improve(state, fixed, batch),
         shown=_SHOWN,

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from dera_jax import data, json_files
+from dera_jax import data, json_files, truncation
 from dera_jax.checkpoints.loading import load_params
 from dera_jax.checkpoints.model_folder import restore_replaced, save_model
 from dera_jax.checkpoints.orbax import Saving
@@ -187,7 +187,8 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
     TensorBoard events; of the best model on the split `test` `test.json` and `calibration.png`.
 
     Returns:
-        best_loss, best_step, and `test`: see `reliability.summary`.
+        best_loss, best_step, `test`: see `reliability.summary`, and `left_out`: by split and reason
+        the pairs that were not used, see `truncation`.
 
     Raises:
         FloatingPointError: as `loop.run`.
@@ -233,18 +234,20 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
         "best_loss": float(state.best_loss),
         "best_step": int(state.best_step),
         "test": {name: x for name, x in report.items() if name != "bins"},
+        "left_out": _left_out(task),
     }
 
 
 def make_step(scorer: Scorer, optimizer: Optimizer) -> Callable:
     """Compiles (state, fixed, inputs[B, S], chosen[B, T], rejected[B, T]) -> (state, metrics).
 
-    `state` is donated. Metrics: loss, accuracy, grad_norm (before clipping), learning_rate, tokens.
+    `state` is donated. Metrics: loss, accuracy (ties are half right), grad_norm (before clipping), learning_rate, tokens.
     """
 
     def loss_of(params: PyTree, fixed: PyTree, inputs: Array, chosen: Array, rejected: Array):
         margin = margin_of(scorer, params, fixed, inputs, chosen, rejected)
-        return jnp.mean(bradley_terry(margin)), jnp.mean(margin > 0)
+        tied = jnp.abs(margin) < reliability.TIE
+        return jnp.mean(bradley_terry(margin)), jnp.mean(jnp.where(tied, 0.5, margin > 0))
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, fixed: PyTree, inputs: Array, chosen: Array, rejected: Array):
@@ -293,6 +296,11 @@ def margins(
     return found
 
 
+def _left_out(task: Data) -> dict[str, dict[str, int]]:
+    counts = {x: truncation.left_out(task.task, x) for x in (task.split, "validation", "test")}
+    return {split: reasons for split, reasons in counts.items() if reasons}
+
+
 def _card(training: PreferenceTraining, step: int, scores: Mapping, start: dict) -> dict:
     scorer = training.start.scorer
     return {
@@ -303,5 +311,6 @@ def _card(training: PreferenceTraining, step: int, scores: Mapping, start: dict)
         "steps": training.steps,
         "seed": training.seed,
         "validation": dict(scores),
+        "left_out": _left_out(training.data),
         "from": start,
     }

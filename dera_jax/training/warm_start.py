@@ -86,6 +86,7 @@ def warm_start(run: WarmStart, folder: Path) -> dict[str, float]:
         batches=lambda step: data.train_batches(
             task.task, task.split, lengths, task.batch_size, run.seed, step,
             with_documents=objective.reward.on_host,
+            check_documents=objective.reward.check_documents,
         ),
         update=lambda state, batch: improve(
             state, params, source_of(batch), batch["example_id"], batch.get("documents")

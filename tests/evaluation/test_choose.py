@@ -84,6 +84,12 @@ def test_the_limit_is_kept_and_approached(monkeypatch, tmp_path):
     assert 0 < result["lam"] < 0.5  # from λ = 0.5 on a word is missing
 
 
+def test_a_rouge_limit_that_every_lambda_keeps_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(Curve, "record", lambda *a: _RECORD(Curve(), *a[1:]) | {"summary": "…"})
+    with pytest.raises(ValueError, match="reference's ROUGE-L is 0, so every λ would keep"):
+        run(monkeypatch, tmp_path, Rule(min_rouge_l=0.9), rounds=1)
+
+
 def test_the_reference_is_a_possible_choice(monkeypatch, tmp_path, capsys):
     result = run(monkeypatch, tmp_path, Rule(max_kl=0), rounds=2)
     assert (result["lam"], result["beta"]) == (0, None)

@@ -1,9 +1,14 @@
 """Metrics, by hand."""
 
+import logging as python_logging
+import string
+
 import numpy as np
 import pytest
+from rouge_score import rouge_scorer
 
 from dera_jax.evaluation import metrics
+from dera_jax.log import warn_once
 
 
 def test_rouge_by_hand():
@@ -12,6 +17,65 @@ def test_rouge_by_hand():
     assert scores["rouge1"][0] == pytest.approx(100 * 2 * 2 / (3 + 4))
     assert scores["rouge2"][0] == pytest.approx(100 * 2 * 1 / (2 + 3))
     assert scores["rougeL"][0] == pytest.approx(100 * 2 * 2 / (3 + 4))
+
+
+TEXTS = {
+    "Arabic": "العَرَبِيَّةُ لغة جميلة",
+    "Burmese": "မြန်မာဘာသာ",
+    "Chinese": "我爱自然语言处理",
+    "Hindi": "हिन्दी में लिखा गया वाक्य",
+    "Japanese": "カタカナと漢字のテキスト",
+    "Khmer": "ភាសាខ្មែរ",
+    "Korean": "한국어로 쓴 문장",
+    "Lao": "ພາສາລາວ",
+    "Persian": "می\u200cخواهم بروم",
+    "Russian": "Съешь ещё этих мягких булок",
+    "Thai": "ภาษาไทยง่ายนิดเดียว",
+    "Vietnamese": "Tiếng Việt",
+}
+
+
+@pytest.mark.parametrize("language", TEXTS)
+def test_rouge_of_equal_texts_is_100_and_of_longer_ones_less(language):
+    text = TEXTS[language]
+    scores = metrics.rouge([text] * 3, [text, f"{text} end", "entirely different, in Latin"])
+    for values in scores.values():
+        assert values[0] == pytest.approx(100) and 50 < values[1] < 99 and values[2] == 0
+
+
+def test_rouge_of_words_that_differ_in_letters_outside_ascii():
+    assert metrics.rouge(["año"], ["a o"])["rouge1"] == [0]
+    assert metrics.rouge(["cafe\u0301 STRASSE"], ["CAFÉ straße"])["rouge2"] == [pytest.approx(100)]
+    assert metrics.rouge(["用JAX写的2024年"], ["JAX 2024"])["rouge1"] == [
+        pytest.approx(100 * 4 / 8)
+    ]
+
+
+def test_rouge_of_ascii_text_is_rouge_score_s_own():
+    rng, own = np.random.default_rng(0), rouge_scorer.RougeScorer(metrics.ROUGE)
+    letters = list(string.printable) + list("aaab __--''  ") * 9
+    pairs = [["".join(rng.choice(letters, 60)) for _ in range(2)] for _ in range(200)]
+    found = metrics.rouge(*zip(*pairs, strict=True))
+    for name in metrics.ROUGE:
+        assert found[name] == [100 * own.score(*pair)[name].fmeasure for pair in pairs]
+    assert 0 < np.mean(found["rouge1"]) < 100
+
+
+def test_texts_without_a_word_count_as_0_and_are_said_once(caplog):
+    warn_once.cache_clear()
+    with caplog.at_level(python_logging.WARNING, logger="absl"):
+        for _ in range(3):
+            scores = metrics.rouge(["👍🏽", "a", "…", "b"], ["👍🏽", "!", "…", "b"])
+    assert scores["rouge1"] == [0, 0, 0, pytest.approx(100)]
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert "not defined for 2 of 4 references, which have no word" in said[0]
+    assert "3 of 4 texts have no word" in said[1]
+
+
+def test_repetition_in_scripts_without_spaces():
+    assert metrics.repetition("天天天天") == pytest.approx(2 / 3)
+    assert metrics.distinct(["天天天天"]) == pytest.approx(1 / 3)
 
 
 def test_distinct_and_repetition_by_hand():

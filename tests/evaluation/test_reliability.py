@@ -57,3 +57,10 @@ def test_intervals_are_wilson_s():
         for p in (found["accuracy_low"], found["accuracy_high"]):
             assert abs(right / n - p) == pytest.approx(1.96 * np.sqrt(p * (1 - p) / n), abs=1e-6)
         assert found["accuracy_low"] < found["accuracy_high"]
+
+
+def test_margins_that_are_rounding_are_ties_and_said():
+    found = reliability.summary(np.array([1e-9, 2e-9, -1e-8, 0.0, 1.0]), {})
+    assert found["ties"] == 4 and found["accuracy"] == pytest.approx((4 * 0.5 + 1) / 5)
+    assert "of 5, 4 of them ties, which count as half right;" in reliability.sentence(found)
+    assert "ties" not in reliability.sentence(reliability.summary(np.array([1.0, -2.0]), {}))

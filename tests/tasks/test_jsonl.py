@@ -1,8 +1,10 @@
 """A user's own files: what is read, and how each bad line is reported."""
 
+import gzip
 import itertools
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,8 +67,11 @@ def test_long_documents_are_cut_and_keep_their_end(tmp_path):
     [
         ("{'document': 1}\n", "not valid JSON"),
         ('{"document": "cut off\n', "not valid JSON"),
-        ("\n", "not valid JSON"),
-        (b'{"document": "\xff", "summary": "b"}\n', "not valid JSON in UTF-8"),
+        ("\n", "the line is blank and others follow"),
+        (b'{"document": "\xff", "summary": "b"}\n', "not UTF-8 (byte 0xff at column 15)"),
+        ('{"document": "a", "summary": {"b": 1, "b": 2}}\n', "the key 'b' stands there more than"),
+        ('{"document": "a" "summary": "b"}\n', "at column 18: Expecting ',' delimiter; expected"),
+        ('{"a": ' + "[" * 9999 + "\n", "not valid JSON: lists or objects nested too deeply"),
         ('["a", "b"]\n', "expected an object, found list"),
         ('{"summary": "b"}\n', "key 'document' is missing, found ['summary']"),
         ('{"document": "a", "sumary": "b"}\n', "key 'summary' is missing, found"),
@@ -111,8 +116,12 @@ def test_summaries_in_some_lines_only(tmp_path, first, second):
 def test_missing_and_empty_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.jsonl: no such JSONL file"):
         data.epoch(register(str(tmp_path / "nowhere.jsonl")), "train", LENGTHS, 0)
-    with pytest.raises(ValueError, match="has no example in split 'train'"):
-        data.epoch(register(write(tmp_path / "empty.jsonl", [])), "train", LENGTHS, 0)
+    for empty in ([], ["\n", " \r\n"], ["\ufeff"]):
+        path = write(tmp_path / "empty.jsonl", empty)
+        with pytest.raises(ValueError, match="empty.jsonl: the file is empty; expected one JSON"):
+            data.epoch(register(path), "train", LENGTHS, 0)
+    with pytest.raises(ValueError, match="is a folder; expected a JSONL file"):
+        data.epoch(register(str(tmp_path)), "train", LENGTHS, 0)
 
 
 def test_no_split():
@@ -142,3 +151,69 @@ def test_bad_keywords_are_named_with_their_line(tmp_path, keywords, error, messa
     path = write(tmp_path / "a.jsonl", dump(rows))
     with pytest.raises(error, match=re.escape(message)):
         jsonl.read(path, need_summaries=True)
+
+
+CASES = Path(__file__).parents[1] / "data" / "jsonl"
+RIVERS = [f"document number {i} about rivers." for i in range(3)]
+ACCEPTED = {
+    "blank_end": RIVERS,
+    "bom": RIVERS,
+    "crlf": RIVERS,
+    "emoji": [
+        "family 👨\u200d👩\u200d👧\u200d👦 flag 🇩🇪 skin 👍🏽",
+        "العربية נכתבת right to left",
+        "\u200b\u200b",
+    ],
+    "no_newline": RIVERS[:1],
+    "separators": [
+        "one\u2028two\u2029three\x85four",
+        "tab\tnul\0end",
+        "line one\nline two\r\nline three",
+    ],
+}
+REFUSED = {
+    "array": "array.jsonl, line 1: not valid JSON: a list begins here",
+    "cr_only": "cr_only.jsonl, line 1: not valid JSON: more than one value on the line",
+    "duplicate_key": "duplicate_key.jsonl, line 1: the key 'document' stands there more than once",
+    "latin1": "latin1.jsonl, line 1: not UTF-8 (byte 0xe9 at column 18), perhaps Latin-1",
+    "nan": "nan.jsonl, line 1: not valid JSON: NaN is no JSON value",
+    "pretty": "pretty.jsonl, line 1: not valid JSON: the object does not end on its line",
+    "utf16": "utf16.jsonl: the file is in UTF-16 or UTF-32, expected UTF-8",
+}
+
+
+def documents_of(path) -> list[str]:
+    found = data.epoch(register(str(path), "test", prefix=""), "test", LENGTHS, seed=0)
+    return found.documents
+
+
+def packed(name, tmp_path):
+    path = tmp_path / f"{name}.jsonl.gz"
+    path.write_bytes(gzip.compress((CASES / f"{name}.jsonl").read_bytes()))
+    return path
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_forms_of_a_file_that_are_read(name, tmp_path):
+    expected = ACCEPTED[name]
+    for path in (CASES / f"{name}.jsonl", packed(name, tmp_path)):
+        assert documents_of(path) == expected
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_forms_of_a_file_that_are_refused_in_a_sentence(name, tmp_path):
+    for path in (CASES / f"{name}.jsonl", packed(name, tmp_path)):
+        message = REFUSED[name].replace(".jsonl", path.name.removeprefix(name), 1)
+        with pytest.raises(ValueError, match=re.escape(message)) as error:
+            documents_of(path)
+        assert " line 2 column" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_every_case_is_tested():
+    assert {path.stem for path in CASES.iterdir()} == {*ACCEPTED, *REFUSED}
+
+
+def test_a_packed_file_without_its_name(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(packed("crlf", tmp_path).read_bytes())
+    with pytest.raises(ValueError, match="packed by gzip; give it a name that ends in .gz"):
+        documents_of(tmp_path / "a.jsonl")

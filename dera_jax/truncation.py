@@ -1,0 +1,155 @@
+"""Examples that a run's lengths, or empty texts, leave nothing of: counted, left out and said.
+
+Left out are examples with
+
+- empty inputs: nothing but the end token;
+- inputs of which only the prompt is left, where the task says how long the document is (its field
+  `document_bytes`, which ends the text of the inputs);
+- empty targets, unless no target of the split says anything, as in files without summaries;
+- for tasks of pairs, an empty rejected text, or a chosen and a rejected text that are the same ids.
+
+Keywords that stood in the document and no longer stand in what is left of it are only said: a
+summary may still have them.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import seqio
+
+from dera_jax.log import warn_once
+from dera_jax.rewards.words import coverage
+
+DOCUMENT_BYTES = "document_bytes"
+KEYWORDS = "keywords"
+_SHOWN = 10  # example ids in a message
+_LOOKED_AT = 1000  # cut documents in which keywords are looked for
+
+Row = dict[str, np.ndarray]
+_left_out: dict[tuple[str, str], dict[str, int]] = {}
+_searched: set[tuple[str, str, int]] = set()
+
+
+def left_out(task_name: str, split: str) -> dict[str, int]:
+    """How many examples the last reading of a split left out, by reason."""
+    return _left_out.get((task_name, split), {})
+
+
+def leave_out(
+    task: seqio.Task | seqio.Mixture,
+    split: str,
+    lengths: Mapping[str, int],
+    rows: list[Row],
+    ids: Mapping[str, np.ndarray],
+) -> np.ndarray:
+    """Which examples something is left of, bool [n].
+
+    Args:
+        task, split, lengths: what was read, and to which lengths.
+        rows: the n examples.
+        ids: of each feature int32 [n, length], cut.
+
+    Raises:
+        ValueError: none.
+    """
+    reasons = _reasons(task, rows, ids)
+    kept = np.ones(len(rows), bool)
+    counts = {}
+    for reason, is_so in reasons.items():
+        if count := np.count_nonzero(kept & is_so):
+            counts[reason] = count
+        kept &= ~is_so
+    _left_out[task.name, split] = counts
+    if not counts:
+        return kept
+    said = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
+    if not kept.any():
+        sizes = " and ".join(f"{name} of {size}" for name, size in lengths.items())
+        raise ValueError(
+            f"task {task.name!r}, split {split!r}: nothing is left of any of its {len(rows)} "
+            f"examples at {sizes} tokens ({said}); raise INPUTS or TARGETS, or mend the data"
+        )
+    gone = [str(rows[i].get("example_id", i)) for i in np.flatnonzero(~kept)]
+    more = "" if len(gone) <= _SHOWN else " ..."
+    warn_once(
+        f"{task.name}, {split}: LEFT OUT {len(gone)} of {len(rows)} examples, of which nothing is "
+        f"left to use ({said}); their ids: {', '.join(gone[:_SHOWN])}{more}"
+    )
+    return kept
+
+
+def say_lost_keywords(
+    task: seqio.Task | seqio.Mixture, split: str, rows: list[Row], inputs: np.ndarray
+) -> None:
+    """Warns of documents whose keywords were cut away with their end; inputs int32 [n, S]."""
+    if KEYWORDS not in rows[0] or "inputs_pretokenized" not in rows[0]:
+        return
+    key = task.name, split, inputs.shape[1]
+    if key in _searched:  # a split is read once per epoch
+        return
+    _searched.add(key)
+    decode = task.output_features["inputs"].vocabulary.decode
+    cut = [i for i, row in enumerate(rows) if len(row["inputs"]) >= inputs.shape[1]][:_LOOKED_AT]
+    lost = 0
+    for i in cut:
+        keywords = rows[i][KEYWORDS].decode().split("\n")
+        whole = coverage(rows[i]["inputs_pretokenized"].decode(), keywords)
+        lost += coverage(decode(inputs[i][inputs[i] > 0].tolist()), keywords) < whole
+    if lost:
+        warn_once(
+            f"{task.name}, {split}: {lost} of {len(rows)} documents lost keywords when they were "
+            f"cut to {inputs.shape[1]} tokens (at most {_LOOKED_AT} cut ones are looked at)"
+        )
+
+
+def _reasons(
+    task: seqio.Task | seqio.Mixture, rows: list[Row], ids: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Which examples [n] are useless, by reason."""
+    empty = {name: ~_has_text(task.output_features[name], x) for name, x in ids.items()}
+    targets = empty["targets"]
+    if targets.all() and not any(map(_says_something, rows)):
+        targets = np.zeros_like(targets)
+    found = {
+        "empty inputs": empty["inputs"],
+        "only the prompt is left of the inputs": _only_prompts(task, rows, ids["inputs"]),
+        "empty targets": targets,
+    }
+    if "rejected" in ids:
+        found["empty rejected text"] = empty["rejected"]
+        same = (ids["targets"] == ids["rejected"]).all(axis=1)
+        found["chosen and rejected are the same"] = same
+    return found
+
+
+def _has_text(feature: seqio.Feature, ids: np.ndarray) -> np.ndarray:
+    """Whether there is more than padding and the end token in ids [n, length]: bool [n]."""
+    return ((ids > 0) & (ids != feature.vocabulary.eos_id)).any(axis=1)
+
+
+def _says_something(row: Row) -> bool:
+    """Whether the uncut target has text."""
+    if "targets_pretokenized" in row:
+        return bool(row["targets_pretokenized"].strip())
+    return len(row["targets"]) > 1
+
+
+def _only_prompts(
+    task: seqio.Task | seqio.Mixture, rows: Sequence[Row], inputs: np.ndarray
+) -> np.ndarray:
+    if DOCUMENT_BYTES not in rows[0] or "inputs_pretokenized" not in rows[0]:
+        return np.zeros(len(rows), bool)
+    encode = task.output_features["inputs"].vocabulary.encode
+    size_of = functools.cache(lambda prompt: len(encode(prompt.decode(errors="ignore"))))
+    sizes = np.count_nonzero(inputs, axis=1) - task.output_features["inputs"].add_eos
+    found = []
+    for row, size in zip(rows, sizes, strict=True):
+        text = row["inputs_pretokenized"]
+        start = len(text) - int(row[DOCUMENT_BYTES])
+        is_cut = len(row["inputs"]) >= inputs.shape[1]
+        found.append(
+            size <= size_of(text[:start])
+            and (is_cut or not encode(text[start:].decode(errors="ignore")))
+        )
+    return np.array(found)

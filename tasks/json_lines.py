@@ -1,0 +1,120 @@
+"""Reads JSON Lines: UTF-8, one JSON object per line. Errors name the file and the line.
+
+Accepted beside the plain form: a byte-order mark, lines that end in CR LF, a last line without an
+end, blank lines at the end, gzip (a name that ends in `.gz`).
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+_EXPECTED = "expected one JSON object per line (JSON Lines)"
+_BLANK = b" \t\r\n"
+_BOM = "\ufeff".encode()
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # begin UTF-32 too, or stand near its beginning
+_GZIP = b"\x1f\x8b"
+
+
+def lines(path: str) -> Iterator[tuple[str, bytes]]:
+    """Yields (where, line), `where` as in "file, line 3"; no blank lines from the end.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a folder, an empty file, or one in UTF-16, in a broken gzip or without its name.
+    """
+    if not tf.io.gfile.exists(path):
+        raise FileNotFoundError(f"{path}: no such JSONL file")
+    if tf.io.gfile.isdir(path):
+        raise ValueError(f"{path}: is a folder; expected a JSONL file")
+    number, blank = 0, []
+    with tf.io.gfile.GFile(path, "rb") as file:
+        try:
+            for number, line in enumerate(_unpacked(file, path), start=1):
+                if number == 1:
+                    _check_start(line, path)
+                blank.append((f"{path}, line {number}", line))
+                if line.removeprefix(_BOM).strip(_BLANK):
+                    yield from blank
+                    blank = []
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(
+                f"{path}: not a whole gzip file, {number} lines could be read: {error}"
+            ) from error
+    if number == len(blank):
+        raise ValueError(f"{path}: the file is empty; {_EXPECTED}")
+
+
+def read_object(line: bytes, where: str) -> dict[str, object]:
+    """The object on a line.
+
+    Raises:
+        TypeError: the line is another JSON value.
+        ValueError: it is blank, not UTF-8, not JSON (NaN is none), or an object has a key twice.
+    """
+    try:
+        text = line.removeprefix(_BOM).strip(_BLANK).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{where}: not UTF-8 (byte {error.object[error.start]:#04x} at column "
+            f"{error.start + 1}), perhaps Latin-1 or Windows-1252: convert the file, for example "
+            "with `iconv -f WINDOWS-1252 -t UTF-8`"
+        ) from error
+    if not text:
+        raise ValueError(f"{where}: the line is blank and others follow; {_EXPECTED}")
+    try:
+        row = json.loads(text, object_pairs_hook=_with_unique_keys, parse_constant=_no_number)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: {_reason(text, error)}") from error
+    except RecursionError as error:
+        raise ValueError(f"{where}: not valid JSON: lists or objects nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if not isinstance(row, dict):
+        raise TypeError(f"{where}: expected an object, found {type(row).__name__}")
+    return row
+
+
+def _unpacked(file: tf.io.gfile.GFile, path: str) -> Iterator[bytes]:
+    return gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
+
+
+def _check_start(line: bytes, path: str) -> None:
+    if line.startswith(_GZIP):
+        raise ValueError(f"{path}: the file is packed by gzip; give it a name that ends in .gz")
+    if line.startswith(_UTF_16) or b"\0" in line[:4]:
+        raise ValueError(
+            f"{path}: the file is in UTF-16 or UTF-32, expected UTF-8: convert it, for example with "
+            "`iconv -f UTF-16 -t UTF-8`"
+        )
+
+
+def _with_unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands there more than once; keep one of them")
+    return row
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"not valid JSON: {name} is no JSON value; write null, or leave the key out")
+
+
+def _reason(text: str, error: json.JSONDecodeError) -> str:
+    if error.msg == "Extra data":  # tf.io.gfile has dropped a carriage return, if there was one
+        return (
+            f"not valid JSON: more than one value on the line; {_EXPECTED}. A file whose lines end "
+            "in a carriage return alone is converted by `tr '\\r' '\\n'`"
+        )
+    if text.startswith("["):
+        return f"not valid JSON: a list begins here; {_EXPECTED}: convert with `jq -c '.[]'`"
+    if text.startswith("{") and error.pos >= len(text):
+        return (
+            f"not valid JSON: the object does not end on its line; {_EXPECTED}. A file with line "
+            "breaks within objects is converted by `jq -c .`"
+        )
+    return f"not valid JSON at column {error.colno}: {error.msg}; {_EXPECTED}"

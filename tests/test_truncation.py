@@ -1,0 +1,112 @@
+"""Examples of which cutting leaves nothing: left out, counted and said; refused if none is left."""
+
+import itertools
+import logging as python_logging
+
+import numpy as np
+import pytest
+import seqio
+
+from dera_jax import data, truncation
+from dera_jax.log import warn_once
+from tasks import jsonl, preferences, vocabularies
+
+BYTES = seqio.ByteVocabulary()
+PROMPT = "sum: "
+_names = (f"truncation_{i}" for i in itertools.count())
+
+
+def register(vocabulary=BYTES, **columns) -> str:
+    """A task of summaries, or of pairs if there is a column `rejected`."""
+    name, module = next(_names), preferences if "rejected" in columns else jsonl
+    module.register_pairs(name, lambda split: columns, ["test"], vocabulary, PROMPT)
+    return name
+
+
+def read(name: str, inputs: int = 40, targets: int = 10) -> data.Examples:
+    return data.epoch(name, "test", {"inputs": inputs, "targets": targets}, seed=0)
+
+
+@pytest.fixture
+def said(caplog):
+    warn_once.cache_clear()
+    with caplog.at_level(python_logging.WARNING, logger="absl"):
+        yield lambda: [x.getMessage() for x in caplog.records if "were cut" not in x.getMessage()]
+
+
+def test_pairs_that_are_equal_once_cut_are_left_out_and_said_with_their_ids(said):
+    rows = {
+        "document": ["one", "two", "three"],
+        "chosen": ["the same start, good", "yes", "the same"],
+        "rejected": ["the same start, bad", "no", "the other"],
+        "keywords": ["a", "b", "c"],
+    }
+    name = register(**rows)
+    whole = read(name, targets=30)
+    assert len(whole) == 3 and truncation.left_out(name, "test") == {} and not said()
+    for _ in range(2):  # two epochs
+        cut = read(name)
+        assert truncation.left_out(name, "test") == {"chosen and rejected are the same": 1}
+    assert cut.documents == [f"{PROMPT}two", f"{PROMPT}three"] and cut.summaries == [
+        "yes",
+        "the same",
+    ]
+    for column in ("inputs", "example_id", "keywords"):
+        np.testing.assert_array_equal(getattr(cut, column), getattr(whole, column)[1:])
+    (message,) = said()
+    assert f"{name}, test: LEFT OUT 1 of 3 examples" in message
+    assert message.endswith(f"their ids: {whole.example_id[0]}")
+
+
+SUMMARIES = {"document": ["a text", "text b"], "summary": ["short", "brief"]}
+PAIRS = {"document": ["a", "b"], "chosen": ["same 1", "same 2"], "rejected": ["same 3", "same 4"]}
+
+
+@pytest.mark.parametrize(
+    ("columns", "inputs", "targets", "reason"),
+    [
+        (SUMMARIES, 1, 9, "empty inputs: 2"),
+        (SUMMARIES, len(PROMPT) + 1, 9, "only the prompt is left of the inputs: 2"),
+        (SUMMARIES, 40, 1, "empty targets: 2"),
+        (PAIRS, 40, 5, "chosen and rejected are the same: 2"),
+        (PAIRS | {"rejected": ["", ""]}, 40, 9, "empty rejected text: 2"),
+    ],
+)
+def test_a_split_of_which_nothing_is_left_is_refused(columns, inputs, targets, reason):
+    name = register(**columns)
+    message = f"task '{name}', split 'test': nothing is left of any of its 2 examples at inputs of "
+    with pytest.raises(ValueError, match=f"{message}{inputs} .*{reason}.*raise INPUTS or TARGETS"):
+        read(name, inputs, targets)
+
+
+def test_one_token_of_the_document_is_something():
+    found = read(register(**SUMMARIES), inputs=len(PROMPT) + 2)
+    assert [BYTES.decode(x.tolist()) for x in found.inputs] == [f"{PROMPT}a", f"{PROMPT}t"]
+
+
+def test_a_document_that_has_no_token_is_left_out(said):
+    columns = {"document": ["\u200b\u200b", "a tensor"], "summary": ["a tensor", "a value"]}
+    found = read(register(vocabularies.docstrings_vocabulary(), **columns))
+    assert found.summaries == ["a value"]
+    assert "only the prompt is left of the inputs: 1" in said()[0]
+
+
+@pytest.mark.parametrize(("summaries", "kept"), [(["", "x"], 1), (["", ""], 2), ([" ", "\n"], 2)])
+def test_empty_targets_are_left_out_unless_the_split_has_no_others(summaries, kept, said):
+    assert len(read(register(document=["a", "b"], summary=summaries))) == kept
+    assert len(said()) == (kept == 1)
+
+
+def test_keywords_that_were_cut_away_are_said_once(said):
+    columns = {"document": ["solar power", "no power"], "keywords": ["solar\nwind", "no\npower"]}
+    name = register(**columns, summary=["x", "y"])
+    for _ in range(2):
+        assert len(read(name, inputs=len(PROMPT) + 7)) == 2
+    (message,) = said()
+    assert f"{name}, test: 1 of 2 documents lost keywords when they were cut to 12" in message
+
+
+def test_training_and_evaluation_read_the_same_examples():
+    name = register(**PAIRS | {"chosen": ["same 1", "good"]})
+    batch = next(data.train_batches(name, "test", {"inputs": 9, "targets": 5}, 2, 0, 0))
+    assert len(set(batch["example_id"].tolist())) == 1
