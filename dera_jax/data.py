@@ -101,19 +101,21 @@ def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> 
     if not rows:
         raise ValueError(f"task {task_name!r} has no example in split {split!r}")
     ids = {name: _fit(task, name, rows, length, split) for name, length in lengths.items()}
+    example_id = _distinct(
+        np.array([row.get("example_id", i) for i, row in enumerate(rows)], np.int32),
+        f"{task_name}, {split}",
+    )
     kept = truncation.leave_out(task, split, lengths, rows, ids)
     if not kept.all():
         rows = [row for row, is_kept in zip(rows, kept, strict=True) if is_kept]
+        example_id = example_id[kept]
         ids = {name: x[kept] for name, x in ids.items()}
     truncation.say_lost_keywords(task, split, rows, ids["inputs"])
     notes = _notes(rows)
     return Examples(
         inputs=ids["inputs"],
         targets=ids["targets"],
-        example_id=_distinct(
-            np.array([row.get("example_id", i) for i, row in enumerate(rows)], np.int32),
-            f"{task_name}, {split}",
-        ),
+        example_id=example_id,
         documents=_texts(task, "inputs", rows),
         summaries=_texts(task, "targets", rows),
         notes=notes,
