@@ -156,8 +156,10 @@ def _system() -> str:
 
 
 def _started(process: int) -> int | None:
+    """When a process started; None where that is unknown, or it has ended and nobody asked how."""
     try:
-        # The name, in brackets, may hold anything; the start is the 22nd field in all.
-        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
+        # The name, in brackets, may hold anything; the state comes next, the start is the 22nd field.
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in ("Z", "X") else int(fields[19])
     except (OSError, ValueError, IndexError):
         return None

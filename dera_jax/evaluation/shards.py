@@ -112,8 +112,8 @@ def read(folder: Path) -> list[dict]:
     """The records of a finished run.
 
     Raises:
-        FileNotFoundError: the run has not ended, or a shard is missing.
-        ValueError: a file is damaged, naming it.
+        FileNotFoundError: the run has not ended.
+        ValueError: a file is damaged or missing, naming it.
     """
     store = open_store(folder)
     manifest = store.read(MANIFEST)
@@ -251,7 +251,9 @@ def _end(store: Store, plan: Plan, found: Sequence[_Shard]) -> None:
     manifest = {"plan": plan.sha256, "shards": shards}
     content = json_files.to_lines([manifest], store.path(MANIFEST))
     if store.create(MANIFEST, content) is None and store.read(MANIFEST) != content:
-        raise ValueError(f"{store.path(MANIFEST)}: lists other shards than there are; remove it")
+        raise ValueError(
+            f"{store.path(MANIFEST)}: lists other shards than there are; remove it to list them anew"
+        )
 
 
 def _listed(store: Store, manifest: bytes) -> list[tuple[str, str]]:
