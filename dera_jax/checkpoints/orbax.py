@@ -17,6 +17,13 @@ from dera_jax.checkpoints.mismatch import check_shapes
 from dera_jax.models.finite import check_params
 
 PyTree = object
+# Errors that a sound checkpoint can meet, too; to remove it would be wrong advice.
+_NOT_OF_THE_FILES = (
+    PermissionError,
+    ConnectionError,
+    MemoryError,
+    jax.errors.JaxRuntimeError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +94,8 @@ def _explained(where: str) -> Iterator[None]:
     """Says what to do about a checkpoint that orbax or tensorstore cannot read."""
     try:
         yield
+    except _NOT_OF_THE_FILES:
+        raise
     except Exception as error:  # orbax raises bare ones
         words = " ".join(str(error).split())[:300] or repr(error)
         raise ValueError(

@@ -154,10 +154,9 @@ def check_scores(scores: Tokens, lam: Array) -> None:
         "sampling log-probability": scores.sampling_log_prob,
         "KL to the reference": scores.kl,
     }
-    mixture = scores.part_log_prob is not None
-    parts = scores.part_log_prob if mixture else ()
-    names |= {f"log-probability under component {c}": x for c, x in enumerate(parts)}
-    check_values(names, ("input", "hypothesis", "token"), lam if mixture else None)
+    axes, parts = ("input", "hypothesis", "token"), scores.part_log_prob
+    check_values(names, axes, None if parts is None else lam)
+    check_values({"log-probability": parts}, ("component", *axes))
 
 
 def prefill(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from flax import core
 from t5x import checkpoints, train_state
 
+from dera_jax.models.finite import check_params
 from dera_jax.t5x.two_towers import TOWERS
 
 
@@ -63,6 +64,7 @@ class PairManager:
 
         Raises:
             ValueError: a fallback or a transformation, which would be of one model, not of two.
+            FloatingPointError: a parameter is NaN or infinite.
         """
         if fallback_state is not None or state_transformation_fns:
             raise ValueError(
@@ -71,6 +73,7 @@ class PairManager:
         aligned = self._half("aligned", self._directory).restore(path=path)
         reference = self._half("reference", self._reference_path).restore(path=self._reference_path)
         params = {"reference": reference.params, "aligned": aligned.params}
+        check_params(params, f"the pair of {self._reference_path} and {path}")
         return self._train_state.replace(step=aligned.step, params=core.freeze(params))
 
     def _half(self, name: str, directory: str) -> checkpoints.OrbaxCheckpointManagerInterface:

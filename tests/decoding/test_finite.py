@@ -168,6 +168,6 @@ def test_places_are_named_and_counted():
 
 def test_scores_are_checked_once_per_batch(monkeypatch):
     calls = []
-    monkeypatch.setattr(sampling, "check_values", lambda *_: calls.append(1))
+    monkeypatch.setattr(sampling, "check_scores", lambda *_: calls.append(1))
     sampled(TABLE, None)
     assert len(calls) == 1
