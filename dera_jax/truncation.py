@@ -98,8 +98,8 @@ def say_lost_keywords(
         lost += coverage(decode(inputs[i][inputs[i] > 0].tolist()), keywords) < whole
     if lost:
         warn_once(
-            f"{task.name}, {split}: {lost} of {len(rows)} documents lost keywords when they were "
-            f"cut to {inputs.shape[1]} tokens (at most {_LOOKED_AT} cut ones are looked at)"
+            f"{task.name}, {split}: cutting to {inputs.shape[1]} tokens took keywords from {lost} of "
+            f"{len(rows)} documents (of those that are cut the first {_LOOKED_AT} are looked at)"
         )
 
 

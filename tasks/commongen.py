@@ -76,7 +76,7 @@ def _parse(row: dict[str, object], where: str, split: str) -> list[dict[str, str
     concepts = [_TAG.sub("", " ".join(concept.split())) for concept in listed]
     if not all(map(words_of, concepts)):
         raise ValueError(
-            f"{where}: 'concept_set' has an empty concept, or one without a letter or digit: "
+            f"{where}: 'concept_set' has a concept without a letter or digit: "
             f"{row['concept_set']!r}"
         )
     scenes = row.get("scene", [])

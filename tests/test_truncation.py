@@ -103,7 +103,7 @@ def test_keywords_that_were_cut_away_are_said_once(said):
     for _ in range(2):
         assert len(read(name, inputs=len(PROMPT) + 7)) == 2
     (message,) = said()
-    assert f"{name}, test: 1 of 2 documents lost keywords when they were cut to 12" in message
+    assert f"{name}, test: cutting to 12 tokens took keywords from 1 of 2 documents" in message
 
 
 def test_training_and_evaluation_read_the_same_examples():

@@ -347,7 +347,8 @@ def test_commongen_test_without_scenes(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"concept_set": "dog##run"}, "'concept_set' has an empty concept: 'dog##run'"),
+        ({"concept_set": "dog##run"}, "'concept_set' has a concept without a letter or digit"),
+        ({"concept_set": "dog#++"}, "'concept_set' has a concept without a letter or digit"),
         ({"concept_set": ["dog"]}, "'concept_set' must be a text, found list"),
         ({"scene": []}, "'scene' has no text"),
         ({"scene": "A dog."}, "'scene' must be a list of texts, found str"),
