@@ -8,7 +8,6 @@ and its folder:
     configure.run.folder = %MODEL_DIR
 """
 
-import difflib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
@@ -19,8 +18,24 @@ import gin
 from absl import logging
 
 from dera_jax import run_folder
+from dera_jax.bindings import (
+    Sources,
+    blamed,
+    check_macros,
+    check_scopes,
+    check_types,
+    near,
+    reached,
+    sources,
+    statements,
+    unused,
+    value_of,
+)
+from dera_jax.command_line import unwrapped
+from dera_jax.destinations import check_one_process, output_folder
 from dera_jax.training.dry_run import format_needs
 
+_RUN = "dera_jax.configure.run"
 REPOSITORY = Path(__file__).resolve().parent.parent
 _ONE_LINE = 10**6  # so that settings can be compared line by line
 
@@ -32,7 +47,7 @@ class Job(Protocol):
         """Does the job, or goes on with it, in `folder`; the result must fit into JSON."""
 
 
-def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]) -> None:
+def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]) -> Sources:
     """Reads gin files in order, then bindings, later ones overriding earlier ones.
 
     Args:
@@ -40,26 +55,70 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
         bindings: 'NAME = value' with NAME a macro or a parameter.
         search_paths: folders.
 
+    Returns:
+        Where each binding stands.
+
     Raises:
-        ValueError: an unknown macro, function or parameter, with near matches; a macro without
-            value.
+        ValueError: an unknown macro, scope, function or parameter, with near matches; a macro
+            without value; a file that is no gin.
+        ImportError: a module that a file imports is not there.
         OSError: no such file.
     """
     gin.clear_config()
     _look_in([*search_paths, str(REPOSITORY)])
+    found = statements(files)
     try:
         gin.parse_config_files_and_bindings(files, None, finalize_config=False)
         _check_macros(bindings)
         for binding in bindings:
             _bind(binding)
+        known = sources(*found, bindings)
+        check_macros(known)
+        check_scopes(known)
         gin.finalize()
+    except ImportError as error:
+        raise ImportError(_in_one_line(str(error))) from error
     except ValueError as error:
-        raise ValueError(str(error).rstrip() + _hint(str(error))) from error
+        raise ValueError(_in_one_line(str(error)) + _hint(str(error))) from error
+    return known
 
 
-def launch(dry_run: bool = False) -> None:
-    """Does what the parsed config says, or tells what it would need."""
+def launch(known: Sources, dry_run: bool = False) -> None:
+    """Does what the parsed config says, or tells what it would need.
+
+    Raises:
+        ValueError: the config holds no run, several processes, a folder that cannot be written to.
+        TypeError: a binding of another type than its parameter has.
+        Exception: what the run raises; of `reached`'s bindings those it is about are named.
+    """
+    check_one_process()
+    bindings = reached(_RUN)
+    if not {("", _RUN, "job"), ("", _RUN, "folder")} <= set(bindings):
+        raise ValueError(
+            "the gin files set no configure.run.job and configure.run.folder; expected one of "
+            "gin_configs/runs or gin_configs/experiments among them"
+        )
+    check_types(bindings, known)
+    for name in unused(bindings, known):
+        logging.warning("--gin.%s: nothing in this run reads it", name)
+    if where := folder():  # before models are loaded
+        output_folder(where)
     gin.get_configurable(run)(dry_run=dry_run)
+
+
+def folder() -> str | None:
+    """MODEL_DIR of the parsed config, None if there is none."""
+    found = value_of(gin.config._CONFIG.get(("", _RUN), {}).get("folder"))
+    return found if isinstance(found, str) else None
+
+
+def explained(error: Exception, known: Sources) -> str:
+    """What an error says, without gin's additions, and which bindings it is about."""
+    cause = unwrapped(error)
+    match = re.search(r"In call to configurable '(\w+)'", str(error)[len(str(cause)) :])
+    # In the run itself a word of a message, such as folder, need not mean a parameter of `run`.
+    function = match[1] if match and match[1] != run.__name__ else None
+    return str(cause) + blamed(str(cause), function, reached(_RUN), known)
 
 
 def run(job: Job, folder: str, dry_run: bool = False) -> None:
@@ -79,7 +138,7 @@ def run(job: Job, folder: str, dry_run: bool = False) -> None:
             raise ValueError(f"--dry_run: {type(job).__name__} has no step whose shapes to check")
         print(format_needs(job.needs()))
         return
-    where = Path(folder)
+    where = output_folder(folder)
     with run_folder.claim(where, _settings()):
         if run_folder.result(where) is None:
             run_folder.finish(where, job.run(where))
@@ -118,7 +177,7 @@ def _check_macros(bindings: Sequence[str]) -> None:
         name = binding.partition("=")[0].strip()
         if "." not in name and name not in known:
             raise ValueError(
-                f"--gin.{name}: no gin file defines the macro {name!r}{_near(name, known)}"
+                f"--gin.{name}: no gin file defines the macro {name!r}{near(name, known)}"
             )
 
 
@@ -131,20 +190,24 @@ def _bind(binding: str) -> None:
         ) from error
 
 
+def _in_one_line(message: str) -> str:
+    """What gin says, with the innermost of the places that it adds in the same line."""
+    said, _, place = message.strip().partition("\n  In ")
+    if match := re.match(r'file "(.+)", line (\d+)', place):
+        return f"{match[1]}, line {match[2]}: {said}"
+    match = re.match(r"bindings string line \d+\n *(\S+)", place)
+    return f"--gin.{match[1]}: {said}" if match else said
+
+
 def _hint(message: str) -> str:
     """What may have been meant where gin knows only what was not."""
     if match := re.search(r"Configurable '(\S+)' doesn't have a parameter named '(\w+)'", message):
         function = gin.config._REGISTRY.get_match(match[1]).wrapped
-        return _near(match[2], list(inspect.signature(function).parameters))
+        return near(match[2], list(inspect.signature(function).parameters))
     if match := re.search(r"No configurable matching '(\S+)'", message):
         parts = match[1].count(".") + 1  # compare what the user wrote with names cut alike
         known = {".".join(name.split(".")[-parts:]) for name, _ in gin.config._REGISTRY.items()}
-        return _near(match[1], sorted(known))
+        return near(match[1], sorted(known))
     if match := re.match(r"(\w+)/macro.value set to `%gin.REQUIRED`", message):
         return f" The macro {match[1]} has no value: add --gin.{match[1]}=..."
     return ""
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known) or sorted(known)
-    return f"; did you mean {' or '.join(near)}?"

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 import numpy as np
 import seqio
+import tensorflow as tf
 from absl import logging
 
 from dera_jax import truncation
@@ -85,6 +86,7 @@ def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> 
     """
     _check_lengths(lengths)
     task = _task(task_name, split)
+    _read(task.output_features["targets"].vocabulary)  # its error says more than TensorFlow's graph
     lengths = {name: lengths[name] for name in _FEATURES}
     if _REJECTED in task.output_features:
         lengths[_REJECTED] = lengths["targets"]
@@ -145,11 +147,11 @@ def as_stored(vocabulary: seqio.Vocabulary) -> Vocabulary:
 
     Raises:
         ValueError: it is neither SentencePiece's, nor bytes, nor a model's own
-            (`tasks.vocabularies.of_model`).
+            (`tasks.vocabularies.of_model`), or its file cannot be read.
     """
     if hasattr(vocabulary, "stored"):
         return vocabulary.stored
-    vocabulary.vocab_size  # noqa: B018 (reads the file; one made on first use is made now)
+    _read(vocabulary)
     if isinstance(vocabulary, seqio.SentencePieceVocabulary):
         return SentencePieceVocabulary(vocabulary.sentencepiece_model_file, vocabulary.extra_ids)
     if isinstance(vocabulary, seqio.ByteVocabulary):
@@ -158,6 +160,21 @@ def as_stored(vocabulary: seqio.Vocabulary) -> Vocabulary:
         f"a vocabulary of the kind {type(vocabulary).__name__} does not say what text its ids stand "
         "for; supported are seqio.SentencePieceVocabulary and seqio.ByteVocabulary"
     )
+
+
+def _read(vocabulary: seqio.Vocabulary) -> None:
+    """Reads the file, and makes it first where that is done on first use."""
+    try:
+        vocabulary.vocab_size  # noqa: B018
+    except (OSError, RuntimeError, tf.errors.OpError) as error:  # RuntimeError: SentencePiece's
+        file = getattr(vocabulary, "sentencepiece_model_file", "")
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the task's vocabulary {file} cannot be read ({reason}). For tasks with T5's public "
+            "vocabulary, such as 'xsum', set DERA_JAX_T5_VOCABULARY to a local copy of its "
+            "sentencepiece.model (tasks/xsum.py says where the texts go); or set TASK to another "
+            "task: docstrings and newswire need no files"
+        ) from error
 
 
 def check_pairs(task_name: str, split: str) -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from dera_jax import run_folder
+from dera_jax import command_line, run_folder
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.sampling import Sampling, sample, sweep_rows
+from dera_jax.destinations import output_folder
 from dera_jax.evaluation.jobs import Split
 from dera_jax.evaluation.pairs import Pair, load_pair
 from dera_jax.evaluation.sweep import Documents, Sweep, decode, format_table, write_report
@@ -31,9 +32,15 @@ WIDTH = 100
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(argv)
+    command_line.run(lambda: run(options), lambda: options.output)
+
+
+def run(options: argparse.Namespace) -> None:
+    """The demo; raises as `load_pair`, `run_folder.claim` and `decode` do."""
     import tasks  # noqa: F401 (registers `docstrings`; TensorFlow, so not before it is needed)
 
-    options = _parser().parse_args(argv)
+    folder = output_folder(options.output)
     logging.set_verbosity(logging.WARNING)
     pair = load_pair(options.reference, [options.aligned])
     low, high = pair.cards[1]["length_range"]
@@ -41,7 +48,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     reward = LengthInRange(low, high)
     sweep = Sweep(tuple(options.lam), options.samples, sampling, reward, BATCH_SIZE, options.seed)
     documents = Split("docstrings", "test", INPUTS, options.documents).read()
-    folder = Path(options.output)
     config = "".join(f"{k} = {v!r}\n" for k, v in sorted(vars(options).items()))
     print(
         f"{len(documents.texts)} held-out documents x {len(options.lam)} λ x {options.samples} "

@@ -6,44 +6,49 @@ Which job is up to the gin file: those of `gin_configs/runs` and `gin_configs/ex
 """
 
 import argparse
-import sys
-import sysconfig
-import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import logging
 
-from dera_jax import configure
+from dera_jax import command_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the command line and runs the job."""
+    """Parses the command line and runs the job; exit statuses are those of `command_line`."""
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
-    options, rest = _parser().parse_known_args(argv)
-    bindings = [_binding(argument) for argument in rest]
-    try:
-        configure.parse(options.gin_file, bindings, options.gin_search_paths.split(","))
-        configure.launch(options.dry_run)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError) as error:
-        if not _is_ours(error):
-            raise
-        sys.exit(f"error: {error}")
+    parser = _parser()
+    options, rest = parser.parse_known_args(argv)
+    bindings = [_binding(parser, argument) for argument in rest]
+    run = _Run(options, bindings)
+    command_line.run(run.launch, run.folder, run.explain)
 
 
-def _is_ours(error: Exception) -> bool:
-    """True for errors raised on purpose, whose sentence says it all; others need the traceback.
+class _Run:
+    """A run from its gin files on. What it needs is imported late, so that Ctrl-C is heard."""
 
-    So do those that passed through a user's own code, such as a reward, wherever they were raised.
-    """
-    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
-    ours = [configure.REPOSITORY / name for name in ("dera_jax", "tasks")]
-    libraries = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
-    frozen = lambda file: file.name.startswith("<")  # Python's own import machinery
-    known = [frozen(x) or any(map(x.is_relative_to, [*ours, *libraries])) for x in files]
-    on_purpose = any(map(files[-1].is_relative_to, ours)) or "gin" in files[-1].parts
-    return on_purpose and all(known)
+    def __init__(self, options: argparse.Namespace, bindings: Sequence[str]):
+        self._options = options
+        self._bindings = bindings
+        self._sources = None
+
+    def launch(self) -> None:
+        from dera_jax import configure
+
+        options = self._options
+        folders = options.gin_search_paths.split(",")
+        self._sources = configure.parse(options.gin_file, self._bindings, folders)
+        configure.launch(self._sources, options.dry_run)
+
+    def folder(self) -> str | None:
+        from dera_jax import configure
+
+        return configure.folder() if self._sources else None
+
+    def explain(self, error: Exception) -> str:
+        from dera_jax import configure
+
+        return configure.explained(error, self._sources) if self._sources else str(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,10 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _binding(argument: str) -> str:
+def _binding(parser: argparse.ArgumentParser, argument: str) -> str:
     name, equals, value = argument.partition("=")
     if not (name.startswith("--gin.") and equals):
-        sys.exit(f"error: unknown argument {argument!r}; expected --gin.NAME=VALUE")
+        parser.error(f"unknown argument {argument!r}; expected --gin.NAME=VALUE")
     return f"{name.removeprefix('--gin.')} = {value}"
 
 

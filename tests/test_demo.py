@@ -45,5 +45,5 @@ def test_demo_prints_a_table_and_texts_and_writes_its_results(options, tmp_path,
     assert len(shards.read(tmp_path / "out")) == 3
     # The same command again finds its results; another one is refused.
     demo.main([*options, "--output", output])
-    with pytest.raises(FileExistsError, match="holds a run with other settings"):
+    with pytest.raises(SystemExit, match="holds a run with other settings"):
         demo.main([*options, "--seed", "1", "--output", output])

@@ -6,9 +6,9 @@ python -m dera_jax.checkpoints.convert dera_jax/assets/aligned exported --to hug
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+from dera_jax import command_line
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.hugging_face import save_hugging_face
 from dera_jax.checkpoints.json_vocabulary import JsonVocabulary
@@ -16,6 +16,7 @@ from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.vocabulary import Vocabulary
+from dera_jax.destinations import output_folder
 
 KINDS = ("dera_jax", "hugging_face")
 DTYPES = ("float32", "bfloat16")
@@ -41,8 +42,9 @@ def convert(
     Raises:
         FileExistsError: `target` exists.
         FileNotFoundError, ValueError: as `loading.load`.
+        ValueError, OSError: as `output_folder`.
     """
-    if Path(target).exists():
+    if output_folder(target).exists():
         raise FileExistsError(f"{target} exists; choose another folder, or remove it")
     found = load(source, vocabulary, dtype=dtype)
     content = found.model.config, found.vocabulary, found.params
@@ -81,10 +83,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     vocabulary = _vocabulary(options.vocabulary, options.extra_ids)
-    try:
-        convert(options.source, options.target, options.to, options.dtype, vocabulary)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    arguments = options.source, options.target, options.to, options.dtype, vocabulary
+    command_line.run(lambda: convert(*arguments), lambda: options.target)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ written. The two latest are kept.
 
 import contextlib
 import dataclasses
+import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 
 from dera_jax.checkpoints.mismatch import check_shapes
 from dera_jax.models.finite import check_params
@@ -42,7 +45,9 @@ class Checkpoints:
         self._last_save = time.monotonic()
         # Synchronous: the train step donates its state, which a writer in the background may
         # still be reading.
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
         # Named here, since a manager that has saved nothing yet cannot read a checkpoint's shapes.
         handler = ocp.StandardCheckpointHandler()
         self._manager = ocp.CheckpointManager(
@@ -79,14 +84,36 @@ class Checkpoints:
 
         Raises:
             FloatingPointError: the state has values that are NaN or infinite; nothing is written.
+            OSError: it cannot be written, such as for want of space; nothing is left of it.
         """
         if self._manager.latest_step() != step:
             check_state(state, f"after step {step}, of which no checkpoint is written")
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+            with _written_or_removed(self._manager.directory, step):
+                self._manager.save(step, args=ocp.args.StandardSave(state))
         self._last_save = time.monotonic()
 
     def close(self) -> None:
         self._manager.close()
+
+
+@contextlib.contextmanager
+def _written_or_removed(folder: Path, step: int) -> Iterator[None]:
+    """Raises OSError with the checkpoint's folder where the system refuses to write, and makes room."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)  # each of orbax's threads would log a traceback
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        for draft in folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+            draft.rmtree(missing_ok=True)
+        # tensorstore raises ValueErrors, whose text has the number.
+        told = re.search(r"os_error_code='(\d+)'", str(error))
+        number = int(told[1]) if told else getattr(error, "errno", None)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(folder / str(step))) from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 @contextlib.contextmanager

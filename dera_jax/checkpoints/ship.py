@@ -5,12 +5,13 @@ python -m dera_jax.checkpoints.ship out/tiny/sft/best dera_jax/assets/reference 
 
 import argparse
 import math
-from pathlib import Path
 
 import jax
 
+from dera_jax import command_line
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
+from dera_jax.destinations import output_folder
 from dera_jax.models.language_model import PyTree
 
 
@@ -18,12 +19,13 @@ def ship(source: str, target: str, temperature: float = 1.0) -> None:
     """Raises what `load` and `save_model` do, and ValueError for a temperature out of (0, inf)."""
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be above 0 and finite; found {temperature}")
+    folder = output_folder(target)
     loaded = load(source)
     config, vocabulary = loaded.model.config, loaded.vocabulary
     params, card = loaded.params, loaded.card
     if temperature != 1:
         params, card = sharpened(params, temperature), {"temperature": temperature, "from": card}
-    save_model(Path(target), config, vocabulary, params, card, dtype="bfloat16")
+    save_model(folder, config, vocabulary, params, card, dtype="bfloat16")
 
 
 def sharpened(params: PyTree, temperature: float) -> PyTree:
@@ -42,4 +44,5 @@ if __name__ == "__main__":
     parser.add_argument("source", help="model folder")
     parser.add_argument("target", help="folder to write")
     parser.add_argument("--temperature", type=float, default=1.0, help="divides all logits")
-    ship(**vars(parser.parse_args()))
+    options = parser.parse_args()
+    command_line.run(lambda: ship(**vars(options)), lambda: options.target)

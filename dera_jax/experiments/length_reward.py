@@ -1,7 +1,8 @@
 """The DeRa paper's first experiment: one aligned model, realigned, against models retrained.
 
-    SFT (unless a reference is given) → PPO at β₀/λ for every λ of a short grid, λ = 1 being the
-    aligned model → DeRa's λ sweep → the retrained models on the same documents → figures, report
+    SFT (unless a reference is given) → the reference's in-range rate → PPO at β₀/λ for every λ of a
+    short grid, λ = 1 being the aligned model → DeRa's λ sweep → the retrained models on the same
+    documents → figures, report
 
 Source: Liu et al. 2024 (arXiv 2402.02992), the length experiment. Beyond the paper: the closed form that a 0/−1
 reward has, and for each PPO run how near it came to its optimum.
@@ -11,7 +12,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from dera_jax import run_folder
@@ -77,7 +77,11 @@ class LengthReward:
 
         Returns:
             The largest gaps between DeRa and retrained; all else is in comparison.json.
+
+        Raises:
+            ValueError: none of the reference's samples, or all of them, are in the length range.
         """
+        self._check()
         run_all(self.stages(folder))
         rows = self.compare(folder)["comparison"]
         return {
@@ -87,21 +91,19 @@ class LengthReward:
 
     def needs(self) -> list[Need]:
         """What the stages' compiled steps take; the runs at the other β take what the first does."""
-        model = self.reference.model()
-        params = jax.eval_shape(model.init, jax.random.key(0))
-        like = Loaded(model, params, vocabulary=None, card={})
+        like = self.reference.shapes()
         alignment = self._alignment(like, self.objective, self.seeds[0])
-        decode = sweep_needs(model, self.documents, self._settings(self.lams))
+        decode = sweep_needs(like.model, self.documents, self._settings(self.lams))
         return [*self.reference.needs(), *alignment.needs(), *decode]
 
     def stages(self, folder: Path) -> list[Stage]:
         """In order; each reads what the ones before it left."""
         stages = self.reference.stages(folder)
+        stages.append(Stage("reference's lengths", folder / "reference", self._survey(folder)))
         runs = [(lam, seed) for seed in self.seeds for lam in self._grid]
         for lam, seed in runs:
             name = f"PPO, β {self._beta(lam):g}, seed {seed}"
             stages.append(Stage(name, self._ppo(folder, lam, seed), self._align(folder, lam, seed)))
-        stages.append(Stage("reference's lengths", folder / "reference", self._survey(folder)))
         for seed in self.seeds:
             decode = self._decode(folder, self._ppo(folder, 1.0, seed), self.lams)
             stages.append(Stage(f"DeRa, seed {seed}", folder / f"dera_seed_{seed}", decode))
@@ -143,8 +145,19 @@ class LengthReward:
     def _ppo(self, folder: Path, lam: float, seed: int) -> Path:
         return folder / f"ppo_lam_{lam:g}_seed_{seed}"
 
+    def _check(self) -> None:
+        """Reads and makes what the last stages need, lest an error is found after hours of training."""
+        self.documents.read()
+        self._settings(self.lams)
+        reference = self.reference.shapes()
+        for lam in self._grid:
+            self._alignment(reference, self._objective(lam), self.seeds[0])
+
+    def _objective(self, lam: float) -> Objective:
+        return dataclasses.replace(self.objective, beta=self._beta(lam))
+
     def _align(self, folder: Path, lam: float, seed: int) -> Callable:
-        objective = dataclasses.replace(self.objective, beta=self._beta(lam))
+        objective = self._objective(lam)
 
         def align(where: Path) -> Mapping[str, object]:
             reference = load(self.reference.path(folder))
@@ -169,9 +182,28 @@ class LengthReward:
                 self.batch_size,
             ).sample()
             inside = self.objective.reward.contains(lengths, finished)
+            self._check_rate(float(np.mean(inside)), folder)
             return {"shares": np.mean(inside, axis=-1).tolist()}
 
         return survey
+
+    def _check_rate(self, rate: float, folder: Path) -> None:
+        """Raises ValueError where PPO would see one reward only, and could learn nothing."""
+        if 0 < rate < 1:
+            return
+        reward, path = self.objective.reward, self.reference.path(folder)
+        kept = (
+            f" To keep the trained reference, set stages.Reference.folder to {str(path)!r} and "
+            "stages.Reference.training to None."
+            if self.reference.training
+            else ""
+        )
+        raise ValueError(
+            f"{rate:.0%} of the reference's samples are in the length range, {reward.low} to "
+            f"{reward.high} tokens, so that PPO would see one reward only. Set LOW and HIGH "
+            "(length.LengthInRange.low and .high) to what gin_configs/runs/lengths.gin finds for "
+            f"the model in {path}, and choose another MODEL_DIR.{kept}"
+        )
 
     def _decode(self, folder: Path, aligned: Path, lams: Sequence[float]) -> Callable:
         def decode(where: Path) -> Mapping[str, object]:

@@ -33,7 +33,7 @@ from dera_jax.evaluation.method_tables import (
 )
 from dera_jax.evaluation.methods import Bench, Sampled, Searched, num_models
 from dera_jax.evaluation.populations import TRACE, Bred, replacements
-from dera_jax.experiments.search_setting import Budget, Setting, widened
+from dera_jax.experiments.search_setting import Budget, Setting, check_searches, widened
 from dera_jax.experiments.stages import run_all
 from dera_jax.models.language_model import streams
 from dera_jax.models.t5_lm import decodable
@@ -91,6 +91,7 @@ class PopulationStudy:
             )
         for evolution in (self.evolution, *self._varied().values()):
             check_evolution(evolution, _ANY_VOCABULARY, self.reward)  # before hours of training
+        check_searches({f"{n} beams": self._search(n) for n in (1, *self.beams)}, self.reward)
 
     def run(self, folder: Path) -> dict[str, object]:
         """Runs what is not finished; leaves tables (JSON, CSV), figures, lineages and samples.txt.
@@ -103,6 +104,7 @@ class PopulationStudy:
         Raises:
             ValueError: the tables have no column of the headline's name.
         """
+        self.setting.check(self.reward, self.headline)
         run_all(self.setting.stages(folder, self.reward))
         bench = self.setting.bench(folder, self.reward)
         ask = functools.partial(answered, bench, folder)
@@ -162,8 +164,6 @@ class PopulationStudy:
         darwin = ask(Bred(_DARWIN, evolution, self.mutator))
         budget = Budget.of(bench, darwin)
         sampling = ask(self._sampled("sampling", n=_ANSWERS))
-        if self.headline not in sampling:
-            raise ValueError(f"no column {self.headline!r} to show; there are {sorted(sampling)}")
         dera = ask(self._sampled(f"DeRa {at}", n=_ANSWERS, lam=lam))
         models = num_models(bench.at(lam)[0])
         n, n_dera = budget.texts(sampling, 1), budget.texts(dera, models)

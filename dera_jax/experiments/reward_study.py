@@ -15,8 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import jax
-
 from dera_jax import data
 from dera_jax.checkpoints.learned_rewards import reward_model
 from dera_jax.checkpoints.loading import Loaded, load
@@ -95,8 +93,9 @@ class FromComparisons:
     weight: float = 1.0
 
     def stages(self, start: supervised.Start, experiment: Path) -> list[Stage]:
-        train = lambda where: self.training(preferences.reward_model(start)).run(where)
-        return [Stage(f"reward model {self.name}", experiment / self.name, train)]
+        training = self.training(preferences.reward_model(start))  # now: its settings are checked
+        data.check_pairs(training.data.task, training.data.split)
+        return [Stage(f"reward model {self.name}", experiment / self.name, training.run)]
 
     def reward(self, experiment: Path) -> Reward:
         return reward_model(str(experiment / self.name / BEST))
@@ -157,7 +156,7 @@ class RewardStudy:
         Returns:
             The rows of `sweep.table`.
         """
-        self._check_given()
+        self._check()
         run_all(self.stages(folder))
         found = records(folder / "dera")
         rows = sweep.write_report(found, folder)
@@ -188,21 +187,28 @@ class RewardStudy:
 
     def needs(self) -> list[Need]:
         """What the stages' compiled steps take."""
-        model = self.reference.model()
-        start = supervised.finished_model_of(model.config, None)
-        params = jax.eval_shape(model.init, jax.random.key(0))
-        like = Loaded(model, params, vocabulary=None, card={})
-        shape = lambda part: part.shape(start)
-        optimised, measured = (self._sum(shape, weighted=x) for x in (True, False))
+        start = self._shape_of_start()
+        alignment, settings = self._last_stages()
         return [
             *self.reference.needs(),
             *(need for part in self.criteria for need in part.needs(start)),
-            *self._alignment(like, optimised).needs(),
-            *sweep_needs(model, self.documents, self._settings(measured)),
+            *alignment.needs(),
+            *sweep_needs(start.model, self.documents, settings),
         ]
 
-    def _check_given(self) -> None:
-        """Reads what given rewards need, lest a missing file is found after hours of training."""
+    def _shape_of_start(self) -> supervised.Start:
+        return supervised.finished_model_of(self.reference.model().config, None)
+
+    def _last_stages(self) -> tuple[Alignment, sweep.Sweep]:
+        """PPO and the sweep, made from shapes."""
+        shape = lambda part: part.shape(self._shape_of_start())
+        optimised, measured = (self._sum(shape, weighted=x) for x in (True, False))
+        return self._alignment(self.reference.shapes(), optimised), self._settings(measured)
+
+    def _check(self) -> None:
+        """Reads and makes what the last stages need, lest an error is found after hours of training."""
+        self.documents.read()
+        self._last_stages()
         resources = RunResources(data.vocabulary_of(self.documents.task))
         for part in self.criteria:
             if isinstance(part, Given):

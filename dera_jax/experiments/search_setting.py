@@ -13,22 +13,25 @@ from dera_jax import data
 from dera_jax.checkpoints.loading import Loaded, load
 from dera_jax.checkpoints.resources import RunResources, ShapesOnly
 from dera_jax.checkpoints.vocabulary import tokenizer
-from dera_jax.decoding.beam_search import Search, beam_search
+from dera_jax.decoding.beam_search import Search, beam_search, check_search
 from dera_jax.decoding.realign import Realigned
 from dera_jax.evaluation.jobs import Split
 from dera_jax.evaluation.method_tables import GUIDE
-from dera_jax.evaluation.methods import Bench, Searched
+from dera_jax.evaluation.methods import TEXT, Bench, Searched, check_prompt
 from dera_jax.evaluation.pairs import load_models
+from dera_jax.evaluation.sweep import PART, Documents, about, values
 from dera_jax.experiments.stages import Reference, Stage
 from dera_jax.models.language_model import streams
 from dera_jax.models.t5_lm import decodable
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Reward, check_limit
-from dera_jax.rewards.words import KeywordCoverage, check_fit
+from dera_jax.rewards.words import KeywordCoverage, WordsInRange, check_fit
 from dera_jax.training.alignment import MODEL, Alignment
 from dera_jax.training.dry_run import Need, need, shapes, source_shapes
 from dera_jax.training.ppo import Objective
+
+_ANY_VOCABULARY = 2**31 - 1  # its size is not known before a model is read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +79,47 @@ class Setting:
         return [*self.reference.stages(folder), Stage("PPO", folder / "ppo", align)]
 
     def _align(self, folder: Path, reward: Reward) -> Alignment:
+        return self._alignment(load(self.reference.path(folder)), reward)
+
+    def _alignment(self, reference: Loaded, reward: Reward) -> Alignment:
         # By position: see experiments.reward_study.
-        reference: Loaded = load(self.reference.path(folder))
         objective = Objective(reward, self.max_length, self.beta)
         return self.align(reference, objective=objective, seed=self.seed)
+
+    def check(self, reward: Reward, headline: str | None = None, prompt: str = TEXT) -> None:
+        """Reads and makes what is needed after training, lest an error is found after hours of it.
+
+        Args:
+            reward: what guides.
+            headline: a column that tables are to have; None for any.
+            prompt: see `Bench.inputs`.
+
+        Raises:
+            FileNotFoundError, ValueError: what cannot be read, or does not fit.
+        """
+        documents = self._read(reward)
+        check_prompt(prompt, documents.keywords is not None)
+        resources = RunResources(data.vocabulary_of(self.documents.task))
+        for needed in (reward, *(part.reward for part in self.also)):
+            needed.load(resources)
+        if headline is not None:
+            _check_column(headline, documents, _measured(reward, self.also))
+        if self.align:
+            self._alignment(self.reference.shapes(), reward)
+
+    def check_lam(self, lam: float) -> None:
+        """Raises ValueError for a λ other than 0 without an aligned model."""
+        if lam and self.aligned is None and self.align is None:
+            raise ValueError(f"λ = {lam:g} needs an aligned model, and none is given")
+
+    def _read(self, reward: Reward) -> Documents:
+        check_limit(reward, self.max_length)
+        documents = self.documents.read()
+        reward.check_documents(documents.texts)
+        if documents.keywords is not None and _is_about_keywords(reward):
+            text = tokenizer(data.vocabulary_of(self.documents.task))
+            check_fit(documents.keywords, text.encode, self.max_length)
+        return documents
 
     def bench(self, folder: Path, reward: Reward) -> Bench:
         """Models and documents, read.
@@ -87,15 +127,11 @@ class Setting:
         Raises:
             FileNotFoundError, ValueError: what cannot be read, or does not fit.
         """
-        check_limit(reward, self.max_length)
+        documents = self._read(reward)
         task = self.documents.task
         theirs = data.vocabulary_of(task)
         loaded = load_models(self._paths(folder), theirs, task=task)
-        documents, text = self.documents.read(), tokenizer(theirs)
-        reward.check_documents(documents.texts)
-        if documents.keywords is not None and _is_about_keywords(reward):
-            check_fit(documents.keywords, text.encode, self.max_length)
-        resources = RunResources(theirs)
+        text, resources = tokenizer(theirs), RunResources(theirs)
         params = reward.load(resources)
         also = [part.reward.load(resources) for part in self.also]
         bench = Bench(
@@ -123,9 +159,7 @@ class Setting:
         params = jax.eval_shape(model.init, jax.random.key(0))
         found = self.reference.needs()
         if self.align:
-            like = Loaded(model, params, vocabulary=None, card={})
-            objective = Objective(reward, self.max_length, self.beta)
-            found += self.align(like, objective=objective, seed=self.seed).needs()
+            found += self._alignment(self.reference.shapes(), reward).needs()
         if reward.on_host:
             return found
         return [*found, self._search_need(model, params, reward, search)]
@@ -151,6 +185,15 @@ class Setting:
         return need("search, a batch", networks | {"reward": judging}, tokens, call, *arguments)
 
 
+def check_searches(searches: Mapping[object, Search], reward: Reward | None) -> None:
+    """Raises ValueError for a search that cannot be run, before any other is."""
+    for name, search in searches.items():
+        try:
+            check_search(search, _ANY_VOCABULARY, reward)
+        except ValueError as error:
+            raise ValueError(f"search {name}: {error}") from error
+
+
 def guided_by(bench: Bench, reward: Reward) -> Bench:
     """The bench with another reward of the same parameters: a sum with other weights.
 
@@ -169,6 +212,23 @@ def guided_by(bench: Bench, reward: Reward) -> Bench:
         judge=dataclasses.replace(bench.judge, reward=reward),
         measured=dataclasses.replace(bench.measured, reward=measured, params=loaded),
     )
+
+
+def _measured(reward: Reward, also: tuple[Part, ...]) -> list[Part]:
+    """What `guided_by` measures."""
+    parts = reward.terms if isinstance(reward, Combined) else ()
+    return [Part(GUIDE, reward), *parts, *also]
+
+
+def _check_column(name: str, documents: Documents, measured: list[Part]) -> None:
+    """Raises ValueError unless the tables of methods have this column: they are made of a record."""
+    sample = {"text": "a", "length": 1, "positions": 1, "reward": 0.0}
+    sample |= {f"{PART}{part.name}": 0.0 for part in measured}
+    if any(isinstance(part.reward, WordsInRange) for part in measured):
+        sample["within"] = True
+    columns = sorted(values([about(documents, 0) | {"samples": [sample]}]))
+    if name not in columns:
+        raise ValueError(f"no column {name!r} to show; there are {columns}")
 
 
 def _is_about_keywords(reward: Reward) -> bool:

@@ -27,7 +27,13 @@ from dera_jax.evaluation.method_tables import (
     write_samples,
 )
 from dera_jax.evaluation.methods import Bench, Method, Sampled, Searched, check_prompt, num_models
-from dera_jax.experiments.search_setting import Budget, Setting, guided_by, widened
+from dera_jax.experiments.search_setting import (
+    Budget,
+    Setting,
+    check_searches,
+    guided_by,
+    widened,
+)
 from dera_jax.experiments.stages import run_all
 from dera_jax.rewards.combined import Combined, Part, Statistics
 from dera_jax.rewards.protocol import Reward
@@ -70,6 +76,7 @@ class SearchStudy:
         if self.setting.aligned is None and self.setting.align is None:
             raise ValueError("SearchStudy needs an aligned model or `align`, for the rows on DeRa")
         check_prompt(self.prompt, has_keywords=True)
+        check_searches(self._searches(), self.reward)
 
     def run(self, folder: Path) -> dict[str, object]:
         """Runs what is not finished; leaves tables (JSON, CSV), two figures and samples.txt.
@@ -81,9 +88,9 @@ class SearchStudy:
         Raises:
             ValueError: the tables have no column of the headline's name.
         """
+        self.setting.check(self.reward, self.headline, self.prompt)
         run_all(self.setting.stages(folder, self.reward))
         bench = self.setting.bench(folder, self.reward)
-        check_prompt(self.prompt, bench.documents.keywords is not None)
         gap = functools.partial(paired_gap, folder, self.headline)
         rows = [row | gap("to_deal", row["method"], _DEAL) for row in self._methods(bench, folder)]
         grid = self._grid(bench, folder)
@@ -103,8 +110,6 @@ class SearchStudy:
         search, lam, prompt = self.search, self.lam, self.prompt
         at, ask = f"at λ = {lam:g}", functools.partial(answered, bench, folder)
         sampling = ask(Sampled("sampling", n=_ANSWERS))
-        if self.headline not in sampling:
-            raise ValueError(f"no column {self.headline!r} to show; there are {sorted(sampling)}")
         dera = ask(Sampled(f"DeRa {at}", n=_ANSWERS, lam=lam))
         aligned = ask(Sampled("aligned", n=_ANSWERS, lam=1.0))
         deal = ask(Searched(_DEAL, search))
@@ -138,12 +143,17 @@ class SearchStudy:
             ask(Searched("DeAL, aligned", search, lam=1.0)),
         ]
 
+    def _searches(self) -> dict[tuple[int, float], Search]:
+        """DeAL with every lookahead and weight."""
+        change = functools.partial(dataclasses.replace, self.search)
+        pairs = itertools.product(self.lookaheads, self.weights)
+        return {pair: change(lookahead=pair[0], reward_weight=pair[1]) for pair in pairs}
+
     def _grid(self, bench: Bench, folder: Path) -> list[dict]:
         gap = functools.partial(paired_gap, folder, self.headline)
         name = lambda weight, lookahead: f"DeAL, weight {weight:g}, lookahead {lookahead}"
         rows = []
-        for lookahead, weight in itertools.product(self.lookaheads, self.weights):
-            search = dataclasses.replace(self.search, lookahead=lookahead, reward_weight=weight)
+        for (lookahead, weight), search in self._searches().items():
             this = name(weight, lookahead)
             row = {"weight": weight, "lookahead": lookahead}
             row |= answered(bench, folder, Searched(this, search))
@@ -178,10 +188,12 @@ class TradeOff:
     def __post_init__(self):
         if not all(0 <= mix <= 1 for mix in self.mixes):
             raise ValueError(f"TradeOff.mixes must be in [0, 1]; found {self.mixes}")
+        check_searches({"DeAL": self.search}, self.mixed(0.5))
 
     def run(self, folder: Path) -> dict[str, object]:
         """Runs what is not finished; leaves trade_off.json, .csv, .png and samples.txt."""
         reward = self.mixed(0.5)
+        self.setting.check(reward)
         run_all(self.setting.stages(folder, reward))
         bench = self.setting.bench(folder, reward)
         sampling = answered(bench, folder, Sampled("sampling", n=_ANSWERS))
@@ -228,9 +240,14 @@ class Methods:
 
     def __post_init__(self):
         check_names([method.name for method in self.methods])
+        for method in self.methods:
+            if isinstance(method, Searched):
+                check_searches({method.name: method.search}, self.reward if method.guided else None)
+            self.setting.check_lam(getattr(method, "lam", 0.0))
 
     def run(self, folder: Path) -> dict[str, object]:
         """Leaves methods.json, .csv, .png, samples.txt and a folder of records for each method."""
+        self.setting.check(self.reward)
         run_all(self.setting.stages(folder, self.reward))
         bench = self.setting.bench(folder, self.reward)
         rows = [answered(bench, folder, method) for method in self.methods]

@@ -13,7 +13,7 @@ from etils import epath
 from tqdm import tqdm
 
 from dera_jax import run_folder
-from dera_jax.checkpoints.loading import read_config
+from dera_jax.checkpoints.loading import Loaded, read_config
 from dera_jax.checkpoints.resources import ShapesOnly
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample
@@ -69,10 +69,10 @@ class Reference:
             )
 
     def stages(self, experiment: Path) -> list[Stage]:
-        """Its training, if it has one."""
+        """Its training, if it has one; made now, so that errors in its settings come early."""
         if self.training is None:
             return []
-        return [Stage("SFT", experiment / "sft", lambda where: self.training().run(where))]
+        return [Stage("SFT", experiment / "sft", self.training().run)]
 
     def path(self, experiment: Path) -> Path:
         """The folder of the finished model."""
@@ -81,6 +81,12 @@ class Reference:
     def model(self) -> T5:
         """Its architecture, known before it is trained."""
         return self.training().start.model if self.training else T5(read_config(self.folder))
+
+    def shapes(self) -> Loaded:
+        """The model with shapes in place of parameters: enough to make the runs that start from it."""
+        model = self.model()
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        return Loaded(model, params, vocabulary=None, card={})
 
     def start(self, experiment: Path) -> supervised.Start:
         """For networks that begin as the reference; nothing is read before they are trained."""

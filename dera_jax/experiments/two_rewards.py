@@ -14,10 +14,9 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import jax
-
-from dera_jax import json_files
+from dera_jax import data, json_files
 from dera_jax.checkpoints.loading import Loaded, load
+from dera_jax.checkpoints.resources import RunResources
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.evaluation import metrics, plots, sweep
 from dera_jax.evaluation.jobs import Split
@@ -87,6 +86,7 @@ class TwoRewards:
         Returns:
             The rows of `compare`.
         """
+        self._check()
         run_all(self.stages(folder))
         dera = records(folder / "dera")
         trained = {w: records(folder / f"sampled_{_name(w)}") for w in self._weights}
@@ -103,13 +103,11 @@ class TwoRewards:
 
     def needs(self) -> list[Need]:
         """What the stages' compiled steps take; every PPO run takes what the first does."""
-        model = self.reference.model()
-        params = jax.eval_shape(model.init, jax.random.key(0))
-        like = Loaded(model, params, vocabulary=None, card={})
+        like = self.reference.shapes()
         return [
             *self.reference.needs(),
             *self._alignment(like, self._weights[0]).needs(),
-            *sweep_needs(model, self.documents, self._settings(self._lams), num_aligned=2),
+            *sweep_needs(like.model, self.documents, self._settings(self._lams), num_aligned=2),
         ]
 
     def stages(self, folder: Path) -> list[Stage]:
@@ -139,6 +137,14 @@ class TwoRewards:
     @property
     def _lams(self) -> tuple[Weights, ...]:
         return tuple(itertools.product(self.grid, self.grid))
+
+    def _check(self) -> None:
+        """Reads and makes what the last stages need, lest an error is found after hours of training."""
+        self.documents.read()
+        settings = self._settings(self._lams)
+        settings.reward.load(RunResources(data.vocabulary_of(self.documents.task)))
+        for weights in self._weights:
+            self._alignment(self.reference.shapes(), weights)
 
     def _train(self, folder: Path, weights: Weights) -> Callable:
         def train(where: Path) -> Mapping[str, object]:

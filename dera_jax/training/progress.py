@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 from jax import Array
 from tqdm import tqdm
@@ -57,7 +58,10 @@ class Progress:
         """
         if not self._pending:
             return
-        columns = {name: np.array([m[name] for m in self._pending]) for name in self._pending[0]}
+        # Fetched first: NumPy, given a list of JAX scalars, would turn an interrupt while it waits for
+        # one of them into a ValueError ("setting an array element with a sequence").
+        pending = jax.device_get(self._pending)
+        columns = {name: np.array([m[name] for m in pending]) for name in pending[0]}
         self._check(columns)
         means = {name: float(np.mean(x)) for name, x in columns.items() if name != "tokens"}
         means["tokens_per_second"] = columns["tokens"].sum() / (time.monotonic() - self._since)

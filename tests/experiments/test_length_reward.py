@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dera_jax.evaluation.comparison import FIGURES
+from dera_jax.evaluation.lengths import LengthSurvey
 from dera_jax.experiments.length_reward import LengthReward
 from dera_jax.experiments.stages import Reference
 from dera_jax.rewards.length import LengthInRange
@@ -74,6 +75,32 @@ def test_a_retrained_model_is_trained_at_its_own_beta(experiment, tmp_path):
 class _Nothing:
     def run(self, folder):
         return {}
+
+
+@pytest.mark.parametrize(("length", "rate"), [(7, "0%"), (4, "100%")])
+def test_a_reference_without_room_is_told_before_ppo(
+    experiment, tmp_path, monkeypatch, length, rate
+):
+    """Whose samples are never in the range, or always: PPO would see one reward only."""
+    samples = np.full((4, 4), length, np.int32), np.ones((4, 4), bool)
+    monkeypatch.setattr(LengthSurvey, "sample", lambda self: samples)
+    never = lambda reference, objective, seed: _Forbidden()
+    message = rf"^{rate} of the .* range, 2 to 5 tokens.* LOW and HIGH .*runs/lengths.gin"
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(experiment, align=never).run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["reference"]
+
+
+class _Forbidden:
+    def run(self, folder):
+        raise AssertionError("PPO was run")
+
+
+def test_what_late_stages_need_is_looked_at_first(experiment, tmp_path):
+    documents = dataclasses.replace(small.DOCUMENTS, split="tset")
+    with pytest.raises(ValueError, match="no split 'tset'"):
+        dataclasses.replace(experiment, documents=documents).run(tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -173,10 +173,35 @@ def test_bad_settings_are_refused(setting, study, tmp_path):
         setting.bench(tmp_path, LengthInRange(50, 58))
 
 
-@pytest.mark.slow
-def test_a_headline_that_no_table_has_is_refused_at_once(study, tmp_path):
-    with pytest.raises(ValueError, match="no column 'within' to show"):
-        dataclasses.replace(study, headline="within").run(tmp_path)
+def test_what_is_needed_after_training_is_looked_at_before(setting, study, tmp_path):
+    """Headline, keywords, files of rewards: all would come after SFT and PPO."""
+    untrained = dataclasses.replace(setting, aligned=None, align=small.align, beta=0.1)
+    missing = MissingFile()
+    for change, message in (
+        ({"headline": "within"}, "no column 'within' to show"),
+        ({"prompt": "{keywords}: {text}", "reward": LengthInRange(50, 58)}, "at least 60"),
+        ({"setting": dataclasses.replace(untrained, also=(Part("x", missing),))}, "nowhere"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            dataclasses.replace(study, **{"setting": untrained} | change).run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+class MissingFile(Repetition):
+    def load(self, resources):
+        raise FileNotFoundError("nowhere")
+
+
+def test_all_searches_of_a_study_are_looked_at_first(setting, study):
+    for change in ({"lookaheads": (0, 8)}, {"weights": (8.0, 0.0)}):
+        with pytest.raises(ValueError, match="Search"):
+            dataclasses.replace(study, **change)
+    greedy, alone = Sampled("greedy", greedy=True), dataclasses.replace(setting, aligned=None)
+    with pytest.raises(ValueError, match=r"Search.lookahead must be"):
+        late = Searched("DeAL", dataclasses.replace(SEARCH, lookahead=8))
+        Methods(setting, Repetition(), (greedy, late))
+    with pytest.raises(ValueError, match="λ = 0.5 needs an aligned model"):
+        Methods(alone, Repetition(), (greedy, Sampled("DeRa", lam=0.5)))
 
 
 def test_a_dry_run_names_the_search(study):
