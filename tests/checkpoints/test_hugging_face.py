@@ -74,6 +74,11 @@ def batch(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     return inputs, rng.integers(2, vocab_size, (len(PROMPTS), STEPS)).astype(np.int32)
 
 
+def teacher_forced(model, params, inputs, targets):
+    state = start_teacher_forcing(model, params, jnp.asarray(inputs), 1)
+    return model.teacher_forced(params, state, jnp.asarray(targets)[:, None]).logits[:, 0]
+
+
 def compare(loaded, reference) -> None:
     """Encoder outputs, teacher-forced logits and greedy tokens of our model with torch's."""
     model, params = loaded.model, loaded.params
@@ -92,10 +97,9 @@ def compare(loaded, reference) -> None:
             do_sample=False,
             use_cache=False,
         )
-    ours = model.apply(params, "encode", inputs)
+    ours = jax.jit(lambda params: model.apply(params, "encode", inputs))(params)
     np.testing.assert_allclose(ours[inputs > 0], encoded.numpy()[inputs > 0], atol=1e-4)
-    state = start_teacher_forcing(model, params, jnp.asarray(inputs), 1)
-    ours = model.teacher_forced(params, state, jnp.asarray(targets)[:, None]).logits[:, 0]
+    ours = jax.jit(lambda params: teacher_forced(model, params, inputs, targets))(params)
     assert np.std(ours) > 0.2
     np.testing.assert_allclose(ours, logits.numpy(), atol=1e-4)
     stream = streams(0, np.arange(len(inputs)), [0])

@@ -51,11 +51,12 @@ def test_logits_and_tokens_are_those_of_t5x(version, kind, tmp_path):
     half = kind.endswith("bf16")
     inputs, targets = g["encoder_input_tokens"], g["decoder_target_tokens"][:, None]
     nothing, stream = np.zeros((4, 1), np.float32), streams(0, np.arange(4), [0])
-    state = model.start(params, inputs, nothing, stream, 1)
+    state = jax.jit(model.start, static_argnums=4)(params, inputs, nothing, stream, 1)
     real = g["decoder_target_tokens"] > 0
-    logits = model.teacher_forced(params, state, targets).logits[:, 0]
+    logits = jax.jit(model.teacher_forced)(params, state, targets).logits[:, 0]
     np.testing.assert_allclose(logits[real], g["logits"][real], atol=0.2 if half else 1e-4)
-    log_probs = score(model, params, state, targets, real[:, None].sum(-1)).sum((1, 2))
+    scored = jax.jit(score, static_argnums=0)
+    log_probs = scored(model, params, state, targets, real[:, None].sum(-1)).sum((1, 2))
     np.testing.assert_allclose(log_probs, g["sequence_scores"], rtol=1e-2 if half else 1e-5)
 
     for name, length, eos_id in (("16", 16, 1), ("40_noeos", 40, -1)):

@@ -27,16 +27,17 @@ def t5_world():
 
 def test_a_new_value_network_gives_zero(t5_world):
     model, params, inputs, tokens = t5_world
-    values = model.values(model.init(params["trunk"]), inputs, tokens)
+    values = jax.jit(model.values)(model.init(params["trunk"]), inputs, tokens)
     np.testing.assert_array_equal(values, np.zeros((2, K, T), np.float32))
 
 
 def test_a_value_is_the_head_of_the_decoder_state_before_its_token(t5_world):
     model, params, inputs, tokens = t5_world
-    values = model.values(params, inputs, tokens)
+    values = jax.jit(model.values)(params, inputs, tokens)
     assert values.shape == (2, K, T) and values.dtype == jnp.float32
     fed = np.concatenate([np.zeros((2, 1), int), tokens[:, 1, :-1]], axis=-1)[:, None]
-    hidden = np.asarray(model.trunk.apply(params["trunk"], "__call__", inputs, fed), np.float64)
+    states = jax.jit(lambda p: model.trunk.apply(p, "__call__", inputs, fed))
+    hidden = np.asarray(states(params["trunk"]), np.float64)
     expected = hidden[:, 0] @ np.asarray(params["head"]["kernel"], np.float64) + 0.5
     np.testing.assert_allclose(values[:, 1], expected, rtol=1e-4, atol=1e-4)
 
@@ -45,8 +46,8 @@ def test_a_value_sees_only_the_tokens_before_its_own(t5_world):
     model, params, inputs, tokens = t5_world
     changed = tokens.copy()
     changed[..., 3] = 2 + changed[..., 3] % 5
-    before = np.asarray(model.values(params, inputs, tokens))
-    after = np.asarray(model.values(params, inputs, changed))
+    before = np.asarray(jax.jit(model.values)(params, inputs, tokens))
+    after = np.asarray(jax.jit(model.values)(params, inputs, changed))
     np.testing.assert_array_equal(before[..., :4], after[..., :4])
     assert np.all(before[..., 4] != after[..., 4])
 
