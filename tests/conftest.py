@@ -1,7 +1,7 @@
 """Bounds the suite's time and memory, and says how much memory each process needed.
 
 Programs compiled by XLA are kept for the session in a temporary folder that all worker processes and
-the processes they start share; what one process holds in memory is freed after each file.
+the processes they start share; a process that holds much of them in memory is made to forget them.
 """
 
 import ctypes
@@ -12,6 +12,7 @@ import resource
 import shutil
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -43,15 +44,38 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _memory_is_freed_after_each_file():
-    """jax keeps every program it has compiled, and glibc what was freed: gigabytes in a session."""
+def _little_memory_after_each_file():
     yield
-    if "jax" in sys.modules:
-        sys.modules["jax"].clear_caches()
+    _free_memory(above=1.6)
+
+
+@pytest.fixture(autouse=True)
+def _not_too_much_memory_within_a_file():
+    yield
+    _free_memory(above=2.0)
+
+
+def _free_memory(above: float) -> None:
+    """Frees memory if this process holds more than `above` gigabytes.
+
+    jax keeps every program that it has compiled, and glibc what was freed: 5 GB in a session. Where
+    there is little, the programs are kept, since other tests call some of them.
+    """
+    if "jax" not in sys.modules or _gigabytes() < above:
+        return
+    sys.modules["jax"].clear_caches()
     gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
+
+
+def _gigabytes() -> float:
+    """What this process holds now; on systems without /proc, the most that it has held."""
+    pages = Path("/proc/self/statm")
+    if not pages.exists():
+        return _peak_gigabytes()
+    return int(pages.read_text().split()[1]) * resource.getpagesize() / 1e9
 
 
 def _peak_gigabytes() -> float:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ import pytest
 
 from dera_jax import configure, main, run_folder
 from dera_jax.experiments import two_rewards
+from tests.experiments import small
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -220,20 +220,12 @@ SIZES = [  # parameters counted by hand from the sizes in gin_configs/models
 ]
 
 
-def only_trace(monkeypatch) -> None:
-    """Makes a dry run trace its programs, which finds shapes that do not fit, and compile none."""
-    kinds = ("alias", "argument", "output", "temp")
-    memory = SimpleNamespace(**{f"{kind}_size_in_bytes": 0 for kind in kinds})
-    program = SimpleNamespace(memory_analysis=lambda: memory)
-    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: program)
-
-
 @pytest.mark.parametrize("name, parameters, tokens, compiled", SIZES)
 def test_a_dry_run_tells_what_the_experiment_needs(
     name, parameters, tokens, compiled, tmp_path, capsys, monkeypatch
 ):
     if not compiled:
-        only_trace(monkeypatch)
+        small.only_trace(monkeypatch)
     out = tmp_path / "out"
     main.main([f"--gin_file={EXPERIMENTS}/{name}.gin", f'--gin.MODEL_DIR="{out}"', "--dry_run"])
     said = capsys.readouterr().out
@@ -269,7 +261,7 @@ def test_every_experiment_with_rewards_can_be_checked_dry(
     name, last, compiled, tmp_path, capsys, monkeypatch
 ):
     if not compiled:
-        only_trace(monkeypatch)
+        small.only_trace(monkeypatch)
     out = tmp_path / "out"
     path = f"gin_configs/experiments/{name}.gin"
     main.main([f"--gin_file={path}", f'--gin.MODEL_DIR="{out}"', "--dry_run"])

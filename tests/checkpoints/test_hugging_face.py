@@ -22,6 +22,7 @@ from dera_jax.models.language_model import streams
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from tests import golden
+from tests.compiled import compiled
 
 SIZES = {
     "d_model": 32, "d_kv": 12, "d_ff": 48, "num_heads": 4, "num_layers": 3, "num_decoder_layers": 2,
@@ -97,7 +98,7 @@ def compare(loaded, reference) -> None:
             do_sample=False,
             use_cache=False,
         )
-    ours = jax.jit(lambda params: model.apply(params, "encode", inputs))(params)
+    ours = compiled(model, "apply", 1)(params, "encode", inputs)
     np.testing.assert_allclose(ours[inputs > 0], encoded.numpy()[inputs > 0], atol=1e-4)
     ours = jax.jit(lambda params: teacher_forced(model, params, inputs, targets))(params)
     assert np.std(ours) > 0.2

@@ -15,6 +15,7 @@ from dera_jax.decoding.beam_search import Search, beam_search
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.models.language_model import score, streams
 from tests import golden
+from tests.compiled import compiled
 from tests.models.test_t5 import t5x_samples
 
 flat = lambda tree: flax.traverse_util.flatten_dict(tree, sep="/")
@@ -51,9 +52,9 @@ def test_logits_and_tokens_are_those_of_t5x(version, kind, tmp_path):
     half = kind.endswith("bf16")
     inputs, targets = g["encoder_input_tokens"], g["decoder_target_tokens"][:, None]
     nothing, stream = np.zeros((4, 1), np.float32), streams(0, np.arange(4), [0])
-    state = jax.jit(model.start, static_argnums=4)(params, inputs, nothing, stream, 1)
+    state = compiled(model, "start", 4)(params, inputs, nothing, stream, 1)
     real = g["decoder_target_tokens"] > 0
-    logits = jax.jit(model.teacher_forced)(params, state, targets).logits[:, 0]
+    logits = compiled(model, "teacher_forced")(params, state, targets).logits[:, 0]
     np.testing.assert_allclose(logits[real], g["logits"][real], atol=0.2 if half else 1e-4)
     scored = jax.jit(score, static_argnums=0)
     log_probs = scored(model, params, state, targets, real[:, None].sum(-1)).sum((1, 2))

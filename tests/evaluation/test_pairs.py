@@ -16,6 +16,7 @@ from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from tasks import vocabularies
 from tests import golden
+from tests.compiled import compiled
 
 CONFIG = T5Config(
     vocab_size=4096, emb_dim=8, num_heads=2, num_encoder_layers=1, num_decoder_layers=1, head_dim=4,
@@ -91,8 +92,8 @@ def logits_of(model, params, lam=None) -> np.ndarray:
         state = jax.jit(start_teacher_forcing, static_argnums=(0, 3))(model, params, inputs, 1)
     else:
         rows = jnp.full((2, 1), lam), streams(0, np.arange(2), [0])
-        state = jax.jit(model.start, static_argnums=4)(params, inputs, *rows, 1)
-    return np.asarray(jax.jit(model.teacher_forced)(params, state, targets).logits)
+        state = compiled(model, "start", 4)(params, inputs, *rows, 1)
+    return np.asarray(compiled(model, "teacher_forced")(params, state, targets).logits)
 
 
 def varied(params, seed: int, tables: float = 1.0):

@@ -180,7 +180,8 @@ def test_a_headline_that_no_table_has_is_refused_at_once(study, tmp_path):
         dataclasses.replace(study, headline="within").run(tmp_path)
 
 
-def test_a_dry_run_names_the_search(study):
+def test_a_dry_run_names_the_search(study, monkeypatch):
+    small.only_trace(monkeypatch)
     needs = study.needs()
     assert [x.name for x in needs] == ["search, a batch"]
     assert needs[0].parameters["reference"] == needs[0].parameters["aligned"] > 0

@@ -12,13 +12,13 @@ from dera_jax.models.language_model import score, streams
 from dera_jax.models.layers import relative_position_bucket
 from dera_jax.models.t5 import T5Config, Transformer
 from tests import golden
+from tests.compiled import compiled
 
 
 def start(model, params, inputs, num_rows=1, max_len=1):
     rows = (inputs.shape[0], num_rows)
     stream = streams(0, np.arange(rows[0]), np.arange(num_rows))
-    compiled = jax.jit(model.start, static_argnums=4)
-    return compiled(params, inputs, jnp.zeros(rows), stream, max_len)
+    return compiled(model, "start", 4)(params, inputs, jnp.zeros(rows), stream, max_len)
 
 
 @pytest.mark.parametrize("version", golden.VERSIONS)
@@ -50,7 +50,7 @@ def test_teacher_forced_logits_and_scores_are_t5x(version):
     model, params, g = golden.load(version)
     targets = g["decoder_target_tokens"][:, None]
     state = start(model, params, g["encoder_input_tokens"])
-    logits = jax.jit(model.teacher_forced)(params, state, targets).logits[:, 0]
+    logits = compiled(model, "teacher_forced")(params, state, targets).logits[:, 0]
     real = g["decoder_target_tokens"] > 0
     np.testing.assert_allclose(logits[real], g["logits"][real], atol=1e-4)
     log_probs = jax.jit(score, static_argnums=0)(
@@ -62,7 +62,7 @@ def test_teacher_forced_logits_and_scores_are_t5x(version):
 @pytest.mark.parametrize("version", golden.VERSIONS)
 def test_encoder_output_is_t5x(version):
     model, params, g = golden.load(version)
-    encoded = jax.jit(lambda p, x: model.apply(p, "encode", x))(params, g["encoder_input_tokens"])
+    encoded = compiled(model, "apply", 1)(params, "encode", g["encoder_input_tokens"])
     real = g["encoder_input_tokens"] > 0
     np.testing.assert_allclose(encoded[real], g["encoded"][real], atol=1e-4)
 
@@ -72,7 +72,7 @@ def test_bfloat16_is_as_far_from_float32_as_t5x_in_bfloat16(version):
     model, params, g = golden.load(version, dtype="bfloat16")
     state = start(model, params, g["encoder_input_tokens"])
     targets = g["decoder_target_tokens"][:, None]
-    logits = jax.jit(model.teacher_forced)(params, state, targets).logits[:, 0]
+    logits = compiled(model, "teacher_forced")(params, state, targets).logits[:, 0]
     real = g["decoder_target_tokens"] > 0
     ours = np.abs(logits - g["logits"])[real]
     theirs = np.abs(g["logits_bfloat16_activations"] - g["logits"])[real]
@@ -96,7 +96,7 @@ def t5x_samples(model, params, inputs) -> np.ndarray:
     rows = len(inputs)
     state = start(model, params, inputs, max_len=16)
     key, token = jax.random.PRNGKey(5), jnp.zeros((rows, 1), jnp.int32)
-    done, step, tokens = np.zeros((rows, 1), bool), jax.jit(model.step), []
+    done, step, tokens = np.zeros((rows, 1), bool), compiled(model, "step"), []
     for _ in range(16):
         draw, key = jax.random.split(key)
         output, state = step(params, state, token)
