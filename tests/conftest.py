@@ -46,13 +46,13 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True, scope="module")
 def _little_memory_after_each_file():
     yield
-    _free_memory(above=1.6)
+    _free_memory(above=1.3)
 
 
 @pytest.fixture(autouse=True)
 def _not_too_much_memory_within_a_file():
     yield
-    _free_memory(above=2.0)
+    _free_memory(above=1.8)
 
 
 def _free_memory(above: float) -> None:
