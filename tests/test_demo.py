@@ -41,7 +41,7 @@ def test_demo_prints_a_table_and_texts_and_writes_its_results(options, tmp_path,
     assert printed.count("human") == 3 and "in range" in printed
     rows = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert [row["lam"] for row in rows] == [0.0, 0.5, 1.0]
-    assert len((tmp_path / "out" / "records.jsonl").read_text().splitlines()) == 3
+    assert len(list((tmp_path / "out" / "records.jsonl").open())) == 3
     # The same command again finds its results; another one is refused.
     demo.main([*options, "--output", output])
     with pytest.raises(FileExistsError, match="holds a run with other settings"):

@@ -32,7 +32,7 @@ def test_populations_evolve_under_every_mutator(path, models, tmp_path):
     main.main([*(f"--gin_file={name}" for name in files), *bindings])
     rows = json.loads((tmp_path / "run" / "methods.json").read_text())
     assert [row["method"] for row in rows] == ["greedy", "best of n", "DARWIN"]
-    lines = (tmp_path / "run" / "methods" / "darwin" / "records.jsonl").read_text().splitlines()
+    lines = (tmp_path / "run" / "methods" / "darwin" / "records.jsonl").open()
     generations = [json.loads(line)["evolution"]["generations"][0] for line in lines]
     asked = [text for generation in generations for text in generation["templates"]]
     assert len(asked) == 3 * 3

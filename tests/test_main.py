@@ -210,24 +210,26 @@ def test_every_run_file_names_what_exists(path):
 
 
 EXPERIMENTS = "gin_configs/experiments/length_reward"
-SIZES = [  # parameters counted by hand from the sizes in gin_configs/models
-    pytest.param("newswire", 230_400, 32 * (64 + 32), True, marks=pytest.mark.slow),
+SIZES = [  # layers, parameters counted by hand from the sizes in gin_configs/models
+    pytest.param("newswire", 2, 230_400, 32 * (64 + 32), True, marks=pytest.mark.slow),
+    ("xsum_t5_1_1_small", 1, 38_408_064, 32 * (512 + 64), False),
     # 76,961,152: the size of the public T5 1.1 small checkpoint
-    ("xsum_t5_1_1_small", 76_961_152, 32 * (512 + 64), False),
     pytest.param(
-        "xsum_t5_1_1_small", 76_961_152, 32 * (512 + 64), True, marks=pytest.mark.evidence
+        "xsum_t5_1_1_small", 8, 76_961_152, 32 * (512 + 64), True, marks=pytest.mark.evidence
     ),
 ]
 
 
-@pytest.mark.parametrize("name, parameters, tokens, compiled", SIZES)
+@pytest.mark.parametrize("name, layers, parameters, tokens, compiled", SIZES)
 def test_a_dry_run_tells_what_the_experiment_needs(
-    name, parameters, tokens, compiled, tmp_path, capsys, monkeypatch
+    name, layers, parameters, tokens, compiled, tmp_path, capsys, monkeypatch
 ):
     if not compiled:
         small.only_trace(monkeypatch)
     out = tmp_path / "out"
-    main.main([f"--gin_file={EXPERIMENTS}/{name}.gin", f'--gin.MODEL_DIR="{out}"', "--dry_run"])
+    sizes = [f"--gin.t5.T5Config.num_{x}_layers={layers}" for x in ("encoder", "decoder")]
+    arguments = [f"--gin_file={EXPERIMENTS}/{name}.gin", f'--gin.MODEL_DIR="{out}"', *sizes]
+    main.main([*arguments, "--dry_run"])
     said = capsys.readouterr().out
     sft = f"training step on {name.partition('_')[0]}"
     assert re.findall(r"^(.+): [\d,]+ tokens", said, re.MULTILINE) == [
@@ -379,8 +381,6 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, monkeypatch):
     assert jax.tree.structure(last[0]) == jax.tree.structure(last[1])
     jax.tree.map(np.testing.assert_array_equal, *last)
     reports = [run / "metrics.jsonl" for run in (killed, tmp_path / "whole")]
-    steps = [
-        [json.loads(line)["step"] for line in path.read_text().splitlines()] for path in reports
-    ]
+    steps = [[json.loads(line)["step"] for line in path.open()] for path in reports]
     assert sorted(steps[0]) == steps[0]
     assert {step for step in steps[1] if step % 7 == 0} <= set(steps[0])

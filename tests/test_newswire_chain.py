@@ -22,7 +22,7 @@ def run(name: str, folder: Path, **macros: object) -> dict:
 def faithful_share(records: Path, lam: float) -> float:
     """Share of the sampled summaries at λ that state facts, and only their document's."""
     facts = {newswire.PREFIX + r.document: r.facts for r in newswire.reports("test")}
-    rows = [json.loads(line) for line in records.read_text().split("\n") if line]
+    rows = [json.loads(line) for line in records.open()]
     checks = [
         newswire_corpus.check(sample["text"], facts[row["document"]]).faithful
         for row in rows

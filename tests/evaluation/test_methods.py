@@ -128,11 +128,11 @@ def test_the_record_tells_what_each_score_is_made_of(bench, tmp_path):
 def test_a_stopped_run_goes_on_and_ends_the_same(bench, tmp_path):
     method = Sampled("sampling", n=2)
     whole = run(method, bench, tmp_path / "whole")
-    lines = (tmp_path / "whole" / RECORDS).read_text().splitlines(keepends=True)
+    lines = list((tmp_path / "whole" / RECORDS).open())
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / RECORDS).write_text(lines[0] + lines[1][:20])
     assert run(method, bench, tmp_path / "half") == whole
-    lines = (tmp_path / "half" / RECORDS).read_text().splitlines()
+    lines = list((tmp_path / "half" / RECORDS).open())
     assert [json.loads(x) for x in lines] == whole
 
 

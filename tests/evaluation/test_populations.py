@@ -159,7 +159,7 @@ def test_keywords_that_are_not_there_are_refused(bench):
 def test_a_stopped_run_goes_on_and_ends_the_same(bench, tmp_path):
     method = Bred("DARWIN", EVOLUTION, BANK, lam=0.5)
     whole = run(method, bench, tmp_path / "whole")  # batches of 3 and of 1, filled up
-    first = (tmp_path / "whole" / RECORDS).read_text().splitlines(keepends=True)[:3]
+    first = list((tmp_path / "whole" / RECORDS).open())[:3]
     (tmp_path / "stopped").mkdir()
     (tmp_path / "stopped" / RECORDS).write_text("".join(first))
     assert json.dumps(run(method, bench, tmp_path / "stopped")) == json.dumps(whole)

@@ -76,7 +76,7 @@ def test_a_stopped_sweep_goes_on_and_ends_the_same(world, records, tmp_path, mon
     )
     again = decode(model, params, documents, SWEEP, to_text, tmp_path)
     assert again == records and len(calls) == 2
-    lines = (tmp_path / RECORDS).read_text(encoding="utf-8").splitlines()
+    lines = (tmp_path / RECORDS).open(encoding="utf-8")
     assert [json.loads(line) for line in lines] == records
 
 

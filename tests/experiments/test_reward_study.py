@@ -86,7 +86,7 @@ def test_a_study_measures_every_part_and_optimises_those_with_a_weight(study, tm
         parts = {name: row[f"reward_{name}"] for name in names}
         assert row["reward"] == pytest.approx(parts["proxy"] + 0.5 * parts["repeated"], abs=1e-5)
         assert parts["true"] == 0  # random tokens state nothing
-    logged = json.loads((tmp_path / "ppo" / "metrics.jsonl").read_text().splitlines()[-1])
+    logged = json.loads(list((tmp_path / "ppo" / "metrics.jsonl").open())[-1])
     assert {"training/reward_proxy", "training/reward_repeated"} <= set(logged)
     assert "training/reward_judge" not in logged
     for name in ("report.html", "sweep.png", FIGURE, "metrics.json"):

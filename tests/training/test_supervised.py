@@ -72,7 +72,7 @@ def training(**changes) -> supervised.Training:
 
 
 def rows(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
 
 
 def test_a_run_leaves_its_best_model_metrics_and_samples(tmp_path):
