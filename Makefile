@@ -1,5 +1,9 @@
 # demo: realigned summaries at several λ, on a CPU, without a download after set-up.
-# test: lint and every test.   lint: style only.   tiny: train the shipped models again.
+# test: lint, and every test that is not marked slow: 10 minutes on 2 cores.
+# test-slow: the tests marked slow: 7 minutes more.   .ci/run: set-up and both.
+# test-fast: models, decoding and rewards: 3 minutes.   lint: style only.
+# evidence-…: what takes longer, run by hand before a release; each target says how long.
+# tiny: train the shipped models again.
 # Each target first makes .venv from constraints.txt; `test` and `lint` add what tests need, torch
 # among it. Another interpreter: make test PYTHON=…
 
@@ -10,14 +14,32 @@ TESTABLE := .venv/.testable
 TINY := gin_configs/experiments/tiny
 RUN := $(BIN)/python -m dera_jax.main
 
-.PHONY: demo test lint tiny
+# Each of 2 processes begins with half the tests and takes over half of what the other has left when
+# it is done, so that they end together whatever the tests take.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
+
+.PHONY: demo test test-slow test-fast lint tiny evidence-chain evidence-dry-runs
 .DELETE_ON_ERROR:
 
 demo: $(READY)
 	$(BIN)/python -m dera_jax.demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+	$(PYTEST) -m 'not slow'
+
+test-slow: $(TESTABLE)
+	$(PYTEST) -m slow
+
+test-fast: $(TESTABLE)
+	$(PYTEST) -m 'not slow' tests/models tests/decoding tests/rewards
+
+# The whole chain on the generated corpus, until its texts are true to their documents: 9 minutes.
+evidence-chain: $(TESTABLE)
+	$(BIN)/python -m pytest -m evidence tests/test_newswire_chain.py
+
+# Dry runs of the experiments with every program compiled, T5 1.1 small among them: 7 minutes, 6 GB.
+evidence-dry-runs: $(TESTABLE)
+	$(BIN)/python -m pytest -m evidence tests/test_main.py
 
 lint: $(TESTABLE)
 	$(BIN)/ruff check .

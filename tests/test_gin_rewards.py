@@ -143,7 +143,10 @@ def test_a_wrong_answer_of_a_user_s_function_is_a_sentence(reference, user, tmp_
         run(files, tmp_path / "none", **SMALL, **pair, DOCUMENTS=2, SAMPLES=1)
 
 
-def test_a_dry_run_with_a_user_s_function_has_two_calls(reference, user, tmp_path, capsys):
+def test_a_dry_run_with_a_user_s_function_has_two_calls(
+    reference, user, tmp_path, capsys, monkeypatch
+):
+    small.only_trace(monkeypatch)
     arguments = ["--gin_file=gin_configs/runs/ppo.gin", f"--gin_file={user / 'vowels.gin'}"]
     settings = SMALL | {"TARGETS": 16, "PPO_BATCH_SIZE": 4, "REFERENCE": reference}
     arguments += [f"--gin.{key}={value!r}" for key, value in settings.items()]

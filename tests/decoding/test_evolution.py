@@ -29,6 +29,7 @@ from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Source
 from dera_jax.rewards.tokens import Repetition
+from tests.compiled import compiled
 from tests.decoding import worlds
 
 EOS = worlds.EOS
@@ -244,12 +245,15 @@ def test_a_rebuilt_cache_is_the_adopters_instruction_and_the_adopted_text(pair, 
     np.testing.assert_array_equal(texts[..., :T], given)
     adopted = donors != np.arange(N)
     assert adopted.sum() == 4 * (N - survivors)  # with 2 survivors two of three keep their caches
-    output, _ = model.step(params, population.state, texts[..., steps - 1].reshape(12, 1))
+    output, _ = compiled(model, "step")(
+        params, population.state, texts[..., steps - 1].reshape(12, 1)
+    )
     # ... as a fresh pass computes it, in which the text is followed by anything.
     flat = mutated.reshape(12, -1)
-    fresh = model.start(params, flat, lam.reshape(12, 1), stream.reshape(12, 1), 1)
+    start = compiled(model, "start", 4)
+    fresh = start(params, flat, lam.reshape(12, 1), stream.reshape(12, 1), 1)
     longer = np.pad(texts[..., :steps].reshape(12, 1, -1), [(0, 0), (0, 0), (0, 1)])
-    logits = model.teacher_forced(params, fresh, longer).logits[:, :, -1]
+    logits = compiled(model, "teacher_forced")(params, fresh, longer).logits[:, :, -1]
     np.testing.assert_allclose(output.logits, logits, atol=1e-4)
     # Under the donor's instruction the same text is followed by something else.
     by_member = np.asarray(logits).reshape(4, N, -1)

@@ -161,7 +161,7 @@ def events(found, settings):
     return seen
 
 
-def worlds_of(seed, documents=40):
+def worlds_of(seed, documents=20):
     """The arguments of a generation in a table."""
     vocab, settings = random_evolution(seed)
     model, params = table(vocab, settings.sampling.max_length, seed)
@@ -187,7 +187,7 @@ def test_a_population_in_a_table():
 @pytest.mark.slow
 def test_populations_in_tables():
     seen = sum((compare(worlds_of(seed)) for seed in (0, 1, 5, 7)), collections.Counter())
-    assert len(seen) == 5 and min(seen.values()) >= 80, seen
+    assert len(seen) == 5 and min(seen.values()) >= 30, seen
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, prefill, sample, sample_from
 from dera_jax.models.language_model import score, streams
 from dera_jax.models.tabular import TabularLM
+from tests.compiled import compiled
 from tests.decoding import worlds
 
 FIRST_DRAWS = [1.441218, 1.4971200, 1.2772480, 0.5770062, 4.2354951, -0.1590075]
@@ -57,24 +58,25 @@ def test_draws_are_those_of_the_first_version():
 
 def test_log_probs_are_those_of_teacher_forcing(pair):
     model, params, inputs, lam, stream = pair
+    scored = jax.jit(score, static_argnums=0)
     out = sample(
         model, params, inputs, lam, stream, Sampling(max_length=12, temperature=0.7, top_k=9)
     )
-    state = model.start(params, inputs, jnp.asarray(lam), stream, 1)
+    state = compiled(model, "start", 4)(params, inputs, lam, stream, 1)
     np.testing.assert_allclose(
-        out.scores.log_prob, score(model, params, state, out.tokens, out.lengths), atol=1e-3
+        out.scores.log_prob, scored(model, params, state, out.tokens, out.lengths), atol=1e-3
     )
     for single, p, log_prob in zip(model.models, params, out.scores.part_log_prob, strict=True):
-        state = single.start(p, inputs, jnp.asarray(lam), stream, 1)
-        expected = score(single, p, state, out.tokens, out.lengths)
+        state = compiled(single, "start", 4)(p, inputs, lam, stream, 1)
+        expected = scored(single, p, state, out.tokens, out.lengths)
         np.testing.assert_allclose(log_prob, expected, atol=1e-3)
 
 
 def test_kl_is_that_of_the_whole_distribution(pair):
     model, params, inputs, lam, stream = pair
     out = sample(model, params, inputs, lam, stream, Sampling(max_length=6))
-    state = model.start(params, inputs, jnp.asarray(lam), stream, 1)
-    output = model.teacher_forced(params, state, out.tokens)
+    state = compiled(model, "start", 4)(params, inputs, lam, stream, 1)
+    output = compiled(model, "teacher_forced")(params, state, out.tokens)
     p, q = (np.asarray(jax.nn.softmax(x), np.float64) for x in (output.logits, output.parts[0]))
     expected = (p * np.log(p / q)).sum(-1) * (np.arange(6) < out.lengths[..., None])
     np.testing.assert_allclose(out.scores.kl, expected, atol=1e-4)

@@ -37,6 +37,7 @@ class Curve:
     """Stands for a loaded pair: reward −(λ − 1.3)², KL λ²/4, ROUGE-L falling by a tenth per λ."""
 
     pair = SimpleNamespace(cards=({}, CARD))
+    rounding = 0.0
 
     def decode(self, settings, folder, prefills):
         return [self.record(i, settings) for i in range(2)]
@@ -46,7 +47,7 @@ class Curve:
         sample = lambda lam: {
             "lam": lam,
             "reward": -((lam - 1.3) ** 2) + (2 * i - 1) * 1e-3,
-            "kl": lam**2 / 4,
+            "kl": lam**2 / 4 + self.rounding,
             "length": 5,
             "text": " ".join(words[: round(10 - lam)]),
         }
@@ -90,7 +91,10 @@ def test_a_rouge_limit_that_every_lambda_keeps_is_refused(monkeypatch, tmp_path)
         run(monkeypatch, tmp_path, Rule(min_rouge_l=0.9), rounds=1)
 
 
-def test_the_reference_is_a_possible_choice(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("rounding", [0.0, 3e-8])
+def test_the_reference_is_a_possible_choice(monkeypatch, tmp_path, capsys, rounding):
+    """Also where float32 puts its KL from itself a little above 0."""
+    monkeypatch.setattr(Curve, "rounding", rounding)
     result = run(monkeypatch, tmp_path, Rule(max_kl=0), rounds=2)
     assert (result["lam"], result["beta"]) == (0, None)
     assert "no β is worth training" in capsys.readouterr().out

@@ -22,6 +22,7 @@ from dera_jax.models.t5_lm import T5
 from dera_jax.training.supervised import finished_model, read_for_task
 from tasks import vocabularies
 from tests import golden
+from tests.compiled import compiled
 
 CONFIG = T5Config(
     vocab_size=4096, emb_dim=8, num_heads=2, num_encoder_layers=1, num_decoder_layers=1, head_dim=4,
@@ -94,10 +95,11 @@ def logits_of(model, params, lam=None) -> np.ndarray:
     """Teacher-forced, of ids that all vocabularies here have."""
     inputs, targets = jnp.array([[9, 8, 7, 1], [5, 6, 1, 0]]), jnp.array([[[3, 4, 1]], [[9, 2, 5]]])
     if lam is None:
-        state = start_teacher_forcing(model, params, inputs, 1)
+        state = jax.jit(start_teacher_forcing, static_argnums=(0, 3))(model, params, inputs, 1)
     else:
-        state = model.start(params, inputs, jnp.full((2, 1), lam), streams(0, np.arange(2), [0]), 1)
-    return np.asarray(model.teacher_forced(params, state, targets).logits)
+        rows = jnp.full((2, 1), lam), streams(0, np.arange(2), [0])
+        state = compiled(model, "start", 4)(params, inputs, *rows, 1)
+    return np.asarray(compiled(model, "teacher_forced")(params, state, targets).logits)
 
 
 def varied(params, seed: int, tables: float = 1.0):

@@ -1,6 +1,7 @@
 """A model of no use and a PPO run of two steps, for experiments whose stages are to be seen."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 
@@ -41,3 +42,11 @@ def align(reference, objective, seed) -> Alignment:
         seed=seed,
         saving=NEVER_SAVED,
     )
+
+
+def only_trace(monkeypatch) -> None:
+    """Makes a dry run trace its programs, which finds shapes that do not fit, and compile none."""
+    kinds = ("alias", "argument", "output", "temp")
+    memory = SimpleNamespace(**{f"{kind}_size_in_bytes": 0 for kind in kinds})
+    program = SimpleNamespace(memory_analysis=lambda: memory)
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: program)

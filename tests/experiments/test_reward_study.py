@@ -104,6 +104,7 @@ def test_a_study_measures_every_part_and_optimises_those_with_a_weight(study, tm
     assert again["lambda"] == rows
 
 
+@pytest.mark.slow
 def test_the_sweep_s_rewards_are_those_of_the_parts(study, tmp_path):
     """Against each part called alone on the recorded tokens."""
     shown = dataclasses.replace(
@@ -129,7 +130,8 @@ def test_the_sweep_s_rewards_are_those_of_the_parts(study, tmp_path):
             assert s["reward"] == pytest.approx(2 * s["reward_a"] - s["reward_b"])
 
 
-def test_a_dry_run_needs_no_files(study):
+def test_a_dry_run_needs_no_files(study, monkeypatch):
+    small.only_trace(monkeypatch)
     unread = dataclasses.replace(
         study,
         reference=Reference(training=sft),

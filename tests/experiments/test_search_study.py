@@ -204,7 +204,8 @@ def test_all_searches_of_a_study_are_looked_at_first(setting, study):
         Methods(alone, Repetition(), (greedy, Sampled("DeRa", lam=0.5)))
 
 
-def test_a_dry_run_names_the_search(study):
+def test_a_dry_run_names_the_search(study, monkeypatch):
+    small.only_trace(monkeypatch)
     needs = study.needs()
     assert [x.name for x in needs] == ["search, a batch"]
     assert needs[0].parameters["reference"] == needs[0].parameters["aligned"] > 0

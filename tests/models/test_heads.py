@@ -8,6 +8,7 @@ import pytest
 from dera_jax.models.heads import T5Critic, T5Value, TabularCritic, TabularValue
 from dera_jax.models.tabular import TabularLM
 from tests import golden
+from tests.compiled import compiled
 from tests.decoding import worlds
 
 K, T = 3, 6
@@ -27,16 +28,17 @@ def t5_world():
 
 def test_a_new_value_network_gives_zero(t5_world):
     model, params, inputs, tokens = t5_world
-    values = model.values(model.init(params["trunk"]), inputs, tokens)
+    values = compiled(model, "values")(model.init(params["trunk"]), inputs, tokens)
     np.testing.assert_array_equal(values, np.zeros((2, K, T), np.float32))
 
 
 def test_a_value_is_the_head_of_the_decoder_state_before_its_token(t5_world):
     model, params, inputs, tokens = t5_world
-    values = model.values(params, inputs, tokens)
+    values = compiled(model, "values")(params, inputs, tokens)
     assert values.shape == (2, K, T) and values.dtype == jnp.float32
     fed = np.concatenate([np.zeros((2, 1), int), tokens[:, 1, :-1]], axis=-1)[:, None]
-    hidden = np.asarray(model.trunk.apply(params["trunk"], "__call__", inputs, fed), np.float64)
+    apply = compiled(model.trunk, "apply", 1)
+    hidden = np.asarray(apply(params["trunk"], "__call__", inputs, fed), np.float64)
     expected = hidden[:, 0] @ np.asarray(params["head"]["kernel"], np.float64) + 0.5
     np.testing.assert_allclose(values[:, 1], expected, rtol=1e-4, atol=1e-4)
 
@@ -45,8 +47,8 @@ def test_a_value_sees_only_the_tokens_before_its_own(t5_world):
     model, params, inputs, tokens = t5_world
     changed = tokens.copy()
     changed[..., 3] = 2 + changed[..., 3] % 5
-    before = np.asarray(model.values(params, inputs, tokens))
-    after = np.asarray(model.values(params, inputs, changed))
+    before = np.asarray(compiled(model, "values")(params, inputs, tokens))
+    after = np.asarray(compiled(model, "values")(params, inputs, changed))
     np.testing.assert_array_equal(before[..., :4], after[..., :4])
     assert np.all(before[..., 4] != after[..., 4])
 
@@ -70,14 +72,15 @@ def test_a_t5_critic_scores_all_tokens_as_it_scores_one():
     params = critic.init(params)
     inputs = g["encoder_input_tokens"][:2, :20]
     tokens = np.random.default_rng(0).integers(2, model.vocab_size, (2, 3, 5))
-    assert not np.any(critic.log_odds(params, inputs, tokens))
+    log_odds = compiled(critic, "log_odds")
+    assert not np.any(log_odds(params, inputs, tokens))
     shapes = {name: x.shape for name, x in params["head"].items()}
     keys = dict(zip(shapes, jax.random.split(jax.random.key(0), len(shapes)), strict=True))
     params["head"] = {name: jax.random.normal(keys[name], shapes[name]) for name in shapes}
-    every = critic.log_odds(params, inputs, tokens)
+    every = log_odds(params, inputs, tokens)
     assert every.shape == (2, 3, 5, model.vocab_size)
     expected = np.take_along_axis(np.asarray(every), tokens[..., None], axis=-1)[..., 0]
-    found = critic.log_odds_of(params, inputs, tokens)
+    found = compiled(critic, "log_odds_of")(params, inputs, tokens)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -88,7 +91,7 @@ def test_a_t5_critic_is_told_the_place():
     params = critic.init(params)
     params["head"]["c"] = jnp.arange(T, dtype=jnp.float32)
     inputs = g["encoder_input_tokens"][:1, :20]
-    found = critic.log_odds(params, inputs, np.full((1, 1, T), 2))
+    found = compiled(critic, "log_odds")(params, inputs, np.full((1, 1, T), 2))
     np.testing.assert_array_equal(found[0, 0, :, 7], np.arange(T))
 
 

@@ -9,6 +9,7 @@ from dera_jax.decoding.realign import Realigned
 from dera_jax.models.language_model import rewind, score, select, streams
 from dera_jax.models.tabular import TabularLM
 from tests import golden
+from tests.compiled import compiled
 
 B, K, T = 2, 3, 6
 
@@ -39,13 +40,13 @@ def world(request):
     rng = np.random.default_rng(0)
     lam = rng.uniform(-0.5, 1.5, (B, K, 2)).astype(np.float32)
     stream = streams(0, np.arange(B), np.arange(K))
-    state = model.start(params, inputs, lam, stream, max_len=T + 2)
+    state = compiled(model, "start", 4)(params, inputs, lam, stream, T + 2)
     return model, params, inputs, state, rng.integers(0, model.vocab_size, (B, K, T))
 
 
 def feed(model, params, state, tokens):
     """Steps through the start token and then tokens[B, K, T]: logits [B, K, T + 1, V], state."""
-    step, logits = jax.jit(model.step), []
+    step, logits = compiled(model, "step"), []
     for token in [np.full((B, K), model.start_token), *np.moveaxis(tokens, -1, 0)]:
         output, state = step(params, state, token)
         logits.append(output.logits)
@@ -55,7 +56,7 @@ def feed(model, params, state, tokens):
 def test_stepping_is_teacher_forcing(world):
     model, params, _, state, tokens = world
     logits, _ = feed(model, params, state, tokens)
-    forced = model.teacher_forced(params, state, tokens).logits
+    forced = compiled(model, "teacher_forced")(params, state, tokens).logits
     np.testing.assert_allclose(logits[:, :, :T], forced, atol=1e-4)
 
 
@@ -63,25 +64,27 @@ def test_ragged_extend_is_stepping(world):
     model, params, _, state, tokens = world
     lengths = np.array([[1, 6, 3], [5, 2, 6]])  # tokens fed, the start token included
     fed = np.concatenate([np.zeros((B, K, 1), int), tokens], axis=-1)
-    output, extended = model.extend(params, state, fed[..., :6], lengths)
+    output, extended = compiled(model, "extend")(params, state, fed[..., :6], lengths)
     logits, _ = feed(model, params, state, tokens)
     rows = np.ix_(range(B), range(K))
     np.testing.assert_allclose(output.logits, logits[(*rows, lengths - 1)], atol=1e-4)
     # ... and so is what follows it, from rows that now stand at different positions.
     following = np.take_along_axis(tokens, lengths[..., None] - 1, axis=-1)[..., 0]
-    output, _ = model.step(params, extended, following)
+    output, _ = compiled(model, "step")(params, extended, following)
     np.testing.assert_allclose(output.logits, logits[(*rows, lengths)], atol=1e-4)
     np.testing.assert_array_equal(extended.lengths, lengths)
 
 
 def test_extend_in_two_parts_is_extend_in_one(world):
     model, params, _, state, tokens = world
-    once, _ = model.extend(params, state, tokens, np.full((B, K), T))
-    _, half = model.extend(params, state, tokens[..., :4], np.array([[4, 2, 3], [1, 4, 2]]))
+    once, _ = compiled(model, "extend")(params, state, tokens, np.full((B, K), T))
+    _, half = compiled(model, "extend")(
+        params, state, tokens[..., :4], np.array([[4, 2, 3], [1, 4, 2]])
+    )
     rest = np.stack(
         [[np.roll(tokens[b, k], -int(half.lengths[b, k])) for k in range(K)] for b in range(B)]
     )
-    twice, _ = model.extend(params, half, rest, T - half.lengths)
+    twice, _ = compiled(model, "extend")(params, half, rest, T - half.lengths)
     np.testing.assert_allclose(once.logits, twice.logits, atol=1e-4)
 
 
@@ -97,11 +100,11 @@ def test_select_copies_and_reorders_texts_but_not_streams(world):
     model, params, inputs, state, tokens = world
     _, fed = feed(model, params, state, tokens[..., :3])
     index = np.array([[2, 2, 0], [1, 0, 1]])
-    output, _ = model.step(params, select(fed, index), tokens[:, 0, 3:4].repeat(K, 1))
+    output, _ = compiled(model, "step")(params, select(fed, index), tokens[:, 0, 3:4].repeat(K, 1))
     reordered = np.take_along_axis(tokens, index[..., None], axis=1)
     reordered[..., 3] = tokens[:, 0, 3:4]
     lam = jnp.take_along_axis(state.lam, index[..., None], axis=1)
-    fresh = model.start(params, inputs, lam, state.stream, T + 2)
+    fresh = compiled(model, "start", 4)(params, inputs, lam, state.stream, T + 2)
     expected, _ = feed(model, params, fresh, reordered[..., :4])
     np.testing.assert_allclose(output.logits, expected[:, :, 4], atol=1e-4)
     np.testing.assert_array_equal(
@@ -115,14 +118,14 @@ def test_select_to_another_number_needs_streams(world):
     with pytest.raises(ValueError, match=r"from \(2, 3\) to \(2, 4\) hypotheses needs `stream`"):
         select(state, index)
     wide = select(state, index, streams(1, np.arange(B), np.arange(4)))
-    output, _ = model.step(params, wide, np.zeros((B, 4), int))
+    output, _ = compiled(model, "step")(params, wide, np.zeros((B, 4), int))
     assert output.logits.shape == (B, 4, model.vocab_size)
 
 
 def test_score_sums_the_log_probabilities_of_the_steps(world):
     model, params, _, state, tokens = world
     lengths = np.array([[6, 4, 1], [2, 6, 5]])
-    log_probs = score(model, params, state, tokens, lengths)
+    log_probs = jax.jit(score, static_argnums=0)(model, params, state, tokens, lengths)
     logits, _ = feed(model, params, state, tokens)
     expected = np.take_along_axis(jax.nn.log_softmax(logits[:, :, :T]), tokens[..., None], -1)[
         ..., 0

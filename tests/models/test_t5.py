@@ -1,6 +1,7 @@
 """Our T5 is T5X's T5: parameter tree, logical axes, logits and decoded tokens."""
 
 import dataclasses
+import functools
 
 import flax.traverse_util
 import jax
@@ -15,12 +16,13 @@ from dera_jax.models.layers import relative_position_bucket
 from dera_jax.models.t5 import T5Config, Transformer, param_shapes
 from dera_jax.models.t5_lm import T5
 from tests import golden
+from tests.compiled import compiled
 
 
 def start(model, params, inputs, num_rows=1, max_len=1):
     rows = (inputs.shape[0], num_rows)
     stream = streams(0, np.arange(rows[0]), np.arange(num_rows))
-    return model.start(params, inputs, jnp.zeros(rows), stream, max_len)
+    return compiled(model, "start", 4)(params, inputs, jnp.zeros(rows), stream, max_len)
 
 
 @pytest.mark.parametrize("version", golden.VERSIONS)
@@ -54,9 +56,8 @@ def test_shapes_are_known_without_tracing(changes):
 def test_logical_axes_have_t5x_names():
     model, _, _ = golden.load("v1_1")
     tokens = jnp.ones((1, 2), jnp.int32)
-    variables = Transformer(model.config).init(
-        jax.random.key(0), tokens, tokens[:, None], method="teacher_forced"
-    )
+    init = functools.partial(Transformer(model.config).init, method="teacher_forced")
+    variables = jax.eval_shape(init, jax.random.key(0), tokens, tokens[:, None])
     axes = variables["params_axes"]
     layer = axes["decoder"]["layers_0"]
     assert axes["token_embedder"]["embedding_axes"].names == ("vocab", "embed")
@@ -74,17 +75,19 @@ def test_teacher_forced_logits_and_scores_are_t5x(version):
     model, params, g = golden.load(version)
     targets = g["decoder_target_tokens"][:, None]
     state = start(model, params, g["encoder_input_tokens"])
-    logits = model.teacher_forced(params, state, targets).logits[:, 0]
+    logits = compiled(model, "teacher_forced")(params, state, targets).logits[:, 0]
     real = g["decoder_target_tokens"] > 0
     np.testing.assert_allclose(logits[real], g["logits"][real], atol=1e-4)
-    log_probs = score(model, params, state, targets, real[:, None].sum(-1))
+    log_probs = jax.jit(score, static_argnums=0)(
+        model, params, state, targets, real[:, None].sum(-1)
+    )
     np.testing.assert_allclose(log_probs.sum((1, 2)), g["sequence_scores"], atol=1e-3)
 
 
 @pytest.mark.parametrize("version", golden.VERSIONS)
 def test_encoder_output_is_t5x(version):
     model, params, g = golden.load(version)
-    encoded = model.apply(params, "encode", g["encoder_input_tokens"])
+    encoded = compiled(model, "apply", 1)(params, "encode", g["encoder_input_tokens"])
     real = g["encoder_input_tokens"] > 0
     np.testing.assert_allclose(encoded[real], g["encoded"][real], atol=1e-4)
 
@@ -93,7 +96,8 @@ def test_encoder_output_is_t5x(version):
 def test_bfloat16_is_as_far_from_float32_as_t5x_in_bfloat16(version):
     model, params, g = golden.load(version, dtype="bfloat16")
     state = start(model, params, g["encoder_input_tokens"])
-    logits = model.teacher_forced(params, state, g["decoder_target_tokens"][:, None]).logits[:, 0]
+    targets = g["decoder_target_tokens"][:, None]
+    logits = compiled(model, "teacher_forced")(params, state, targets).logits[:, 0]
     real = g["decoder_target_tokens"] > 0
     ours = np.abs(logits - g["logits"])[real]
     theirs = np.abs(g["logits_bfloat16_activations"] - g["logits"])[real]
@@ -117,7 +121,7 @@ def t5x_samples(model, params, inputs) -> np.ndarray:
     rows = len(inputs)
     state = start(model, params, inputs, max_len=16)
     key, token = jax.random.PRNGKey(5), jnp.zeros((rows, 1), jnp.int32)
-    done, step, tokens = np.zeros((rows, 1), bool), jax.jit(model.step), []
+    done, step, tokens = np.zeros((rows, 1), bool), compiled(model, "step"), []
     for _ in range(16):
         draw, key = jax.random.split(key)
         output, state = step(params, state, token)
@@ -146,11 +150,12 @@ def test_relative_position_buckets_are_t5x():
 def test_dropout_changes_the_logits_and_keeps_their_mean():
     model, params, g = golden.load("v1_1")
     batch = g["encoder_input_tokens"][:, :20], g["decoder_input_tokens"][:, None, :10]
-    plain = model.apply(params, "teacher_forced", *batch)
-    keys = jax.random.split(jax.random.key(0), 64)
-    dropped = jax.vmap(lambda key: model.apply(params, "teacher_forced", *batch, dropout_key=key))(
-        keys
+    logits = jax.jit(
+        lambda key=None: model.apply(params, "teacher_forced", *batch, dropout_key=key)
     )
+    plain = logits()
+    keys = jax.random.split(jax.random.key(0), 64)
+    dropped = np.stack([logits(key) for key in keys])
     assert np.abs(dropped[0] - dropped[1]).max() > 0.1
     spread = np.std(dropped, axis=0).mean()
     assert np.abs(dropped.mean(0) - plain).mean() < spread
