@@ -195,8 +195,11 @@ def edit(folder, **settings):
         ({"model_type": "bert"}, "config.json: unknown architecture 'bert'"),
         ({"feed_forward_proj": "gated-silu"}, "config.json: feed_forward_proj is 'gated-silu'"),
         ({"relative_attention_num_buckets": 64}, "relative_attention_num_buckets is 64; only 32"),
-        ({"decoder_start_token_id": 100}, "start_token must be an id below vocab_size"),
-        ({"pad_token_id": 2}, "pad_token_id is 2; only 0"),
+        (
+            {"decoder_start_token_id": 100},
+            "decoder_start_token_id is 100 in config.json and 0 in gener",
+        ),
+        ({"pad_token_id": 2}, "pad_token_id is 2 in config.json and 0 in generation_config.json"),
         ({"d_ff": None}, "config.json: d_ff is None; it must be an integer of at least 1"),
         (
             {"d_ff": 64},

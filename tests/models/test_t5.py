@@ -164,3 +164,9 @@ def test_dropout_changes_the_logits_and_keeps_their_mean():
 def test_wrong_dtype_is_refused():
     with pytest.raises(ValueError, match="'float32' or 'bfloat16'; found 'float16'"):
         T5Config(vocab_size=8, dtype="float16")
+
+
+@pytest.mark.parametrize("ids", [{"start_token": 8}, {"end_token": 8}, {"end_token": -1}])
+def test_special_ids_have_rows_in_the_tables(ids):
+    with pytest.raises(ValueError, match=r"_token is (8|-1); it must be an id below vocab_size, 8"):
+        T5Config(vocab_size=8, **ids)
