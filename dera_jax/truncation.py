@@ -51,7 +51,7 @@ def leave_out(
         ids: of each feature int32 [n, length], cut.
 
     Raises:
-        ValueError: none.
+        ValueError: nothing is left of any example.
     """
     reasons = _reasons(task, rows, ids)
     kept = np.ones(len(rows), bool)
