@@ -8,6 +8,7 @@
 
 import contextlib
 import errno
+import gc
 import signal
 import sys
 import sysconfig
@@ -52,8 +53,8 @@ def run(
                 raise
             else:
                 line = f"error: {_text(error, explain, folder())}"
-    # Only now: what the traceback held is gone, such as a progress bar, which ends its line.
     if number is not None:
+        gc.collect()  # what the traceback held, such as a progress bar, which then ends its line
         print(f"stopped; {saved(folder())}", file=sys.stderr)
         sys.exit(128 + number)
     if line is not None:
