@@ -23,7 +23,7 @@ import seqio
 import tensorflow as tf
 from absl import logging
 
-from dera_jax import truncation
+from dera_jax import checks, truncation
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.vocabulary import Vocabulary, check_same, check_special_ids
@@ -130,9 +130,10 @@ def vocabulary_of(task_name: str) -> Vocabulary:
     """The vocabulary of a task, as model folders store it.
 
     Raises:
-        ValueError: its features have different vocabularies, as `as_stored`, or id 0 is not padding.
+        ValueError: unknown task, features of different vocabularies, as `as_stored`, or id 0 is not
+            padding.
     """
-    features = seqio.get_mixture_or_task(task_name).output_features
+    features = _task(task_name).output_features
     found = as_stored(features["targets"].vocabulary)
     check_special_ids(found, f"task {task_name!r}")
     for name in (*_FEATURES, _REJECTED):
@@ -140,6 +141,20 @@ def vocabulary_of(task_name: str) -> Vocabulary:
             theirs = as_stored(features[name].vocabulary)
             check_same(found, theirs, f"targets of task {task_name!r}", f"{name} of it")
     return found
+
+
+def target_vocabulary(task_name: str) -> seqio.Vocabulary:
+    """The vocabulary of a task's targets, seqio's own; raises ValueError as `vocabulary_of`."""
+    return _task(task_name).output_features["targets"].vocabulary
+
+
+def check_task(task_name: str, *splits: str) -> None:
+    """Checks that a task has features `inputs` and `targets`, and these splits; reads nothing.
+
+    Raises:
+        ValueError: unknown task, with near matches, or split.
+    """
+    _task(task_name, *splits)
 
 
 def as_stored(vocabulary: seqio.Vocabulary) -> Vocabulary:
@@ -227,6 +242,7 @@ def train_batches(
         ValueError: as `epoch`, or `batch_size` not divisible by the processes.
     """
     rows = _process_rows(batch_size, process_index, process_count)
+    seed = checks.check("train_batches.seed", seed, checks.SEED)
 
     @functools.lru_cache(maxsize=1)  # positions only grow, so one epoch at a time is enough
     def shuffled(number: int) -> tuple[Batch, np.ndarray]:
@@ -305,11 +321,10 @@ def _check_lengths(lengths: Mapping[str, int]) -> None:
                 f"lengths: expected the keys {list(_FEATURES)}, found {sorted(lengths)}; "
                 f"add a number of tokens for {name!r}"
             )
-        if lengths[name] < 1:
-            raise ValueError(f"lengths[{name!r}]: expected at least 1 token, found {lengths[name]}")
+        checks.check(f"lengths[{name!r}]", lengths[name], checks.whole(1))
 
 
-def _task(name: str, split: str) -> seqio.Task | seqio.Mixture:
+def _task(name: str, *splits: str) -> seqio.Task | seqio.Mixture:
     known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
     if name not in known:
         near = difflib.get_close_matches(name, known) or known
@@ -318,8 +333,9 @@ def _task(name: str, split: str) -> seqio.Task | seqio.Mixture:
             "once the module that registers it has been imported (`import tasks`)"
         )
     task = seqio.get_mixture_or_task(name)
-    if split not in task.splits:
-        raise ValueError(f"task {name!r} has no split {split!r}, only {sorted(task.splits)}")
+    for split in splits:
+        if split not in task.splits:
+            raise ValueError(f"task {name!r} has no split {split!r}, only {sorted(task.splits)}")
     missing = [feature for feature in _FEATURES if feature not in task.output_features]
     if missing:
         raise ValueError(
@@ -401,7 +417,8 @@ def _process_rows(batch_size: int, index: int | None, count: int | None) -> rang
     """The rows of a batch of B that belong to one process."""
     index = jax.process_index() if index is None else index
     count = jax.process_count() if count is None else count
-    if batch_size < 1 or batch_size % count:
+    batch_size = checks.check("batch_size", batch_size, checks.whole(1))
+    if batch_size % count:
         raise ValueError(
             f"batch_size {batch_size} cannot be divided among {count} processes: "
             "it must be a positive multiple of their number"

@@ -19,7 +19,7 @@ import jax
 from jax import Array
 from jax.sharding import Mesh
 
-from dera_jax import partitioning
+from dera_jax import checks, partitioning
 from dera_jax.checkpoints import hugging_face, hugging_face_tokenizer, model_folder, t5x
 from dera_jax.checkpoints.mismatch import check_shapes
 from dera_jax.checkpoints.storage import REAL, Folder, StoredArray, open_folder, read_arrays
@@ -81,6 +81,14 @@ class Loaded:
         own = agreed(self.vocabulary, vocabulary, "the model", name)
         model = over_vocabulary(self.model, own, name)
         return dataclasses.replace(self, vocabulary=own, model=model)
+
+
+MODEL = checks.either(checks.instance(Loaded), checks.FUNCTION)
+
+
+def loaded(model: Loaded | Callable[[], Loaded]) -> Loaded:
+    """The model, read now if it was not."""
+    return model if isinstance(model, Loaded) else model()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
+from dera_jax import checks
 from dera_jax.checkpoints.mismatch import check_shapes
 from dera_jax.models.finite import check_params
 
@@ -35,6 +36,9 @@ class Saving:
 
     steps: int = 1000
     minutes: float = 3.0
+
+    def __post_init__(self):
+        checks.check_fields(self, steps=checks.whole(1), minutes=checks.number(least=0))
 
 
 class Checkpoints:

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from dera_jax import checks
 from dera_jax.decoding.evolution import (
     Evolution,
     Generation,
@@ -133,7 +134,10 @@ def evolve(
         ValueError, FloatingPointError: as `sample`, `generation`, the mutator and the judge.
     """
     check_evolution(evolution, model.vocab_size, judge.reward)
+    seed = checks.check("seed", seed, checks.SEED)
     n, ids = evolution.population, questions.example_ids
+    if np.shape(lam)[:1] != (len(ids),):
+        raise ValueError(f"lam must be an array [B] with B = {len(ids)}, or [B, M]; found {lam!r}.")
     lam = np.asarray(lam, np.float32)[:, None]
     inputs = _inputs(questions, [[prompt] for prompt in questions.prompts])
     read = np.sum(inputs > 0, axis=(1, 2))

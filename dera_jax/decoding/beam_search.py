@@ -31,14 +31,10 @@ import numpy as np
 from flax import struct
 from jax import Array, lax
 
-from dera_jax.decoding.realign import Realigned, known_lam
-from dera_jax.decoding.sampling import (
-    Hypotheses,
-    Sampling,
-    check_settings,
-    decode_step,
-    with_end,
-)
+from dera_jax import checks
+from dera_jax.decoding.arguments import check_rows
+from dera_jax.decoding.realign import Realigned
+from dera_jax.decoding.sampling import Hypotheses, Sampling, decode_step, end_id, with_end
 from dera_jax.models.finite import check_values
 from dera_jax.models.language_model import LanguageModel, PyTree, State, select
 from dera_jax.rewards.combined import Combined
@@ -189,13 +185,12 @@ def beam_search(
         source: the documents as the reward is to know them.
 
     Raises:
-        ValueError: a setting that cannot be meant, or lam of the wrong shape or not finite.
+        ValueError: an invalid setting, an argument that is no array of its type and shape, ids
+            beyond the model's table, or lam that is not finite.
         FloatingPointError: a log-probability or reward of some candidate is NaN or infinite. Inside
             of an outer jit, log-probabilities or rewards, and scores, of that search are NaN.
     """
-    search = with_end(search, model)
-    check_search(search, model.vocab_size, reward)
-    lam = known_lam(model, lam, stream.shape)
+    search, lam = _check(model, inputs, lam, stream, search, reward)
     found = _search(model, params, inputs, lam, stream, search, reward, reward_params, source)
     return _checked(found, model, lam, reward)
 
@@ -220,9 +215,7 @@ def beam_search_on_host(
     Raises:
         ValueError, FloatingPointError: as `beam_search` and the judge.
     """
-    search = with_end(search, model)
-    check_search(search, model.vocab_size, judge.reward)
-    lam = known_lam(model, lam, stream.shape)
+    search, lam = _check(model, inputs, lam, stream, search, judge.reward)
     following = functools.partial(_following_round, model, params, search, judge.reward.highest)
     this = _first_round(model, params, inputs, lam, stream, search)
     over = False
@@ -533,27 +526,41 @@ def _flat(texts: Texts) -> tuple[Array, Array, Array]:
     return tokens, texts.lengths.reshape(batch, -1), texts.finished.reshape(batch, -1)
 
 
-def check_search(search: Search, vocab_size: int, reward: Reward | None) -> None:
-    """Refuses settings that cannot be meant. Values traced by an outer jit are not seen.
+def _check(
+    model, inputs, lam, stream, search: Search, reward: Reward | None
+) -> tuple[Search, Array]:
+    """The search with its end token, and lam as `known_lam` has it."""
+    search = with_end(search, model)
+    check_search(search, model.vocab_size, reward)
+    return search, check_rows(model, inputs, lam, stream)
+
+
+def check_search(search: Search, vocab_size: int | None, reward: Reward | None) -> None:
+    """Raise ValueError for invalid settings. Values traced by an outer jit are not seen.
+
+    Args:
+        search: the settings.
+        vocab_size: V; None as long as no model is known.
+        reward: that guides, `Reward()` as long as it is not known; None for plain beam search.
 
     Raises:
-        ValueError: naming the setting, what it must be and what it is.
+        ValueError: naming the setting, what is accepted and what was found.
     """
-    limit = search.max_length
-    amount = (lambda x: np.isfinite(x) & (x >= 0), "finite and at least 0")
-    limits = {
-        "max_length": (lambda x: x >= 1, "at least 1"),
-        "beams": (lambda x: x >= 1, "at least 1"),
-        # One candidate may be the end token.
-        "top_k": (lambda x: (x >= 2) & (x <= vocab_size), f"in [2, {vocab_size}], the vocabulary"),
-        "lookahead": (lambda x: (x >= 0) & (x < limit), f"in [0, {limit}), below max_length"),
-        "period": (lambda x: (x >= 1) & (x <= limit), f"in [1, {limit}], up to max_length"),
-        "reward_weight": amount,
-        "length_penalty": amount,
-    }
-    check_settings(search, limits)
+    amount = checks.number(least=0)
+    checks.check_traced(search, max_length=checks.whole(1))
+    checks.check_traced(
+        search,
+        beams=checks.whole(1),
+        top_k=checks.whole(2, vocab_size),  # one candidate may be the end token
+        lookahead=checks.below_limit(0, search.max_length),
+        greedy=checks.FLAG,
+        period=checks.whole(1, search.max_length),
+        reward_weight=amount,
+        length_penalty=amount,
+        eos_id=end_id(vocab_size),
+    )
     if reward is not None:
-        check_limit(reward, limit)
+        check_limit(reward, search.max_length)
     weight = search.reward_weight
     if isinstance(weight, jax.core.Tracer):
         return

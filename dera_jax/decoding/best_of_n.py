@@ -18,7 +18,17 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from dera_jax.decoding.sampling import Samples, Sampling, Tokens, check_scores, sample
+from dera_jax import checks
+from dera_jax.decoding.arguments import check_rows
+from dera_jax.decoding.sampling import (
+    Samples,
+    Sampling,
+    Tokens,
+    check_sampling,
+    check_scores,
+    sample,
+    with_end,
+)
 from dera_jax.models.finite import check_values
 from dera_jax.models.language_model import LanguageModel, PyTree
 from dera_jax.rewards.protocol import Reward, Source, check_rewards
@@ -59,6 +69,10 @@ def best_of_n(
         ValueError: as `sample` and `winners`.
         FloatingPointError: as `sample`, or a reward is NaN or infinite.
     """
+    sampling = with_end(sampling, model)
+    check_sampling(sampling, model.vocab_size)  # here, since a compiled call sees no values
+    lam = check_rows(model, source.inputs, lam, stream)
+    _check_groups(stream.shape[1], n)
     best, scores = _best_of_n(
         model, params, reward, reward_params, source, lam, stream, sampling, n
     )
@@ -69,7 +83,7 @@ def best_of_n(
 
 @functools.partial(jax.jit, static_argnames=("model", "reward", "n"))
 def _best_of_n(
-    model, params, reward, reward_params, source, lam, stream, sampling, n
+    model, params, reward, reward_params, source, lam, stream, sampling: Sampling, n: int
 ) -> tuple[Best, Tokens]:
     """The winners, and the scores of all."""
     samples = sample(model, params, source.inputs, lam, stream, sampling)
@@ -87,11 +101,16 @@ def winners(rewards: Array, n: int) -> Array:
         FloatingPointError: a reward is NaN or infinite (seen outside of jit only): none is highest.
     """
     batch, rows = rewards.shape
-    if n < 1 or rows % n:
-        raise ValueError(f"best of n = {n}: the {rows} samples must be a multiple of n")
+    _check_groups(rows, n)
     check_values({"reward": rewards}, ("input", "hypothesis"))
     best = jnp.argmax(rewards.reshape(batch, rows // n, n), axis=-1)
     return best + n * jnp.arange(rows // n)
+
+
+def _check_groups(rows: int, n: int) -> None:
+    checks.check("n", n, checks.whole(1))
+    if rows % n:
+        raise ValueError(f"best of n = {n}: the {rows} samples must be a multiple of n")
 
 
 def keep(samples: Samples, index: Array) -> Samples:

@@ -27,12 +27,13 @@ import numpy as np
 from flax import struct
 from jax import Array, lax
 
+from dera_jax import checks
+from dera_jax.decoding.arguments import check_stream, num_input_ids
 from dera_jax.decoding.realign import Realigned, known_lam
 from dera_jax.decoding.sampling import (
     Hypotheses,
     Sampling,
     check_sampling,
-    check_settings,
     decode_step,
     with_end,
 )
@@ -171,7 +172,8 @@ def generation(
         source: the B documents under their original instruction.
 
     Raises:
-        ValueError: a setting that cannot be meant, or arrays of the wrong shape.
+        ValueError: an invalid setting, arrays of another type or shape, ids beyond the model's table,
+            or lam that is not finite.
         FloatingPointError: a log-probability or reward is NaN or infinite. Inside of an outer jit the
             history holds it, and what it did to replacements stays.
     """
@@ -453,33 +455,41 @@ def _check(model, inputs, lam, stream, evolution: Evolution, reward: Reward):
     """The evolution with its end token, and lam as `known_lam` has it."""
     evolution = evolution.replace(sampling=with_end(evolution.sampling, model))
     check_evolution(evolution, model.vocab_size, reward)
-    expected = inputs.shape[0], evolution.population
-    if inputs.shape[:2] != expected or stream.shape != expected:
+    shape = checks.check_array("inputs", inputs, "token ids", jnp.integer, B=None, N=None, S=None)
+    expected = shape[0], evolution.population
+    if shape[:2] != expected or check_stream(stream) != expected:
         raise ValueError(
             f"a population of {evolution.population} needs inputs [B, N, S] and stream [B, N] of "
-            f"(B, N) = {expected}; found {inputs.shape[:2]} and {stream.shape}"
+            f"(B, N) = {expected}; found {shape[:2]} and {stream.shape}"
         )
+    checks.check_token_ids("inputs", inputs, num_input_ids(model))
     return evolution, known_lam(model, lam, stream.shape)
 
 
-def check_evolution(evolution: Evolution, vocab_size: int, reward: Reward) -> None:
-    """Refuses settings that cannot be meant. Values traced by an outer jit are not seen.
+def check_evolution(
+    evolution: Evolution, vocab_size: int | None = None, reward: Reward | None = None
+) -> None:
+    """Raise ValueError for invalid settings. Values traced by an outer jit are not seen.
+
+    Args:
+        evolution: the settings.
+        vocab_size: V; None as long as no model is known.
+        reward: that ranks texts; None as long as it is not known.
 
     Raises:
-        ValueError: naming the setting, what it must be and what it is.
+        ValueError: naming the setting, what is accepted and what was found; or as `check_limit`.
     """
+    checks.check("Evolution.sampling", evolution.sampling, checks.instance(Sampling))
     check_sampling(evolution.sampling, vocab_size)
     if any(np.ndim(x) for x in jax.tree.leaves(evolution.sampling)):
         raise ValueError("Evolution.sampling must hold one number for each setting, no arrays.")
-    n, limit = evolution.population, evolution.sampling.max_length
-    check_settings(
+    checks.check_traced(evolution, population=checks.whole(2))
+    checks.check_traced(
         evolution,
-        {
-            "population": (lambda x: x >= 2, "at least 2"),
-            "period": (lambda x: x >= 1, "at least 1"),
-            "survivors": (lambda x: (x >= 1) & (x < n), f"in [1, {n}), below the population"),
-            "lookahead": (lambda x: (x >= 0) & (x < limit), f"in [0, {limit}), below max_length"),
-            "generations": (lambda x: x >= 1, "at least 1"),
-        },
+        period=checks.whole(1),
+        survivors=checks.below_limit(1, evolution.population, "the population"),
+        lookahead=checks.below_limit(0, evolution.sampling.max_length),
+        generations=checks.whole(1),
     )
-    check_limit(reward, limit)
+    if reward is not None:
+        check_limit(reward, evolution.sampling.max_length)

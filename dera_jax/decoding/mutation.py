@@ -15,8 +15,9 @@ import jax
 import numpy as np
 from jax import Array
 
+from dera_jax import checks
 from dera_jax.decoding.realign import Realigned
-from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.decoding.sampling import Sampling, check_sampling, sample
 from dera_jax.models.language_model import LanguageModel, PyTree
 from dera_jax.rewards.segmentation import words_of
 
@@ -50,7 +51,9 @@ class Prompt:
     keywords: tuple[str, ...] = ()
 
     def __post_init__(self):
-        _check_template(self.template, "Prompt")
+        keywords = checks.several(checks.STRING, "('tax',)", least=0)
+        checks.check_fields(self, text=checks.STRING, template=checks.TEXT, keywords=keywords)
+        check_template(self.template, "Prompt")
 
     def render(self) -> str:
         """The template with its slots filled; braces in the text or the keywords mean nothing."""
@@ -79,6 +82,9 @@ class Mutator(Protocol):
         """`number` children of each of B parents, by keys [B] of (seed, example, generation)."""
 
 
+MUTATOR = checks.Check("a mutator, as the files of gin_configs/mutators give MUTATOR", callable)
+
+
 @dataclasses.dataclass(frozen=True)
 class Unchanged:
     """Copies of the parent: replacement without mutation."""
@@ -103,10 +109,9 @@ class TemplateBank:
     templates: tuple[str, ...]
 
     def __post_init__(self):
-        if not self.templates:
-            raise ValueError("TemplateBank.templates is empty; give at least one, as '{text}'.")
+        checks.check_fields(self, templates=checks.several(checks.TEXT, "('{text}',)"))
         for template in self.templates:
-            _check_template(template, "TemplateBank")
+            check_template(template, "TemplateBank")
 
     def __call__(self, parents: Sequence[Prompt], number: int, keys: Array) -> Offspring:
         self._check_keywords(parents)
@@ -146,6 +151,9 @@ class InputEdits:
     """
 
     prefix: str = ""
+
+    def __post_init__(self):
+        checks.check_fields(self, prefix=checks.STRING)
 
     def __call__(self, parents: Sequence[Prompt], number: int, keys: Array) -> Offspring:
         children, fallbacks = [], []
@@ -218,11 +226,17 @@ class Rewriter:
     unsaid: str = "summarize the text"
 
     def __post_init__(self):
+        checks.check_fields(
+            self,
+            encode=checks.FUNCTION,
+            decode=checks.FUNCTION,
+            inputs=checks.whole(2),  # a token and the end
+            sampling=checks.instance(Sampling),
+            request=checks.TEXT,
+            unsaid=checks.TEXT,
+        )
+        check_sampling(self.sampling, self.model.vocab_size)
         _check_slots(self.request, "Rewriter: the request", "{number}", "{instruction}")
-        if self.inputs < 2:
-            raise ValueError(
-                f"Rewriter.inputs must be at least 2, a token and the end; found {self.inputs}."
-            )
         if self.model.end_token is None:
             raise ValueError("Rewriter.model does not say its end token; load it with a vocabulary")
 
@@ -355,7 +369,9 @@ def _without_model(
     return Offspring(children, none, none if fallbacks is None else np.array(fallbacks, int))
 
 
-def _check_template(template: str, name: str) -> None:
+def check_template(template: str, name: str) -> None:
+    """Raises ValueError unless the template is a string with the slot {text} once."""
+    checks.check(f"{name}: the template", template, checks.TEXT)
     _check_slots(template, f"{name}: the template", "{text}")
     if template.count("{text}") > 1:
         raise ValueError(f"{name}: the template {template!r} has two slots {{text}}; leave one.")

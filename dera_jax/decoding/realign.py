@@ -18,12 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from dera_jax import checks
 from dera_jax.models.language_model import (
     LanguageModel,
     Output,
     PyTree,
     State,
     without_unused,
+)
+
+LAMBDA = checks.number()
+LAMBDAS = checks.several(
+    checks.either(LAMBDA, checks.several(LAMBDA, example="(0.5, 0.5) for two aligned models")),
+    example="(0.5,)",
 )
 
 
@@ -61,6 +68,8 @@ class Realigned:
     aligned: tuple[LanguageModel, ...]
 
     def __post_init__(self):
+        models = checks.several(checks.instance(object), "(aligned_model,)", least=0)
+        checks.check_fields(self, aligned=models)
         if not self.aligned:
             raise ValueError("Realigned needs at least one aligned model.")
         for i, model in enumerate(self.aligned):
@@ -134,16 +143,23 @@ class Realigned:
 
 
 def check_lam(lam: Array, rows: tuple[int, int], num_aligned: int) -> Array:
-    """lam as float32, or a sentence about what is wrong with it.
+    """Validate lam and cast it to float32.
 
     Raises:
-        ValueError: its shape is not [B, K] (with one aligned model) or [B, K, M], or it holds a
-            value that is not finite (seen outside of jit only).
+        ValueError: it is no array of numbers, its shape is not [B, K] (with one aligned model) or
+            [B, K, M], or it holds a value that is not finite (seen outside of jit only).
     """
+    if not isinstance(lam, (np.ndarray, Array)) or not jnp.issubdtype(lam.dtype, jnp.number):
+        raise ValueError(
+            f"lam must be an array of numbers [B, K], or [B, K, M] for M aligned models; found {lam!r}."
+        )
     shapes = [(*rows, num_aligned)] + ([rows] if num_aligned == 1 else [])
-    if jnp.shape(lam) not in shapes:
+    if lam.shape not in shapes:
         expected = " or ".join(map(str, shapes))
-        raise ValueError(f"lam has shape {jnp.shape(lam)}; expected {expected}.")
+        raise ValueError(
+            f"lam has shape {lam.shape}; expected {expected}, that is [B, K] as of `stream`, with "
+            "an axis M more for M aligned models."
+        )
     if isinstance(lam, np.ndarray) and not np.isfinite(lam).all():
         raise ValueError(f"lam must be finite; found {lam[~np.isfinite(lam)][0]}.")
     return jnp.asarray(lam, jnp.float32)

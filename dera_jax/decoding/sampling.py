@@ -7,8 +7,8 @@ new values compile nothing.
 Axes: B inputs, K hypotheses, S input length, T output length, V vocabulary, C component models.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,17 @@ import numpy as np
 from flax import struct
 from jax import Array
 
+from dera_jax import checks
 from dera_jax.decoding import transforms
-from dera_jax.decoding.realign import known_lam
+from dera_jax.decoding.arguments import check_rows, check_stream
+from dera_jax.decoding.realign import LAMBDAS, known_lam
 from dera_jax.models.finite import check_values
 from dera_jax.models.language_model import LanguageModel, Output, PyTree, State, rewind
 
+_TEMPERATURE = checks.Check(
+    "a finite number above 0 (for the most likely token set greedy=True)",
+    checks.number(above=0).allows,
+)
 CHUNK = 8  # steps between two looks at whether every row has ended
 
 
@@ -131,10 +137,11 @@ def sample(
         sampling: how to draw.
 
     Raises:
-        ValueError: a setting out of its range, or lam of the wrong shape or not finite.
+        ValueError: a setting out of its range, an argument that is no array of its type and shape,
+            ids beyond the model's table, or lam that is not finite.
         FloatingPointError: a token's log-probability is NaN or infinite.
     """
-    sampling, lam = _check(model, lam, stream, sampling)
+    sampling, lam = _check(model, inputs, lam, stream, sampling)
     samples = _sample(model, params, inputs, lam, stream, sampling)
     check_scores(samples.scores, lam)
     return samples
@@ -168,7 +175,7 @@ def prefill(
     sampling: Sampling,
 ) -> Prefilled:
     """The encoder's work of `sample` alone, for `sample_from` to use many times; arguments alike."""
-    sampling, lam = _check(model, lam, stream, sampling)
+    sampling, lam = _check(model, inputs, lam, stream, sampling)
     return Prefilled(_start(model, params, inputs, lam, stream, sampling), _room(sampling))
 
 
@@ -187,25 +194,28 @@ def sample_from(
         ValueError: as `sample` does, or `prefilled` is of another number of hypotheses, or has no
             room for texts of this length.
     """
+    sampling = with_end(sampling, model)
+    check_sampling(sampling, model.vocab_size)
     rows, room = prefilled.state.stream.shape, prefilled.room
-    if stream.shape != rows or _room(sampling) > room:
+    found = check_stream(stream)
+    if found != rows or _room(sampling) > room:
         raise ValueError(
-            f"prefilled for {rows} hypotheses of at most {room} tokens; found {stream.shape} of "
+            f"prefilled for {rows} hypotheses of at most {room} tokens; found {found} of "
             f"{sampling.max_length}."
         )
-    sampling, lam = _check(model, lam, stream, sampling)
+    lam = known_lam(model, lam, rows)
     samples = _sample_from(model, params, prefilled.state, lam, stream, sampling)
     check_scores(samples.scores, lam)
     return samples
 
 
 def _check(
-    model: LanguageModel, lam: Array, stream: Array, sampling: Sampling
+    model: LanguageModel, inputs: Array, lam: Array, stream: Array, sampling: Sampling
 ) -> tuple[Sampling, Array]:
     """The sampling with its end token, and lam as `known_lam` has it."""
     sampling = with_end(sampling, model)
     check_sampling(sampling, model.vocab_size)
-    return sampling, known_lam(model, lam, stream.shape)
+    return sampling, check_rows(model, inputs, lam, stream)
 
 
 def with_end(settings: PyTree, model: LanguageModel) -> PyTree:
@@ -372,33 +382,40 @@ def sweep_rows(lams: Array, num_samples: int, batch: int) -> tuple[np.ndarray, n
 
     Returns:
         lam float32 [B, K] or [B, K, M], and stream numbers int32 [K], K = G * num_samples.
+
+    Raises:
+        ValueError: no λ, one that is not finite, or a number of samples below 1.
     """
+    checks.check("sweep_rows.lams", lams, LAMBDAS)
+    checks.check("sweep_rows.num_samples", num_samples, checks.whole(1))
     rows = np.repeat(np.asarray(lams, np.float32), num_samples, axis=0)
     numbers = np.tile(np.arange(num_samples, dtype=np.int32), len(lams))
     return np.broadcast_to(rows, (batch, *rows.shape)), numbers
 
 
-def check_sampling(sampling: Sampling, vocab_size: int) -> None:
-    """Refuses settings that cannot be meant. Values traced by an outer jit are not seen.
+def check_sampling(sampling: Sampling, vocab_size: int | None = None) -> None:
+    """Raise ValueError for invalid settings. Values traced by an outer jit are not seen.
+
+    Args:
+        sampling: the settings.
+        vocab_size: V; None as long as no model is known.
 
     Raises:
-        ValueError: naming the setting, what it must be and what it is.
+        ValueError: naming the setting, what is accepted and what was found.
     """
-    limits = {
-        "temperature": (lambda x: x > 0, "above 0 (for the most likely token set greedy=True)"),
-        "top_k": (lambda x: (x >= 1) & (x <= vocab_size), f"between 1 and {vocab_size}"),
-        "top_p": (lambda x: (x > 0) & (x <= 1), "above 0 and at most 1"),
-        "min_length": (lambda x: (x >= 0) & (x <= sampling.max_length), "in [0, max_length]"),
-        "max_length": (lambda x: x >= 1, "at least 1"),
-    }
-    check_settings(sampling, limits)
+    checks.check_traced(sampling, max_length=checks.whole(1), greedy=checks.FLAG)
+    checks.check_traced(
+        sampling,
+        temperature=_TEMPERATURE,
+        top_k=checks.optional(checks.whole(1, vocab_size)),
+        top_p=checks.optional(checks.number(above=0, most=1)),
+        min_length=checks.whole(0, sampling.max_length),
+        eos_id=end_id(vocab_size),
+    )
 
 
-def check_settings(settings: object, limits: Mapping[str, tuple[Callable, str]]) -> None:
-    """Raises ValueError unless each named field passes its test; the words say what it must be."""
-    for name, (allowed, words) in limits.items():
-        value = getattr(settings, name)
-        if value is None or isinstance(value, jax.core.Tracer):
-            continue
-        if not np.all(allowed(np.asarray(value))):
-            raise ValueError(f"{type(settings).__name__}.{name} must be {words}; found {value}.")
+def end_id(vocab_size: int | None) -> checks.Check:
+    """What an end token's id may be."""
+    ids = checks.whole(-1, vocab_size and vocab_size - 1)
+    words = f"{ids.words}: a token's id, or -1 for none"
+    return checks.optional(dataclasses.replace(ids, words=words))  # None: the model's

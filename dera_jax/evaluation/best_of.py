@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dera_jax import json_files
+from dera_jax import checks, json_files
 from dera_jax.decoding.best_of_n import kl_bound, winners
 from dera_jax.evaluation import plots, sweep
 from dera_jax.evaluation.jobs import Decoding
@@ -35,12 +35,15 @@ class BestOf:
     sizes: tuple[int, ...] = (1, 2, 4, 8, 16)
 
     def __post_init__(self):
+        checks.check_fields(self, decoding=checks.instance(Decoding))
         settings = self.decoding.sweep
         if settings.sampling.greedy:
             raise ValueError("best-of-n of greedy texts: all n are the same; sample them")
         if settings.reward is None:
             raise ValueError("best-of-n needs a reward to tell the best by")
-        bad = [n for n in self.sizes if n < 1 or settings.num_samples % n]
+        checks.check_fields(self, sizes=checks.several(checks.whole(1), "(1, 2, 4)"))
+        checks.check_distinct("BestOf.sizes", self.sizes)
+        bad = [n for n in self.sizes if settings.num_samples % n]
         if bad:
             raise ValueError(
                 f"BestOf.sizes must divide Sweep.num_samples ({settings.num_samples}); found {bad}"

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dera_jax import json_files
+from dera_jax import checks, json_files
+from dera_jax.decoding.realign import LAMBDA
 from dera_jax.evaluation import plots, sweep
 from dera_jax.evaluation.jobs import Decoding
 from dera_jax.evaluation.tables import write_csv
@@ -36,15 +37,16 @@ class Rule:
     min_rouge_l: float | None = None
 
     def __post_init__(self):
+        checks.check_fields(
+            self,
+            max_kl=checks.optional(checks.number(least=0)),
+            min_rouge_l=checks.optional(checks.number(least=0, most=1)),
+        )
         if (self.max_kl is None) == (self.min_rouge_l is None):
             raise ValueError(
                 "Rule needs one limit, max_kl or min_rouge_l; "
                 f"found max_kl={self.max_kl} and min_rouge_l={self.min_rouge_l}"
             )
-        if self.max_kl is not None and self.max_kl < 0:
-            raise ValueError(f"Rule.max_kl must be at least 0; found {self.max_kl}")
-        if self.min_rouge_l is not None and not 0 <= self.min_rouge_l <= 1:
-            raise ValueError(f"Rule.min_rouge_l must be in [0, 1]; found {self.min_rouge_l}")
 
     def __str__(self) -> str:
         if self.max_kl is not None:
@@ -86,7 +88,8 @@ class Choice:
         rounds: finer grids after the coarse one, each as large as it.
 
     Raises:
-        ValueError: no reward, or a grid without λ = 0 or with negative λ.
+        ValueError: no reward, a grid of one λ, without λ = 0 or with negative λ, or a number of
+            rounds that is none.
     """
 
     decoding: Decoding
@@ -94,6 +97,15 @@ class Choice:
     rounds: int
 
     def __post_init__(self):
+        checks.check_fields(
+            self,
+            decoding=checks.instance(Decoding),
+            rule=checks.instance(Rule),
+            rounds=checks.whole(0),
+        )
+        checks.check(
+            "Sweep.lams", self.decoding.sweep.lams, checks.several(LAMBDA, "(0.0, 1.0)", 2)
+        )
         if self.decoding.sweep.reward is None:
             raise ValueError("Choice needs a reward: there is nothing to choose by without one")
         if min(self.decoding.sweep.lams) != 0:
@@ -123,6 +135,8 @@ class Choice:
             ]
             best = choose(rows)
             lams = refine([row["lam"] for row in rows], best["lam"], len(settings.lams))
+            if len({*lams, *(row["lam"] for row in rows)}) < len(lams) + len(rows):
+                break  # the grid is as fine as `refine` makes it
             settings = dataclasses.replace(settings, lams=lams)
         rows.sort(key=lambda row: row["lam"])
         beta = card["beta"] / best["lam"] if best["lam"] else None

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dera_jax import data
+from dera_jax import checks, data
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.sampling import Prefilled
 from dera_jax.evaluation.pairs import Pair, load_pair
 from dera_jax.evaluation.sweep import Documents, Sweep, decode, format_table, write_report
 from dera_jax.models.language_model import PyTree
-from dera_jax.rewards.protocol import check_limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +24,25 @@ class Split:
         split: one of its splits.
         inputs: S, tokens of an input, the end of sequence included; longer ones are cut.
         documents: use so many, those with the lowest example ids; None for all.
+
+    Raises:
+        ValueError: unknown task or split, or a number that is not positive.
     """
 
     task: str
     split: str
     inputs: int
     documents: int | None = None
+
+    def __post_init__(self):
+        checks.check_fields(
+            self,
+            task=checks.TEXT,
+            split=checks.TEXT,
+            inputs=checks.whole(1),
+            documents=checks.optional(checks.whole(1)),
+        )
+        data.check_task(self.task, self.split)
 
     def read(self) -> Documents:
         """Leaves out what cutting leaves nothing of, with a warning; raises as `data.epoch`."""
@@ -48,6 +60,9 @@ class Split:
         )
 
 
+SPLIT = checks.Check("a split of documents, as `Split`", lambda value: hasattr(value, "read"))
+
+
 @dataclasses.dataclass(frozen=True)
 class Decoding:
     """Decodes a split with a realigned pair; with a reward, also the table and the plot.
@@ -57,12 +72,24 @@ class Decoding:
         aligned: model folder of the aligned model.
         documents: what to summarize.
         sweep: λ values, samples, reward.
+
+    Raises:
+        ValueError: a folder that is no path.
     """
 
     reference: str
     aligned: str
     documents: Split
     sweep: Sweep
+
+    def __post_init__(self):
+        checks.check_fields(
+            self,
+            reference=checks.PATH,
+            aligned=checks.PATH,
+            documents=SPLIT,
+            sweep=checks.instance(Sweep),
+        )
 
     def run(self, folder: Path) -> dict[str, object]:
         """Writes records.jsonl and, with a reward, metrics.json, metrics.csv and sweep.png.
@@ -114,12 +141,9 @@ def load(
     """Reads models, documents and what the sweep's reward needs.
 
     Raises:
-        ValueError: the reward cannot be reached within the length limit, or the models' vocabulary is
-            not the task's.
+        ValueError: the models' vocabulary is not the task's.
     """
     reward = sweep.reward
-    if reward is not None:
-        check_limit(reward, sweep.sampling.max_length)
     theirs = data.vocabulary_of(documents.task)
     pair = load_pair(reference, aligned, theirs, task=documents.task)
     reward_params = reward and reward.load(RunResources(pair.vocabulary))

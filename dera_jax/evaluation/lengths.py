@@ -4,12 +4,14 @@ Axes: n documents, K samples of each.
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from dera_jax.checkpoints.loading import Loaded
-from dera_jax.evaluation.jobs import Split
+from dera_jax import checks
+from dera_jax.checkpoints.loading import MODEL, Loaded, loaded
+from dera_jax.evaluation.jobs import SPLIT, Split
 from dera_jax.evaluation.samples import sample_batches
 from dera_jax.rewards.length import beta_for_share, range_of
 
@@ -21,20 +23,27 @@ class LengthSurvey:
     """Samples a model on documents it may be aligned on.
 
     Attributes:
-        model: its folder, loaded.
+        model: read, or a function that reads it when it is needed.
         documents: a split; of training, since that is where alignment will happen.
         max_length: tokens at most, the end token included.
         num_samples: K; β depends on each document's own share, which few samples cannot tell.
         batch_size: documents at once.
         seed: of the draws.
+
+    Raises:
+        ValueError: a setting out of its range.
     """
 
-    model: Loaded
+    model: Loaded | Callable[[], Loaded]
     documents: Split
     max_length: int
     num_samples: int = 32
     batch_size: int = 8
     seed: int = 0
+
+    def __post_init__(self):
+        sizes = dict.fromkeys(("max_length", "num_samples", "batch_size"), checks.whole(1))
+        checks.check_fields(self, model=MODEL, documents=SPLIT, seed=checks.SEED, **sizes)
 
     def run(self, folder: Path) -> dict[str, object]:
         """Returns what follows from the lengths: the range, the share in it, β for SHARES."""
@@ -56,7 +65,7 @@ class LengthSurvey:
         """lengths int32 [n, K], the end token included, and finished bool [n, K]."""
         parts, n = [], 0
         for _, documents, samples in sample_batches(
-            self.model,
+            loaded(self.model),
             self.documents,
             self.max_length,
             self.num_samples,

@@ -17,18 +17,25 @@ import jax
 import numpy as np
 from jax import Array
 
-from dera_jax import fingerprints
+from dera_jax import checks, fingerprints
 from dera_jax.checkpoints.vocabulary import Tokenizer
-from dera_jax.decoding.beam_search import NBest, Search, beam_search, beam_search_on_host
+from dera_jax.decoding.beam_search import (
+    NBest,
+    Search,
+    beam_search,
+    beam_search_on_host,
+    check_search,
+)
 from dera_jax.decoding.best_of_n import winners
-from dera_jax.decoding.mutation import Prompt
-from dera_jax.decoding.realign import Realigned
-from dera_jax.decoding.sampling import Sampling, prefill, sample_from
+from dera_jax.decoding.mutation import Prompt, check_template
+from dera_jax.decoding.realign import LAMBDA, Realigned
+from dera_jax.decoding.sampling import Sampling, check_sampling, prefill, sample_from
 from dera_jax.evaluation import shards
 from dera_jax.evaluation.sweep import PART, Documents, about, keyword_texts
 from dera_jax.models.language_model import LanguageModel, PyTree, streams
 from dera_jax.rewards.combined import Combined
 from dera_jax.rewards.judge import Judge
+from dera_jax.rewards.protocol import Reward
 from dera_jax.rewards.words import WordsInRange, words_within
 
 _ROWS = 64  # texts of a document sampled in one call, at most
@@ -60,6 +67,10 @@ class Bench:
     max_length: int
     batch_size: int
     seed: int
+
+    def __post_init__(self):
+        sizes = dict.fromkeys(("max_length", "batch_size"), checks.whole(1))
+        checks.check_fields(self, seed=checks.SEED, **sizes)
 
     @functools.cached_property
     def description(self) -> dict[str, object]:
@@ -127,8 +138,7 @@ class Bench:
 
 def check_prompt(prompt: str, has_keywords: bool) -> None:
     """Raises ValueError: no slot for the text, or one for keywords that the task does not have."""
-    if TEXT not in prompt:
-        raise ValueError(f"the prompt {prompt!r} has no slot {TEXT} for the document")
+    check_template(prompt, "the prompt")
     if _KEYWORDS in prompt and not has_keywords:
         raise ValueError(f"the prompt {prompt!r} has a slot {_KEYWORDS}, the task no keywords")
 
@@ -175,7 +185,7 @@ class Sampled:
         temperature, top_k: see `Sampling`.
 
     Raises:
-        ValueError: n is not positive, or not 1 for greedy texts.
+        ValueError: a setting out of its range, or n is not 1 for greedy texts.
     """
 
     name: str
@@ -188,10 +198,12 @@ class Sampled:
     top_k: int | None = None
 
     def __post_init__(self):
-        if self.n < 1 or (self.greedy and self.n > 1):
-            raise ValueError(
-                f"Sampled.n must be at least 1, and 1 for greedy texts; found {self.n}"
-            )
+        one = checks.whole(1)
+        checks.check_fields(self, name=checks.TEXT, n=one, lam=LAMBDA, best=checks.FLAG)
+        check_sampling(Sampling(1, self.greedy, self.temperature, self.top_k))
+        check_template(self.prompt, "Sampled.prompt")
+        if self.greedy and self.n > 1:
+            raise ValueError(f"Sampled.n must be 1 for greedy texts; found {self.n}")
 
     def answer(self, bench: Bench, rows: np.ndarray) -> Answers:
         """See `Method`."""
@@ -245,6 +257,9 @@ class Searched:
         lam: λ.
         guided: by the bench's reward.
         prompt: see `Bench.inputs`.
+
+    Raises:
+        ValueError: a setting out of its range, see `check_search`.
     """
 
     name: str
@@ -252,6 +267,12 @@ class Searched:
     lam: float = 0.0
     guided: bool = True
     prompt: str = TEXT
+
+    def __post_init__(self):
+        search = checks.instance(Search)
+        checks.check_fields(self, name=checks.TEXT, search=search, lam=LAMBDA, guided=checks.FLAG)
+        check_template(self.prompt, "Searched.prompt")
+        check_search(self.search, None, Reward() if self.guided else None)
 
     def answer(self, bench: Bench, rows: np.ndarray) -> Answers:
         """See `Method`; the record holds `n_best`, with what each score is made of."""

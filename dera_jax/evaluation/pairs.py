@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from dera_jax import checks
 from dera_jax.checkpoints.loading import Loaded, load
 from dera_jax.checkpoints.vocabulary import Vocabulary, check_same
 from dera_jax.decoding.realign import Realigned
@@ -31,7 +32,18 @@ def load_pair(
     mesh: Mesh | None = None,
     task: str | None = None,
 ) -> Pair:
-    """Loads checkpoints, of whatever kinds, as one realigned model; arguments as `load_models`."""
+    """Loads checkpoints, of whatever kinds, as one realigned model.
+
+    Args:
+        reference: path of the reference.
+        aligned: paths of one or more aligned models.
+        vocabulary, mesh, task: see `load_models`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_models`.
+    """
+    checks.check("load_pair.reference", reference, checks.PATH)
+    checks.check("load_pair.aligned", aligned, checks.PATHS)
     loaded = load_models([reference, *aligned], vocabulary, mesh, task)
     models = [x.model for x in loaded]
     return Pair(
@@ -58,10 +70,11 @@ def load_models(
             T5X's checkpoints, which hold none, but not that of a folder that lacks its tokenizer.
 
     Raises:
-        FileNotFoundError, ValueError: as `loading.load` and `Loaded.agreeing_with`; or models whose
-            vocabularies differ, naming the first piece that does; or whose tables differ in size,
-            and nothing says by how much of padding.
+        FileNotFoundError, ValueError: as `loading.load` and `Loaded.agreeing_with`; paths that are
+            none; or models whose vocabularies differ, naming the first piece that does; or whose
+            tables differ in size, and nothing says by how much of padding.
     """
+    checks.check("load_models.paths", paths, checks.PATHS)
     loaded = [load(path, mesh=mesh) for path in paths]
     known = [(str(p), x.vocabulary) for p, x in zip(paths, loaded, strict=True) if x.vocabulary]
     for name, theirs in known[1:]:

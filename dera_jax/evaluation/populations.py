@@ -7,10 +7,19 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
+from dera_jax import checks
 from dera_jax.decoding.archive import Evolved, Lived, Questions, evolve
-from dera_jax.decoding.evolution import Evolution
-from dera_jax.decoding.mutation import Mutator
-from dera_jax.evaluation.methods import TEXT, Answers, Bench, check_prompt, judging, num_models
+from dera_jax.decoding.evolution import Evolution, check_evolution
+from dera_jax.decoding.mutation import MUTATOR, Mutator, check_template
+from dera_jax.decoding.realign import LAMBDA
+from dera_jax.evaluation.methods import (
+    TEXT,
+    Answers,
+    Bench,
+    check_prompt,
+    judging,
+    num_models,
+)
 
 TRACE = "evolution"  # of a record
 
@@ -26,6 +35,9 @@ class Bred:
         lam: λ.
         template: the seed instruction, see `Bench.inputs`.
         room: tokens that an instruction may have; beyond, the document is cut.
+
+    Raises:
+        ValueError: a setting out of its range, see `check_evolution`.
     """
 
     name: str
@@ -34,6 +46,18 @@ class Bred:
     lam: float = 0.0
     template: str = TEXT
     room: int = 24
+
+    def __post_init__(self):
+        checks.check_fields(
+            self,
+            name=checks.TEXT,
+            evolution=checks.instance(Evolution),
+            mutator=MUTATOR,
+            lam=LAMBDA,
+            room=checks.whole(0),
+        )
+        check_template(self.template, "Bred.template")
+        check_evolution(self.evolution)
 
     def answer(self, bench: Bench, rows: np.ndarray) -> Answers:
         """See `Method`; the record holds `evolution`, see `trace`."""

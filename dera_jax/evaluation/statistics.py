@@ -6,15 +6,16 @@ Axes: n documents, K samples of each.
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from dera_jax import data, json_files
-from dera_jax.checkpoints.loading import Loaded
+from dera_jax import checks, data, json_files
+from dera_jax.checkpoints.loading import MODEL, Loaded, loaded
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.checkpoints.vocabulary import tokenizer
-from dera_jax.evaluation.jobs import Split
+from dera_jax.evaluation.jobs import SPLIT, Split
 from dera_jax.evaluation.samples import sample_batches
 from dera_jax.rewards.combined import Combined, Statistics
 from dera_jax.rewards.judge import Judge
@@ -28,7 +29,7 @@ class RewardStatistics:
     """Samples the reference and measures every part of a combined reward.
 
     Attributes:
-        model: the reference; its folder, loaded.
+        model: the reference, read, or a function that reads it when it is needed.
         documents: a split; of training, since that is where alignment will happen.
         reward: the combined reward; its own statistics, if any, are not used.
         max_length: tokens at most, the end token included.
@@ -38,9 +39,11 @@ class RewardStatistics:
 
     Raises:
         TypeError: the reward is no sum.
+        ValueError: another setting out of its range, or a sum that cannot be reached within the
+            length limit.
     """
 
-    model: Loaded
+    model: Loaded | Callable[[], Loaded]
     documents: Split
     reward: Combined
     max_length: int
@@ -54,17 +57,20 @@ class RewardStatistics:
                 f"RewardStatistics.reward must be a rewards.combined.Combined, whose parts are "
                 f"measured; found {self.reward!r}"
             )
+        sizes = dict.fromkeys(("max_length", "num_samples", "batch_size"), checks.whole(1))
+        checks.check_fields(self, model=MODEL, documents=SPLIT, seed=checks.SEED, **sizes)
+        check_limit(self.reward, self.max_length)
 
     def run(self, folder: Path) -> dict[str, object]:
         """Writes statistics.json: name -> mean and std. Returns the same."""
-        check_limit(self.reward, self.max_length)
         theirs, task = data.vocabulary_of(self.documents.task), self.documents.task
-        vocabulary = self.model.agreeing_with(theirs, f"task {task!r}").vocabulary
+        model = loaded(self.model)
+        vocabulary = model.agreeing_with(theirs, f"task {task!r}").vocabulary
         params = self.reward.load(RunResources(vocabulary))
         judge = Judge(self.reward, params, tokenizer(vocabulary).decode)
         found = {term.name: [] for term in self.reward.terms}
         for rows, documents, out in sample_batches(
-            self.model,
+            model,
             self.documents,
             self.max_length,
             self.num_samples,

@@ -15,11 +15,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dera_jax import fingerprints, json_files
+from dera_jax import checks, fingerprints, json_files
+from dera_jax.decoding.realign import LAMBDAS
 from dera_jax.decoding.sampling import (
     Prefilled,
     Samples,
     Sampling,
+    check_sampling,
     prefill,
     sample,
     sample_from,
@@ -31,7 +33,7 @@ from dera_jax.models.language_model import LanguageModel, PyTree, streams
 from dera_jax.rewards import words
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.length import LengthInRange
-from dera_jax.rewards.protocol import Reward, Source
+from dera_jax.rewards.protocol import REWARD, Reward, Source, check_limit
 
 PART = "reward_"  # begins the column of a part of the reward
 
@@ -47,6 +49,9 @@ class Documents:
         summaries: their n human summaries.
         targets: int32 [n, R], the summaries' tokens; None if unknown.
         keywords: uint8 [n, W, L], see `rewards.protocol.Source`; None if the task has none.
+
+    Raises:
+        ValueError: inputs or example_id of another type or shape, or another number of texts.
     """
 
     inputs: np.ndarray
@@ -55,6 +60,15 @@ class Documents:
     summaries: Sequence[str]
     targets: np.ndarray | None = None
     keywords: np.ndarray | None = None
+
+    def __post_init__(self):
+        ids = functools.partial(checks.check_array, dtype=np.integer)
+        n, _ = ids("Documents.inputs", self.inputs, "token ids", n=None, S=None)
+        ids("Documents.example_id", self.example_id, "ids", n=n)
+        for name in ("texts", "summaries"):
+            texts = getattr(self, name)
+            if isinstance(texts, str) or len(texts) != n:
+                raise ValueError(f"Documents.{name} must be n = {n} texts, as many as inputs.")
 
     def source(self, rows: np.ndarray) -> Source:
         """What a reward may know of some of them."""
@@ -80,6 +94,10 @@ class Sweep:
         reward: a `dera_jax.rewards` reward; None to leave texts unscored.
         batch_size: documents in one compiled call.
         seed: of all draws.
+
+    Raises:
+        ValueError: no λ or one twice, another setting out of its range, or a reward that cannot be
+            reached within the length limit.
     """
 
     lams: tuple[float | tuple[float, ...], ...]
@@ -88,6 +106,21 @@ class Sweep:
     reward: Reward | None
     batch_size: int
     seed: int
+
+    def __post_init__(self):
+        checks.check_fields(
+            self,
+            lams=LAMBDAS,
+            num_samples=checks.whole(1),
+            sampling=checks.instance(Sampling),
+            reward=checks.optional(REWARD),
+            batch_size=checks.whole(1),
+            seed=checks.SEED,
+        )
+        checks.check_distinct("Sweep.lams", self.lams)
+        check_sampling(self.sampling)
+        if self.reward is not None:
+            check_limit(self.reward, self.sampling.max_length)
 
 
 def decode(

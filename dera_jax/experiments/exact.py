@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from dera_jax import checks
 from dera_jax.evaluation import plots, trees
 from dera_jax.evaluation.tables import in_columns, write_csv
 from dera_jax.models.heads import TabularValue
@@ -49,6 +50,18 @@ class Alignment:
     inputs: int
     steps: int
 
+    def __post_init__(self):
+        checks.check_fields(
+            self,
+            updates=checks.instance(ppo.Updates),
+            optimizers=checks.instance(ppo.Optimizers),
+            inputs=checks.whole(1),
+            steps=checks.whole(1),
+        )
+        self.updates.check_batch(self.inputs)
+        updates = self.steps * self.updates.epochs * self.updates.minibatches
+        self.optimizers.check_warmup("Alignment.steps × epochs × minibatches", updates)
+
 
 @dataclasses.dataclass(frozen=True)
 class ExactWorlds:
@@ -66,6 +79,9 @@ class ExactWorlds:
         worlds: random references at each horizon, with seeds 0, 1, ...
         alignment: how PPO aligns; done in the first `aligned_worlds` worlds of each horizon.
         aligned_worlds: how many.
+
+    Raises:
+        ValueError: a setting out of its range.
     """
 
     vocab_size: int
@@ -76,6 +92,22 @@ class ExactWorlds:
     worlds: int
     alignment: Alignment
     aligned_worlds: int
+
+    def __post_init__(self):
+        positive = checks.number(above=0)
+        checks.check_fields(
+            self,
+            vocab_size=checks.whole(2),
+            horizons=checks.several(checks.whole(3), "(4, 6)"),
+            lams=checks.several(positive, "(0.5, 2.0)"),
+            beta=positive,
+            scale=checks.number(least=0),
+            worlds=checks.whole(1),
+            alignment=checks.instance(Alignment),
+            aligned_worlds=checks.whole(0),
+        )
+        checks.check_distinct("ExactWorlds.horizons", self.horizons)
+        checks.check_distinct("ExactWorlds.lams", self.lams)
 
     def run(self, folder: Path) -> dict[str, object]:
         """Writes exact.csv (a row per world, horizon, aligned model and λ) and exact.png.

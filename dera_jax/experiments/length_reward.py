@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dera_jax import run_folder
+from dera_jax import checks, run_folder
 from dera_jax.checkpoints.loading import Loaded, load
+from dera_jax.decoding.realign import LAMBDA
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.evaluation import comparison, report, sweep
-from dera_jax.evaluation.jobs import Split
+from dera_jax.evaluation.jobs import SPLIT, Split
 from dera_jax.evaluation.lengths import LengthSurvey
 from dera_jax.experiments.stages import (
     Reference,
@@ -65,10 +66,24 @@ class LengthReward:
     batch_size: int
 
     def __post_init__(self):
+        sizes = ("num_samples", "reference_samples", "batch_size")
+        checks.check_fields(
+            self,
+            reference=checks.instance(Reference),
+            align=checks.FUNCTION,
+            objective=checks.instance(Objective),
+            seeds=checks.several(checks.SEED, "(0, 1)"),
+            lams=checks.several(LAMBDA, "(0.5, 1.0, 2.0)"),
+            retrained=checks.several(checks.number(above=0), "(0.5, 2.0)", least=0),
+            documents=SPLIT,
+            **dict.fromkeys(sizes, checks.whole(1)),
+        )
+        for name in ("seeds", "lams"):
+            checks.check_distinct(f"LengthReward.{name}", getattr(self, name))
         missing = sorted(set(self._grid) - set(self.lams))
-        if missing or min(self._grid) <= 0:
+        if missing:
             raise ValueError(
-                "LengthReward.retrained and λ = 1 must be above 0 and among LengthReward.lams "
+                "LengthReward.retrained and λ = 1 must be among LengthReward.lams "
                 f"{self.lams}; found {self._grid}"
             )
 

@@ -19,10 +19,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from dera_jax import checks
 from dera_jax.checkpoints.resources import ShapesOnly
 from dera_jax.decoding.beam_search import Search
 from dera_jax.decoding.evolution import Evolution, check_evolution, generation
-from dera_jax.decoding.mutation import Mutator, Unchanged
+from dera_jax.decoding.mutation import MUTATOR, Mutator, Unchanged
+from dera_jax.decoding.realign import LAMBDA
 from dera_jax.evaluation import lineage, plots, population_plots, shards
 from dera_jax.evaluation.method_tables import (
     answered,
@@ -37,7 +39,7 @@ from dera_jax.experiments.search_setting import Budget, Setting, check_searches,
 from dera_jax.experiments.stages import run_all
 from dera_jax.models.language_model import streams
 from dera_jax.models.t5_lm import decodable
-from dera_jax.rewards.protocol import Reward
+from dera_jax.rewards.protocol import REWARD, Reward
 from dera_jax.training.dry_run import Need, need, shapes, source_shapes
 
 _DARWIN = "DARWIN"  # the row that others are compared with
@@ -64,7 +66,7 @@ class PopulationStudy:
         lineages: so many documents get a picture of what happened.
 
     Raises:
-        ValueError: no aligned model, or settings of DARWIN that cannot be meant.
+        ValueError: no aligned model, or invalid settings.
     """
 
     setting: Setting
@@ -85,6 +87,26 @@ class PopulationStudy:
     lineages: int = 3
 
     def __post_init__(self):
+        varied = ("periods", "populations", "survivors", "lookaheads", "generations")
+        some = checks.several(checks.whole(0), "(2, 4)", least=0)  # `check_evolution` knows more
+        several = checks.several(checks.whole(1), "(2, 4)", least=0)
+        checks.check_fields(
+            self,
+            setting=checks.instance(Setting),
+            reward=REWARD,
+            evolution=checks.instance(Evolution),
+            mutator=MUTATOR,
+            search=checks.instance(Search),
+            lam=LAMBDA,
+            texts=several,
+            beams=several,
+            headline=checks.TEXT,
+            title=checks.STRING,
+            lineages=checks.whole(0),
+            **dict.fromkeys(varied, some),
+        )
+        for name in (*varied, "texts", "beams"):
+            checks.check_distinct(f"PopulationStudy.{name}", getattr(self, name))
         if self.setting.aligned is None and self.setting.align is None:
             raise ValueError(
                 "PopulationStudy needs an aligned model or `align`, for the rows on DeRa"

@@ -15,13 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from dera_jax import data
+from dera_jax import checks, data
 from dera_jax.checkpoints.learned_rewards import reward_model
 from dera_jax.checkpoints.loading import Loaded, load
 from dera_jax.checkpoints.resources import RunResources
+from dera_jax.decoding.realign import LAMBDA
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.evaluation import plots, report, sweep
-from dera_jax.evaluation.jobs import Split
+from dera_jax.evaluation.jobs import SPLIT, Split
 from dera_jax.experiments.stages import (
     Reference,
     Stage,
@@ -32,7 +33,7 @@ from dera_jax.experiments.stages import (
 )
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.learned import RewardModel
-from dera_jax.rewards.protocol import Reward
+from dera_jax.rewards.protocol import REWARD, Reward
 from dera_jax.training import preferences, supervised
 from dera_jax.training.alignment import MODEL, Alignment
 from dera_jax.training.dry_run import Need
@@ -71,6 +72,9 @@ class Given:
     given: Reward
     weight: float = 1.0
 
+    def __post_init__(self):
+        checks.check_fields(self, name=checks.TEXT, given=REWARD, weight=checks.number())
+
     def stages(self, start: supervised.Start, experiment: Path) -> list[Stage]:
         return []
 
@@ -91,6 +95,10 @@ class FromComparisons:
     name: str
     training: Callable[[preferences.Start], PreferenceTraining]
     weight: float = 1.0
+
+    def __post_init__(self):
+        amount = checks.number()
+        checks.check_fields(self, name=checks.TEXT, training=checks.FUNCTION, weight=amount)
 
     def stages(self, start: supervised.Start, experiment: Path) -> list[Stage]:
         training = self.training(preferences.reward_model(start))  # now: its settings are checked
@@ -141,6 +149,19 @@ class RewardStudy:
     title: str
 
     def __post_init__(self):
+        sizes = dict.fromkeys(("max_length", "num_samples", "batch_size"), checks.whole(1))
+        checks.check_fields(
+            self,
+            reference=checks.instance(Reference),
+            criteria=checks.several(checks.instance(object), "(Given('length', reward),)"),
+            align=checks.FUNCTION,
+            beta=checks.number(above=0),
+            seed=checks.SEED,
+            lams=checks.several(LAMBDA, "(0.0, 1.0)"),
+            documents=SPLIT,
+            **sizes,
+        )
+        checks.check_distinct("RewardStudy.lams", self.lams)
         if not any(part.weight for part in self.criteria):
             raise ValueError("RewardStudy: at least one of the criteria needs a weight")
         names = [part.name for part in self.criteria]  # of folders too

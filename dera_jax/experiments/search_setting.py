@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from dera_jax import data
+from dera_jax import checks, data
 from dera_jax.checkpoints.loading import Loaded, load
 from dera_jax.checkpoints.resources import RunResources, ShapesOnly
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.beam_search import Search, beam_search, check_search
 from dera_jax.decoding.realign import Realigned
-from dera_jax.evaluation.jobs import Split
+from dera_jax.evaluation.jobs import SPLIT, Split
 from dera_jax.evaluation.method_tables import GUIDE
 from dera_jax.evaluation.methods import TEXT, Bench, Searched, check_prompt
 from dera_jax.evaluation.pairs import load_models
@@ -51,7 +51,7 @@ class Setting:
         also: rewards that are only measured, on every answer.
 
     Raises:
-        ValueError: an aligned model, and a run that makes one.
+        ValueError: a setting out of its range, or an aligned model and a run that makes one.
     """
 
     reference: Reference
@@ -65,6 +65,21 @@ class Setting:
     also: tuple[Part, ...] = ()
 
     def __post_init__(self):
+        checks.check_fields(
+            self,
+            reference=checks.instance(Reference),
+            documents=SPLIT,
+            max_length=checks.whole(1),
+            batch_size=checks.whole(1),
+            seed=checks.SEED,
+            aligned=checks.optional(checks.PATH),
+            align=checks.optional(checks.FUNCTION),
+            also=checks.several(checks.instance(Part), "(Part(...),)", least=0),
+        )
+        positive = checks.number(above=0)
+        checks.check_fields(
+            self, beta=checks.optional(positive) if self.align is None else positive
+        )
         if self.aligned is not None and self.align is not None:
             raise ValueError(
                 f"Setting: the aligned model is in {self.aligned!r} or made by `align`, not both; "

@@ -17,7 +17,9 @@ import functools
 import itertools
 from pathlib import Path
 
+from dera_jax import checks
 from dera_jax.decoding.beam_search import Search
+from dera_jax.decoding.realign import LAMBDA
 from dera_jax.evaluation import plots
 from dera_jax.evaluation.method_tables import (
     answered,
@@ -36,7 +38,7 @@ from dera_jax.experiments.search_setting import (
 )
 from dera_jax.experiments.stages import run_all
 from dera_jax.rewards.combined import Combined, Part, Statistics
-from dera_jax.rewards.protocol import Reward
+from dera_jax.rewards.protocol import REWARD, Reward
 from dera_jax.training.dry_run import Need
 
 _PLAIN, _DEAL = "beam search", "DeAL"  # rows that others are compared with
@@ -73,6 +75,19 @@ class SearchStudy:
     title: str
 
     def __post_init__(self):
+        checks.check_fields(
+            self,
+            setting=checks.instance(Setting),
+            reward=REWARD,
+            search=checks.instance(Search),
+            lam=LAMBDA,
+            weights=checks.several(checks.number(least=0), "(1.0, 4.0)"),
+            lookaheads=checks.several(checks.whole(0), "(0, 4)"),
+            headline=checks.TEXT,
+            title=checks.STRING,
+        )
+        for name in ("weights", "lookaheads"):
+            checks.check_distinct(f"SearchStudy.{name}", getattr(self, name))
         if self.setting.aligned is None and self.setting.align is None:
             raise ValueError("SearchStudy needs an aligned model or `align`, for the rows on DeRa")
         check_prompt(self.prompt, has_keywords=True)
@@ -186,8 +201,15 @@ class TradeOff:
     statistics: tuple[Statistics, ...] | None = None
 
     def __post_init__(self):
-        if not all(0 <= mix <= 1 for mix in self.mixes):
-            raise ValueError(f"TradeOff.mixes must be in [0, 1]; found {self.mixes}")
+        checks.check_fields(
+            self,
+            setting=checks.instance(Setting),
+            parts=checks.several(checks.instance(Part), "(Part(...), Part(...))", least=2),
+            mixes=checks.several(checks.number(least=0, most=1), "(0.0, 0.5, 1.0)"),
+            search=checks.instance(Search),
+            title=checks.STRING,
+        )
+        checks.check_distinct("TradeOff.mixes", self.mixes)
         check_searches({"DeAL": self.search}, self.mixed(0.5))
 
     def run(self, folder: Path) -> dict[str, object]:
@@ -239,6 +261,8 @@ class Methods:
     methods: tuple[Method, ...]
 
     def __post_init__(self):
+        methods = checks.several(checks.instance(object), "(Sampled('sampling'),)")
+        checks.check_fields(self, setting=checks.instance(Setting), reward=REWARD, methods=methods)
         check_names([method.name for method in self.methods])
         for method in self.methods:
             if isinstance(method, Searched):

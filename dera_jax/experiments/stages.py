@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from etils import epath
 from tqdm import tqdm
 
-from dera_jax import run_folder
+from dera_jax import checks, run_folder
 from dera_jax.checkpoints.loading import Loaded, read_config
 from dera_jax.checkpoints.resources import ShapesOnly
 from dera_jax.decoding.realign import Realigned
@@ -62,6 +62,11 @@ class Reference:
     training: Callable[[], Training] | None = None
 
     def __post_init__(self):
+        checks.check_fields(
+            self,
+            folder=checks.optional(checks.PATH),
+            training=checks.optional(checks.FUNCTION),
+        )
         if (self.folder is None) == (self.training is None):
             raise ValueError(
                 "Reference needs a folder or a training run, and not both; "

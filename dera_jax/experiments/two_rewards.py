@@ -14,12 +14,12 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from dera_jax import data, json_files
+from dera_jax import checks, data, json_files
 from dera_jax.checkpoints.loading import Loaded, load
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.evaluation import metrics, plots, sweep
-from dera_jax.evaluation.jobs import Split
+from dera_jax.evaluation.jobs import SPLIT, Split
 from dera_jax.evaluation.tables import in_columns, write_csv
 from dera_jax.experiments.stages import (
     Reference,
@@ -72,6 +72,23 @@ class TwoRewards:
     batch_size: int
 
     def __post_init__(self):
+        amount = checks.number()
+        pairs = checks.several(checks.several(amount, "(0.5, 0.5)", 2), "((0.5, 0.5),)", least=0)
+        checks.check_fields(
+            self,
+            reference=checks.instance(Reference),
+            parts=checks.several(checks.instance(Part), "(Part(...), Part(...))"),
+            align=checks.FUNCTION,
+            max_length=checks.whole(1),
+            beta=checks.number(above=0),
+            seed=checks.SEED,
+            grid=checks.several(amount, "(0.0, 0.5, 1.0)"),
+            trained=pairs,
+            documents=SPLIT,
+            num_samples=checks.whole(1),
+            batch_size=checks.whole(1),
+        )
+        checks.check_distinct("TwoRewards.grid", self.grid)
         if len(self.parts) != 2:
             raise ValueError(f"TwoRewards needs two parts; found {len(self.parts)}")
         off = [w for w in self._weights if not set(w) <= set(self.grid)]

@@ -10,6 +10,7 @@ from typing import Protocol
 import jax.numpy as jnp
 from jax import Array
 
+from dera_jax import checks
 from dera_jax.models.language_model import LanguageModel, PyTree, State
 from dera_jax.models.t5 import param_shapes
 from dera_jax.models.t5_lm import T5
@@ -92,6 +93,9 @@ class T5Critic:
 
     trunk: T5
     max_length: int
+
+    def __post_init__(self):
+        checks.check_fields(self, max_length=checks.whole(1))
 
     def init(self, trunk_params: PyTree) -> PyTree:
         """Starts from a T5's parameters, with a head that gives 0 everywhere."""

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from dera_jax import checks
+
 PyTree = object
 UNUSED = -1e9  # finite, so that 0·UNUSED is 0, and small enough that its exponential is 0
 
@@ -157,9 +159,19 @@ def streams(seed: int | Array, example_ids: Array, numbers: Array | Sequence[int
         seed: the run's seed.
         example_ids: int32 [B], an id of each input that does not depend on its place in a batch.
         numbers: int32 [K] or [B, K]; rows with equal numbers draw alike (common random numbers).
+
+    Raises:
+        ValueError: a seed that is not in [0, 2^32), or arrays of other ranks.
     """
+    if not isinstance(seed, jax.core.Tracer):
+        seed = checks.check("seed", seed, checks.SEED)
     example_ids = jnp.asarray(example_ids, jnp.int32)
     numbers = jnp.asarray(numbers, jnp.int32)
+    if example_ids.ndim != 1 or numbers.ndim not in (1, 2):
+        raise ValueError(
+            "streams needs example_ids [B] and numbers [K] or [B, K]; found arrays of shapes "
+            f"{example_ids.shape} and {numbers.shape}."
+        )
     numbers = jnp.broadcast_to(numbers, (example_ids.shape[0], numbers.shape[-1]))
     root = jax.random.key(seed, impl="threefry2x32")
     example_keys = jax.vmap(jax.random.fold_in, (None, 0))(root, example_ids)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from dera_jax import checks
 from dera_jax.models.language_model import Output, PyTree, State, shift_right
 
 
@@ -30,6 +31,11 @@ class TabularLM:
     start_token: int = 0
     end_token: int = 1
     num_ids: None = None  # every id may be produced
+
+    def __post_init__(self):
+        sizes = dict.fromkeys(("vocab_size", "horizon", "num_inputs"), checks.whole(1))
+        checks.check_fields(self, **sizes)
+        checks.check_fields(self, start_token=checks.whole(0, self.vocab_size - 1))
 
     @property
     def num_prefixes(self) -> int:

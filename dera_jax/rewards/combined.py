@@ -10,11 +10,11 @@ is trained or a search runs: what a text is worth must not depend on when it was
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from jax import Array
 
+from dera_jax import checks
 from dera_jax.models.language_model import PyTree
-from dera_jax.rewards.protocol import Resources, Reward, Source
+from dera_jax.rewards.protocol import REWARD, Resources, Reward, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,9 @@ class Part:
     reward: Reward
     weight: float = 1.0
 
+    def __post_init__(self):
+        checks.check_fields(self, name=checks.TEXT, reward=REWARD, weight=checks.number())
+
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
@@ -34,26 +37,31 @@ class Statistics:
     mean: float
     std: float
 
+    def __post_init__(self):
+        amount = checks.number()
+        checks.check_fields(self, name=checks.TEXT, mean=amount, std=checks.number(least=0))
+
 
 @dataclasses.dataclass(frozen=True)
 class Combined(Reward):
     """The weighted sum of its parts; with statistics, of the standardised parts.
 
     Raises:
-        ValueError: no part, two parts of one name, a weight that is not finite, or statistics that
-            are not those of the parts.
+        ValueError: no part, two parts of one name, or statistics that are not those of the parts.
     """
 
     terms: tuple[Part, ...]
     statistics: tuple[Statistics, ...] | None = None
 
     def __post_init__(self):
+        statistics = checks.several(
+            checks.instance(Statistics), "(Statistics('length', 0.0, 1.0),)"
+        )
+        parts = checks.several(checks.instance(Part), "(Part('length', LengthInRange()),)", least=0)
+        checks.check_fields(self, terms=parts, statistics=checks.optional(statistics))
         names = [term.name for term in self.terms]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"Combined.terms must have names of their own; found {names}")
-        for term in self.terms:
-            if not np.isfinite(term.weight):
-                raise ValueError(f"Combined: the weight of {term.name!r} is {term.weight}")
         if self.statistics is None:
             return
         if sorted(names) != sorted(x.name for x in self.statistics):
@@ -61,7 +69,7 @@ class Combined(Reward):
                 f"Combined has the parts {sorted(names)}, the statistics are those of "
                 f"{sorted(x.name for x in self.statistics)}; calibrate again"
             )
-        flat = [x.name for x in self.statistics if not (np.isfinite(x.mean) and x.std > 0)]
+        flat = [x.name for x in self.statistics if x.std == 0]
         if flat:
             raise ValueError(f"Combined: {flat} did not vary in the calibration, so has no scale")
 

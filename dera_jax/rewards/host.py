@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from dera_jax import checks
 from dera_jax.rewards.protocol import Reward
 
 
@@ -22,6 +23,9 @@ class HostReward(Reward):
     """
 
     fn: Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+
+    def __post_init__(self):
+        checks.check_fields(self, fn=checks.FUNCTION)
 
     @property
     def on_host(self) -> bool:

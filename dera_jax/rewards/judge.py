@@ -11,10 +11,11 @@ import jax
 import numpy as np
 from jax import Array
 
+from dera_jax import checks
 from dera_jax.models.language_model import PyTree
 from dera_jax.rewards.combined import Combined
 from dera_jax.rewards.host import HostReward
-from dera_jax.rewards.protocol import Reward, Source, check_rewards
+from dera_jax.rewards.protocol import REWARD, Reward, Source, check_rewards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,9 @@ class Judge:
     reward: Reward
     params: PyTree
     to_text: Callable[[Sequence[int]], str]
+
+    def __post_init__(self):
+        checks.check_fields(self, reward=REWARD, to_text=checks.FUNCTION)
 
     def __call__(
         self,
@@ -41,11 +45,12 @@ class Judge:
             tokens, lengths, finished: of the texts, [B, K, T], [B, K], [B, K].
 
         Raises:
-            ValueError: a reward of another shape, or a host reward without documents or that gives
-                what is not finite.
+            ValueError: a reward of another shape, a host reward without documents or that gives
+                what is not finite, or another number of documents.
             FloatingPointError: a compiled reward or a sum is not finite.
         """
         reward, params = self.reward, self.params
+        _check_documents(documents, len(lengths))
         if isinstance(reward, HostReward):
             total, parts = reward.score(documents, self._texts(tokens, lengths)), {}
         elif reward.on_host:
@@ -75,6 +80,16 @@ class Judge:
             [self.to_text(row[:length].tolist()) for row, length in zip(*rows, strict=True)]
             for rows in zip(tokens, lengths, strict=True)
         ]
+
+
+def _check_documents(documents: Sequence[str] | None, batch: int) -> None:
+    if documents is None:
+        return
+    if isinstance(documents, str) or len(documents) != batch:
+        found = "one string" if isinstance(documents, str) else f"{len(documents)} of them"
+        raise ValueError(
+            f"documents must be a list of B = {batch} texts, one for each input; found {found}."
+        )
 
 
 @functools.partial(jax.jit, static_argnums=0)

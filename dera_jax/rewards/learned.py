@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from dera_jax import checks
 from dera_jax.models.heads import T5Value, value_of_texts
 from dera_jax.models.language_model import PyTree, score
 from dera_jax.models.t5_lm import T5
@@ -34,6 +35,9 @@ class RewardModel(Reward):
 
     model: T5Value
     folder: str | None = None
+
+    def __post_init__(self):
+        checks.check_fields(self, folder=checks.optional(checks.PATH))
 
     def positions(self, inputs: int, rows: int, tokens: int) -> int:
         """The encoder reads the document once, the decoder the start symbol and each text."""
@@ -73,6 +77,17 @@ class Entailment(Reward):
     premise: str = "premise:"
     hypothesis: str = "hypothesis:"
     label: str = "entailment"
+
+    def __post_init__(self):
+        words = dict.fromkeys(("instruction", "premise", "hypothesis"), checks.STRING)
+        checks.check_fields(
+            self,
+            folder=checks.optional(checks.PATH),
+            max_length=checks.whole(1),
+            label=checks.TEXT,
+            eos_id=checks.whole(0),
+            **words,
+        )
 
     @property
     def highest(self) -> float:

@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 from scipy.special import rel_entr
 
+from dera_jax import checks
 from dera_jax.models.language_model import PyTree
 from dera_jax.rewards.protocol import Reward, Source
 
@@ -30,14 +31,15 @@ class LengthInRange(Reward):
     A text cut off by the length limit scores -1, whatever its length.
 
     Raises:
-        ValueError: not 0 <= low <= high.
+        ValueError: not integers with 0 <= low <= high.
     """
 
     low: int = 50
     high: int = 60
 
     def __post_init__(self):
-        if None in (self.low, self.high) or not 0 <= self.low <= self.high:
+        checks.check_fields(self, low=checks.whole(0), high=checks.whole(0))
+        if self.low > self.high:
             raise ValueError(
                 f"LengthInRange needs 0 <= low <= high; found low {self.low}, high {self.high}."
             )

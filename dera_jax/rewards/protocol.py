@@ -11,6 +11,7 @@ from typing import Protocol
 from flax import struct
 from jax import Array
 
+from dera_jax import checks
 from dera_jax.models.finite import check_values
 from dera_jax.models.language_model import PyTree
 
@@ -126,6 +127,14 @@ class Reward:
     ) -> Mapping[str, Array]:
         """What the reward is the sum of, by name, each float32 [B, K]; empty if of nothing."""
         return {}
+
+
+REWARD = checks.instance(
+    Reward,
+    words="a dera_jax.rewards.protocol.Reward, as one of the files entailment, faithfulness, "
+    "keywords, length_and_faithfulness, overlap, repetition, reward_model, soft_length or words "
+    "(.gin) of gin_configs/rewards gives REWARD",
+)
 
 
 def check_limit(reward: Reward, max_length: int) -> None:

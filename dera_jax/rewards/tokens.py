@@ -8,6 +8,7 @@ import dataclasses
 import jax.numpy as jnp
 from jax import Array, lax
 
+from dera_jax import checks
 from dera_jax.models.language_model import PyTree
 from dera_jax.rewards.protocol import Resources, Reward, Source
 
@@ -25,11 +26,7 @@ class LengthNear(Reward):
     target: int
 
     def __post_init__(self):
-        if self.target < 1:
-            raise ValueError(
-                f"LengthNear.target must be at least 1 token; found {self.target}. Set it to the "
-                "length texts should have."
-            )
+        checks.check_fields(self, target=checks.whole(1))
 
     @property
     def min_limit(self) -> int:
@@ -62,10 +59,7 @@ class Repetition(Reward):
     n: int = 2
 
     def __post_init__(self):
-        if self.n < 1:
-            raise ValueError(
-                f"Repetition.n must be at least 1; found {self.n}. Set it to 2 for pairs of tokens."
-            )
+        checks.check_fields(self, n=checks.whole(1))
 
     @property
     def highest(self) -> float:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from dera_jax import checks
 from dera_jax.log import warn_once
 from dera_jax.models.language_model import PyTree
 from dera_jax.rewards.protocol import Resources, Reward, Source
@@ -62,6 +63,9 @@ class KeywordCoverage(Reward):
     """
 
     hard: bool = False
+
+    def __post_init__(self):
+        checks.check_fields(self, hard=checks.FLAG)
 
     @property
     def highest(self) -> float:
@@ -155,8 +159,8 @@ class WordsInRange(Reward):
     high: int | None = None
 
     def __post_init__(self):
-        high = math.inf if self.high is None else self.high
-        if self.low is None or not 0 <= self.low <= high:
+        checks.check_fields(self, low=checks.whole(0), high=checks.optional(checks.whole(0)))
+        if self.high is not None and self.low > self.high:
             raise ValueError(
                 "WordsInRange needs 0 <= low <= high, or None as high; found low "
                 f"{self.low}, high {self.high}."

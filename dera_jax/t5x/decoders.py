@@ -18,13 +18,22 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from dera_jax.decoding.beam_search import Search, beam_search
-from dera_jax.decoding.evolution import Evolution, generation
-from dera_jax.decoding.realign import Realigned
-from dera_jax.decoding.sampling import Sampling, Tokens, sample, score_tokens, sweep_rows
+from dera_jax import checks
+from dera_jax.decoding.beam_search import Search, beam_search, check_search
+from dera_jax.decoding.evolution import Evolution, check_evolution, generation
+from dera_jax.decoding.realign import LAMBDA, Realigned
+from dera_jax.decoding.sampling import (
+    Sampling,
+    Tokens,
+    check_sampling,
+    sample,
+    score_tokens,
+    sweep_rows,
+)
 from dera_jax.models.language_model import PyTree, streams
-from dera_jax.rewards.protocol import Resources, Reward, Source
+from dera_jax.rewards.protocol import REWARD, Resources, Reward, Source
 
+_ANY_LENGTH = 2**31 - 1  # T5X gives it with the batch
 _MULTIPLIER = 0x9E3779B1  # odd, so that powers of it reach all bits
 
 
@@ -95,17 +104,25 @@ class SampleDecoder:
     greedy: bool = False
     reward: Reward | None = None
 
+    def __post_init__(self):
+        checks.check_fields(
+            self,
+            lams=checks.several(LAMBDA, "(0.0, 1.0)"),
+            num_samples=checks.whole(1),
+            seed=checks.SEED,
+            reward=checks.optional(REWARD),
+        )
+        checks.check_distinct("SampleDecoder.lams", self.lams)
+        check_sampling(self._sampling(_ANY_LENGTH))
+
+    def _sampling(self, max_length: int, eos_id: int = -1) -> Sampling:
+        truncation = self.top_k, self.top_p
+        return Sampling(max_length, self.greedy, self.temperature, *truncation, eos_id=eos_id)
+
     def __call__(self, model: Realigned, params: PyTree, task: Task) -> Decoded:
         lam, numbers = sweep_rows(self.lams, self.num_samples, len(task.inputs))
         stream = streams(self.seed, example_ids(task.inputs), numbers)
-        sampling = Sampling(
-            task.max_length,
-            self.greedy,
-            self.temperature,
-            self.top_k,
-            self.top_p,
-            eos_id=task.eos_id,
-        )
+        sampling = self._sampling(task.max_length, task.eos_id)
         out = sample(model, params, task.inputs, lam, stream, sampling)
         texts = out.tokens, out.lengths, out.finished
         return _decoded(out.scores, lam, texts, _reward_of(self.reward, task, texts))
@@ -131,17 +148,24 @@ class SearchDecoder:
     reward_weight: float = 0.0
     length_penalty: float = 0.6
 
-    def __call__(self, model: Realigned, params: PyTree, task: Task) -> Decoded:
-        search = Search(
-            task.max_length,
+    def __post_init__(self):
+        checks.check_fields(self, lam=LAMBDA, reward=checks.optional(REWARD))
+        check_search(self._search(_ANY_LENGTH), None, self.reward)
+
+    def _search(self, max_length: int, eos_id: int = -1) -> Search:
+        return Search(
+            max_length,
             self.beams,
             self.top_k,
             self.lookahead,
             period=self.period,
             reward_weight=self.reward_weight,
             length_penalty=self.length_penalty,
-            eos_id=task.eos_id,
+            eos_id=eos_id,
         )
+
+    def __call__(self, model: Realigned, params: PyTree, task: Task) -> Decoded:
+        search = self._search(task.max_length, task.eos_id)
         lam = np.full((len(task.inputs), 1), self.lam, np.float32)
         stream = streams(0, example_ids(task.inputs), [0])
         guide = self.reward, self.reward and self.reward.load(task.resources), task.source
@@ -182,16 +206,25 @@ class EvolutionDecoder:
     top_k: int | None = 40
 
     def __post_init__(self):
-        if not self.instructions:
-            raise ValueError("EvolutionDecoder.instructions is empty; give at least one text.")
+        checks.check_fields(
+            self,
+            reward=REWARD,
+            instructions=checks.several(checks.STRING, "('Summarize: ',)"),
+            lam=LAMBDA,
+            seed=checks.SEED,
+        )
+        check_evolution(self._evolution(_ANY_LENGTH))
+
+    def _evolution(self, max_length: int, eos_id: int = -1) -> Evolution:
+        draw = {"temperature": self.temperature, "top_k": self.top_k, "eos_id": eos_id}
+        sizes = self.population, self.period, self.survivors, self.lookahead
+        return Evolution(Sampling(max_length, **draw), *sizes)
 
     def __call__(self, model: Realigned, params: PyTree, task: Task) -> Decoded:
         batch, n = len(task.inputs), self.population
         ids = example_ids(task.inputs)
-        sampling = Sampling(
-            task.max_length, temperature=self.temperature, top_k=self.top_k, eos_id=task.eos_id
-        )
-        evolution = Evolution(sampling, n, self.period, self.survivors, self.lookahead)
+        evolution = self._evolution(task.max_length, task.eos_id)
+        sampling = evolution.sampling
         lam = lambda k: np.full((batch, k), self.lam, np.float32)
         seeds = sample(model, params, task.inputs, lam(1), streams(self.seed, ids, [0]), sampling)
         reward_params = self.reward.load(task.resources)

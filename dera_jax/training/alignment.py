@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dera_jax import data
-from dera_jax.checkpoints.loading import Loaded
+from dera_jax import checks, data
+from dera_jax.checkpoints.loading import MODEL as A_MODEL
+from dera_jax.checkpoints.loading import Loaded, loaded
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.resources import RunResources, ShapesOnly
@@ -40,7 +41,8 @@ class Alignment:
     """A run of PPO.
 
     Attributes:
-        reference: the model that the policy is held to; its folder, loaded.
+        reference: the model that the policy is held to, read, or a function that reads it when it
+            is needed.
         data: whose documents; the summaries are not used.
         objective: what is maximised.
         updates: how a rollout is used.
@@ -49,11 +51,15 @@ class Alignment:
         steps: rollouts in all, each of one batch of documents.
         seed: of the data's order and all draws.
         saving: how often a checkpoint is written.
-        start: the model that policy and value network start from, of the reference's sizes; None
-            for the reference itself.
+        start: the model that policy and value network start from, likewise, of the reference's
+            sizes; None for the reference itself.
+
+    Raises:
+        ValueError: a setting out of its range, a batch not divisible by the minibatches, or a
+            warm-up that is longer than the run.
     """
 
-    reference: Loaded
+    reference: Loaded | Callable[[], Loaded]
     data: Data
     objective: ppo.Objective
     updates: ppo.Updates
@@ -61,7 +67,25 @@ class Alignment:
     steps: int
     seed: int
     saving: Saving
-    start: Loaded | None = None
+    start: Loaded | Callable[[], Loaded] | None = None
+
+    def __post_init__(self):
+        checks.check_fields(
+            self,
+            reference=A_MODEL,
+            data=checks.instance(Data),
+            objective=checks.instance(ppo.Objective),
+            updates=checks.instance(ppo.Updates),
+            optimizers=checks.instance(ppo.Optimizers),
+            steps=checks.whole(1),
+            seed=checks.SEED,
+            saving=checks.instance(Saving),
+            start=checks.optional(A_MODEL),
+        )
+        self.updates.check_batch(self.data.batch_size)
+        each = self.updates.epochs * self.updates.minibatches
+        name = f"Alignment.steps × Updates.epochs × Updates.minibatches ({self.steps} × {each})"
+        self.optimizers.check_warmup(name, self.steps * each)
 
     def run(self, folder: Path) -> dict[str, float]:
         """Aligns, or goes on aligning, in `folder`; see `align`."""
@@ -73,7 +97,7 @@ class Alignment:
 
     def needs(self) -> list[Need]:
         """What a step takes, from shapes alone; those of `reference.params` suffice."""
-        task, updates, reference = self.data, self.updates, self.reference
+        task, updates, reference = self.data, self.updates, loaded(self.reference)
         model = decodable(reference.model)
         actors = ppo.Actors(model, T5Value(model))
         params = shapes(reference.params)
@@ -112,12 +136,11 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
 
     Raises:
         FloatingPointError: as `loop.repeat`.
-        ValueError: a batch not divisible by the minibatches, a checkpoint in `folder` is of
-            another size, the task has another vocabulary than the reference, or `start` is a model
-            of other sizes.
+        ValueError: a checkpoint in `folder` is of another size, the task has another vocabulary than
+            the reference, or `start` is a model of other sizes.
     """
-    task, reference = alignment.data, fitted(alignment.reference, alignment.data)
-    start = fitted(alignment.start, task) if alignment.start else reference
+    task, reference = alignment.data, fitted(loaded(alignment.reference), alignment.data)
+    start = reference if alignment.start is None else fitted(loaded(alignment.start), task)
     if start.model != reference.model:
         raise ValueError(f"Alignment.start is {start.model}, the reference {reference.model}")
     actors = ppo.Actors(reference.model, T5Value(reference.model))
@@ -144,7 +167,7 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
     )  # fmt: skip
     step = int(state.step)
     scores = last_scores(folder, step)
-    card = {"step": step, "training": scores} | _recipe(alignment)
+    card = {"step": step, "training": scores} | _recipe(alignment, reference, start)
     config, vocabulary = reference.model.config, reference.vocabulary
     save_model(folder / MODEL, config, vocabulary, state.policy.params, card)
     return scores
@@ -176,7 +199,7 @@ def source_of(batch: data.Batch) -> Source:
     return Source(batch["inputs"], batch["targets"], batch.get("keywords"))
 
 
-def _recipe(alignment: Alignment) -> dict[str, object]:
+def _recipe(alignment: Alignment, reference: Loaded, start: Loaded) -> dict[str, object]:
     """What the aligned model's card says of its making."""
     objective = alignment.objective
     recipe = {
@@ -186,10 +209,10 @@ def _recipe(alignment: Alignment) -> dict[str, object]:
         "max_length": objective.max_length,
         "updates": dataclasses.asdict(alignment.updates),
         "seed": alignment.seed,
-        "from": alignment.reference.card,
+        "from": reference.card,
     }
-    if alignment.start:
-        recipe["start"] = alignment.start.card
+    if alignment.start is not None:
+        recipe["start"] = start.card
     if isinstance(objective.reward, LengthInRange):
         recipe["length_range"] = [objective.reward.low, objective.reward.high]
     return recipe

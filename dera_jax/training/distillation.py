@@ -27,6 +27,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
+from dera_jax import checks
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Samples, Sampling, sample
 from dera_jax.models.heads import Critic, start_teacher_forcing
@@ -51,7 +52,7 @@ class Setup:
         seed: of texts.
 
     Raises:
-        ValueError: a reward without a known bound.
+        ValueError: a setting out of its range, or a reward without a known bound.
     """
 
     model: LanguageModel
@@ -63,10 +64,15 @@ class Setup:
     seed: int
 
     def __post_init__(self):
-        if self.objective.reward.highest is None:
-            raise ValueError(
-                f"distillation needs a reward with a bound; {self.objective.reward} has none"
-            )
+        sizes = {"rollouts": checks.whole(1), "critic_steps": checks.whole(0)}
+        checks.check_fields(self, seed=checks.SEED, **sizes)
+        check_bound(self.objective)
+
+
+def check_bound(objective: Objective) -> None:
+    """Raises ValueError unless the highest possible reward is known."""
+    if objective.reward.highest is None:
+        raise ValueError(f"distillation needs a reward with a bound; {objective.reward} has none")
 
 
 @struct.dataclass

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
+from dera_jax import checks
 from dera_jax.checkpoints.orbax import Checkpoints, Saving, check_state
 from dera_jax.data import Batch
 from dera_jax.models.language_model import PyTree
@@ -33,6 +34,10 @@ class Schedule:
     period: int
     patience: int | None
     saving: Saving
+
+    def __post_init__(self):
+        sizes = dict.fromkeys(("steps", "period"), checks.whole(1))
+        checks.check_fields(self, patience=checks.optional(checks.whole(1)), **sizes)
 
 
 def repeat(

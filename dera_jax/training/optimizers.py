@@ -9,6 +9,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dera_jax import checks
+
+_SCHEDULE = checks.Check("a schedule, as `cosine` gives one: a function of the step", callable)
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmedUp:
+    """A schedule whose warm-up has this many steps."""
+
+    schedule: optax.Schedule
+    warmup_steps: int
+
+    def __call__(self, step: jax.Array | int) -> jax.Array:
+        return self.schedule(step)
+
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
@@ -17,14 +32,37 @@ class Optimizer:
     transformation: optax.GradientTransformation
     learning_rate: optax.Schedule
 
+    def check_warmup(self, name: str, steps: int) -> None:
+        """Checks that a run of so many updates, a setting of this name, is as long as the warm-up.
+
+        Raises:
+            ValueError: the peak of the learning rate would not be reached.
+        """
+        warmup = getattr(self.learning_rate, "warmup_steps", 0)
+        if warmup > steps:
+            raise ValueError(
+                f"the warm-up of the learning rate has {warmup} steps, and {name} gives {steps} "
+                "updates: lower warmup_steps, or train longer"
+            )
+
 
 def constant(peak: float, warmup_steps: int) -> optax.Schedule:
-    """Stays at `peak` after the warm-up."""
+    """Stays at `peak` after the warm-up.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+    _check_schedule("constant", peak, warmup_steps)
     return _warmed_up(peak, warmup_steps, optax.constant_schedule(peak))
 
 
 def rsqrt(peak: float, warmup_steps: int) -> optax.Schedule:
-    """peak·√(warmup_steps / step) after the warm-up, T5's pre-training schedule."""
+    """peak·√(warmup_steps / step) after the warm-up, T5's pre-training schedule.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+    _check_schedule("rsqrt", peak, warmup_steps)
     start = max(warmup_steps, 1)
     decay = lambda step: peak * jnp.sqrt(start / (jnp.maximum(step, 0) + start))
     return _warmed_up(peak, warmup_steps, decay)
@@ -34,8 +72,11 @@ def cosine(peak: float, warmup_steps: int, total_steps: int, final: float = 0.0)
     """A half cosine from `peak` at the end of the warm-up to `final` at `total_steps`.
 
     Raises:
-        ValueError: the warm-up does not end before `total_steps`.
+        ValueError: a setting out of its range, or the warm-up does not end before `total_steps`.
     """
+    _check_schedule("cosine", peak, warmup_steps)
+    checks.check("cosine.total_steps", total_steps, checks.whole(1))
+    checks.check("cosine.final", final, checks.number(least=0))
     if warmup_steps >= total_steps:
         raise ValueError(
             f"cosine.warmup_steps must be below total_steps ({total_steps}); found {warmup_steps}"
@@ -45,7 +86,13 @@ def cosine(peak: float, warmup_steps: int, total_steps: int, final: float = 0.0)
 
 
 def _warmed_up(peak: float, steps: int, then: optax.Schedule) -> optax.Schedule:
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, steps), then], [steps])
+    warmup = optax.linear_schedule(0.0, peak, steps)
+    return WarmedUp(optax.join_schedules([warmup, then], [steps]), steps)
+
+
+def _check_schedule(name: str, peak: float, warmup_steps: int) -> None:
+    checks.check(f"{name}.peak", peak, checks.number(above=0))
+    checks.check(f"{name}.warmup_steps", warmup_steps, checks.whole(0))
 
 
 def adamw(
@@ -58,7 +105,15 @@ def adamw(
     """AdamW (Loshchilov and Hutter, 2019) on gradients clipped to the global norm `clip_norm`.
 
     Weight decay leaves vectors (the scales of the norms) alone.
+
+    Raises:
+        ValueError: a setting out of its range.
     """
+    checks.check("adamw.learning_rate", learning_rate, _SCHEDULE)
+    checks.check("adamw.clip_norm", clip_norm, checks.number(above=0))
+    for name, value in {"b1": b1, "b2": b2}.items():
+        checks.check(f"adamw.{name}", value, checks.number(least=0, below=1))
+    checks.check("adamw.weight_decay", weight_decay, checks.number(least=0))
     update = optax.adamw(learning_rate, b1, b2, weight_decay=weight_decay, mask=_matrices)
     return _clipped(update, learning_rate, clip_norm)
 
@@ -70,7 +125,14 @@ def _matrices(params: optax.Params) -> optax.Params:
 def adafactor(
     learning_rate: optax.Schedule, clip_norm: float, decay_rate: float = 0.8
 ) -> Optimizer:
-    """Adafactor (Shazeer and Stern, 2018) with updates scaled by each parameter's size, as in T5."""
+    """Adafactor (Shazeer and Stern, 2018) with updates scaled by each parameter's size, as in T5.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+    checks.check("adafactor.learning_rate", learning_rate, _SCHEDULE)
+    checks.check("adafactor.clip_norm", clip_norm, checks.number(above=0))
+    checks.check("adafactor.decay_rate", decay_rate, checks.number(above=0, most=1))
     update = optax.adafactor(learning_rate, decay_rate=decay_rate)
     return _clipped(update, learning_rate, clip_norm)
 

@@ -18,13 +18,14 @@ import optax
 from flax import struct
 from jax import Array
 
+from dera_jax import checks
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Samples, Sampling, sample
 from dera_jax.models.heads import ValueModel, start_teacher_forcing
 from dera_jax.models.language_model import LanguageModel, PyTree, streams
 from dera_jax.rewards.judge import Judge, score
 from dera_jax.rewards.length import LengthInRange
-from dera_jax.rewards.protocol import Reward, Source, check_limit
+from dera_jax.rewards.protocol import REWARD, Reward, Source, check_limit
 from dera_jax.training import policy_gradient as pg
 from dera_jax.training.optimizers import Optimizer
 
@@ -42,8 +43,9 @@ class Objective:
     beta: float = 0.1
 
     def __post_init__(self):
-        if not self.beta > 0:
-            raise ValueError(f"Objective.beta must be positive; found {self.beta}.")
+        checks.check_fields(
+            self, reward=REWARD, max_length=checks.whole(1), beta=checks.number(above=0)
+        )
         check_limit(self.reward, self.max_length)
 
 
@@ -57,6 +59,9 @@ class Updates:
         minibatches: parts of a pass, each with one update of policy and value.
         clip: ε of the clipped ratio.
         decay: λ of generalized advantage estimation.
+
+    Raises:
+        ValueError: a setting out of its range.
     """
 
     rollouts: int = 4
@@ -64,6 +69,19 @@ class Updates:
     minibatches: int = 4
     clip: float = 0.2
     decay: float = 0.95
+
+    def __post_init__(self):
+        sizes = dict.fromkeys(("rollouts", "epochs", "minibatches"), checks.whole(1))
+        decay = checks.number(least=0, most=1)
+        checks.check_fields(self, clip=checks.number(above=0), decay=decay, **sizes)
+
+    def check_batch(self, documents: int) -> None:
+        """Raises ValueError unless a batch of so many documents can be divided into minibatches."""
+        if documents % self.minibatches:
+            raise ValueError(
+                f"the batch of {documents} documents must be divisible by Updates.minibatches "
+                f"({self.minibatches})."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +99,16 @@ class Optimizers:
     policy: Optimizer
     value: Optimizer
 
+    def __post_init__(self):
+        checks.check_fields(
+            self, policy=checks.instance(Optimizer), value=checks.instance(Optimizer)
+        )
+
+    def check_warmup(self, name: str, updates: int) -> None:
+        """As `Optimizer.check_warmup`, of both."""
+        for optimizer in (self.policy, self.value):
+            optimizer.check_warmup(name, updates)
+
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
@@ -91,6 +119,9 @@ class Setup:
     updates: Updates
     optimizers: Optimizers
     seed: int
+
+    def __post_init__(self):
+        checks.check_fields(self, seed=checks.SEED)
 
 
 @struct.dataclass
@@ -202,7 +233,7 @@ def roll_out(
 ) -> Samples:
     """Samples the policy, K texts for each of inputs[B, S], from the streams of this step."""
     updates, model = setup.updates, setup.actors.model
-    _check_minibatches(inputs.shape[0], updates.minibatches)
+    updates.check_batch(inputs.shape[0])
     numbers = state.step * updates.rollouts + jnp.arange(updates.rollouts)
     stream = streams(setup.seed, example_ids, numbers)
     params = fixed.reference, state.policy.params
@@ -334,11 +365,3 @@ def descend(optimizer: Optimizer, learner: Learner, loss_of: Callable) -> tuple[
     grads, metrics = jax.grad(loss_of, has_aux=True)(learner.params)
     changes, opt_state = optimizer.transformation.update(grads, learner.opt_state, learner.params)
     return Learner(optax.apply_updates(learner.params, changes), opt_state), metrics
-
-
-def _check_minibatches(num_inputs: int, minibatches: int) -> None:
-    if num_inputs % minibatches:
-        raise ValueError(
-            f"the batch of {num_inputs} documents must be divisible by Updates.minibatches "
-            f"({minibatches})."
-        )

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from dera_jax import data, json_files, truncation
+from dera_jax import checks, data, json_files, truncation
 from dera_jax.checkpoints.loading import load_params
 from dera_jax.checkpoints.model_folder import restore_replaced, save_model
 from dera_jax.checkpoints.orbax import Saving
@@ -88,8 +88,8 @@ class LogRatio:
     beta: float
 
     def __post_init__(self):
-        if not self.beta > 0:
-            raise ValueError(f"DPO's beta must be positive; found {self.beta}")
+        beta = checks.check("DPO's beta", self.beta, checks.number(above=0))
+        object.__setattr__(self, "beta", beta)
 
     def init(self, params: PyTree) -> PyTree:
         return params
@@ -133,11 +133,18 @@ class Validation:
         period: steps between two validations; there is one after the last step too.
         examples: the first so many pairs of the split `validation`.
         patience: stop after so many validations without a better loss; None to go on.
+
+    Raises:
+        ValueError: a setting out of its range.
     """
 
     period: int
     examples: int = 1024
     patience: int | None = 3
+
+    def __post_init__(self):
+        sizes = dict.fromkeys(("period", "examples"), checks.whole(1))
+        checks.check_fields(self, patience=checks.optional(checks.whole(1)), **sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +159,10 @@ class PreferenceTraining:
         seed: of the data's order.
         validation: how often, and when to stop early.
         saving: how often a checkpoint is written.
+
+    Raises:
+        ValueError: a setting out of its range, no task of pairs with these splits, or a warm-up
+            that is longer than the run.
     """
 
     start: Start
@@ -161,6 +172,21 @@ class PreferenceTraining:
     seed: int
     validation: Validation
     saving: Saving
+
+    def __post_init__(self):
+        checks.check_fields(
+            self,
+            start=checks.instance(Start),
+            data=checks.instance(Data),
+            optimizer=checks.instance(Optimizer),
+            steps=checks.whole(1),
+            seed=checks.SEED,
+            validation=checks.instance(Validation),
+            saving=checks.instance(Saving),
+        )
+        data.check_pairs(self.data.task, self.data.split)
+        data.check_task(self.data.task, "validation", "test")
+        self.optimizer.check_warmup("PreferenceTraining.steps", self.steps)
 
     def run(self, folder: Path) -> dict[str, object]:
         """Trains, or goes on training, in `folder`; see `train`."""

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import seqio
 
-from dera_jax import data
+from dera_jax import checks, data
 from dera_jax.checkpoints.loading import Loaded, load, read_config
 from dera_jax.checkpoints.model_folder import restore_replaced, save_model
 from dera_jax.checkpoints.orbax import Saving
@@ -34,6 +33,9 @@ class Data:
         targets: tokens of a target, likewise.
         batch_size: examples of a step.
         split: to train on.
+
+    Raises:
+        ValueError: unknown task or split, or a size that is not positive.
     """
 
     task: str
@@ -41,6 +43,11 @@ class Data:
     targets: int
     batch_size: int
     split: str = "train"
+
+    def __post_init__(self):
+        sizes = dict.fromkeys(("inputs", "targets", "batch_size"), checks.whole(1))
+        checks.check_fields(self, task=checks.TEXT, split=checks.TEXT, **sizes)
+        data.check_task(self.task, self.split)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +77,10 @@ class Training:
         validation: how often, and when to stop early.
         loss: what is minimised.
         saving: how often a checkpoint is written.
+
+    Raises:
+        ValueError: a setting out of its range, no split `validation`, or a warm-up that is longer
+            than the run.
     """
 
     start: Start
@@ -80,6 +91,21 @@ class Training:
     validation: Validation
     loss: Loss
     saving: Saving
+
+    def __post_init__(self):
+        checks.check_fields(
+            self,
+            start=checks.instance(Start),
+            data=checks.instance(Data),
+            optimizer=checks.instance(Optimizer),
+            steps=checks.whole(1),
+            seed=checks.SEED,
+            validation=checks.instance(Validation),
+            loss=checks.instance(Loss),
+            saving=checks.instance(Saving),
+        )
+        data.check_task(self.data.task, "validation")
+        self.optimizer.check_warmup("Training.steps", self.steps)
 
     def run(self, folder: Path) -> dict[str, float]:
         """Trains, or goes on training, in `folder`; see `train`."""
@@ -99,7 +125,8 @@ class Training:
 
 
 def new_model(config: T5Config, seed: int) -> Start:
-    """A T5 with random parameters."""
+    """A T5 with random parameters. Raises ValueError for a seed that is none."""
+    seed = checks.check("new_model.seed", seed, checks.SEED)
     model = T5(config)
     card = {"random_parameters": seed}
     draw = lambda: Loaded(model, model.init(jax.random.key(seed)), None, card)
@@ -119,7 +146,9 @@ def copying_model(config: T5Config, seed: int) -> Start:
 
 
 def finished_model(folder: str, dropout_rate: float) -> Start:
-    """A model from its folder, to be trained further with this dropout."""
+    """A model from its folder, to be trained further with this dropout, in [0, 1)."""
+    rate = checks.number(least=0, below=1)
+    dropout_rate = checks.check("finished_model.dropout_rate", dropout_rate, rate)
     config = dataclasses.replace(read_config(folder), dropout_rate=dropout_rate)
     return Start(T5(config), lambda: load(folder))
 
@@ -201,7 +230,7 @@ def train(training: Training, folder: Path) -> dict[str, float]:
 def _validator(training: Training, model: T5, lengths: dict[str, int]) -> Validator:
     task, settings = training.data, training.validation
     examples = first(data.epoch(task.task, "validation", lengths, seed=0), settings.examples)
-    vocabulary = seqio.get_mixture_or_task(task.task).output_features["targets"].vocabulary
+    vocabulary = data.target_vocabulary(task.task)
     return Validator(model, examples, vocabulary, task.batch_size, settings)
 
 

@@ -13,6 +13,7 @@ import optax
 from flax import struct
 from jax import Array
 
+from dera_jax import checks
 from dera_jax.models.language_model import PyTree, shift_right
 from dera_jax.models.t5_lm import T5
 from dera_jax.training.losses import cross_entropy, weighted_mean
@@ -25,6 +26,11 @@ class Loss:
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+
+    def __post_init__(self):
+        checks.check_fields(
+            self, label_smoothing=checks.number(least=0, below=1), z_loss=checks.number(least=0)
+        )
 
 
 @struct.dataclass

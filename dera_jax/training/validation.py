@@ -15,7 +15,7 @@ import numpy as np
 import seqio
 from jax import Array
 
-from dera_jax import data
+from dera_jax import checks, data
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation import metrics
 from dera_jax.models.finite import check_values
@@ -38,6 +38,9 @@ class Validation:
         decoded: the first so many are decoded and scored by ROUGE.
         shown: the first so many of these are written out.
         patience: stop after so many validations without a better loss; None to go on.
+
+    Raises:
+        ValueError: a setting out of its range.
     """
 
     period: int
@@ -45,6 +48,16 @@ class Validation:
     decoded: int = 0
     shown: int = 10
     patience: int | None = None
+
+    def __post_init__(self):
+        checks.check_fields(
+            self,
+            period=checks.whole(1),
+            examples=checks.whole(1),
+            decoded=checks.whole(0),
+            shown=checks.whole(0),
+            patience=checks.optional(checks.whole(1)),
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,13 +4,15 @@ Everything random depends on (seed, step) alone, as in `alignment.py`.
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from dera_jax import data
-from dera_jax.checkpoints.loading import Loaded
+from dera_jax import checks, data
+from dera_jax.checkpoints.loading import MODEL as A_MODEL
+from dera_jax.checkpoints.loading import Loaded, loaded
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.models.heads import T5Critic
@@ -29,7 +31,8 @@ class WarmStart:
     """A run of `distillation`.
 
     Attributes:
-        reference: the model that policy and critic start from; its folder, loaded.
+        reference: the model that policy and critic start from, read, or a function that reads it
+            when it is needed.
         data: whose documents; the summaries are not used.
         objective: whose optimum is distilled.
         rollouts: texts of each document of a batch.
@@ -39,9 +42,13 @@ class WarmStart:
         policy_steps: those after them, from which the policy learns.
         seed: of the data's order and all draws.
         saving: how often a checkpoint is written.
+
+    Raises:
+        ValueError: a setting out of its range, a reward without a bound, or a warm-up that is
+            longer than its part of the run.
     """
 
-    reference: Loaded
+    reference: Loaded | Callable[[], Loaded]
     data: Data
     objective: Objective
     rollouts: int
@@ -50,6 +57,22 @@ class WarmStart:
     policy_steps: int
     seed: int
     saving: Saving
+
+    def __post_init__(self):
+        sizes = dict.fromkeys(("rollouts", "critic_steps", "policy_steps"), checks.whole(1))
+        checks.check_fields(
+            self,
+            reference=A_MODEL,
+            data=checks.instance(Data),
+            objective=checks.instance(Objective),
+            optimizers=checks.instance(Optimizers),
+            seed=checks.SEED,
+            saving=checks.instance(Saving),
+            **sizes,
+        )
+        distillation.check_bound(self.objective)
+        self.optimizers.value.check_warmup("WarmStart.critic_steps", self.critic_steps)
+        self.optimizers.policy.check_warmup("WarmStart.policy_steps", self.policy_steps)
 
     def run(self, folder: Path) -> dict[str, float]:
         """Distils, or goes on distilling, in `folder`; see `warm_start`."""
@@ -67,10 +90,10 @@ def warm_start(run: WarmStart, folder: Path) -> dict[str, float]:
 
     Raises:
         FloatingPointError: as `loop.repeat`.
-        ValueError: a reward without a bound, a checkpoint in `folder` is of another size, or the task
-            has another vocabulary than the reference.
+        ValueError: a checkpoint in `folder` is of another size, or the task has another vocabulary
+            than the reference.
     """
-    task, objective, reference = run.data, run.objective, fitted(run.reference, run.data)
+    task, objective, reference = run.data, run.objective, fitted(loaded(run.reference), run.data)
     critic = T5Critic(reference.model, objective.max_length)
     setup = distillation.Setup(
         reference.model, critic, objective, run.rollouts, run.critic_steps, run.optimizers, run.seed

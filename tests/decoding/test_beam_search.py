@@ -728,19 +728,40 @@ def test_keys_and_values_of_the_input_are_not_multiplied_by_candidates():
 
 
 BAD = [
-    ({"top_k": 5}, r"Search.top_k must be in \[2, 4\], the vocabulary; found 5"),
-    ({"top_k": 1}, r"Search.top_k must be in \[2, 4\], the vocabulary; found 1"),
-    ({"beams": 0}, "Search.beams must be at least 1; found 0"),
-    ({"max_length": 0}, "Search.max_length must be at least 1; found 0"),
-    ({"lookahead": 7}, r"Search.lookahead must be in \[0, 7\), below max_length; found 7"),
-    ({"lookahead": -1}, r"Search.lookahead must be in \[0, 7\), below max_length; found -1"),
-    ({"period": 0}, r"Search.period must be in \[1, 7\], up to max_length; found 0"),
-    ({"period": 8}, r"Search.period must be in \[1, 7\], up to max_length; found 8"),
-    ({"reward_weight": -0.5}, "Search.reward_weight must be finite and at least 0; found -0.5"),
-    ({"reward_weight": np.nan}, "Search.reward_weight must be finite and at least 0; found nan"),
-    ({"reward_weight": np.float32([[1, np.inf]])}, "reward_weight must be finite and at least 0"),
-    ({"length_penalty": -1.0}, "Search.length_penalty must be finite and at least 0; found -1.0"),
-    ({"length_penalty": np.inf}, "Search.length_penalty must be finite and at least 0; found inf"),
+    ({"top_k": 5}, r"Search.top_k must be an integer in \[2, 4\]; found 5"),
+    ({"top_k": 1}, r"Search.top_k must be an integer in \[2, 4\]; found 1"),
+    ({"beams": 0}, "Search.beams must be an integer of at least 1; found 0"),
+    ({"max_length": 0}, "Search.max_length must be an integer of at least 1; found 0"),
+    (
+        {"lookahead": 7},
+        r"Search.lookahead must be an integer in \[0, 7\), below max_length; found 7",
+    ),
+    (
+        {"lookahead": -1},
+        r"Search.lookahead must be an integer in \[0, 7\), below max_length; found -1",
+    ),
+    ({"period": 0}, r"Search.period must be an integer in \[1, 7\]; found 0"),
+    ({"period": 8}, r"Search.period must be an integer in \[1, 7\]; found 8"),
+    (
+        {"reward_weight": -0.5},
+        "Search.reward_weight must be a finite number of at least 0; found -0.5",
+    ),
+    (
+        {"reward_weight": np.nan},
+        "Search.reward_weight must be a finite number of at least 0; found nan",
+    ),
+    (
+        {"reward_weight": np.float32([[1, np.inf]])},
+        "reward_weight must be a finite number of at least 0",
+    ),
+    (
+        {"length_penalty": -1.0},
+        "Search.length_penalty must be a finite number of at least 0; found -1.0",
+    ),
+    (
+        {"length_penalty": np.inf},
+        "Search.length_penalty must be a finite number of at least 0; found inf",
+    ),
 ]
 
 

@@ -331,13 +331,16 @@ def test_new_values_compile_nothing(table):
 @pytest.mark.parametrize(
     "changed, sentence",
     [
-        ({"survivors": 3}, r"survivors must be in \[1, 3\), below the population; found 3"),
-        ({"survivors": 0}, r"survivors must be in \[1, 3\)"),
-        ({"period": 0}, "period must be at least 1; found 0"),
-        ({"population": 1}, "population must be at least 2"),
-        ({"lookahead": 7}, r"lookahead must be in \[0, 7\), below max_length; found 7"),
-        ({"generations": 0}, "generations must be at least 1"),
-        ({"sampling": Sampling(7, temperature=0.0)}, "temperature must be above 0"),
+        (
+            {"survivors": 3},
+            r"survivors must be an integer in \[1, 3\), below the population; found 3",
+        ),
+        ({"survivors": 0}, r"survivors must be an integer in \[1, 3\)"),
+        ({"period": 0}, "period must be an integer of at least 1; found 0"),
+        ({"population": 1}, "population must be an integer of at least 2"),
+        ({"lookahead": 7}, r"lookahead must be an integer in \[0, 7\), below max_length; found 7"),
+        ({"generations": 0}, "generations must be an integer of at least 1"),
+        ({"sampling": Sampling(7, temperature=0.0)}, "temperature must be a finite number above 0"),
         ({"sampling": Sampling(7, temperature=np.ones(3))}, "one number for each setting"),
         ({"population": 4}, r"a population of 4 needs inputs \[B, N, S\]"),
     ],

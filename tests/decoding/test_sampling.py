@@ -235,10 +235,13 @@ def test_tokens_are_identical_on_one_and_eight_devices():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"temperature": 0.0}, r"Sampling.temperature must be above 0 \(for the most likely token"),
-        ({"top_p": 1.5}, "Sampling.top_p must be above 0 and at most 1; found 1.5"),
-        ({"top_k": 5}, "Sampling.top_k must be between 1 and 4; found 5"),
-        ({"min_length": 4}, r"Sampling.min_length must be in \[0, max_length\]; found 4"),
+        (
+            {"temperature": 0.0},
+            r"Sampling.temperature must be a finite number above 0 \(for the most likely token",
+        ),
+        ({"top_p": 1.5}, r"Sampling.top_p must be a finite number in \(0, 1\], or None; found 1.5"),
+        ({"top_k": 5}, r"Sampling.top_k must be an integer in \[1, 4\], or None; found 5"),
+        ({"min_length": 4}, r"Sampling.min_length must be an integer in \[0, 3\]; found 4"),
     ],
 )
 def test_settings_out_of_range_are_refused(setting, message):

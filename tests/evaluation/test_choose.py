@@ -27,7 +27,7 @@ CARD = {
 }
 
 
-def decoding(reference="", aligned="") -> Decoding:
+def decoding(reference="reference", aligned="aligned") -> Decoding:
     sampling, reward = Sampling(max_length=8), LengthInRange(2, 5)
     settings = Sweep((0.0, 1.0, 2.0, 3.0), 2, sampling, reward, batch_size=2, seed=0)
     return Decoding(reference, aligned, Split("newswire", "validation", 16, 3), settings)

@@ -164,5 +164,5 @@ def test_what_cannot_be_meant_is_refused(bench):
     alone = dataclasses.replace(bench, models=bench.models[:1], params=bench.params[:1])
     with pytest.raises(ValueError, match="λ = 0.5 needs an aligned model"):
         Sampled("DeRa", lam=0.5).answer(alone, ROWS)
-    with pytest.raises(ValueError, match="at least 1, and 1 for greedy"):
+    with pytest.raises(ValueError, match="must be 1 for greedy"):
         Sampled("greedy", n=2, greedy=True)

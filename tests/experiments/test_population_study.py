@@ -89,10 +89,10 @@ def test_what_cannot_be_meant_is_refused(study):
         dataclasses.replace(study, setting=alone)
     # Whatever DARWIN is to be run with is looked at before anything is trained.
     for changed, sentence in (
-        ({"survivors": (2, 3)}, r"survivors must be in \[1, 3\)"),
-        ({"periods": (0,)}, "period must be at least 1"),
-        ({"lookaheads": (8,)}, r"lookahead must be in \[0, 8\)"),
-        ({"populations": (1,)}, "population must be at least 2"),
+        ({"survivors": (2, 3)}, r"survivors must be an integer in \[1, 3\)"),
+        ({"periods": (0,)}, "period must be an integer of at least 1"),
+        ({"lookaheads": (8,)}, r"lookahead must be an integer in \[0, 8\)"),
+        ({"populations": (1,)}, "population must be an integer of at least 2"),
     ):
         with pytest.raises(ValueError, match=sentence):
             dataclasses.replace(study, **changed)

@@ -163,7 +163,7 @@ def test_bad_settings_are_refused(setting, study, tmp_path):
     with pytest.raises(ValueError, match="no slot {text}"):
         dataclasses.replace(study, prompt="use {keywords}")
     with pytest.raises(ValueError, match="in \\[0, 1\\]"):
-        TradeOff(setting, (), (0.0, 1.5), SEARCH, "")
+        TradeOff(setting, (Part("a", Faithfulness()),) * 2, (0.0, 1.5), SEARCH, "")
     with pytest.raises(ValueError, match="names that differ"):
         check_names(["DeAL 1", "deal: 1"])
     short = dataclasses.replace(setting, max_length=3)

@@ -97,5 +97,5 @@ def test_a_task_without_targets_is_refused():
     [(lambda: LengthNear(0), 0), (lambda: Repetition(n=0), 0)],
 )
 def test_settings_that_mean_nothing_are_refused(make, found):
-    with pytest.raises(ValueError, match=f"found {found}. Set it to"):
+    with pytest.raises(ValueError, match=f"an integer of at least [01]; found {found}"):
         make()

@@ -457,10 +457,10 @@ def test_words_within_composes_characters_first():
 @pytest.mark.parametrize(
     ("low", "high", "message"),
     [
-        (-1, 3, "0 <= low <= high, or None as high; found low -1, high 3"),
-        (-1, None, "found low -1, high None"),
-        (4, 3, "found low 4, high 3"),
-        (None, 3, "found low None, high 3"),
+        (-1, 3, "WordsInRange.low must be an integer of at least 0; found -1"),
+        (0, 2.5, "high must be an integer of at least 0, or None; found 2.5"),
+        (4, 3, "0 <= low <= high, or None as high; found low 4, high 3"),
+        (None, 3, "low must be an integer of at least 0; found None"),
         (0, None, "every text would score 0; set low"),
     ],
 )

@@ -143,5 +143,5 @@ def test_instructions_stand_before_the_inputs_each_once_in_turn():
 
 
 def test_an_empty_bank_is_refused():
-    with pytest.raises(ValueError, match="instructions is empty"):
+    with pytest.raises(ValueError, match="instructions must be a non-empty tuple"):
         EvolutionDecoder(REWARD, ())

@@ -40,8 +40,8 @@ def kl(p: np.ndarray, q: np.ndarray) -> float:
 
 def constant_optimizers(policy_rate: float, value_rate: float) -> ppo.Optimizers:
     return ppo.Optimizers(
-        optimizers.adamw(optimizers.constant(policy_rate, 0), clip_norm=1.0, weight_decay=0.0),
-        optimizers.adamw(optimizers.constant(value_rate, 0), clip_norm=1.0, weight_decay=0.0),
+        optimizers.adamw(lambda step: policy_rate, clip_norm=1.0, weight_decay=0.0),
+        optimizers.adamw(lambda step: value_rate, clip_norm=1.0, weight_decay=0.0),
     )
 
 
@@ -228,7 +228,7 @@ def test_a_batch_that_minibatches_do_not_divide_is_refused(t5):
 
 
 def test_bad_objectives_are_refused():
-    with pytest.raises(ValueError, match="beta must be positive; found 0"):
+    with pytest.raises(ValueError, match="beta must be a finite number above 0; found 0"):
         ppo.Objective(LengthInRange(2, 4), max_length=6, beta=0)
     with pytest.raises(ValueError, match="max_length must be at least 6"):
         ppo.Objective(LengthInRange(2, 4), max_length=5)

@@ -54,7 +54,7 @@ def test_a_run_that_died_ends_with_the_same_bits(warm_start, tmp_path, monkeypat
 def test_ppo_goes_on_from_it(warm_start, alignment, tmp_path):  # noqa: F811
     dataclasses.replace(warm_start, policy_steps=1).run(tmp_path / "warm")
     start = load(tmp_path / "warm" / MODEL)
-    frozen = optimizers.adamw(optimizers.constant(0.0, 0), clip_norm=1.0, weight_decay=0.0)
+    frozen = optimizers.adamw(lambda step: 0.0, clip_norm=1.0, weight_decay=0.0)
     rates = ppo.Optimizers(policy=frozen, value=frozen)
     still = dataclasses.replace(alignment, start=start, steps=1, optimizers=rates)
     still.run(tmp_path / "ppo")

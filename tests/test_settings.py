@@ -1,0 +1,314 @@
+"""Every class of settings validates its fields when it is made, before a model is loaded."""
+
+import dataclasses
+import importlib
+import math
+import pkgutil
+import re
+import types
+import typing
+from collections.abc import Iterator
+
+import flax.linen as nn
+import pytest
+
+import dera_jax
+import tasks  # noqa: F401 (registers `newswire`)
+from dera_jax.checkpoints.orbax import Saving
+from dera_jax.decoding.beam_search import Search, check_search
+from dera_jax.decoding.evolution import Evolution, check_evolution
+from dera_jax.decoding.mutation import Rewriter, Unchanged
+from dera_jax.decoding.realign import Realigned
+from dera_jax.decoding.sampling import Sampling, check_sampling
+from dera_jax.evaluation.best_of import BestOf
+from dera_jax.evaluation.choose import Choice, Rule
+from dera_jax.evaluation.jobs import Decoding, Split
+from dera_jax.evaluation.lengths import LengthSurvey
+from dera_jax.evaluation.methods import Bench, Sampled, Searched
+from dera_jax.evaluation.pairs import load_models, load_pair
+from dera_jax.evaluation.populations import Bred
+from dera_jax.evaluation.statistics import RewardStatistics
+from dera_jax.evaluation.sweep import Sweep
+from dera_jax.experiments import exact
+from dera_jax.experiments.length_reward import LengthReward
+from dera_jax.experiments.population_study import PopulationStudy
+from dera_jax.experiments.reward_study import FromComparisons, Given, RewardStudy
+from dera_jax.experiments.search_setting import Setting
+from dera_jax.experiments.search_study import SearchStudy, TradeOff
+from dera_jax.experiments.stages import Reference
+from dera_jax.experiments.two_rewards import TwoRewards
+from dera_jax.models.heads import T5Critic
+from dera_jax.models.tabular import TabularLM
+from dera_jax.rewards import learned, length, tokens, words
+from dera_jax.rewards.combined import Combined, Part, Statistics
+from dera_jax.rewards.protocol import Reward
+from dera_jax.t5x.decoders import EvolutionDecoder, SampleDecoder, SearchDecoder
+from dera_jax.training import distillation, loop, optimizers, ppo, preferences, supervised
+from dera_jax.training.alignment import Alignment
+from dera_jax.training.train_step import Loss
+from dera_jax.training.validation import Validation
+from dera_jax.training.warm_start import WarmStart
+
+
+def nothing(*_, **__):
+    """Stands for what is only called once a run has begun."""
+    raise AssertionError("called while settings were made")
+
+
+TABLE = TabularLM(4, 3)
+REWARD = length.LengthInRange(1, 2)
+PART = Part("length", REWARD)
+SAMPLING = Sampling(8)
+SWEEP = Sweep((0.0, 1.0), 4, SAMPLING, REWARD, 2, 0)
+DOCUMENTS = Split("newswire", "test", 16, 4)
+DECODING = Decoding("reference", "aligned", DOCUMENTS, SWEEP)
+SEARCH = Search(8, 2, 4, 2, period=2, reward_weight=1.0)
+EVOLUTION = Evolution(SAMPLING, period=4, lookahead=2)
+OPTIMIZER = optimizers.adamw(optimizers.constant(1e-3, 2), 1.0)
+BOTH = ppo.Optimizers(OPTIMIZER, OPTIMIZER)
+OBJECTIVE = ppo.Objective(REWARD, 8)
+UPDATES = ppo.Updates(2, 1, 2)
+DATA = supervised.Data("newswire", 16, 16, 4)
+REFERENCE = Reference("folder")
+SETTING = Setting(REFERENCE, DOCUMENTS, 8, 2, 0, "aligned", None, 0.1)
+ON_TABLES = exact.Alignment(UPDATES, BOTH, 4, 2)
+FINISHED = supervised.Start(None, nothing)
+STUDY = (Unchanged(), SEARCH, 0.5, (2, 4), (2, 3), (1, 2), (0, 1), (1, 2), (2, 3), (1, 2))
+MADE = [  # one of each class, whose fields are then changed one by one
+    SAMPLING, SEARCH, EVOLUTION, SWEEP, DOCUMENTS, OBJECTIVE, UPDATES, DATA, SETTING, PART, REWARD,
+    BestOf(DECODING, (1, 2)),
+    Rule(max_kl=1.0),
+    Choice(DECODING, Rule(max_kl=1.0), 1),
+    LengthSurvey(nothing, DOCUMENTS, 8),
+    RewardStatistics(nothing, DOCUMENTS, Combined((PART,)), 8),
+    Bench((), (), None, None, None, None, 8, 2, 0),
+    Sampled("sampling"),
+    Searched("DeAL", SEARCH),
+    Bred("DARWIN", EVOLUTION, Unchanged()),
+    Saving(),
+    Validation(1),
+    Loss(),
+    Statistics("length", 0.0, 1.0),
+    TABLE,
+    T5Critic(None, 3),
+    Rewriter(TabularLM(50, 3), None, nothing, nothing, 8),
+    learned.Entailment(None),
+    tokens.LengthNear(3),
+    tokens.Repetition(),
+    tokens.TokenOverlap(),
+    words.KeywordCoverage(),
+    words.WordsInRange(1, 3),
+    loop.Schedule(4, 2, None, Saving()),
+    preferences.Validation(1),
+    preferences.LogRatio(None, 0.1),
+    preferences.PreferenceTraining(
+        preferences.Start(None, FINISHED), supervised.Data("newswire_pairs", 16, 16, 4), OPTIMIZER,
+        4, 0, preferences.Validation(1), Saving(),
+    ),
+    supervised.Training(FINISHED, DATA, OPTIMIZER, 4, 0, Validation(1), Loss(), Saving()),
+    ppo.Setup(None, OBJECTIVE, UPDATES, BOTH, 0),
+    Alignment(nothing, DATA, OBJECTIVE, UPDATES, BOTH, 2, 0, Saving()),
+    distillation.Setup(None, None, OBJECTIVE, 2, 2, BOTH, 0),
+    WarmStart(nothing, DATA, OBJECTIVE, 2, BOTH, 2, 2, 0, Saving()),
+    ON_TABLES,
+    exact.ExactWorlds(3, (3, 4), (0.5, 1.0), 0.1, 1.0, 2, ON_TABLES, 1),
+    LengthReward(REFERENCE, nothing, OBJECTIVE, (0, 1), (0.5, 1.0), (0.5,), DOCUMENTS, 1, 1, 1),
+    TwoRewards(REFERENCE, (PART, PART), nothing, 8, 0.1, 0, (0.0, 1.0), (), DOCUMENTS, 1, 1),
+    Given("length", REWARD),
+    FromComparisons("preferred", nothing),
+    RewardStudy(REFERENCE, (Given("a", REWARD),), nothing, 8, 0.1, 0, (0.0,), DOCUMENTS, 1, 1, ""),
+    SearchStudy(SETTING, REWARD, SEARCH, 0.5, "{text}", (1.0, 2.0), (0, 2), "reward", "title"),
+    TradeOff(SETTING, (PART, Part("other", REWARD)), (0.0, 1.0), SEARCH, "title"),
+    PopulationStudy(SETTING, REWARD, EVOLUTION, *STUDY, "reward", "title"),
+    SampleDecoder(),
+    SearchDecoder(),
+    EvolutionDecoder(REWARD, ("one ",)),
+]  # fmt: skip
+# Pytrees, which JAX makes anew with leaves of any kind, are checked by functions; see `checks`.
+CHECKED_BY = {
+    Sampling: check_sampling,
+    Search: lambda search: check_search(search, None, Reward()),
+    Evolution: check_evolution,
+}
+NOT_SETTINGS = {
+    "Budget": "computed from rows of tables",
+    "Need": "what a dry run found",
+    "ShapesOnly": "made by dry runs from a model",
+    "StoredArray": "read from a checkpoint, whose shapes are compared",
+    "T5": "its id is a constant",
+    "T5Config": "read from config.json too; tests/models/test_t5.py",
+    "Validator": "made by a training from its settings",
+    "WarmedUp": "made by schedules, which check their arguments",
+    "Vocabulary": "read from files; tests/checkpoints/test_vocabulary.py",
+    "_Sheet": "of a drawing",
+}
+SIGNED = {"lam", "lams", "weight", "mean", "grid"}  # may be negative
+NEGATIVE = {"eos_id": -7}  # -1 means none
+MAY_BE_EMPTY = {
+    "trained", "retrained", "periods", "populations", "survivors", "lookaheads", "generations",
+    "texts", "beams",
+}  # fmt: skip
+
+
+def leaves(kind: object) -> set[object]:
+    """The types that a type is made of, `tuple` among them."""
+    of = typing.get_origin(kind)
+    if of not in (types.UnionType, typing.Union, tuple):
+        return {of or kind}
+    inner = set().union(*map(leaves, typing.get_args(kind)))
+    return {tuple} | inner if of is tuple else inner
+
+
+def wrong_values(field: dataclasses.Field) -> Iterator[object]:
+    """Invalid values for a field of numbers."""
+    kinds = leaves(field.type)
+    least = NEGATIVE.get(field.name, -1)
+    negative = [] if field.name in SIGNED else [least]
+    if bool in kinds:
+        wrong = ["no", 1, None]
+    elif int in kinds:
+        wrong = ["3", True, 2.5, math.nan, *negative]
+    else:
+        wrong = ["0.5", True, math.nan, math.inf, *negative]
+    if tuple not in kinds:
+        yield from wrong if type(None) in kinds else [*wrong, *([] if bool in kinds else [None])]
+        yield (1, 2)
+        return
+    yield from (1, None)
+    yield from ((x,) for x in wrong)
+    if field.name not in MAY_BE_EMPTY:
+        yield ()
+
+
+def number_fields(kind: type) -> list[dataclasses.Field]:
+    return [x for x in dataclasses.fields(kind) if leaves(x.type) & {int, float, bool}]
+
+
+def refusal(made: object, field: str, wrong: object) -> str:
+    """What is said of an object with this field; '' if nothing."""
+    try:
+        changed = dataclasses.replace(made, **{field: wrong})
+        CHECKED_BY[type(made)](changed)
+    except ValueError as error:
+        return str(error)
+    except KeyError:
+        pass
+    return ""
+
+
+@pytest.mark.parametrize("made", MADE, ids=lambda made: type(made).__name__)
+def test_invalid_numbers_are_refused_by_name(made):
+    for field in number_fields(type(made)):
+        for wrong in wrong_values(field):
+            said = refusal(made, field.name, wrong)
+            named = re.search(rf"{field.name}\b.* must be .*; found {re.escape(repr(wrong))}", said)
+            assert named and "\n" not in said, (field.name, wrong, said)
+
+
+def test_every_class_of_settings_is_in_the_list():
+    known = {type(made) for made in MADE}
+    missing = []
+    for found in pkgutil.walk_packages(dera_jax.__path__, "dera_jax."):
+        if found.name.startswith("dera_jax.t5x.") and found.name != "dera_jax.t5x.decoders":
+            continue  # needs T5X
+        module = importlib.import_module(found.name)
+        for kind in vars(module).values():
+            if not (isinstance(kind, type) and kind.__module__ == found.name):
+                continue
+            if not dataclasses.is_dataclass(kind) or issubclass(kind, nn.Module):
+                continue
+            is_pytree = hasattr(kind, "_flax_dataclass") and kind not in CHECKED_BY  # arrays
+            if number_fields(kind) and not is_pytree and kind not in known:
+                missing.append(kind.__name__)
+    assert sorted(missing) == sorted(NOT_SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("made", "change", "message"),
+    [
+        (SWEEP, {"lams": 0.5}, r"Sweep.lams must be a non-empty tuple or list such as \(0.5,\)"),
+        (SWEEP, {"lams": (0.5, 1, 0.5)}, "Sweep.lams must be different values; found 0.5 twice"),
+        (SWEEP, {"reward": "length"}, "gin_configs/rewards gives REWARD, or None; found 'length'"),
+        (SWEEP, {"sampling": Sampling(8, temperature="0.5")}, "Sampling.temperature .*'0.5'"),
+        (SWEEP, {"sampling": Sampling(8, greedy="no")}, "Sampling.greedy must be True or False"),
+        (SWEEP, {"sampling": Sampling(3)}, "max_length must be at least 4 for the reward"),
+        (SWEEP, {"sampling": Sampling(8, min_length=9)}, r"min_length .* in \[0, 8\]; found 9"),
+        (DOCUMENTS, {"task": "newswir"}, "unknown task 'newswir'; registered: .*newswire"),
+        (DOCUMENTS, {"split": "tests"}, "'newswire' has no split 'tests', only"),
+        (DATA, {"task": "newswir"}, "unknown task 'newswir'; registered: .*newswire"),
+        (DATA, {"split": "tests"}, "'newswire' has no split 'tests', only"),
+        (REWARD, {"low": 3}, "0 <= low <= high; found low 3, high 2"),
+        (DECODING, {"aligned": ("a", "b")}, "Decoding.aligned must be a path"),
+        (SETTING, {"align": nothing, "aligned": None, "beta": None}, "Setting.beta .*above 0"),
+    ],
+)
+def test_other_invalid_settings(made, change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(made, **change)
+
+
+def job(kind: type):
+    return next(made for made in MADE if type(made) is kind)
+
+
+LATE = optimizers.adamw(optimizers.rsqrt(1e-3, 5), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("made", "change"),
+    [
+        (job(supervised.Training), {"optimizer": LATE}),
+        (job(preferences.PreferenceTraining), {"optimizer": LATE}),
+        (job(Alignment), {"optimizers": ppo.Optimizers(OPTIMIZER, LATE)}),
+        (job(WarmStart), {"optimizers": ppo.Optimizers(LATE, OPTIMIZER)}),
+        (job(WarmStart), {"optimizers": ppo.Optimizers(OPTIMIZER, LATE)}),
+        (ON_TABLES, {"optimizers": ppo.Optimizers(LATE, OPTIMIZER)}),
+    ],
+)
+def test_a_warm_up_longer_than_the_run_is_refused(made, change):
+    with pytest.raises(ValueError, match=r"warm-up of the learning rate has 5 steps, and .* gives"):
+        dataclasses.replace(made, **change)
+
+
+def test_a_batch_that_minibatches_do_not_divide_is_refused():
+    three = dataclasses.replace(UPDATES, minibatches=3)
+    for made in (job(Alignment), ON_TABLES):
+        with pytest.raises(ValueError, match=r"batch of 4 documents .* Updates.minibatches \(3\)"):
+            dataclasses.replace(made, updates=three)
+
+
+def test_a_method_checks_its_search():
+    """When it is made, not after the methods that come before it."""
+    with pytest.raises(ValueError, match=r"Search.top_k must be"):
+        Searched("DeAL", SEARCH.replace(top_k=1))
+    with pytest.raises(ValueError, match="are about a reward"):
+        Searched("plain", SEARCH, guided=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: optimizers.constant(-1.0, 0), r"constant.peak .*above 0; found -1.0"),
+        (lambda: optimizers.rsqrt(0.0, 0), "rsqrt.peak .*above 0; found 0.0"),
+        (lambda: optimizers.cosine(math.nan, 0, 5), "cosine.peak .*above 0; found nan"),
+        (lambda: optimizers.cosine(1.0, 0.5, 5), "cosine.warmup_steps must be an integer"),
+        (lambda: optimizers.cosine(1.0, 0, 5.0), "cosine.total_steps must be an integer"),
+        (lambda: optimizers.cosine(1.0, 0, 5, -0.1), "cosine.final .*at least 0; found -0.1"),
+        (lambda: optimizers.adamw(1e-3, 1.0), "adamw.learning_rate must be a schedule.*0.001"),
+        (lambda: optimizers.adamw(abs, 0.0), "adamw.clip_norm .*above 0; found 0.0"),
+        (lambda: optimizers.adamw(abs, 1.0, b1=1.0), r"adamw.b1 .*\[0, 1\); found 1.0"),
+        (lambda: optimizers.adamw(abs, 1.0, weight_decay=-1), "adamw.weight_decay .*at least 0"),
+        (lambda: optimizers.adafactor(abs, -1.0), "adafactor.clip_norm .*above 0"),
+        (lambda: optimizers.adafactor(abs, 1.0, 2.0), r"adafactor.decay_rate .*\(0, 1\]"),
+        (lambda: load_pair("a", "path"), r"load_pair.aligned .*\['a/folder'\].*; found 'path'"),
+        (lambda: load_pair("a", []), r"load_pair.aligned must be a non-empty .*; found \[\]"),
+        (lambda: load_pair(["a"], ["b"]), r"load_pair.reference must be a path.*found \['a'\]"),
+        (lambda: load_models("ab"), r"load_models.paths must be .*\['a/folder'\].*found 'ab'"),
+        (lambda: Realigned(TABLE, TABLE), "Realigned.aligned must be a tuple or list such as"),
+        (lambda: supervised.new_model(None, "a"), "new_model.seed must be an integer"),
+        (lambda: supervised.finished_model("x", 1.5), r"finished_model.dropout_rate .*\[0, 1\)"),
+    ],
+)
+def test_functions_check_their_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
