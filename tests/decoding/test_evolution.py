@@ -186,7 +186,7 @@ REWARD = Repetition()
 
 @pytest.fixture(scope="module")
 def pair():
-    model, params, inputs, _, _ = worlds.realigned_t5()
+    model, params, inputs, _, _ = worlds.realigned_t5(whole=True)
     return model, params, np.asarray(inputs)
 
 
@@ -357,7 +357,7 @@ from dera_jax.decoding.evolution import generation
 from dera_jax.rewards.protocol import Source
 from tests.decoding import test_evolution as t, worlds
 
-model, params, inputs, _, _ = worlds.realigned_t5()
+model, params, inputs, _, _ = worlds.realigned_t5(whole=True)
 inputs = np.concatenate([inputs, inputs])
 mutated, lam, stream = t.populations(np.asarray(inputs))
 arguments = mutated, lam, stream, Source(inputs)

@@ -208,7 +208,7 @@ def test_populations_of_a_pair_of_t5():
         Sampling(10, temperature=0.9, top_k=40, eos_id=worlds.EOS), n, 3, survivors=1, lookahead=2
     )
     arguments = model, params, mutated, lam, streams(1, np.arange(4), np.arange(n)), settings
-    assert compare(arguments)["adopted"] >= 8
+    assert compare(arguments)["adopted"] >= 5
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,16 +81,19 @@ def run_on_eight_devices(script: str) -> None:
     assert done.returncode == 0 and "identical" in done.stdout, done.stderr[-3000:]
 
 
-def realigned_t5():
+def realigned_t5(whole: bool = False):
     """A realigned T5 pair: model, params, inputs [4, S], lam [4, K], streams [4, K].
 
-    The first layers of T5X's model: what is done with a state does not depend on their number, and
-    compiling does.
+    T5X's model, unless `whole` with one layer each in encoder and decoder: what is done with a state
+    does not depend on their number, and the time to compile does.
     """
     model, params, g = golden.load("v1_1")
-    model = T5(dataclasses.replace(model.config, num_encoder_layers=1, num_decoder_layers=1))
-    first = lambda part: {k: x for k, x in part.items() if k == "layers_0" or "layers_" not in k}
-    params |= {name: first(params[name]) for name in ("encoder", "decoder")}
+    if not whole:
+        model = T5(dataclasses.replace(model.config, num_encoder_layers=1, num_decoder_layers=1))
+        first = lambda part: {
+            k: x for k, x in part.items() if k == "layers_0" or "layers_" not in k
+        }
+        params |= {name: first(params[name]) for name in ("encoder", "decoder")}
     params = params, jax.tree.map(lambda x: 1.1 * x, params)
     lam, numbers = sweep_rows([0.0, 0.5, 2.0], num_samples=2, batch=4)
     inputs = g["encoder_input_tokens"][:, :40]
