@@ -106,15 +106,10 @@ def _checkpoints(path: Path) -> dict[Path, int]:
 
 
 def _documents(path: Path) -> dict[Path, int]:
-    """How many documents are decoded, by folder: in records.jsonl, or in shards with a header each."""
-    found = {x.parent: _lines(x) for x in path.rglob("records.jsonl")}
-    for folder in path.rglob("shards"):
-        found[folder.parent] = sum(_lines(x) - 1 for x in folder.glob("[0-9]*.jsonl"))
-    return {folder: n for folder, n in found.items() if n > 0}
-
-
-def _lines(file: Path) -> int:
-    return file.read_bytes().count(b"\n")
+    """How many documents are decoded, by folder: in shards, whose first line is a header."""
+    found = {x.parent: list(x.glob("[0-9]*.jsonl")) for x in path.rglob("shards")}
+    lines = {x: sum(y.read_bytes().count(b"\n") - 1 for y in found[x]) for x in found}
+    return {folder: n for folder, n in lines.items() if n > 0}
 
 
 def _is_foreseen(error: Exception) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint
 import pytest
 
-from dera_jax import bindings, configure, main, run_folder
+from dera_jax import configure, main, run_folder
 from dera_jax.experiments import two_rewards
 from dera_jax.training import metrics
 from tests.experiments import small
@@ -209,17 +209,9 @@ RUN_FILES = sorted(
 )
 
 
-LENGTHS = {"LOW", "HIGH"}  # None there, since other rewards need none
-WITH_LENGTHS = tuple(f"gin_configs/runs/{name}.gin" for name in ("sweep", "best_of_n", "choose"))
-GIVEN = {"LOW": 1, "HIGH": 2, "REWARD": "@length.LengthInRange()"}
-
-
 @pytest.mark.parametrize("path", RUN_FILES)
 def test_every_run_file_names_what_exists(path):
-    names = macros_to_set(path) | (LENGTHS if path.startswith(WITH_LENGTHS) else set())
-    values = [f"{name} = {GIVEN.get(name, repr('x'))}" for name in sorted(names)]
-    known = configure.parse([path], values, ["."])
-    bindings.check_types(bindings.reached("dera_jax.configure.run"), known)
+    configure.parse([path], [f"{name} = 1" for name in sorted(macros_to_set(path))], ["."])
 
 
 EXPERIMENTS = "gin_configs/experiments/length_reward"

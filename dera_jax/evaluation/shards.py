@@ -90,6 +90,7 @@ def write(
 
     Raises:
         FileExistsError: the folder holds the records of another plan, naming what differs.
+        FloatingPointError: as `decode`, with the example ids.
         ValueError: a shard is damaged or is not what this plan writes, naming it.
         OSError: a file cannot be read or written, naming it.
     """
@@ -98,7 +99,7 @@ def write(
     found = [_read_shard(store, plan, i) for i in range(len(plan.batches))]
     missing = [i for i, shard in enumerate(found) if shard is None]
     for i in tqdm(missing, desc=name, unit="batch", disable=not missing):
-        records = decode(plan.batches[i])
+        records = _decoded(plan, i, decode)
         if store.create(_key(i), _shard(plan, i, records, store.path(_key(i)))) is None:
             raise FileExistsError(f"{store.path(_key(i))} was written by another process meanwhile")
         found[i] = _read_shard(store, plan, i)
@@ -106,6 +107,15 @@ def write(
     records = [record for shard in found for record in shard.records]
     store.write(RECORDS, json_files.to_lines(records, store.path(RECORDS)))
     return records
+
+
+def _decoded(plan: Plan, number: int, decode: Callable) -> list[dict]:
+    rows = np.unique(plan.batches[number])
+    try:
+        return decode(plan.batches[number])
+    except FloatingPointError as error:  # numbers the inputs of the batch
+        ids = [int(plan.example_ids[row]) for row in rows]
+        raise FloatingPointError(f"{error} (inputs 0, 1, … are the example ids {ids})") from error
 
 
 def read(folder: Path) -> list[dict]:

@@ -44,7 +44,6 @@ from dera_jax.training.dry_run import Need, need, shapes, source_shapes
 
 _DARWIN = "DARWIN"  # the row that others are compared with
 _MUTATED, _BEST, _DEAL = "mutation only", "best of n", "DeAL"
-_ANY_VOCABULARY = 2**31 - 1  # its size is not known before a model is read
 _ANSWERS = 8  # samples of a document, for the mean of plain sampling
 
 
@@ -112,7 +111,7 @@ class PopulationStudy:
                 "PopulationStudy needs an aligned model or `align`, for the rows on DeRa"
             )
         for evolution in (self.evolution, *self._varied().values()):
-            check_evolution(evolution, _ANY_VOCABULARY, self.reward)  # before hours of training
+            check_evolution(evolution, None, self.reward)  # before hours of training
         check_searches({f"{n} beams": self._search(n) for n in (1, *self.beams)}, self.reward)
 
     def run(self, folder: Path) -> dict[str, object]:

@@ -31,8 +31,6 @@ from dera_jax.training.alignment import MODEL, Alignment
 from dera_jax.training.dry_run import Need, need, shapes, source_shapes
 from dera_jax.training.ppo import Objective
 
-_ANY_VOCABULARY = 2**31 - 1  # its size is not known before a model is read
-
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
@@ -204,7 +202,7 @@ def check_searches(searches: Mapping[object, Search], reward: Reward | None) -> 
     """Raises ValueError for a search that cannot be run, before any other is."""
     for name, search in searches.items():
         try:
-            check_search(search, _ANY_VOCABULARY, reward)
+            check_search(search, None, reward)
         except ValueError as error:
             raise ValueError(f"search {name}: {error}") from error
 
