@@ -85,7 +85,6 @@ class Entailment(Reward):
             folder=checks.optional(checks.PATH),
             max_length=checks.whole(1),
             label=checks.TEXT,
-            eos_id=checks.whole(0),
             **words,
         )
 
