@@ -21,12 +21,12 @@ import jax
 import numpy as np
 import seqio
 import tensorflow as tf
-from absl import logging
 
 from dera_jax import checks, truncation
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.vocabulary import Vocabulary, check_same, check_special_ids
+from dera_jax.log import warn_once
 from dera_jax.rewards.word_hashes import keyword_bytes
 
 _FEATURES = ("inputs", "targets")
@@ -302,7 +302,7 @@ def _distinct(ids: np.ndarray, where: str) -> np.ndarray:
         return ids
     message = f"{where}: {len(repeated)} of {len(ids)} examples repeat the id of an earlier one "
     message += "(the same document, as a rule) and got ids of their own; they count as examples of "
-    _say_once((where, "", "ids", len(ids)), f"{message}their own in intervals")
+    warn_once(f"{message}their own in intervals", about=(where, len(ids)))
     ids, taken, seen = ids.copy(), set(ids.tolist()), collections.Counter()
     for row in repeated:
         old = ids[row].item()
@@ -363,10 +363,10 @@ def _fit(
             out[-1] = feature.vocabulary.eos_id
         cut += _is_cut(feature, row, name, length)
     if cut:
-        _say_once(
-            (task.name, split, name, length),
+        warn_once(
             f"{task.name}, {split}: {cut} of {len(rows)} {name} are longer than {length} tokens "
             "and were cut",
+            about=(task.name, split, name, length),  # an epoch is read many times in a run
         )
     return ids
 
@@ -379,16 +379,6 @@ def _is_cut(feature: seqio.Feature, row: Row, name: str, length: int) -> bool:
     if text is None:
         return False
     return len(feature.vocabulary.encode(text.decode())) + feature.add_eos > length
-
-
-_said: set[tuple[str, str, str, int]] = set()
-
-
-def _say_once(key: tuple[str, str, str, int], message: str) -> None:
-    """Logs a warning the first time its key is seen: an epoch is read many times in a run."""
-    if key not in _said:
-        _said.add(key)
-        logging.warning("%s", message)
 
 
 def _texts(task: seqio.Task | seqio.Mixture, name: str, rows: list[Row]) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from dera_jax import data
+from dera_jax import data, log
 from tasks import jsonl, preferences
 
 LENGTHS = {"inputs": 12, "targets": 6}
@@ -107,8 +107,8 @@ def test_task_without_texts_or_ids_gets_decoded_texts_and_positions():
 
 
 @pytest.mark.parametrize("task", ["toy", "toy_trimmed"])
-def test_cut_examples_are_counted_and_said_once(task, caplog, monkeypatch):
-    monkeypatch.setattr(data, "_said", set())
+def test_cut_examples_are_counted_and_said_once(task, caplog):
+    log.forget()
     with caplog.at_level(python_logging.WARNING, logger="absl"):
         for seed in range(3):
             data.epoch(task, "train", LENGTHS, seed)
@@ -120,9 +120,9 @@ def test_cut_examples_are_counted_and_said_once(task, caplog, monkeypatch):
     ]
 
 
-def test_repeated_documents_get_ids_of_their_own_and_are_said_once(tmp_path, caplog, monkeypatch):
+def test_repeated_documents_get_ids_of_their_own_and_are_said_once(tmp_path, caplog):
     """The first of them keeps its id: what was drawn for it before, is drawn again."""
-    monkeypatch.setattr(data, "_said", set())
+    log.forget()
     texts = ["an ant", "a bee", "an ant", "a cat", "an ant", "a bee"]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(f'{{"document": "{x}", "summary": "y"}}\n' for x in texts))
@@ -138,8 +138,8 @@ def test_repeated_documents_get_ids_of_their_own_and_are_said_once(tmp_path, cap
     np.testing.assert_array_equal(alone, found[0][[1, 3, 0]])
 
 
-def test_rows_that_just_fit_are_not_counted_as_cut(caplog, monkeypatch):
-    monkeypatch.setattr(data, "_said", set())
+def test_rows_that_just_fit_are_not_counted_as_cut(caplog):
+    log.forget()
     longest = max(len(word) for word in WORDS)
     with caplog.at_level(python_logging.WARNING, logger="absl"):
         for task in ("toy", "toy_trimmed"):

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import seqio
 
-from dera_jax import data, truncation
-from dera_jax.log import warn_once
+from dera_jax import data, log, truncation
 from tasks import jsonl, preferences, vocabularies
 
 BYTES = seqio.ByteVocabulary()
@@ -29,7 +28,7 @@ def read(name: str, inputs: int = 40, targets: int = 10) -> data.Examples:
 
 @pytest.fixture
 def said(caplog):
-    warn_once.cache_clear()
+    log.forget()
     with caplog.at_level(python_logging.WARNING, logger="absl"):
         yield lambda: [x.getMessage() for x in caplog.records if "were cut" not in x.getMessage()]
 

@@ -12,10 +12,10 @@ import tensorstore as ts
 from flax import serialization
 
 from dera_jax.checkpoints import storage
+from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.hugging_face import save_hugging_face
 from dera_jax.checkpoints.loading import load, load_params, read_config, read_value
 from dera_jax.checkpoints.model_folder import save_model
-from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.models import t5, t5_lm
 from dera_jax.models.heads import T5Value
 from dera_jax.models.t5 import T5Config, param_shapes
@@ -24,7 +24,7 @@ from tests import golden
 
 CONFIG = T5Config(
     vocab_size=300, emb_dim=8, num_heads=2, head_dim=4, num_encoder_layers=2, num_decoder_layers=1,
-    mlp_dim=12, mlp_activations=("gelu", "linear"),
+    mlp_dim=12, mlp_activations=("gelu", "linear"), end_token=1,
 )  # fmt: skip
 SCALE = "encoder/encoder_norm/scale"
 
@@ -42,7 +42,7 @@ PARAMS = parameters()
 
 @pytest.fixture
 def ours(tmp_path):
-    save_model(tmp_path / "ours", CONFIG, Vocabulary(None), PARAMS, {})
+    save_model(tmp_path / "ours", CONFIG, ByteVocabulary(), PARAMS, {})
     return tmp_path / "ours"
 
 
@@ -288,12 +288,12 @@ def test_a_transposed_array_is_looked_at_too(theirs):
 def test_reward_models_are_looked_at_too(tmp_path):
     name, value = "head/kernel", T5Value(t5_lm.T5(CONFIG))
     params = parameters(value.param_shapes())
-    save_model(tmp_path / "m", CONFIG, None, params, {})
+    save_model(tmp_path / "m", CONFIG, ByteVocabulary(), params, {})
     assert read_value(tmp_path / "m") == value
     file = tmp_path / "m" / "model.safetensors"
     change(file, lambda arrays: {name: np.full_like(arrays[name], np.nan)})
     with pytest.raises(ValueError, match=f"array '{name}': .* values are NaN"):
-        load_params(tmp_path / "m", value.random)
+        load_params(tmp_path / "m", value.random, ByteVocabulary(), "this run")
 
 
 def test_a_model_that_would_not_be_read_is_not_written(tmp_path):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from rouge_score import rouge_scorer
 
+from dera_jax import log
 from dera_jax.evaluation import metrics
-from dera_jax.log import warn_once
 
 
 def test_rouge_by_hand():
@@ -62,7 +62,7 @@ def test_rouge_of_ascii_text_is_rouge_score_s_own():
 
 
 def test_texts_without_a_word_count_as_0_and_are_said_once(caplog):
-    warn_once.cache_clear()
+    log.forget()
     with caplog.at_level(python_logging.WARNING, logger="absl"):
         for _ in range(3):
             scores = metrics.rouge(["👍🏽", "a", "…", "b"], ["👍🏽", "!", "…", "b"])

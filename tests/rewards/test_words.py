@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from dera_jax.log import warn_once
+from dera_jax import log
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.protocol import Source, check_limit
 from dera_jax.rewards.segmentation import words_of
@@ -350,7 +350,7 @@ def test_coverage_in_other_scripts_and_forms(text, keywords, expected, byte_piec
 
 
 def said_of(reward, documents, caplog) -> list[str]:
-    warn_once.cache_clear()
+    log.forget()
     caplog.clear()
     with caplog.at_level(python_logging.WARNING, logger="absl"):
         for _ in range(2):

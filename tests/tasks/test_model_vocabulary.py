@@ -1,5 +1,6 @@
 """Tasks over the vocabulary of a model's folder."""
 
+import flax.traverse_util
 import numpy as np
 import pytest
 import seqio
@@ -8,10 +9,22 @@ import tokenizers
 from dera_jax import data
 from dera_jax.checkpoints.json_vocabulary import JsonVocabulary
 from dera_jax.checkpoints.model_folder import save_model
-from dera_jax.models.t5 import T5Config
+from dera_jax.models.t5 import T5Config, param_shapes
 from tasks import jsonl, vocabularies
 
 TASK = "test_model_vocabulary"
+CONFIG = T5Config(
+    vocab_size=8,
+    emb_dim=2,
+    num_heads=1,
+    head_dim=2,
+    mlp_dim=2,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+)
+PARAMS = flax.traverse_util.unflatten_dict(
+    {name: np.zeros(shape, np.float32) for name, shape in param_shapes(CONFIG)}, sep="/"
+)
 PIECES = ("<pad>", "</s>", "<unk>", "▁say", "▁red", "▁größe", "<sep>")
 
 
@@ -25,9 +38,8 @@ def folder(tmp_path):
     built.add_special_tokens(list(PIECES[:3]))
     built.add_tokens([PIECES[-1]])
     built.save(str(tmp_path / "tokenizer.json"))
-    config = T5Config(vocab_size=8)
     vocabulary = JsonVocabulary(tmp_path / "tokenizer.json")
-    save_model(tmp_path / "m", config, vocabulary, {"table": np.zeros(3)}, {})
+    save_model(tmp_path / "m", CONFIG, vocabulary, PARAMS, {})
     return tmp_path / "m"
 
 
@@ -51,6 +63,6 @@ def test_a_task_has_the_ids_of_the_model(folder):
 
 
 def test_a_folder_that_does_not_say_its_ids_is_refused(folder, tmp_path):
-    save_model(tmp_path / "silent", T5Config(vocab_size=8), None, {"table": np.zeros(3)}, {})
+    save_model(tmp_path / "silent", CONFIG, None, PARAMS, {})
     with pytest.raises(ValueError, match="silent does not say what its ids mean"):
         vocabularies.of_model(str(tmp_path / "silent"))
