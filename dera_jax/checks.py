@@ -148,6 +148,12 @@ def instance(*kinds: type, words: str = "") -> Check:
     return Check(words or names, lambda value: isinstance(value, kinds))
 
 
+def having(method: str) -> Check:
+    """Objects with a method of this name, as protocols ask for."""
+    words = f"an object with the method `{method}`"
+    return Check(words, lambda value: callable(getattr(value, method, None)))
+
+
 def check_array(
     name: str, value: object, words: str, dtype: object, **axes: int | None
 ) -> tuple[int, ...]:

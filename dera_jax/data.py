@@ -86,7 +86,8 @@ def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> 
     """
     _check_lengths(lengths)
     task = _task(task_name, split)
-    _read(task.output_features["targets"].vocabulary)  # its error says more than TensorFlow's graph
+    for feature in task.output_features.values():  # whose errors say more than TensorFlow's graph
+        check_special_ids(as_stored(feature.vocabulary), f"task {task_name!r}")
     lengths = {name: lengths[name] for name in _FEATURES}
     if _REJECTED in task.output_features:
         lengths[_REJECTED] = lengths["targets"]
@@ -342,10 +343,6 @@ def _task(name: str, *splits: str) -> seqio.Task | seqio.Mixture:
             f"task {name!r}: expected the features {list(_FEATURES)}, "
             f"found {sorted(task.output_features)}"
         )
-    for feature in task.output_features.values():
-        vocabulary = feature.vocabulary
-        if isinstance(vocabulary, seqio.SentencePieceVocabulary):
-            check_special_ids(as_stored(vocabulary), f"task {name!r}")
     return task
 
 

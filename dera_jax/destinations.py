@@ -15,7 +15,7 @@ def check_one_process() -> None:
         )
 
 
-def output_folder(path: str) -> Path:
+def output_folder(path: str | Path) -> Path:
     """A folder to write to, which need not exist; nothing is made.
 
     Raises:
@@ -23,7 +23,7 @@ def output_folder(path: str) -> Path:
         NotADirectoryError: it, or what it is to be made in, is no folder.
         PermissionError: it cannot be written to.
     """
-    if "://" in path:
+    if "://" in str(path):
         raise ValueError(
             f"{path}: outputs at a URL are not supported yet; choose a local folder and copy it"
         )

@@ -58,10 +58,34 @@ def from_lines(content: bytes, where: str) -> list:
     return [loads(line, f"{where}, line {i}") for i, line in enumerate(lines, start=1)]
 
 
+def parse(text: str | bytes) -> object:
+    """One JSON value, read strictly.
+
+    Raises:
+        ValueError: it is no JSON, holds NaN or an infinity, or an object has a key twice: Python
+            would keep the last one without a word.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} is there more than once; keep one of them")
+        found[key] = value
+    return found
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"not valid JSON: {name} is no JSON value; write null, or leave the key out")
+
+
 def loads(content: bytes, where: str) -> object:
-    """One JSON value; raises ValueError if `content` is not JSON in UTF-8, naming `where`."""
+    """One JSON value; raises ValueError as `parse`, and if it is not UTF-8, naming `where`."""
     try:
-        return json.loads(content.decode())
+        return parse(content.decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not valid JSON, half written or edited ({error})") from error
 

@@ -91,15 +91,23 @@ class _Heartbeat(threading.Thread):
                 self._generation = self._store.replace(KEY, _content(self._owner), self._generation)
             except OSError as error:
                 logging.warning("the lock could not be refreshed: %s", error)
+        if not self._generation:
+            self._say_lost()
 
     def stop(self) -> None:
         self._stopped.set()
         self.join()
         try:
-            if not self._generation or not self._store.replace(KEY, None, self._generation):
-                logging.error("%s: removed or replaced during the run", self._store.path(KEY))
+            if self._generation and not self._store.replace(KEY, None, self._generation):
+                self._say_lost()
         except OSError as error:
             logging.warning("the lock could not be removed: %s", error)
+
+    def _say_lost(self) -> None:
+        logging.error(
+            "%s was removed or replaced while this run works in its folder: stop one of the two runs",
+            self._store.path(KEY),
+        )
 
 
 def _acquire(store: Store) -> tuple[Owner, bytes]:

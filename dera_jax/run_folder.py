@@ -138,12 +138,19 @@ def _check_version(folder: Path, config: str) -> None:
 
 
 def _fingerprints(config: str) -> str:
-    """A line for every model folder and file that the config names: what they hold is a setting too."""
+    """A line for every file that the config names, and for every file of a model folder that it
+    names (parameters, config, tokenizer): what they hold is a setting too."""
     quoted = sorted(set(re.findall(r"['\"]([^'\"\n]+)['\"]", config)))
-    files = (
-        file for name in quoted for file in (*map(Path(name).joinpath, MODEL_FILES), Path(name))
-    )
-    return "".join(f"{_FINGERPRINT} {file}: {_sha256(file)}\n" for file in files if _is_file(file))
+    files = (file for name in quoted for file in _files(Path(name)))
+    return "".join(f"{_FINGERPRINT} {file}: {_sha256(file)}\n" for file in files)
+
+
+def _files(path: Path) -> list[Path]:
+    if _is_file(path):
+        return [path]
+    if any(_is_file(path / name) for name in MODEL_FILES):
+        return sorted(x for x in path.rglob("*") if x.is_file())
+    return []
 
 
 def _is_file(path: Path) -> bool:

@@ -13,10 +13,8 @@ from pathlib import Path
 
 import tensorstore as ts
 
-LEFTOVER = (
-    ".__lock"  # ends the name of the draft that a killed write leaves; the next write replaces it
-)
-_OS_ERROR = re.compile(r"\[os_error_code='(\d+)'")
+LEFTOVER = ".__lock"  # ends the name of the draft of a killed write, which the next one replaces
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 _FAILURES = (ValueError, KeyError, RuntimeError, OSError, MemoryError, NotImplementedError)
 
 
@@ -106,8 +104,14 @@ def read_file(path: str | Path) -> bytes | None:
     return open_store(Path(path).parent).read(Path(path).name)
 
 
+def error_number(error: Exception) -> int | None:
+    """The system's number of an error; those of tensorstore have it in their text. None for others."""
+    told = _OS_ERROR.search(str(error))
+    return int(told[1]) if told else getattr(error, "errno", None)
+
+
 def _os_error(path: str, error: Exception) -> OSError:
     """What tensorstore says of a failure, as the exception that Python has for it."""
-    if match := _OS_ERROR.search(str(error)):
-        return OSError(int(match[1]), os.strerror(int(match[1])), path)
+    if number := error_number(error):
+        return OSError(number, os.strerror(number), path)
     return OSError(f"{path}: cannot be read or written ({str(error).strip()[:300]})")

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from dera_jax import json_files
+
 _EXPECTED = "expected one JSON object per line (JSON Lines)"
 _BLANK = b" \t\r\n"
 _BOM = "\ufeff".encode()
@@ -65,7 +67,7 @@ def read_object(line: bytes, where: str) -> dict[str, object]:
     if not text:
         raise ValueError(f"{where}: the line is blank and others follow; {_EXPECTED}")
     try:
-        row = json.loads(text, object_pairs_hook=_with_unique_keys, parse_constant=_no_number)
+        row = json_files.parse(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: {_reason(text, error)}") from error
     except RecursionError as error:
@@ -89,19 +91,6 @@ def _check_start(line: bytes, path: str) -> None:
             f"{path}: the file is in UTF-16 or UTF-32, expected UTF-8: convert it, for example with "
             "`iconv -f UTF-16 -t UTF-8`"
         )
-
-
-def _with_unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands there more than once; keep one of them")
-    return row
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"not valid JSON: {name} is no JSON value; write null, or leave the key out")
 
 
 def _reason(text: str, error: json.JSONDecodeError) -> str:

@@ -74,7 +74,6 @@ def write(folder: Path, *names: str) -> None:
 
 LEFT = [
     ([], "nothing but the settings in "),
-    (["records.jsonl"], "3 documents in "),
     (
         ["a/shards/00000.jsonl", "a/shards/00001.jsonl", "a/shards/plan.json"],
         r"4 documents in \S*/a;",

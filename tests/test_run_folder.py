@@ -103,7 +103,7 @@ def test_what_is_in_a_folder_that_is_no_run_is_named(tmp_path):
 
 def test_a_file_in_the_place_of_the_folder_is_named(call, tmp_path):  # noqa: F811
     (tmp_path / "out").write_text("")
-    with pytest.raises(SystemExit, match="error: .*out is a file"):
+    with pytest.raises(SystemExit, match="error: .*out is no folder"):
         call()
 
 

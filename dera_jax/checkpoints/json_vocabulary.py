@@ -99,7 +99,9 @@ class JsonVocabulary:
         added = self.tokenizer.get_added_tokens_decoder()
         special = {i for i, token in added.items() if token.special}
         nothing = {i for i, x in enumerate(self.pieces) if x == _NOTHING or is_sentinel(x)}
-        return frozenset(special | nothing | {x for x in (self.end_id, self.padding_id) if x})
+        return frozenset(
+            special | nothing | {x for x in (self.end_id, self.padding_id) if x is not None}
+        )
 
     def piece_bytes(self) -> list[bytes]:
         added = self.tokenizer.get_added_tokens_decoder()

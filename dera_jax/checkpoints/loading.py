@@ -174,8 +174,12 @@ def load(
         model = over_vocabulary(model, vocabulary, found.where)
     shardings = mesh and partitioning.param_shardings(found.config, mesh)
     params = _read(found, shardings, dtype)
-    no_vocabulary = "" if vocabulary else found.no_vocabulary
-    return Loaded(model, params, vocabulary, found.card, no_vocabulary)
+    if vocabulary is not None:
+        return Loaded(model, params, vocabulary, found.card)
+    silent = f"{found.where}: a {found.kind} checkpoint that does not say what its ids mean; "
+    remedy = "its task has to, or load(path, vocabulary=...)"
+    print(found.no_vocabulary or silent + remedy, file=sys.stderr)
+    return Loaded(model, params, None, found.card, found.no_vocabulary)
 
 
 def load_params(

@@ -7,7 +7,6 @@ written. The two latest are kept.
 import contextlib
 import dataclasses
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from absl import logging
 from dera_jax import checks
 from dera_jax.checkpoints.mismatch import check_shapes
 from dera_jax.models.finite import check_params
+from dera_jax.store import error_number
 
 PyTree = object
 # Errors that a sound checkpoint can meet, too; to remove it would be wrong advice.
@@ -110,9 +110,7 @@ def _written_or_removed(folder: Path, step: int) -> Iterator[None]:
     except (OSError, ValueError) as error:
         for draft in folder.glob(f"{step}.orbax-checkpoint-tmp*"):
             draft.rmtree(missing_ok=True)
-        # tensorstore raises ValueErrors, whose text has the number.
-        told = re.search(r"os_error_code='(\d+)'", str(error))
-        number = int(told[1]) if told else getattr(error, "errno", None)
+        number = error_number(error)
         if number is None:
             raise
         raise OSError(number, os.strerror(number), str(folder / str(step))) from error

@@ -7,7 +7,6 @@ it is asked for, and then only the part that is asked for.
 import contextlib
 import ctypes
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ from jax import Array
 from jax.sharding import Sharding
 from tqdm import tqdm
 
+from dera_jax import json_files
 from dera_jax.models.finite import count_not_finite
 
 Index = tuple[slice, ...]
@@ -121,25 +121,10 @@ def open_folder(path: str | Path) -> Folder:
 
 
 def json_object(content: bytes) -> dict:
-    """The object of a JSON text.
-
-    Raises:
-        ValueError: it is no JSON, no object, or an object has a key twice: JSON keeps the last one
-            without a word.
-        RecursionError: it is nested too deeply.
-    """
-    found = json.loads(content, object_pairs_hook=_unique)
+    """The object of a JSON text; raises as `json_files.parse`, and ValueError for another value."""
+    found = json_files.parse(content)
     if not isinstance(found, dict):
         raise ValueError("no JSON object")  # noqa: TRY004 (of a file)
-    return found
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key!r} is there more than once")
-        found[key] = value
     return found
 
 

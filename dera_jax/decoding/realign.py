@@ -68,7 +68,7 @@ class Realigned:
     aligned: tuple[LanguageModel, ...]
 
     def __post_init__(self):
-        models = checks.several(checks.instance(object), "(aligned_model,)", least=0)
+        models = checks.several(checks.having("step"), "(aligned_model,)", least=0)
         checks.check_fields(self, aligned=models)
         if not self.aligned:
             raise ValueError("Realigned needs at least one aligned model.")

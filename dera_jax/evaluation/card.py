@@ -31,9 +31,7 @@ from dera_jax.rewards.length import LengthInRange, optimal_policy
 SHOWN = 20
 LEAD_WORDS = 12
 BATCH_SIZE = 32
-REFERENCE_SAMPLES = (
-    64  # of each document, for the in-range rates that the optimal policy follows from
-)
+REFERENCE_SAMPLES = 64  # of each document, for its in-range rate
 
 HEADER = """# Model card: the shipped pair
 
@@ -117,7 +115,7 @@ def samples_of_the_pair(pair: Pair, documents: Documents) -> list[dict]:
 def in_range_rates(pair: Pair, documents: Documents, reward: LengthInRange) -> np.ndarray:
     """The reference policy's in-range rate for every document, float [n]."""
     n, rates = len(documents.texts), []
-    for rows in full_batches(0, n, BATCH_SIZE):
+    for rows in full_batches(n, BATCH_SIZE):
         keys = streams(0, documents.example_id[rows], np.arange(REFERENCE_SAMPLES))
         out = sample(
             pair.model.reference, pair.params[0], documents.inputs[rows],

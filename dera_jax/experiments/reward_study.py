@@ -153,7 +153,7 @@ class RewardStudy:
         checks.check_fields(
             self,
             reference=checks.instance(Reference),
-            criteria=checks.several(checks.instance(object), "(Given('length', reward),)"),
+            criteria=checks.several(checks.having("stages"), "(Given('length', reward),)"),
             align=checks.FUNCTION,
             beta=checks.number(above=0),
             seed=checks.SEED,

@@ -261,7 +261,7 @@ class Methods:
     methods: tuple[Method, ...]
 
     def __post_init__(self):
-        methods = checks.several(checks.instance(object), "(Sampled('sampling'),)")
+        methods = checks.several(checks.having("answer"), "(Sampled('sampling'),)")
         checks.check_fields(self, setting=checks.instance(Setting), reward=REWARD, methods=methods)
         check_names([method.name for method in self.methods])
         for method in self.methods:

@@ -163,9 +163,9 @@ def finished_model_of(config: T5Config, folder: str | None) -> Start:
     def read() -> Loaded:
         if folder is None:
             raise ValueError("the model to start from is not given: add --gin.INITIAL_MODEL=...")
-        # Dropout and the type of activations are the run's, not the parameters'; the end token is
-        # that of the folder where the run does not say it.
-        free = {"dropout_rate": config.dropout_rate, "dtype": config.dtype}
+        # Dropout and the type of activations are the run's, not the parameters'; the start token is
+        # that of the folder, and so is the end token where the run does not say it.
+        free = {name: getattr(config, name) for name in ("dropout_rate", "dtype", "start_token")}
         if config.end_token is None:
             free["end_token"] = None
         found = dataclasses.replace(read_config(folder), **free)

@@ -108,7 +108,7 @@ def environment(devices: int) -> dict[str, str]:
 
 def rows(folder: Path) -> dict[str, np.ndarray]:
     (file,) = folder.glob("*.jsonl-00000-of-00001")
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = [json.loads(line) for line in file.open(encoding="utf-8")]
     found = {k: np.array([x[k] for x in lines]) for k in ("prediction", "score") if k in lines[0]}
     aux = lines[0].get("aux", {})
     return found | {name: np.array([x["aux"][name] for x in lines]) for name in aux}

@@ -174,7 +174,7 @@ ACCEPTED = {
 REFUSED = {
     "array": "array.jsonl, line 1: not valid JSON: a list begins here",
     "cr_only": "cr_only.jsonl, line 1: not valid JSON: more than one value on the line",
-    "duplicate_key": "duplicate_key.jsonl, line 1: the key 'document' stands there more than once",
+    "duplicate_key": "duplicate_key.jsonl, line 1: the key 'document' is there more than once",
     "latin1": "latin1.jsonl, line 1: not UTF-8 (byte 0xe9 at column 18), perhaps Latin-1",
     "nan": "nan.jsonl, line 1: not valid JSON: NaN is no JSON value",
     "pretty": "pretty.jsonl, line 1: not valid JSON: the object does not end on its line",
