@@ -9,11 +9,9 @@ A task registers itself when its module is imported (`import tasks`), as everywh
 Axes: n examples of one epoch, B batch rows, S input length, T target length, W keywords, L bytes.
 """
 
-import collections
 import dataclasses
 import difflib
 import functools
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -26,7 +24,7 @@ from dera_jax import checks, truncation
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.vocabulary import Vocabulary, check_same, check_special_ids
-from dera_jax.log import warn_once
+from dera_jax.example_ids import distinct
 from dera_jax.rewards.word_hashes import keyword_bytes
 
 _FEATURES = ("inputs", "targets")
@@ -103,8 +101,10 @@ def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> 
     rows = list(dataset.as_numpy_iterator())
     if not rows:
         raise ValueError(f"task {task_name!r} has no example in split {split!r}")
-    ids = {name: _fit(task, name, rows, length, split) for name, length in lengths.items()}
-    example_id = _distinct(
+    ids = {
+        name: truncation.fit(task, name, rows, length, split) for name, length in lengths.items()
+    }
+    example_id = distinct(
         np.array([row.get("example_id", i) for i, row in enumerate(rows)], np.int32),
         f"{task_name}, {split}",
     )
@@ -292,29 +292,6 @@ def eval_batches(
     return batches()
 
 
-def _distinct(ids: np.ndarray, where: str) -> np.ndarray:
-    """The ids [n], where one occurs again with another one: random draws belong to an example's id.
-
-    A new id depends on the old one and on how often that occurred before.
-    """
-    _, first = np.unique(ids, return_index=True)
-    repeated = np.setdiff1d(np.arange(len(ids)), first)
-    if not len(repeated):
-        return ids
-    message = f"{where}: {len(repeated)} of {len(ids)} examples repeat the id of an earlier one "
-    message += "(the same document, as a rule) and got ids of their own; they count as examples of "
-    warn_once(f"{message}their own in intervals", about=(where, len(ids)))
-    ids, taken, seen = ids.copy(), set(ids.tolist()), collections.Counter()
-    for row in repeated:
-        old = ids[row].item()
-        while ids[row] in taken:
-            seen[old] += 1
-            digest = hashlib.sha256(f"{old} {seen[old]}".encode()).digest()
-            ids[row] = int.from_bytes(digest[:4], "big") >> 1
-        taken.add(ids[row].item())
-    return ids
-
-
 def _check_lengths(lengths: Mapping[str, int]) -> None:
     for name in _FEATURES:
         if name not in lengths:
@@ -344,38 +321,6 @@ def _task(name: str, *splits: str) -> seqio.Task | seqio.Mixture:
             f"found {sorted(task.output_features)}"
         )
     return task
-
-
-def _fit(
-    task: seqio.Task | seqio.Mixture, name: str, rows: list[Row], length: int, split: str
-) -> np.ndarray:
-    """The ids of one feature, cut and padded to int32 [n, length]."""
-    feature = task.output_features[name]
-    ids = np.zeros((len(rows), length), np.int32)
-    cut = 0
-    for out, row in zip(ids, rows, strict=True):
-        tokens = row[name][:length]
-        out[: len(tokens)] = tokens
-        if len(row[name]) > length and feature.add_eos:
-            out[-1] = feature.vocabulary.eos_id
-        cut += _is_cut(feature, row, name, length)
-    if cut:
-        warn_once(
-            f"{task.name}, {split}: {cut} of {len(rows)} {name} are longer than {length} tokens "
-            "and were cut",
-            about=(task.name, split, name, length),  # an epoch is read many times in a run
-        )
-    return ids
-
-
-def _is_cut(feature: seqio.Feature, row: Row, name: str, length: int) -> bool:
-    if len(row[name]) != length:
-        return len(row[name]) > length
-    # A full row may have been cut by the task itself (seqio's append_eos_after_trim): ask the text.
-    text = row.get(f"{name}_pretokenized")
-    if text is None:
-        return False
-    return len(feature.vocabulary.encode(text.decode())) + feature.add_eos > length
 
 
 def _texts(task: seqio.Task | seqio.Mixture, name: str, rows: list[Row]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Examples that a run's lengths, or empty texts, leave nothing of: counted, left out and said.
+"""What a run's lengths cut off, and examples of which nothing is left: counted, left out and said.
 
 Left out are examples with
 
@@ -29,6 +29,38 @@ _LOOKED_AT = 1000  # cut documents in which keywords are looked for
 Row = dict[str, np.ndarray]
 _left_out: dict[tuple[str, str], dict[str, int]] = {}
 _searched: set[tuple[str, str, int]] = set()
+
+
+def fit(
+    task: seqio.Task | seqio.Mixture, name: str, rows: list[Row], length: int, split: str
+) -> np.ndarray:
+    """The ids of one feature, cut and padded to int32 [n, length]."""
+    feature = task.output_features[name]
+    ids = np.zeros((len(rows), length), np.int32)
+    cut = 0
+    for out, row in zip(ids, rows, strict=True):
+        tokens = row[name][:length]
+        out[: len(tokens)] = tokens
+        if len(row[name]) > length and feature.add_eos:
+            out[-1] = feature.vocabulary.eos_id
+        cut += _is_cut(feature, row, name, length)
+    if cut:
+        warn_once(
+            f"{task.name}, {split}: {cut} of {len(rows)} {name} are longer than {length} tokens "
+            "and were cut",
+            about=(task.name, split, name, length),  # an epoch is read many times in a run
+        )
+    return ids
+
+
+def _is_cut(feature: seqio.Feature, row: Row, name: str, length: int) -> bool:
+    if len(row[name]) != length:
+        return len(row[name]) > length
+    # A full row may have been cut by the task itself (seqio's append_eos_after_trim): ask the text.
+    text = row.get(f"{name}_pretokenized")
+    if text is None:
+        return False
+    return len(feature.vocabulary.encode(text.decode())) + feature.add_eos > length
 
 
 def left_out(task_name: str, split: str) -> dict[str, int]:

@@ -1,7 +1,9 @@
-"""Validation of the arrays that decoding functions are given, outside of jit and before a compiled call.
+"""Validation of what decoding functions are given, outside of jit and before a compiled call.
 
 Axes: B inputs, K hypotheses of each input, S input length, M aligned models.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from jax import Array
 
 from dera_jax import checks
 from dera_jax.decoding.realign import Realigned, known_lam
-from dera_jax.models.language_model import LanguageModel
+from dera_jax.models.language_model import LanguageModel, PyTree
 
 
 def check_rows(model: LanguageModel, inputs: Array, lam: Array, stream: Array) -> Array:
@@ -38,3 +40,27 @@ def num_input_ids(model: LanguageModel) -> int:
     """How many ids inputs may have: V, or of a tabular model the number of its tables."""
     one = model.reference if isinstance(model, Realigned) else model
     return getattr(one, "num_inputs", one.vocab_size)
+
+
+def with_end(settings: PyTree, model: LanguageModel) -> PyTree:
+    """Settings with a field `eos_id`, which is the model's end token where they do not say it.
+
+    Raises:
+        ValueError: neither says it.
+    """
+    if settings.eos_id is not None:
+        return settings
+    if model.end_token is None:
+        raise ValueError(
+            f"{type(settings).__name__}.eos_id is not given, and the model does not say its end "
+            "token: load it with its vocabulary (load(path, vocabulary=...)), or give eos_id, -1 for "
+            "no end token"
+        )
+    return settings.replace(eos_id=model.end_token)
+
+
+def end_id(vocab_size: int | None) -> checks.Check:
+    """What an end token's id may be."""
+    ids = checks.whole(-1, vocab_size and vocab_size - 1)
+    words = f"{ids.words}: a token's id, or -1 for none"
+    return checks.optional(dataclasses.replace(ids, words=words))  # None: the model's

@@ -32,9 +32,9 @@ from flax import struct
 from jax import Array, lax
 
 from dera_jax import checks
-from dera_jax.decoding.arguments import check_rows
+from dera_jax.decoding.arguments import check_rows, end_id, with_end
 from dera_jax.decoding.realign import Realigned
-from dera_jax.decoding.sampling import Hypotheses, Sampling, decode_step, end_id, with_end
+from dera_jax.decoding.sampling import Hypotheses, Sampling, decode_step
 from dera_jax.models.finite import check_values
 from dera_jax.models.language_model import LanguageModel, PyTree, State, select
 from dera_jax.rewards.combined import Combined

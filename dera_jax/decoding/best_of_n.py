@@ -19,7 +19,7 @@ from flax import struct
 from jax import Array
 
 from dera_jax import checks
-from dera_jax.decoding.arguments import check_rows
+from dera_jax.decoding.arguments import check_rows, with_end
 from dera_jax.decoding.sampling import (
     Samples,
     Sampling,
@@ -27,7 +27,6 @@ from dera_jax.decoding.sampling import (
     check_sampling,
     check_scores,
     sample,
-    with_end,
 )
 from dera_jax.models.finite import check_values
 from dera_jax.models.language_model import LanguageModel, PyTree

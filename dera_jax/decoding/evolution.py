@@ -28,14 +28,13 @@ from flax import struct
 from jax import Array, lax
 
 from dera_jax import checks
-from dera_jax.decoding.arguments import check_stream, num_input_ids
+from dera_jax.decoding.arguments import check_stream, num_input_ids, with_end
 from dera_jax.decoding.realign import Realigned, known_lam
 from dera_jax.decoding.sampling import (
     Hypotheses,
     Sampling,
     check_sampling,
     decode_step,
-    with_end,
 )
 from dera_jax.models.finite import check_values
 from dera_jax.models.language_model import (

@@ -7,7 +7,6 @@ new values compile nothing.
 Axes: B inputs, K hypotheses, S input length, T output length, V vocabulary, C component models.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -18,7 +17,7 @@ from jax import Array
 
 from dera_jax import checks
 from dera_jax.decoding import transforms
-from dera_jax.decoding.arguments import check_rows, check_stream
+from dera_jax.decoding.arguments import check_rows, check_stream, end_id, with_end
 from dera_jax.decoding.realign import LAMBDAS, known_lam
 from dera_jax.models.finite import check_values
 from dera_jax.models.language_model import LanguageModel, Output, PyTree, State, rewind
@@ -218,23 +217,6 @@ def _check(
     return sampling, check_rows(model, inputs, lam, stream)
 
 
-def with_end(settings: PyTree, model: LanguageModel) -> PyTree:
-    """Settings with a field `eos_id`, which is the model's end token where they do not say it.
-
-    Raises:
-        ValueError: neither says it.
-    """
-    if settings.eos_id is not None:
-        return settings
-    if model.end_token is None:
-        raise ValueError(
-            f"{type(settings).__name__}.eos_id is not given, and the model does not say its end "
-            "token: load it with its vocabulary (load(path, vocabulary=...)), or give eos_id, -1 for "
-            "no end token"
-        )
-    return settings.replace(eos_id=model.end_token)
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _sample(model, params, inputs, lam, stream, sampling: Sampling) -> Samples:
     state = _start(model, params, inputs, lam, stream, sampling)
@@ -412,10 +394,3 @@ def check_sampling(sampling: Sampling, vocab_size: int | None = None) -> None:
         min_length=checks.whole(0, sampling.max_length),
         eos_id=end_id(vocab_size),
     )
-
-
-def end_id(vocab_size: int | None) -> checks.Check:
-    """What an end token's id may be."""
-    ids = checks.whole(-1, vocab_size and vocab_size - 1)
-    words = f"{ids.words}: a token's id, or -1 for none"
-    return checks.optional(dataclasses.replace(ids, words=words))  # None: the model's
