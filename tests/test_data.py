@@ -123,18 +123,19 @@ def test_cut_examples_are_counted_and_said_once(task, caplog):
 def test_repeated_documents_get_ids_of_their_own_and_are_said_once(tmp_path, caplog):
     """The first of them keeps its id: what was drawn for it before, is drawn again."""
     log.forget()
+    lengths = {"inputs": 40, "targets": 6}
     texts = ["an ant", "a bee", "an ant", "a cat", "an ant", "a bee"]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(f'{{"document": "{x}", "summary": "y"}}\n' for x in texts))
     jsonl.register("toy_repeated", {"train": str(file)}, seqio.ByteVocabulary())
     with caplog.at_level(python_logging.WARNING, logger="absl"):
-        found = [data.epoch("toy_repeated", "train", LENGTHS, seed).example_id for seed in (0, 1)]
+        found = [data.epoch("toy_repeated", "train", lengths, seed).example_id for seed in (0, 1)]
     said = [r.getMessage() for r in caplog.records if "repeat the id" in r.getMessage()]
     assert len(said) == 1 and said[0].startswith("toy_repeated, train: 3 of 6 examples repeat")
     np.testing.assert_array_equal(*found)
     assert len(set(found[0])) == 6 and found[0].min() >= 0
     file.write_text("".join(f'{{"document": "{x}", "summary": "y"}}\n' for x in sorted({*texts})))
-    alone = data.epoch("toy_repeated", "train", LENGTHS, 0).example_id
+    alone = data.epoch("toy_repeated", "train", lengths, 0).example_id
     np.testing.assert_array_equal(alone, found[0][[1, 3, 0]])
 
 

@@ -78,7 +78,7 @@ for path in PATHS:
             assert all(x.sharding == places[name] for name, x in params.items())
         stream = streams(0, np.arange(4), [0, 1])
         out = sample(loaded.model, loaded.params, inputs, np.zeros((4, 2), np.float32), stream,
-                     Sampling(max_length=16))
+                     Sampling(max_length=16, eos_id=1))
         texts.append(np.asarray(out.tokens))
 assert len(np.unique(texts[0])) > 20
 assert all(np.array_equal(x, texts[0]) for x in texts)

@@ -139,7 +139,11 @@ NOT_SETTINGS = {
     "T5Config": "read from config.json too; tests/models/test_t5.py",
     "Validator": "made by a training from its settings",
     "WarmedUp": "made by schedules, which check their arguments",
-    "Vocabulary": "read from files; tests/checkpoints/test_vocabulary.py",
+    "ByteVocabulary": "as SentencePieceVocabulary",
+    "SentencePieceVocabulary": "read from files; tests/checkpoints/test_vocabulary.py",
+    "Tokenizer": "made from a vocabulary",
+    "Plan": "made by runs from their settings",
+    "Owner": "of a lock; tests/test_store.py",
     "_Sheet": "of a drawing",
 }
 SIGNED = {"lam", "lams", "weight", "mean", "grid"}  # may be negative

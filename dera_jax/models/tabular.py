@@ -35,7 +35,9 @@ class TabularLM:
     def __post_init__(self):
         sizes = dict.fromkeys(("vocab_size", "horizon", "num_inputs"), checks.whole(1))
         checks.check_fields(self, **sizes)
-        checks.check_fields(self, start_token=checks.whole(0, self.vocab_size - 1))
+        checks.check_fields(
+            self, start_token=checks.whole(0, self.vocab_size - 1), end_token=checks.whole(0)
+        )
 
     @property
     def num_prefixes(self) -> int:

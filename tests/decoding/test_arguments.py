@@ -1,5 +1,7 @@
 """What decoding functions are given: arrays of other types, shapes and values are named, at once."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -142,11 +144,12 @@ def test_invalid_settings_are_named(setting, message):
 
 def test_settings_may_differ_by_row_and_be_traced(monkeypatch):
     """Traced ones are not looked at, whatever their values."""
-    monkeypatch.setattr(drawing, "_sample", lambda *arguments: arguments[-1].temperature)
+    drawn = lambda *arguments: SimpleNamespace(scores=None, tokens=arguments[-1].temperature)
+    monkeypatch.setattr(drawing, "_sample", drawn)
     monkeypatch.setattr(drawing, "check_scores", lambda *_: None)
     by_row = Sampling(3, temperature=np.full((B, K), 0.5), top_k=np.full((B, K), 2))
-    assert sample(MODEL, None, INPUTS, LAM, STREAM, by_row).shape == (B, K)
-    call = jax.jit(lambda sampling: sample(MODEL, None, INPUTS, LAM, STREAM, sampling))
+    assert sample(MODEL, None, INPUTS, LAM, STREAM, by_row).tokens.shape == (B, K)
+    call = jax.jit(lambda sampling: sample(MODEL, None, INPUTS, LAM, STREAM, sampling).tokens)
     assert float(call(Sampling(3, temperature=-1.0))) == -1.0
     jax.tree.map(lambda _: object(), by_row)  # leaves of any kind
 

@@ -105,7 +105,7 @@ def test_a_reward_that_is_not_finite_stops_decoding_and_is_named(name, value):
     with pytest.raises(
         FloatingPointError, match=r"the reward TextReward\(vocab_size=4\) of input \d, "
     ):
-        METHODS[name](TABLE, rewards(value))
+        METHODS[name](TABLE, rewards(value, (0, EOS) if name == "best_of_n" else (3, EOS)))
 
 
 @pytest.mark.parametrize("lam", [0.0, 1.0])

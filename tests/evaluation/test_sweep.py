@@ -151,7 +151,7 @@ def test_a_reward_of_the_wrong_shape_is_refused(world, tmp_path):
     bad = dataclasses.replace(SWEEP, reward=ThreeNumbers())
     model, params, documents, to_text = world
     with pytest.raises(
-        ValueError, match=r"ThreeNumbers\(\) gave rewards of shape \(3,\).*of shape \(2, 6\)"
+        ValueError, match=r"ThreeNumbers\(\) gave rewards of shape \(3,\); expected \(2, 6\)"
     ):
         decode(model, params, documents, bad, to_text, tmp_path)
 

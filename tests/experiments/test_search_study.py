@@ -156,7 +156,7 @@ def test_the_parts_of_a_sum_are_measured_once_more_by_themselves(setting, tmp_pa
 
 def test_bad_settings_are_refused(setting, study, tmp_path):
     with pytest.raises(ValueError, match="or made by `align`, not both"):
-        dataclasses.replace(setting, align=small.align)
+        dataclasses.replace(setting, align=small.align, beta=0.1)
     nobody = dataclasses.replace(setting, aligned=None)
     with pytest.raises(ValueError, match="SearchStudy needs an aligned model"):
         dataclasses.replace(study, setting=nobody)

@@ -150,6 +150,7 @@ def test_relative_position_buckets_are_t5x():
 def test_dropout_changes_the_logits_and_keeps_their_mean():
     model, params, g = golden.load("v1_1")
     batch = g["encoder_input_tokens"][:, :20], g["decoder_input_tokens"][:, None, :10]
+    batch, params = jax.tree.map(jnp.asarray, (batch, params))
     logits = jax.jit(
         lambda key=None: model.apply(params, "teacher_forced", *batch, dropout_key=key)
     )

@@ -69,7 +69,7 @@ def test_long_documents_are_cut_and_keep_their_end(tmp_path):
         ('{"document": "cut off\n', "not valid JSON"),
         ("\n", "the line is blank and others follow"),
         (b'{"document": "\xff", "summary": "b"}\n', "not UTF-8 (byte 0xff at column 15)"),
-        ('{"document": "a", "summary": {"b": 1, "b": 2}}\n', "the key 'b' stands there more than"),
+        ('{"document": "a", "summary": {"b": 1, "b": 2}}\n', "the key 'b' is there more than"),
         ('{"document": "a" "summary": "b"}\n', "at column 18: Expecting ',' delimiter; expected"),
         ('{"a": ' + "[" * 9999 + "\n", "not valid JSON: lists or objects nested too deeply"),
         ('["a", "b"]\n', "expected an object, found list"),

@@ -62,8 +62,8 @@ def registered(tmp_path_factory):
         seqio.TaskRegistry.remove(name)
 
 
-def constant(rate: float) -> optimizers.Optimizer:
-    return optimizers.adamw(optimizers.constant(rate, 2), clip_norm=1.0, weight_decay=0.0)
+def constant(rate: float, warmup: int = 2) -> optimizers.Optimizer:
+    return optimizers.adamw(optimizers.constant(rate, warmup), clip_norm=1.0, weight_decay=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_a_model_learns_to_end_with_it(model):
 
 
 def test_rewards_of_ppo_count(model, tmp_path):
-    rate = constant(1e-4)
+    rate = constant(1e-4, warmup=1)
     scores = alignment.Alignment(
         reference=model,
         data=supervised.Data(TASK, **LENGTHS, batch_size=4),

@@ -20,9 +20,15 @@ from tests.training.test_alignment import Killed, alignment  # noqa: F401 (a fix
 
 @pytest.fixture(scope="module")
 def warm_start(alignment) -> WarmStart:  # noqa: F811
-    shared = ("reference", "data", "objective", "optimizers", "seed", "saving")
+    shared = ("reference", "data", "objective", "seed", "saving")
     steps = {"critic_steps": 1, "policy_steps": alignment.steps - 1}
-    return WarmStart(rollouts=3, **steps, **{name: getattr(alignment, name) for name in shared})
+    rate = optimizers.adamw(optimizers.constant(3e-3, warmup_steps=1), clip_norm=1.0)
+    return WarmStart(
+        rollouts=3,
+        optimizers=ppo.Optimizers(rate, rate),
+        **steps,
+        **{name: getattr(alignment, name) for name in shared},
+    )
 
 
 def leaves(folder) -> list[np.ndarray]:
