@@ -18,7 +18,7 @@ RUN := $(BIN)/python -m dera_jax.main
 # it is done, so that they end together whatever the tests take.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
 
-.PHONY: demo test test-slow test-fast lint tiny evidence-chain evidence-dry-runs evidence-benchmarks
+.PHONY: demo test test-slow test-fast lint tiny evidence-chain evidence-dry-runs evidence-studies evidence-benchmarks
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -40,6 +40,10 @@ evidence-chain: $(TESTABLE)
 # Dry runs of the experiments with every program compiled, T5 1.1 small among them: 7 minutes, 6 GB.
 evidence-dry-runs: $(TESTABLE)
 	$(BIN)/python -m pytest -m evidence tests/test_main.py
+
+# Methods compared at equal tokens processed, interrupted trainings, the corpus made anew: 8 minutes.
+evidence-studies: $(TESTABLE)
+	$(PYTEST) -m evidence tests/experiments tests/test_interrupts.py tests/tasks
 
 # Timings beside other implementations, on an idle machine: 40 minutes.
 evidence-benchmarks: $(TESTABLE)

@@ -89,7 +89,7 @@ def leave_out(
     kept = np.ones(len(rows), bool)
     counts = {}
     for reason, is_so in reasons.items():
-        if count := np.count_nonzero(kept & is_so):
+        if count := int(np.count_nonzero(kept & is_so)):
             counts[reason] = count
         kept &= ~is_so
     _left_out[task.name, split] = counts

@@ -107,7 +107,15 @@ def test_a_user_s_function_rewards_ppo(reference, user, tmp_path):
     files = ["gin_configs/runs/ppo.gin", str(user / "vowels.gin")]
     settings = SMALL | {"TARGETS": 16, "PPO_BATCH_SIZE": 4, "ROLLOUTS": 2, "MINIBATCHES": 2}
     before = len(calls_of_my_rewards())
-    found = run(files, tmp_path / "ppo", REFERENCE=reference, **settings, PPO_STEPS=3, BETA=0.05)
+    found = run(
+        files,
+        tmp_path / "ppo",
+        REFERENCE=reference,
+        **settings,
+        PPO_STEPS=3,
+        POLICY_WARMUP_STEPS=10,
+        BETA=0.05,
+    )
     rounds = calls_of_my_rewards()[before:]
     assert len(rounds) == 3 and {len(texts) for _, texts in rounds} == {4 * 2}
     means = [_mean(texts) for _, texts in rounds]

@@ -179,7 +179,7 @@ def test_other_commands_refuse_a_url_too(write_to):
         write_to("no/such/model", "gs://bucket/model")
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_a_run_stopped_by_ctrl_c_goes_on_and_ends_with_the_same_bits(tmp_path):
     write_letters(tmp_path)
     assert start(tmp_path, tmp_path / "whole").wait() == 0

@@ -51,6 +51,7 @@ def test_each_run_goes_on_from_the_last(tmp_path):
     """As long as it takes to learn how often each piece occurs, and to move a policy."""
     sft = {"STEPS": 80, "WARMUP_STEPS": 20, "EVAL_PERIOD": 80, "EVAL_EXAMPLES": 50}
     ppo = {"PPO_STEPS": 6, "UPDATES": 6, "PPO_BATCH_SIZE": 8, "POLICY_LEARNING_RATE": 1e-3}
+    ppo |= {"POLICY_WARMUP_STEPS": 2, "VALUE_WARMUP_STEPS": 2}
     ppo["policy/optimizers.cosine.warmup_steps"] = 1
     learned, rows = chain(tmp_path, sft | {"DECODED_EXAMPLES": 20}, ppo, documents=20)
     assert learned["best_loss"] < 4  # log(1024) = 6.9 before

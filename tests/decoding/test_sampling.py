@@ -23,6 +23,7 @@ def pair():
     return worlds.realigned_t5()
 
 
+@pytest.mark.slow
 def test_every_row_of_a_padded_batch_equals_that_row_alone(pair):
     model, params, inputs, lam, stream = pair
     together = sample(model, params, inputs, lam, stream, Sampling(max_length=12))

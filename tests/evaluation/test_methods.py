@@ -68,6 +68,7 @@ def test_best_of_n_is_the_best_and_costs_all_n(bench):
     np.testing.assert_array_equal(best.positions[:, 0], cost)
 
 
+@pytest.mark.slow
 def test_what_a_reward_model_reads_is_counted(bench):
     model = T5Value(T5(small.CONFIG))
     params = model.random(jax.random.key(0))
@@ -97,6 +98,7 @@ def test_a_search_costs_its_beams_and_its_lookahead(bench):
         np.testing.assert_array_equal(answers.positions[:, 0], models * (read(bench) + expected))
 
 
+@pytest.mark.slow
 def test_a_reward_in_python_searches_as_the_compiled_one(bench):
     def fn(documents, texts):
         cut = [bench.tokenizer.decode(row) for row in bench.documents.inputs]

@@ -52,14 +52,19 @@ def test_a_stopped_experiment_goes_on_and_ends_the_same(experiment, tmp_path):
     for path in (tmp_path / "stopped").iterdir():
         if path.is_file() or path.name.startswith(("dera", "retrained_lam_1")):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    again = dataclasses.replace(experiment, align=_never).run(tmp_path / "stopped")
+    again = dataclasses.replace(experiment, align=lambda *_, **__: _Never()).run(
+        tmp_path / "stopped"
+    )
     assert again == ended
     written = (tmp_path / "stopped" / "comparison.json").read_text()
     assert json.loads(written) == whole
 
 
-def _never(**_):
-    raise AssertionError("a finished stage was run again")
+class _Never:
+    """A PPO run that is made, to be looked at, and not started."""
+
+    def run(self, folder):
+        raise AssertionError("a finished stage was run again")
 
 
 def test_a_retrained_model_is_trained_at_its_own_beta(experiment, tmp_path):

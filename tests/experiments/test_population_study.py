@@ -48,7 +48,7 @@ def study(tmp_path_factory) -> PopulationStudy:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_every_method_answers_with_as_many_positions(study, tmp_path):
     found = study.run(tmp_path)
     rows = {row["method"]: row for row in found["methods"]}

@@ -51,7 +51,7 @@ def study(setting) -> SearchStudy:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_every_method_answers_with_as_many_positions(study, tmp_path):
     setting = dataclasses.replace(study.setting, also=(Part("words", WordsInRange(high=3)),))
     found = dataclasses.replace(study, setting=setting).run(tmp_path)
@@ -92,7 +92,7 @@ def test_an_aligned_model_is_made_where_none_is_given(setting, tmp_path):
     assert reference.shape == aligned.shape and np.any(reference != aligned)
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_a_trade_off_moves_from_one_reward_to_the_other(setting, tmp_path):
     parts = (Part("faithful", Faithfulness()), Part("short", WordsInRange(high=1)))
     study = TradeOff(setting, parts, (0.0, 0.5, 1.0), SEARCH, "A trade-off")

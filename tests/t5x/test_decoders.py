@@ -91,6 +91,7 @@ def test_example_ids_are_of_tokens_and_their_places():
     np.testing.assert_array_equal(ids[:2], example_ids(rows[:2, :2]))
 
 
+@pytest.mark.slow
 def test_a_reward_moves_the_search_and_is_reported():
     weigh = lambda **more: decode(SearchDecoder(lam=0.5, reward=REWARD, **more), task())
     plain, guided = weigh(), weigh(reward_weight=50.0, lookahead=4)
@@ -103,6 +104,7 @@ def test_a_reward_moves_the_search_and_is_reported():
     assert (np.diff(best) >= 0).all()
 
 
+@pytest.mark.slow
 def test_evolution_without_instructions_or_replacement_is_best_of_n():
     """An empty instruction leaves the input as it is; a period beyond the text replaces nothing."""
     model, params, _ = world()

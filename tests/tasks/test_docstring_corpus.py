@@ -285,7 +285,7 @@ def _needs_pinned_versions():
         pytest.skip("other package versions than those of the shipped list")
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_the_computed_split_is_the_shipped_one(tmp_path, monkeypatch):
     _needs_pinned_versions()
     monkeypatch.setenv("DERA_JAX_CACHE", str(tmp_path))  # computed here, not read back

@@ -60,6 +60,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_run_that_died_ends_with_the_same_bits(alignment, tmp_path, monkeypatch):
     expected_scores = alignment.run(tmp_path / "whole")
     whole = leaves(tmp_path / "whole")

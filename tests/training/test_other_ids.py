@@ -89,6 +89,7 @@ def test_targets_end_with_the_vocabulary_s_end_token():
     assert data.vocabulary_of(TASK).end_id == END
 
 
+@pytest.mark.slow
 def test_a_model_learns_to_end_with_it(model):
     assert model.model.end_token == END and model.model.num_ids == 12
     examples = data.epoch(TASK, "train", LENGTHS, seed=0)
@@ -101,6 +102,7 @@ def test_a_model_learns_to_end_with_it(model):
     np.testing.assert_array_equal(words, 0)
 
 
+@pytest.mark.slow
 def test_rewards_of_ppo_count(model, tmp_path):
     rate = constant(1e-4, warmup=1)
     scores = alignment.Alignment(

@@ -204,6 +204,7 @@ def t5_steps(t5, count: int, rate: float = 1e-3) -> list[dict]:
     return seen
 
 
+@pytest.mark.slow
 def test_a_step_repeats_itself_and_moves_on(t5):
     first, again = t5_steps(t5, 3), t5_steps(t5, 3)
     assert first == again
@@ -212,6 +213,7 @@ def test_a_step_repeats_itself_and_moves_on(t5):
     assert first[2]["full_kl"] > 1e-4  # the policy has left the reference
 
 
+@pytest.mark.slow
 def test_each_step_draws_anew_for_the_same_documents(t5):
     first, second = t5_steps(t5, 2, rate=0.0)  # what differs is not the policy
     assert first["entropy"] != second["entropy"]

@@ -184,6 +184,7 @@ def test_a_reward_model_learns_what_was_chosen_for(tmp_path):
         load(tmp_path / "best")
 
 
+@pytest.mark.slow
 def test_dpo_raises_the_chosen_texts(tmp_path):
     result = training(dpo).run(tmp_path)
     assert result["test"]["accuracy"] == 1
@@ -197,6 +198,7 @@ def test_dpo_raises_the_chosen_texts(tmp_path):
     assert found.card["beta"] == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [preferences.reward_model, dpo])
 def test_a_stopped_run_ends_with_the_same_bits(kind, tmp_path):
     short = {"steps": 6, "validation": preferences.Validation(period=2), "saving": Saving(steps=2)}

@@ -135,6 +135,7 @@ def test_a_model_smaller_than_the_vocabulary_is_refused(tmp_path):
         training(start=small).run(tmp_path)
 
 
+@pytest.mark.slow
 def test_dropout_depends_on_seed_and_step_alone():
     still = optimizers.adamw(lambda step: 0.0, clip_norm=1.0)
     params = T5(CONFIG).init(jax.random.key(0))
