@@ -89,16 +89,11 @@ def test_a_reference_without_room_is_told_before_ppo(
     """Whose samples are never in the range, or always: PPO would see one reward only."""
     samples = np.full((4, 4), length, np.int32), np.ones((4, 4), bool)
     monkeypatch.setattr(LengthSurvey, "sample", lambda self: samples)
-    never = lambda reference, objective, seed: _Forbidden()
+    never = lambda reference, objective, seed: _Never()
     message = rf"^{rate} of the .* range, 2 to 5 tokens.* LOW and HIGH .*runs/lengths.gin"
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(experiment, align=never).run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["reference"]
-
-
-class _Forbidden:
-    def run(self, folder):
-        raise AssertionError("PPO was run")
 
 
 def test_what_late_stages_need_is_looked_at_first(experiment, tmp_path):
