@@ -216,7 +216,7 @@ def test_every_run_file_names_what_exists(path):
 
 EXPERIMENTS = "gin_configs/experiments/length_reward"
 SIZES = [  # layers, parameters counted by hand from the sizes in gin_configs/models
-    pytest.param("newswire", 2, 230_400, 32 * (64 + 32), True, marks=pytest.mark.slow),
+    pytest.param("newswire", 2, 230_400, 32 * (64 + 32), True, marks=pytest.mark.evidence),
     ("xsum_t5_1_1_small", 1, 38_408_064, 32 * (512 + 64), False),
     # 76,961,152: the size of the public T5 1.1 small checkpoint
     pytest.param(
@@ -362,7 +362,7 @@ def arrays_of_the_last_checkpoint(out: Path) -> dict:
     return orbax.checkpoint.PyTreeCheckpointer().restore(out / "checkpoints" / "40" / "default")
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, monkeypatch):
     """kill -9 at a moment that nobody chose, then to the end; against a run left alone.
 

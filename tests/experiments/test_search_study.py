@@ -81,7 +81,7 @@ def test_every_method_answers_with_as_many_positions(study, tmp_path):
     assert text.count("document: ") == 4 and "DeAL, instructed: " in text
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_an_aligned_model_is_made_where_none_is_given(setting, tmp_path):
     setting = dataclasses.replace(setting, aligned=None, align=small.align, beta=0.1)
     names = [stage.name for stage in setting.stages(tmp_path, Faithfulness())]
