@@ -1,7 +1,7 @@
 # demo: realigned summaries at several λ, on a CPU, without a download after set-up.
-# test: lint, and every test that is not marked slow: 10 minutes on 2 cores.
-# test-slow: the tests marked slow: 7 minutes more.   .ci/run: set-up and both.
-# test-fast: models, decoding and rewards: 3 minutes.   lint: style only.
+# test: lint, and every test that is not marked slow: 11 minutes on 2 cores.
+# test-slow: the tests marked slow: 8 minutes more.   .ci/run: set-up and both.
+# test-fast: models, decoding and rewards: 5 minutes.   lint: style only.
 # evidence-…: what takes longer, run by hand before a release; each target says how long.
 # tiny: train the shipped models again.
 # Each target first makes .venv from constraints.txt; `test` and `lint` add what tests need, torch
@@ -33,20 +33,20 @@ test-slow: $(TESTABLE)
 test-fast: $(TESTABLE)
 	$(PYTEST) -m 'not slow' tests/models tests/decoding tests/rewards
 
-# The whole chain on the generated corpus, until its texts are true to their documents: 9 minutes.
+# The whole chain on the generated corpus, until its texts are true to their documents: some 9 minutes.
 evidence-chain: $(TESTABLE)
 	$(BIN)/python -m pytest -m evidence tests/test_newswire_chain.py
 
 # Dry runs of the experiments with every program compiled, T5 1.1 small among them, and a training that is killed
-# with -9: 8 minutes, 6 GB.
+# with -9: some 8 minutes, 6 GB.
 evidence-dry-runs: $(TESTABLE)
 	$(BIN)/python -m pytest -m evidence tests/test_main.py
 
-# Methods compared at equal tokens processed, interrupted trainings, the corpus made anew: 8 minutes.
+# Methods compared at equal tokens processed, interrupted trainings, the corpus made anew: some 6 minutes.
 evidence-studies: $(TESTABLE)
 	$(PYTEST) -m evidence tests/experiments tests/test_interrupts.py tests/tasks
 
-# Timings beside other implementations, on an idle machine: 40 minutes.
+# Timings beside other implementations, on an idle machine: some 40 minutes.
 evidence-benchmarks: $(TESTABLE)
 	for script in decode_speed beam_search_speed evolution_speed scoring_round; do \
 	  $(BIN)/python benchmarks/$$script.py || exit 1; done
