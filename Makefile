@@ -42,7 +42,7 @@ evidence-chain: $(TESTABLE)
 evidence-dry-runs: $(TESTABLE)
 	$(BIN)/python -m pytest -m evidence tests/test_main.py
 
-# Methods compared at equal tokens processed, interrupted trainings, the corpus made anew: some 6 minutes.
+# Methods compared at equal tokens processed, interrupted trainings, the corpus made anew: 5 minutes.
 evidence-studies: $(TESTABLE)
 	$(PYTEST) -m evidence tests/experiments tests/test_interrupts.py tests/tasks
 
