@@ -84,11 +84,11 @@ def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> 
     """
     _check_lengths(lengths)
     task = _task(task_name, split)
-    for feature in task.output_features.values():  # whose errors say more than TensorFlow's graph
-        check_special_ids(as_stored(feature.vocabulary), f"task {task_name!r}")
     lengths = {name: lengths[name] for name in _FEATURES}
     if _REJECTED in task.output_features:
         lengths[_REJECTED] = lengths["targets"]
+    for name in lengths:  # their errors say more than TensorFlow's graph
+        check_special_ids(as_stored(task.output_features[name].vocabulary), f"task {task_name!r}")
     dataset = task.get_dataset(
         lengths,
         split,
