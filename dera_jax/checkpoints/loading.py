@@ -255,7 +255,7 @@ def _recognise(folder: Folder) -> Checkpoint:
 
 
 def _in_file(path: Folder, folder: Folder, name: str) -> Checkpoint:
-    """A T5X checkpoint in one file, or a sentence about what the file is instead."""
+    """Open a T5X checkpoint in one file; raise ValueError saying what any other file is."""
     expected = (
         "give the folder of a checkpoint, with config.json and model.safetensors (ours, Hugging "
         "Face's), or a checkpoint of T5X"
