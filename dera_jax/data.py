@@ -113,7 +113,7 @@ def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> 
         rows = [row for row, is_kept in zip(rows, kept, strict=True) if is_kept]
         example_id = example_id[kept]
         ids = {name: x[kept] for name, x in ids.items()}
-    truncation.say_lost_keywords(task, split, rows, ids["inputs"])
+    rows = truncation.drop_lost_keywords(task, split, rows, ids["inputs"])
     notes = _notes(rows)
     return Examples(
         inputs=ids["inputs"],

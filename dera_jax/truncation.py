@@ -8,8 +8,8 @@ Left out are examples with
 - empty targets, unless no target of the split says anything, as in files without summaries;
 - for tasks of pairs, an empty rejected text, or a chosen and a rejected text that are the same ids.
 
-Keywords that stood in the document and no longer stand in what is left of it are only said: a
-summary may still have them.
+Keywords that stood in the document and no longer stand in what is left of it are left out too, since
+nobody who reads what is left could know them.
 """
 
 import functools
@@ -24,11 +24,9 @@ from dera_jax.rewards.words import coverage
 DOCUMENT_BYTES = "document_bytes"
 KEYWORDS = "keywords"
 _SHOWN = 10  # example ids in a message
-_LOOKED_AT = 1000  # cut documents in which keywords are looked for
 
 Row = dict[str, np.ndarray]
 _left_out: dict[tuple[str, str], dict[str, int]] = {}
-_searched: set[tuple[str, str, int]] = set()
 
 
 def fit(
@@ -111,28 +109,35 @@ def leave_out(
     return kept
 
 
-def say_lost_keywords(
+def drop_lost_keywords(
     task: seqio.Task | seqio.Mixture, split: str, rows: list[Row], inputs: np.ndarray
-) -> None:
-    """Warns of documents whose keywords were cut away with their end; inputs int32 [n, S]."""
+) -> list[Row]:
+    """The rows without the keywords that were cut away with the end of their documents.
+
+    Args:
+        task, split: what was read.
+        rows: n examples.
+        inputs: their ids as cut, int32 [n, S].
+    """
     if KEYWORDS not in rows[0] or "inputs_pretokenized" not in rows[0]:
-        return
-    key = task.name, split, inputs.shape[1]
-    if key in _searched:  # a split is read once per epoch
-        return
-    _searched.add(key)
+        return rows
     decode = task.output_features["inputs"].vocabulary.decode
-    cut = [i for i, row in enumerate(rows) if len(row["inputs"]) >= inputs.shape[1]][:_LOOKED_AT]
-    lost = 0
-    for i in cut:
-        keywords = rows[i][KEYWORDS].decode().split("\n")
-        whole = coverage(rows[i]["inputs_pretokenized"].decode(), keywords)
-        lost += coverage(decode(inputs[i][inputs[i] > 0].tolist()), keywords) < whole
+    left, lost, emptied = list(rows), 0, 0
+    for i, row in enumerate(rows):
+        keywords = row[KEYWORDS].decode().split("\n")
+        if not any(keywords) or len(row["inputs"]) < inputs.shape[1]:
+            continue
+        whole, cut = row["inputs_pretokenized"].decode(), decode(inputs[i][inputs[i] > 0].tolist())
+        kept = [x for x in keywords if coverage(cut, [x]) or not coverage(whole, [x])]
+        if len(kept) < len(keywords):
+            left[i] = row | {KEYWORDS: "\n".join(kept).encode()}
+            lost, emptied = lost + 1, emptied + (not kept)
     if lost:
         warn_once(
             f"{task.name}, {split}: cutting to {inputs.shape[1]} tokens took keywords from {lost} of "
-            f"{len(rows)} documents (of those that are cut the first {_LOOKED_AT} are looked at)"
+            f"{len(rows)} documents; they are LEFT OUT, and {emptied} documents have none left"
         )
+    return left
 
 
 def _reasons(

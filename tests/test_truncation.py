@@ -8,6 +8,10 @@ import pytest
 import seqio
 
 from dera_jax import data, log, truncation
+from dera_jax.evaluation.jobs import Split
+from dera_jax.evaluation.sweep import keyword_texts
+from dera_jax.rewards.combined import Combined, Part
+from dera_jax.rewards.words import KeywordCoverage, WordsInRange
 from tasks import jsonl, preferences, vocabularies
 
 BYTES = seqio.ByteVocabulary()
@@ -96,13 +100,33 @@ def test_empty_targets_are_left_out_unless_the_split_has_no_others(summaries, ke
     assert len(said()) == (kept == 1)
 
 
-def test_keywords_that_were_cut_away_are_said_once(said):
-    columns = {"document": ["solar power", "no power"], "keywords": ["solar\nwind", "no\npower"]}
-    name = register(**columns, summary=["x", "y"])
+def test_keywords_that_were_cut_away_are_left_out_and_said_once(said):
+    """`wind` never stood in its document, so it is a wish of the task's and stays."""
+    columns = {
+        "document": ["solar power", "no power", "sun power"],
+        "keywords": ["solar\nwind", "no\npower", "power"],
+    }
+    name = register(**columns, summary=["x", "y", "z"])
     for _ in range(2):
-        assert len(read(name, inputs=len(PROMPT) + 7)) == 2
+        found = read(name, inputs=len(PROMPT) + 7)
+        assert len(found) == 3
+        kept = [keyword_texts(row) for row in found.keywords]
+        assert kept == [["solar", "wind"], ["no"], []]
     (message,) = said()
-    assert f"{name}, test: cutting to 12 tokens took keywords from 1 of 2 documents" in message
+    assert f"{name}, test: cutting to 12 tokens took keywords from 2 of 3 documents" in message
+    assert "1 documents have none left" in message
+
+
+def test_documents_without_keywords_are_no_cases_of_a_reward_about_them(said):
+    about = Combined((Part("words", WordsInRange(high=9)), Part("keys", KeywordCoverage())))
+    columns = {"document": ["a", "b", "c"], "summary": ["x", "y", "z"]}
+    split = Split(register(**columns, keywords=["a", "", "c"]), "test", 40)
+    assert len(split.read().texts) == len(split.read(WordsInRange(high=9)).texts) == 3
+    assert sorted(split.read(about).texts) == [f"{PROMPT}a", f"{PROMPT}c"]
+    assert "LEFT OUT 1 of 3 documents, which have no keywords" in said()[-1]
+    none = Split(register(**columns, keywords=["", "", ""]), "test", 40)
+    with pytest.raises(ValueError, match="no document has keywords in its first 40 tokens"):
+        none.read(about)
 
 
 def test_training_and_evaluation_read_the_same_examples():

@@ -12,7 +12,9 @@ from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.sampling import Prefilled
 from dera_jax.evaluation.pairs import Pair, load_pair
 from dera_jax.evaluation.sweep import Documents, Sweep, decode, format_table, write_report
+from dera_jax.log import warn_once
 from dera_jax.models.language_model import PyTree
+from dera_jax.rewards.protocol import Reward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +46,22 @@ class Split:
         )
         data.check_task(self.task, self.split)
 
-    def read(self) -> Documents:
-        """Leaves out what cutting leaves nothing of, with a warning; raises as `data.epoch`."""
+    def read(self, reward: Reward | None = None) -> Documents:
+        """Leaves out what cutting leaves nothing of, with a warning.
+
+        Args:
+            reward: what the texts are for: one about keywords leaves out documents without any.
+
+        Raises:
+            ValueError: as `data.epoch`, or no document has what the reward is about.
+        """
         lengths = {"inputs": self.inputs, "targets": self.inputs}
         examples = data.epoch(self.task, self.split, lengths, seed=0)
         # Ids are hashes of the documents: the lowest ones are a fixed random choice.
-        rows = np.argsort(examples.example_id, kind="stable")[: self.documents]
+        rows = np.argsort(examples.example_id, kind="stable")
+        if reward is not None and reward.about_keywords and examples.keywords is not None:
+            rows = self._with_keywords(examples.keywords, rows)
+        rows = rows[: self.documents]
         return Documents(
             inputs=examples.inputs[rows],
             example_id=examples.example_id[rows],
@@ -58,6 +70,21 @@ class Split:
             targets=examples.targets[rows],
             keywords=None if examples.keywords is None else examples.keywords[rows],
         )
+
+    def _with_keywords(self, keywords: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Those of rows [n] that have keywords [n, W, L]."""
+        found = rows[keywords[rows].any(axis=(1, 2))]
+        if not len(found):
+            raise ValueError(
+                f"{self.task}, {self.split}: no document has keywords in its first {self.inputs} "
+                "tokens, and the reward is about them; raise INPUTS, or choose another reward"
+            )
+        if len(found) < len(rows):
+            warn_once(
+                f"{self.task}, {self.split}: LEFT OUT {len(rows) - len(found)} of {len(rows)} "
+                "documents, which have no keywords: a reward about them says nothing of their texts"
+            )
+        return found
 
 
 SPLIT = checks.Check("a split of documents, as `Split`", lambda value: hasattr(value, "read"))
@@ -147,7 +174,7 @@ def load(
     theirs = data.vocabulary_of(documents.task)
     pair = load_pair(reference, aligned, theirs, task=documents.task)
     reward_params = reward and reward.load(RunResources(pair.vocabulary))
-    read = documents.read()
+    read = documents.read(reward)
     if reward is not None:
         reward.check_documents(read.texts)
     return Loaded(pair, read, reward_params)

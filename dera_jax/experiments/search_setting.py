@@ -26,7 +26,7 @@ from dera_jax.models.t5_lm import decodable
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Reward, check_limit
-from dera_jax.rewards.words import KeywordCoverage, WordsInRange, check_fit
+from dera_jax.rewards.words import WordsInRange, check_fit
 from dera_jax.training.alignment import MODEL, Alignment
 from dera_jax.training.dry_run import Need, need, shapes, source_shapes
 from dera_jax.training.ppo import Objective
@@ -127,9 +127,9 @@ class Setting:
 
     def _read(self, reward: Reward) -> Documents:
         check_limit(reward, self.max_length)
-        documents = self.documents.read()
+        documents = self.documents.read(reward)
         reward.check_documents(documents.texts)
-        if documents.keywords is not None and _is_about_keywords(reward):
+        if documents.keywords is not None and reward.about_keywords:
             text = tokenizer(data.vocabulary_of(self.documents.task))
             check_fit(documents.keywords, text.encode, self.max_length)
         return documents
@@ -242,11 +242,6 @@ def _check_column(name: str, documents: Documents, measured: list[Part]) -> None
     columns = sorted(values([about(documents, 0) | {"samples": [sample]}]))
     if name not in columns:
         raise ValueError(f"no column {name!r} to show; there are {columns}")
-
-
-def _is_about_keywords(reward: Reward) -> bool:
-    terms = [x.reward for x in reward.terms] if isinstance(reward, Combined) else [reward]
-    return any(isinstance(x, KeywordCoverage) for x in terms)
 
 
 @dataclasses.dataclass(frozen=True)

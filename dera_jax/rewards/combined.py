@@ -92,6 +92,10 @@ class Combined(Reward):
     def on_host(self) -> bool:
         return any(term.reward.on_host for term in self.terms)
 
+    @property
+    def about_keywords(self) -> bool:
+        return any(term.reward.about_keywords for term in self.terms)
+
     def positions(self, inputs: int, rows: int, tokens: int) -> int:
         """The sum over its parts; those of weight 0 are computed too."""
         return sum(term.reward.positions(inputs, rows, tokens) for term in self.terms)

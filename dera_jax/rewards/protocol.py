@@ -79,6 +79,11 @@ class Reward:
         """Whether it, or a part of it, is a Python function of texts: not to be called compiled."""
         return False
 
+    @property
+    def about_keywords(self) -> bool:
+        """Whether it, or a part of it, asks for keywords: documents that have none say nothing of it."""
+        return False
+
     def positions(self, inputs: int, rows: int, tokens: int) -> int:
         """Token positions its networks read to score `rows` texts of one document; 0 for a formula.
 

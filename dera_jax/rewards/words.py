@@ -71,6 +71,10 @@ class KeywordCoverage(Reward):
     def highest(self) -> float:
         return 1.0
 
+    @property
+    def about_keywords(self) -> bool:
+        return True
+
     def load(self, resources: Resources) -> WordTable:
         """The vocabulary's table. Raises ValueError where it has no text."""
         return word_table(resources.pieces())
