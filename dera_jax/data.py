@@ -25,6 +25,7 @@ from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.vocabulary import Vocabulary, check_same, check_special_ids
 from dera_jax.example_ids import distinct
+from dera_jax.models.language_model import Padded, Prompts
 from dera_jax.rewards.word_hashes import keyword_bytes
 
 _FEATURES = ("inputs", "targets")
@@ -40,28 +41,43 @@ class Examples:
     """One pass over a task, in the task's order.
 
     Attributes:
-        inputs: int32 [n, S], padded with 0.
-        targets: int32 [n, T], padded with 0; loss weights are `targets > 0`.
+        inputs: prompts [n, S].
+        targets: [n, T].
         example_id: int32 [n], all different: the task's own where they first occur, or the position
             if the task has none.
         documents: n texts, the uncut `inputs_pretokenized` (decoded ids if the task has none).
         summaries: n texts, the same for the targets.
         notes: every other string field of the task, by name, n texts each.
-        rejected: int32 [n, T], of tasks of pairs (`tasks.preferences`), where `targets` is chosen.
+        rejected: [n, T], of tasks of pairs (`tasks.preferences`), where `targets` is chosen.
         keywords: uint8 [n, W, L] in UTF-8, of tasks with a field `keywords`, a keyword per line.
     """
 
-    inputs: np.ndarray
-    targets: np.ndarray
+    inputs: Prompts
+    targets: Padded
     example_id: np.ndarray
     documents: list[str]
     summaries: list[str]
     notes: dict[str, list[str]]
-    rejected: np.ndarray | None = None
+    rejected: Padded | None = None
     keywords: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(self.example_id)
+
+    def at(self, rows: np.ndarray | slice) -> "Examples":
+        """The examples of these rows."""
+        numbers = np.arange(len(self))[rows]
+        pick = lambda texts: [texts[i] for i in numbers]
+        columns = {
+            name: None if x is None else jax.tree.map(lambda y: y[numbers], x)
+            for name, x in _columns(self).items()
+        }
+        return Examples(
+            documents=pick(self.documents),
+            summaries=pick(self.summaries),
+            notes={name: pick(texts) for name, texts in self.notes.items()},
+            **columns,
+        )
 
 
 def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> Examples:
@@ -111,12 +127,11 @@ def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> 
     kept = truncation.leave_out(task, split, lengths, rows, ids)
     if not kept.all():
         rows = [row for row, is_kept in zip(rows, kept, strict=True) if is_kept]
-        example_id = example_id[kept]
-        ids = {name: x[kept] for name, x in ids.items()}
+        example_id, ids = jax.tree.map(lambda x: x[kept], (example_id, ids))
     rows = truncation.drop_lost_keywords(task, split, rows, ids["inputs"])
     notes = _notes(rows)
     return Examples(
-        inputs=ids["inputs"],
+        inputs=Prompts(ids["inputs"].tokens, ids["inputs"].lengths),
         targets=ids["targets"],
         example_id=example_id,
         documents=_texts(task, "inputs", rows),
@@ -235,8 +250,8 @@ def train_batches(
         check_documents: called once with the texts of the first epoch, such as a reward's.
 
     Yields:
-        inputs int32 [B / processes, S], targets int32 [B / processes, T], example_id int32
-        [B / processes], if the task has them `rejected` and `keywords`, and if wanted `documents`,
+        inputs (`Prompts`), targets (`Padded`) and example_id int32 of B / processes examples, if the
+        task has them `rejected` and `keywords`, and if wanted `documents`,
         texts; the processes' rows, concatenated, are the batch.
 
     Raises:
@@ -273,7 +288,7 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Yields this process's rows of the batches of one pass, in order, each example exactly once.
 
-    Row i of batch b is example b·B + i. The last batch is filled up with rows of zeros.
+    Row i of batch b is example b·B + i. The last batch is filled up with copies of the last example.
 
     Yields:
         As `train_batches`, and `valid` bool [B / processes], false for the filling.
@@ -282,12 +297,13 @@ def eval_batches(
         ValueError: `batch_size` not divisible by the processes.
     """
     rows = _process_rows(batch_size, process_index, process_count)
-    arrays = _arrays(examples) | {"valid": np.ones(len(examples), bool)}
+    arrays = _arrays(examples)
 
     def batches() -> Iterator[Batch]:
         for start in range(0, len(examples), batch_size):
-            part = slice(start + rows.start, start + rows.stop)
-            yield {name: _fill(array[part], len(rows)) for name, array in arrays.items()}
+            index = start + np.arange(rows.start, rows.stop)
+            some = jax.tree.map(lambda x: x[np.minimum(index, len(examples) - 1)], arrays)  # noqa: B023
+            yield some | {"valid": index < len(examples)}
 
     return batches()
 
@@ -370,22 +386,19 @@ def _order(size: int, seed: int, number: int) -> np.ndarray:
     return np.argsort(draws, kind="stable")
 
 
-def _arrays(examples: Examples) -> Batch:
+def _columns(examples: Examples) -> dict[str, object]:
     names = (*_FEATURES, "example_id", _REJECTED, _KEYWORDS)
-    arrays = {name: getattr(examples, name) for name in names}
-    return {name: array for name, array in arrays.items() if array is not None}
+    return {name: getattr(examples, name) for name in names}
+
+
+def _arrays(examples: Examples) -> Batch:
+    return {name: x for name, x in _columns(examples).items() if x is not None}
 
 
 def _take(arrays: Batch, order: np.ndarray, offset: np.ndarray) -> Batch:
     index = order[offset % len(order)]
-    return {name: array[index] for name, array in arrays.items()}
+    return jax.tree.map(lambda x: x[index], arrays)
 
 
 def _join(parts: list[Batch]) -> Batch:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _fill(array: np.ndarray, rows: int) -> np.ndarray:
-    """Adds rows of zeros: [≤ rows, ...] -> [rows, ...]."""
-    missing = rows - len(array)
-    return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)

@@ -22,7 +22,7 @@ from dera_jax.destinations import output_folder
 from dera_jax.evaluation.jobs import Split
 from dera_jax.evaluation.pairs import Pair, load_pair
 from dera_jax.evaluation.sweep import Documents, Sweep, decode, format_table, write_report
-from dera_jax.models.language_model import streams
+from dera_jax.models.language_model import sequence_keys
 from dera_jax.rewards.length import LengthInRange
 
 ASSETS = Path(str(resources.files("dera_jax"))) / "assets"
@@ -85,17 +85,14 @@ def check_ends(pair: Pair, documents: Documents, sweep: Sweep) -> None:
     Raises:
         AssertionError: a token differs.
     """
-    inputs, ids = documents.inputs[:BATCH_SIZE], documents.example_id[:BATCH_SIZE]
-    lam, numbers = sweep_rows([0.0, 1.0], 1, len(inputs))
-    stream = streams(sweep.seed, ids, numbers)
-    both = sample(pair.model, pair.params, inputs, lam, stream, sweep.sampling)
+    ids = documents.example_id[:BATCH_SIZE]
+    lam, numbers = sweep_rows([0.0, 1.0], 1, len(ids))
+    keys, prompts = sequence_keys(sweep.seed, ids, numbers), documents.prompts_of(slice(BATCH_SIZE))
+    both = sample(pair.model, pair.params, prompts.replace(lam=lam), keys, sweep.sampling)
     for k, name in enumerate(("reference", "aligned")):
-        rows = slice(k, k + 1)
-        alone = sample(
-            pair.model.models[k], pair.params[k], inputs, lam[:, rows], stream[:, rows],
-            sweep.sampling,
-        )  # fmt: skip
-        np.testing.assert_array_equal(both.tokens[:, rows], alone.tokens)
+        own, model, params = keys[:, k : k + 1], pair.model.models[k], pair.params[k]
+        alone = sample(model, params, prompts, own, sweep.sampling)
+        np.testing.assert_array_equal(both.tokens[:, k : k + 1], alone.tokens)
         print(f"λ = {k} gives the {name} model's own samples, token for token")
 
 

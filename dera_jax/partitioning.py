@@ -6,12 +6,10 @@ batch; everything else is on every device.
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen import partitioning
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from dera_jax.models.t5 import T5Config, Transformer
+from dera_jax.models.language_model import TrainableModel
 
 RULES = (
     ("batch", "data"),
@@ -38,22 +36,18 @@ def make_mesh(model: int = 1) -> Mesh:
     return jax.make_mesh((devices // model, model), ("data", "model"), automatic)
 
 
-def param_shardings(config: T5Config, mesh: Mesh) -> dict[str, NamedSharding]:
-    """Where every parameter of a T5 goes, by its path joined by '/'.
+def param_shardings(model: TrainableModel, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Where every parameter of a model goes, by its path joined by '/'.
 
     Raises:
         ValueError: naming the first parameter that the mesh does not divide.
     """
-    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    targets = jax.ShapeDtypeStruct((1, 1, 2), jnp.int32)
-    init = lambda *batch: Transformer(config).init(
-        jax.random.key(0), *batch, method="teacher_forced"
-    )
-    variables = jax.eval_shape(init, tokens, targets)
-    names = partitioning.get_axis_names(variables["params_axes"])
-    specs = flax.traverse_util.flatten_dict(nn.logical_to_mesh(names, RULES), sep="/")
-    shardings = {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
-    for path, x in flax.traverse_util.flatten_dict(variables["params"], sep="/").items():
+    axes = model.param_axes()
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shardings = {}
+    for path, x in flax.traverse_util.flatten_dict(shapes, sep="/").items():
+        spec = nn.logical_to_mesh_axes(axes[path], RULES)
+        shardings[path] = NamedSharding(mesh, spec)
         _check_divided(path, x.shape, shardings[path])
     return shardings
 

@@ -19,6 +19,7 @@ import numpy as np
 import seqio
 
 from dera_jax.log import warn_once
+from dera_jax.models.language_model import Padded, padded
 from dera_jax.rewards.words import coverage
 
 DOCUMENT_BYTES = "document_bytes"
@@ -31,16 +32,15 @@ _left_out: dict[tuple[str, str], dict[str, int]] = {}
 
 def fit(
     task: seqio.Task | seqio.Mixture, name: str, rows: list[Row], length: int, split: str
-) -> np.ndarray:
-    """The ids of one feature, cut and padded to int32 [n, length]."""
+) -> Padded:
+    """The ids of one feature, cut and padded to [n, length]."""
     feature = task.output_features[name]
-    ids = np.zeros((len(rows), length), np.int32)
-    cut = 0
-    for out, row in zip(ids, rows, strict=True):
-        tokens = row[name][:length]
-        out[: len(tokens)] = tokens
+    sequences, cut = [], 0
+    for row in rows:
+        ids = row[name][:length].tolist()
         if len(row[name]) > length and feature.add_eos:
-            out[-1] = feature.vocabulary.eos_id
+            ids[-1] = feature.vocabulary.eos_id
+        sequences.append(ids)
         cut += _is_cut(feature, row, name, length)
     if cut:
         warn_once(
@@ -48,7 +48,7 @@ def fit(
             "and were cut",
             about=(task.name, split, name, length),  # an epoch is read many times in a run
         )
-    return ids
+    return Padded(*padded(sequences, length))
 
 
 def _is_cut(feature: seqio.Feature, row: Row, name: str, length: int) -> bool:
@@ -71,14 +71,14 @@ def leave_out(
     split: str,
     lengths: Mapping[str, int],
     rows: list[Row],
-    ids: Mapping[str, np.ndarray],
+    ids: Mapping[str, Padded],
 ) -> np.ndarray:
     """Which examples something is left of, bool [n].
 
     Args:
         task, split, lengths: what was read, and to which lengths.
         rows: the n examples.
-        ids: of each feature int32 [n, length], cut.
+        ids: of each feature [n, length], cut.
 
     Raises:
         ValueError: nothing is left of any example.
@@ -110,38 +110,39 @@ def leave_out(
 
 
 def drop_lost_keywords(
-    task: seqio.Task | seqio.Mixture, split: str, rows: list[Row], inputs: np.ndarray
+    task: seqio.Task | seqio.Mixture, split: str, rows: list[Row], inputs: Padded
 ) -> list[Row]:
     """The rows without the keywords that were cut away with the end of their documents.
 
     Args:
         task, split: what was read.
         rows: n examples.
-        inputs: their ids as cut, int32 [n, S].
+        inputs: their ids as cut, [n, S].
     """
     if KEYWORDS not in rows[0] or "inputs_pretokenized" not in rows[0]:
         return rows
     decode = task.output_features["inputs"].vocabulary.decode
-    left, lost, emptied = list(rows), 0, 0
+    left, lost, emptied, size = list(rows), 0, 0, inputs.tokens.shape[1]
     for i, row in enumerate(rows):
         keywords = row[KEYWORDS].decode().split("\n")
-        if not any(keywords) or len(row["inputs"]) < inputs.shape[1]:
+        if not any(keywords) or len(row["inputs"]) < size:
             continue
-        whole, cut = row["inputs_pretokenized"].decode(), decode(inputs[i][inputs[i] > 0].tolist())
+        ids = inputs.tokens[i, : inputs.lengths[i]].tolist()
+        whole, cut = row["inputs_pretokenized"].decode(), decode(ids)
         kept = [x for x in keywords if coverage(cut, [x]) or not coverage(whole, [x])]
         if len(kept) < len(keywords):
             left[i] = row | {KEYWORDS: "\n".join(kept).encode()}
             lost, emptied = lost + 1, emptied + (not kept)
     if lost:
         warn_once(
-            f"{task.name}, {split}: cutting to {inputs.shape[1]} tokens took keywords from {lost} of "
+            f"{task.name}, {split}: cutting to {size} tokens took keywords from {lost} of "
             f"{len(rows)} documents; they are LEFT OUT, and {emptied} documents have none left"
         )
     return left
 
 
 def _reasons(
-    task: seqio.Task | seqio.Mixture, rows: list[Row], ids: Mapping[str, np.ndarray]
+    task: seqio.Task | seqio.Mixture, rows: list[Row], ids: Mapping[str, Padded]
 ) -> dict[str, np.ndarray]:
     """Which examples [n] are useless, by reason."""
     empty = {name: ~_has_text(task.output_features[name], x) for name, x in ids.items()}
@@ -155,14 +156,16 @@ def _reasons(
     }
     if "rejected" in ids:
         found["empty rejected text"] = empty["rejected"]
-        same = (ids["targets"] == ids["rejected"]).all(axis=1)
+        same = (ids["targets"].tokens == ids["rejected"].tokens).all(axis=1)
+        same &= ids["targets"].lengths == ids["rejected"].lengths
         found["chosen and rejected are the same"] = same
     return found
 
 
-def _has_text(feature: seqio.Feature, ids: np.ndarray) -> np.ndarray:
+def _has_text(feature: seqio.Feature, ids: Padded) -> np.ndarray:
     """Whether there is more than padding and the end token in ids [n, length]: bool [n]."""
-    return ((ids > 0) & (ids != feature.vocabulary.eos_id)).any(axis=1)
+    special = [feature.vocabulary.eos_id, feature.vocabulary.pad_id]
+    return (np.asarray(ids.mask) & ~np.isin(ids.tokens, special)).any(axis=1)
 
 
 def _says_something(row: Row) -> bool:
@@ -173,18 +176,18 @@ def _says_something(row: Row) -> bool:
 
 
 def _only_prompts(
-    task: seqio.Task | seqio.Mixture, rows: Sequence[Row], inputs: np.ndarray
+    task: seqio.Task | seqio.Mixture, rows: Sequence[Row], inputs: Padded
 ) -> np.ndarray:
     if DOCUMENT_BYTES not in rows[0] or "inputs_pretokenized" not in rows[0]:
         return np.zeros(len(rows), bool)
     encode = task.output_features["inputs"].vocabulary.encode
     size_of = functools.cache(lambda prompt: len(encode(prompt.decode(errors="ignore"))))
-    sizes = np.count_nonzero(inputs, axis=1) - task.output_features["inputs"].add_eos
+    sizes = inputs.lengths - task.output_features["inputs"].add_eos
     found = []
     for row, size in zip(rows, sizes, strict=True):
         text = row["inputs_pretokenized"]
         start = len(text) - int(row[DOCUMENT_BYTES])
-        is_cut = len(row["inputs"]) >= inputs.shape[1]
+        is_cut = len(row["inputs"]) >= inputs.tokens.shape[1]
         found.append(
             size <= size_of(text[:start])
             and (is_cut or not encode(text[start:].decode(errors="ignore")))

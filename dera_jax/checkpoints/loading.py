@@ -29,7 +29,7 @@ from dera_jax.checkpoints.vocabulary import (
     check_room,
     check_special_ids,
 )
-from dera_jax.models.heads import T5Value
+from dera_jax.models.heads import ValueHead
 from dera_jax.models.language_model import PyTree
 from dera_jax.models.t5 import T5Config, param_shapes
 from dera_jax.models.t5_lm import T5
@@ -132,10 +132,10 @@ def over_vocabulary(model: T5, vocabulary: Vocabulary, where: str) -> T5:
     rows, size = model.vocab_size, len(vocabulary.pieces)
     check_room(vocabulary, rows, where)
     end = vocabulary.end_id
-    if model.end_token not in (None, end):
+    if model.end_ids not in ((), (end,)):
         raise ValueError(
             f"{where}: the vocabulary ends sequences with id {end}, {vocabulary.pieces[end]!r}, the "
-            f"model with id {model.end_token} (its end_token, or eos_token_id of a Hugging Face "
+            f"model with id {model.end_ids[0]} (its end_token, or eos_token_id of a Hugging Face "
             "config.json); they must agree"
         )
     config = dataclasses.replace(model.config, end_token=end)
@@ -172,7 +172,7 @@ def load(
     model = T5(found.config)
     if vocabulary is not None:
         model = over_vocabulary(model, vocabulary, found.where)
-    shardings = mesh and partitioning.param_shardings(found.config, mesh)
+    shardings = mesh and partitioning.param_shardings(T5(found.config), mesh)
     params = _read(found, shardings, dtype)
     if vocabulary is not None:
         return Loaded(model, params, vocabulary, found.card)
@@ -211,12 +211,12 @@ def read_config(path: str | Path) -> T5Config:
     return open_checkpoint(path).config
 
 
-def read_value(path: str | Path) -> T5Value:
+def read_value(path: str | Path) -> ValueHead:
     """The architecture of a reward model's folder; raises as `load`."""
     found = open_checkpoint(path)
     if found.head != model_folder.SCALAR:
         raise ValueError(f"{path} is no reward model: no scalar head is named there")
-    return T5Value(T5(found.config))
+    return ValueHead(T5(found.config))
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -226,7 +226,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     found = _recognise(open_folder(path))
     config = found.config
-    shapes = T5Value(T5(config)).param_shapes() if found.head else param_shapes(config)
+    shapes = ValueHead(T5(config)).param_shapes() if found.head else param_shapes(config)
     check_shapes(_shapes(found), shapes, found.where)
     for array in found.arrays.values():
         if array.dtype not in REAL:

@@ -47,7 +47,7 @@ def save_model(
         config: the model's sizes, start and end token; the latter is the vocabulary's where the
             config does not say it.
         vocabulary: what its ids mean; None if nobody knows.
-        params: T5X's tree, without `params_axes`; or a `T5Value`'s.
+        params: T5X's tree, without `params_axes`; or a `ValueHead`'s.
         card: anything JSON can hold.
         dtype: of the stored parameters, 'float32' or 'bfloat16'.
 

@@ -21,18 +21,12 @@ import numpy as np
 from jax import Array
 
 from dera_jax import checks
-from dera_jax.decoding.evolution import (
-    Evolution,
-    Generation,
-    check_evolution,
-    generation,
-    generation_on_host,
-)
+from dera_jax.decoding.evolution import Evolution, Generation, check_evolution, generation
 from dera_jax.decoding.mutation import Mutator, Offspring, Prompt
-from dera_jax.decoding.sampling import sample
-from dera_jax.models.language_model import LanguageModel, PyTree, streams
-from dera_jax.rewards.judge import Judge
-from dera_jax.rewards.protocol import Source
+from dera_jax.decoding.sampling import Samples, sample
+from dera_jax.decoding.search import Guide
+from dera_jax.models.language_model import LanguageModel, Prompts, PyTree, sequence_keys
+from dera_jax.rewards.protocol import check_rewards
 
 OFFERED = 2  # individuals of a generation that may enter the archive
 
@@ -43,17 +37,16 @@ class Questions:
 
     Attributes:
         prompts: B, with their seed instructions.
-        encode: a prompt as int32 [S].
-        example_ids: int [B], see `streams`.
-        source: the documents as the reward is to know them, under their seed instruction.
-        documents: B texts, for rewards in Python.
+        encode: B x N prompts as the model reads them, leaves [B, N, ...]; for a mixture with λ
+            [B, N, 1].
+        example_ids: int [B], see `sequence_keys`.
+        guide: the reward, with the documents under their seed instruction.
     """
 
     prompts: Sequence[Prompt]
-    encode: Callable[[Prompt], np.ndarray]
+    encode: Callable[[Sequence[Sequence[Prompt]]], Prompts]
     example_ids: np.ndarray
-    source: Source
-    documents: Sequence[str]
+    guide: Guide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,76 +101,56 @@ def evolve(
     model: LanguageModel,
     params: PyTree,
     questions: Questions,
-    lam: Array,
     seed: int,
     evolution: Evolution,
     mutator: Mutator,
-    judge: Judge,
 ) -> Evolved:
     """Answers B inputs.
 
-    An input's sample number 0 is the text of its seed instruction, number 1 + g·N + i that of
-    individual i in generation g. So without mutation, and with a period no shorter than the texts,
-    the answer is that of best-of-n with n = 1 + N·generations.
+    An input's sample number 0 is the sequence of its seed instruction, number 1 + g·N + i that of
+    individual i in generation g. So without mutation, and with a period no shorter than the
+    sequences, the answer is that of best-of-n with n = 1 + N·generations.
 
     Args:
-        model: any language model; a `Realigned` one mixes by `lam`.
+        model: any language model; a `Realigned` one mixes by the prompts' λ.
         params: its parameters.
         questions: what to answer.
-        lam: float32 [B] (or [B, M] for M aligned models); a single model ignores it.
         seed: of all draws.
-        evolution: how.
+        evolution: the settings.
         mutator: of instructions.
-        judge: the reward.
 
     Raises:
-        ValueError, FloatingPointError: as `sample`, `generation`, the mutator and the judge.
+        ValueError, FloatingPointError: as `sample`, `generation`, the mutator and the reward.
     """
-    check_evolution(evolution, model.vocab_size, judge.reward)
+    check_evolution(evolution, model.vocab_size, questions.guide.judge.reward)
     seed = checks.check("seed", seed, checks.SEED)
     n, ids = evolution.population, questions.example_ids
-    if np.shape(lam)[:1] != (len(ids),):
-        raise ValueError(f"lam must be an array [B] with B = {len(ids)}, or [B, M]; found {lam!r}.")
-    lam = np.asarray(lam, np.float32)[:, None]
-    inputs = _inputs(questions, [[prompt] for prompt in questions.prompts])
-    read = np.sum(inputs > 0, axis=(1, 2))
-    begun = sample(model, params, inputs[:, 0], lam, streams(seed, ids, [0]), evolution.sampling)
-    best = seeds = _judge_first(judge, questions, begun)
+    prompts = questions.encode([[prompt] for prompt in questions.prompts])
+    read = np.sum(prompts.lengths, axis=1)
+    own = jax.tree.map(lambda x: x[:, 0], prompts)
+    begun = sample(model, params, own, sequence_keys(seed, ids, [0]), evolution.sampling)
+    best = seeds = _score_first(questions.guide, begun)
     archives = [{p: float(r)} for p, r in zip(questions.prompts, seeds.rewards, strict=True)]
     generations = []
     for g in range(int(evolution.generations)):
-        keys = streams(seed, ids, [-1 - 2 * g, -2 - 2 * g])  # of no sample's number
+        keys = sequence_keys(seed, ids, [-1 - 2 * g, -2 - 2 * g])  # of no sample's number
         parents = [draw_parent(*each) for each in zip(archives, keys[:, 0], strict=True)]
         offspring = mutator(parents, n, keys[:, 1])
-        inputs = _inputs(questions, offspring.children)
-        read = read + np.sum(inputs > 0, axis=(1, 2))
-        stream = streams(seed, ids, 1 + g * n + np.arange(n))
-        everyone = np.repeat(lam, n, axis=1)
-        arguments = model, params, inputs, everyone, stream, evolution
-        found = _live(judge, questions, *arguments)
-        lived = _lived(archives, parents, offspring, found)
+        prompts = questions.encode(offspring.children)
+        read = read + np.sum(prompts.lengths, axis=1)
+        keys = sequence_keys(seed, ids, 1 + g * n + np.arange(n))
+        found = generation(model, params, prompts, keys, evolution, questions.guide)
+        lived = _lived(archives, parents, offspring, jax.tree.map(np.asarray, found))
         best, archives = _better(best, found), lived.archives
         generations.append(lived)
     return Evolved(best, seeds, generations, read)
 
 
-def _inputs(questions: Questions, prompts: Sequence[Sequence[Prompt]]) -> np.ndarray:
-    """int32 [B, N, S]."""
-    return np.array([[questions.encode(prompt) for prompt in some] for some in prompts], np.int32)
-
-
-def _judge_first(judge: Judge, questions: Questions, begun) -> Answers:
+def _score_first(guide: Guide, begun: Samples) -> Answers:
     texts = begun.tokens, begun.lengths, begun.finished
-    rewards, _ = judge(questions.source, questions.documents, *texts)
+    rewards, _ = guide.score(texts)
+    check_rewards(rewards, guide.judge.reward)
     return Answers(*(np.asarray(x)[:, 0] for x in (*texts, rewards)))
-
-
-def _live(judge: Judge, questions: Questions, *arguments) -> Generation:
-    if judge.reward.on_host:
-        found = generation_on_host(*arguments, judge, questions.source, questions.documents)
-    else:
-        found = generation(*arguments, judge.reward, judge.params, questions.source)
-    return jax.tree.map(np.asarray, found)
 
 
 def _lived(archives, parents, offspring: Offspring, found: Generation) -> Lived:

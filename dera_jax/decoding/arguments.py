@@ -1,66 +1,81 @@
 """Validation of what decoding functions are given, outside of jit and before a compiled call.
 
-Axes: B inputs, K hypotheses of each input, S input length, M aligned models.
+Axes: B prompts, K hypotheses of each prompt, S prompt length, E end tokens.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from dera_jax import checks
-from dera_jax.decoding.realign import Realigned, known_lam
-from dera_jax.models.language_model import LanguageModel, PyTree
+from dera_jax.models.language_model import LanguageModel, Prompts, PyTree
+
+NO_END = -1  # an end token that no token is
 
 
-def check_rows(model: LanguageModel, inputs: Array, lam: Array, stream: Array) -> Array:
-    """Checks what a decoding call is given, [B, S] and [B, K] (whatever K stands for), outside of jit.
+def check_prompts(model: LanguageModel, prompts: Prompts, keys: Array | int) -> None:
+    """Validates B prompts.
 
-    Returns:
-        lam, see `known_lam`.
-
-    Raises:
-        ValueError: an argument that is no array of its type and shape, ids of inputs beyond the
-            model's table, or as `known_lam`.
-    """
-    batch, _ = checks.check_array("inputs", inputs, "token ids", jnp.integer, B=None, S=None)
-    rows = check_stream(stream, batch)
-    checks.check_token_ids("inputs", inputs, num_input_ids(model))
-    return known_lam(model, lam, rows)
-
-
-def check_stream(stream: Array, batch: int | None = None) -> tuple[int, int]:
-    """The shape (B, K) of keys; raises ValueError if they are none, or of another B."""
-    words = "PRNG keys (see `streams`)"
-    return checks.check_array("stream", stream, words, jax.dtypes.prng_key, B=batch, K=None)
-
-
-def num_input_ids(model: LanguageModel) -> int:
-    """How many ids inputs may have: V, or of a tabular model the number of its tables."""
-    one = model.reference if isinstance(model, Realigned) else model
-    return getattr(one, "num_inputs", one.vocab_size)
-
-
-def with_end(settings: PyTree, model: LanguageModel) -> PyTree:
-    """Settings with a field `eos_id`, which is the model's end token where they do not say it.
+    Args:
+        model: that is to read them.
+        prompts: of it.
+        keys: [B, K], or the number of hypotheses K alone.
 
     Raises:
-        ValueError: neither says it.
+        ValueError: an argument that is no array of its type and shape, a prompt without a token, or
+            as `LanguageModel.check`.
     """
-    if settings.eos_id is not None:
-        return settings
-    if model.end_token is None:
+    checks.check("prompts", prompts, checks.instance(Prompts))
+    batch, size = checks.check_array(
+        "prompts.tokens", prompts.tokens, "token ids", jnp.integer, B=None, S=None
+    )
+    check_lengths(prompts.lengths, batch, size)
+    model.check(prompts, keys if isinstance(keys, int) else check_keys(keys, batch)[1])
+
+
+def check_lengths(lengths: Array, batch: int, size: int) -> None:
+    """Raises ValueError unless lengths are [B] whole numbers in [1, S]."""
+    checks.check_array("prompts.lengths", lengths, "lengths", jnp.integer, B=batch)
+    if isinstance(lengths, jax.core.Tracer):
+        return
+    wrong = np.flatnonzero((np.asarray(lengths) < 1) | (np.asarray(lengths) > size))
+    if len(wrong):
         raise ValueError(
-            f"{type(settings).__name__}.eos_id is not given, and the model does not say its end "
-            "token: load it with its vocabulary (load(path, vocabulary=...)), or give eos_id, -1 for "
-            "no end token"
+            f"prompts.lengths must be in [1, {size}]: a prompt has at least one token, and {size} at "
+            f"most here; found {np.asarray(lengths)[wrong[0]]} for prompt {wrong[0]}."
         )
-    return settings.replace(eos_id=model.end_token)
 
 
-def end_id(vocab_size: int | None) -> checks.Check:
-    """What an end token's id may be."""
-    ids = checks.whole(-1, vocab_size and vocab_size - 1)
-    words = f"{ids.words}: a token's id, or -1 for none"
-    return checks.optional(dataclasses.replace(ids, words=words))  # None: the model's
+def check_keys(keys: Array, batch: int | None = None) -> tuple[int, int]:
+    """The shape (B, K) of keys; raises ValueError if they are none, or of another B."""
+    words = "PRNG keys (see `sequence_keys`)"
+    return checks.check_array("keys", keys, words, jax.dtypes.prng_key, B=batch, K=None)
+
+
+def with_end_ids(settings: PyTree, model: LanguageModel) -> PyTree:
+    """Settings with their `end_ids` as int32 [E]: the model's where they do not say them.
+
+    Raises:
+        ValueError: neither says them, or an id beyond the model's table.
+    """
+    ids = model.end_ids if settings.end_ids is None else settings.end_ids
+    name = f"{type(settings).__name__}.end_ids"
+    if isinstance(ids, jax.core.Tracer):
+        return settings
+    if not np.size(ids):
+        raise ValueError(
+            f"{name} is not given, and the model does not say its end tokens: load it with its "
+            "vocabulary (load(path, vocabulary=...)), or give end_ids, (-1,) for no end token"
+        )
+    known = checks.check(name, ids, end_ids(model.vocab_size))
+    return settings.replace(end_ids=np.array(known, np.int32))
+
+
+def end_ids(vocab_size: int | None) -> checks.Check:
+    """What end tokens may be; None: the model's."""
+    token = checks.whole(NO_END, vocab_size and vocab_size - 1)
+    words = f"{token.words}: a token's id, or -1 for none"
+    return checks.optional(checks.several(dataclasses.replace(token, words=words), "(1,)"))

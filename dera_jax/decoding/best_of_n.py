@@ -7,7 +7,7 @@ Its distribution π_n is at most this far from what the texts were sampled from,
 (Stiennon et al. 2020, arXiv 2009.01325; that it is a bound, with equality where no two texts have
 one reward and none is likely: Beirami et al. 2024, arXiv 2401.01879).
 
-Axes: B inputs, K hypotheses of each, G groups of n, K = G·n.
+Axes: B prompts, K hypotheses of each, G groups of n, K = G·n.
 """
 
 import functools
@@ -19,18 +19,12 @@ from flax import struct
 from jax import Array
 
 from dera_jax import checks
-from dera_jax.decoding.arguments import check_rows, with_end
-from dera_jax.decoding.sampling import (
-    Samples,
-    Sampling,
-    Tokens,
-    check_sampling,
-    check_scores,
-    sample,
-)
+from dera_jax.decoding.arguments import check_prompts
+from dera_jax.decoding.sampling import Samples, Sampling, check_scores, checked, sample
+from dera_jax.decoding.search import Guide
 from dera_jax.models.finite import check_values
-from dera_jax.models.language_model import LanguageModel, PyTree
-from dera_jax.rewards.protocol import Reward, Source, check_rewards
+from dera_jax.models.language_model import LanguageModel, Prompts, PyTree
+from dera_jax.rewards.protocol import check_rewards
 
 
 @struct.dataclass
@@ -51,45 +45,52 @@ class Best:
 def best_of_n(
     model: LanguageModel,
     params: PyTree,
-    reward: Reward,
-    reward_params: PyTree,
-    source: Source,
-    lam: Array,
-    stream: Array,
+    prompts: Prompts,
+    keys: Array,
     sampling: Sampling,
     n: int,
+    guide: Guide,
 ) -> Best:
-    """Samples K hypotheses of each input and keeps the best of every n, all in one compiled call.
+    """Samples K hypotheses of each prompt and keeps the best of every n.
 
-    Rows g·n to g·n + n − 1 compete: the samples at one λ of `sweep_rows` with n samples. For a reward
-    in Python, `sample`, score, and `keep` the winners of `winners`.
+    Hypotheses g·n to g·n + n − 1 compete: the samples at one λ of `sweep_rows` with n samples. With
+    a compiled reward all is one compiled call.
+
+    Args:
+        model, params, prompts, keys, sampling: as of `sample`.
+        n: how many compete.
+        guide: the reward.
 
     Raises:
-        ValueError: as `sample` and `winners`.
+        ValueError: as `sample`, K is no multiple of n, or what a reward in Python raises.
         FloatingPointError: as `sample`, or a reward is NaN or infinite.
     """
-    sampling = with_end(sampling, model)
-    check_sampling(sampling, model.vocab_size)  # here, since a compiled call sees no values
-    lam = check_rows(model, source.inputs, lam, stream)
-    _check_groups(stream.shape[1], n)
-    best, scores = _best_of_n(
-        model, params, reward, reward_params, source, lam, stream, sampling, n
-    )
-    check_scores(scores, lam)
+    sampling = checked(sampling, model)  # here, since a compiled call sees no values
+    check_prompts(model, prompts, keys)
+    _check_groups(keys.shape[1], n)
+    reward = guide.judge.reward
+    if reward.on_host:
+        samples = sample(model, params, prompts, keys, sampling)
+        rewards, _ = guide.score((samples.tokens, samples.lengths, samples.finished))
+        return _best(samples, rewards, n)
+    begun = model, params, prompts, keys, sampling
+    best, scores = _best_of_n(*begun, n, reward, guide.judge.params, guide.source)
+    check_scores(scores, prompts.lam)
     check_rewards(best.rewards, reward)
     return best
 
 
-@functools.partial(jax.jit, static_argnames=("model", "reward", "n"))
-def _best_of_n(
-    model, params, reward, reward_params, source, lam, stream, sampling: Sampling, n: int
-) -> tuple[Best, Tokens]:
+@functools.partial(jax.jit, static_argnames=("model", "n", "reward"))
+def _best_of_n(model, params, prompts, keys, sampling, n, reward, reward_params, source):
     """The winners, and the scores of all."""
-    samples = sample(model, params, source.inputs, lam, stream, sampling)
+    samples = sample(model, params, prompts, keys, sampling)
     texts = samples.tokens, samples.lengths, samples.finished
-    rewards = reward(reward_params, source, *texts)
+    return _best(samples, reward(reward_params, source, *texts), n), samples.scores
+
+
+def _best(samples: Samples, rewards: Array, n: int) -> Best:
     index = winners(rewards, n)
-    return Best(keep(samples, index), index, rewards), samples.scores
+    return Best(keep(samples, index), index, rewards)
 
 
 def winners(rewards: Array, n: int) -> Array:

@@ -16,9 +16,8 @@ import numpy as np
 from jax import Array
 
 from dera_jax import checks
-from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, check_sampling, sample
-from dera_jax.models.language_model import LanguageModel, PyTree
+from dera_jax.models.language_model import LanguageModel, Prompts, PyTree, padded
 from dera_jax.rewards.segmentation import words_of
 
 # The instruction comes first: a request that is too long loses its end.
@@ -202,10 +201,11 @@ class Rewriter:
     gets it at its end.
 
     Attributes:
-        model: any language model; of a `Realigned` one the reference writes (λ = 0).
+        model: a language model, no mixture: a request has no λ.
         params: its parameters.
-        encode, decode: text to token ids of its vocabulary, and back.
-        inputs: tokens that a request is padded or cut to, the end token included.
+        encode: (text, max_tokens) -> token ids of a prompt with what ends it, at most so many.
+        decode: token ids to text.
+        inputs: tokens of a request at most.
         sampling: how to draw; `RELEASED` has the release's temperature and top-k.
         request: what the model reads, with the slots {number} and {instruction}: the parent's
             template without its slot {text}.
@@ -213,12 +213,12 @@ class Rewriter:
 
     Raises:
         ValueError: the request lacks a slot, inputs is below 2, or the model does not say its end
-            token; when called, as `sample`.
+            tokens; when called, as `sample`.
     """
 
     model: LanguageModel
     params: PyTree
-    encode: Callable[[str], list[int]]
+    encode: Callable[[str, int], list[int]]
     decode: Callable[[Sequence[int]], str]
     inputs: int
     sampling: Sampling = RELEASED
@@ -237,19 +237,19 @@ class Rewriter:
         )
         check_sampling(self.sampling, self.model.vocab_size)
         _check_slots(self.request, "Rewriter: the request", "{number}", "{instruction}")
-        if self.model.end_token is None:
-            raise ValueError("Rewriter.model does not say its end token; load it with a vocabulary")
+        if not self.model.end_ids:
+            raise ValueError(
+                "Rewriter.model does not say its end tokens; load it with a vocabulary"
+            )
 
     def __call__(self, parents: Sequence[Prompt], number: int, keys: Array) -> Offspring:
-        models = len(self.model.models) if isinstance(self.model, Realigned) else 1
         each = min(_ASKED, number)
         calls = -(-number // each)
         requests = self._encode([self._request(parent, each) for parent in parents])
-        lam = np.zeros((len(parents), calls, models - 1))
-        stream = jax.vmap(
+        of_calls = jax.vmap(
             lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(calls))
         )
-        samples = sample(self.model, self.params, requests, lam, stream(keys), self.sampling)
+        samples = sample(self.model, self.params, requests, of_calls(keys), self.sampling)
         lengths = np.asarray(samples.lengths)
         lists = [
             [parse_numbered(self.decode(x[:n].tolist()), each) for x, n in zip(*some, strict=True)]
@@ -259,21 +259,15 @@ class Rewriter:
             [child for one in some for child in _rewritten(parent, one, each)][:number]
             for parent, some in zip(parents, lists, strict=True)
         ]
-        read = np.count_nonzero(requests, axis=1)
         fallbacks = np.array([sum(one is None for one in some) for some in lists])
-        return Offspring(children, models * (read + np.sum(lengths, axis=1)), fallbacks)
+        return Offspring(children, requests.lengths + np.sum(lengths, axis=1), fallbacks)
 
     def _request(self, parent: Prompt, number: int) -> str:
         instruction = parent.template.replace("{text}", "").strip() or self.unsaid
         return _fill(self.request, {"{number}": str(number), "{instruction}": instruction})
 
-    def _encode(self, texts: Sequence[str]) -> np.ndarray:
-        """int32 [B, inputs], 0 after the end token."""
-        ids = np.zeros((len(texts), self.inputs), np.int32)
-        for row, text in zip(ids, texts, strict=True):
-            known = [*self.encode(text)[: self.inputs - 1], self.model.end_token]
-            row[: len(known)] = known
-        return ids
+    def _encode(self, texts: Sequence[str]) -> Prompts:
+        return Prompts(*padded([self.encode(text, self.inputs) for text in texts], self.inputs))
 
 
 def parse_numbered(text: str, number: int) -> list[str] | None:

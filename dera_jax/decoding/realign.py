@@ -7,7 +7,7 @@ aligned at β/λ is approximated token by token (Liu et al. 2024, arXiv 2402.029
 
 λ = 0 is the reference, λ = 1 the aligned model, λ > 1 a weaker KL term than the one trained with.
 
-Axes: B inputs, K hypotheses, V vocabulary, M aligned models.
+Axes: B prompts, G values of λ for a prompt, K hypotheses, V vocabulary, M aligned models.
 """
 
 import dataclasses
@@ -16,12 +16,14 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import Array
 
 from dera_jax import checks
 from dera_jax.models.language_model import (
     LanguageModel,
     Output,
+    Prompts,
     PyTree,
     State,
     without_unused,
@@ -53,15 +55,31 @@ def realign_logits(reference: Array, aligned: Sequence[Array], lam: Array) -> Ar
     return mixture
 
 
+@struct.dataclass
+class Mixed:
+    """What the state of a mixture keeps for each hypothesis.
+
+    Attributes:
+        lam: float32 [B, K, M].
+        parts: what the state of each component model keeps.
+    """
+
+    lam: Array
+    parts: tuple[PyTree, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Realigned:
     """A reference and one or more aligned models as one `LanguageModel`.
 
-    Its parameters are a tuple, the reference's first. λ is that of the state: [B, K], or
-    [B, K, M] for M aligned models, so one call decodes any mix of λ.
+    Its parameters are a tuple, the reference's first. λ comes with the prompts, [B, G] or [B, G, M]
+    for M aligned models, so one call decodes any mix of λ; it then is part of the state.
+
+    Tables of different sizes are padded with 0 to the largest; ids that a component does not have
+    are not produced.
 
     Raises:
-        ValueError: no aligned model, or models that differ in vocabulary, start or end token.
+        ValueError: no aligned model, or models that differ in their start token or end tokens.
     """
 
     reference: LanguageModel
@@ -73,9 +91,9 @@ class Realigned:
         if not self.aligned:
             raise ValueError("Realigned needs at least one aligned model.")
         for i, model in enumerate(self.aligned):
-            for field in ("vocab_size", "num_ids", "start_token", "end_token"):
+            for field in ("start_token", "end_ids"):
                 expected, found = getattr(self.reference, field), getattr(model, field)
-                unsaid = field == "end_token" and None in (expected, found)
+                unsaid = field == "end_ids" and () in (expected, found)
                 if expected != found and not unsaid:
                     raise ValueError(
                         f"Realigned: {field} of the reference is {expected}, "
@@ -88,41 +106,47 @@ class Realigned:
 
     @property
     def vocab_size(self) -> int:
-        return self.reference.vocab_size
+        return max(model.vocab_size for model in self.models)
 
     @property
     def num_ids(self) -> int | None:
-        return self.reference.num_ids
+        """The ids that all models have."""
+        known = min(
+            model.vocab_size if model.num_ids is None else model.num_ids for model in self.models
+        )
+        return None if known == self.vocab_size else known
 
     @property
-    def start_token(self) -> int:
+    def start_token(self) -> int | None:
         return self.reference.start_token
 
     @property
-    def end_token(self) -> int | None:
-        """That of the models that say one."""
-        said = (model.end_token for model in self.models if model.end_token is not None)
-        return next(said, None)
+    def end_ids(self) -> tuple[int, ...]:
+        """Those of the models that say them."""
+        return next((model.end_ids for model in self.models if model.end_ids), ())
 
-    def start(
-        self, params: PyTree, inputs: Array, lam: Array, stream: Array, max_len: int
-    ) -> State:
-        lam = check_lam(lam, stream.shape, len(self.aligned))
-        parts = [
-            model.start(p, inputs, lam, stream, max_len)
+    def check(self, prompts: Prompts, num_hypotheses: int) -> None:
+        check_lam(prompts.lam, (len(prompts.tokens), num_hypotheses), len(self.aligned))
+        for model in self.models:
+            model.check(prompts.replace(lam=None), num_hypotheses)
+
+    def start(self, params: PyTree, prompts: Prompts, num_hypotheses: int, max_len: int) -> State:
+        states = [
+            model.start(p, prompts.replace(lam=None), num_hypotheses, max_len)
             for model, p in zip(self.models, params, strict=True)
         ]
-        shared, cache = tuple(x.shared for x in parts), tuple(x.cache for x in parts)
-        return parts[0].replace(shared=shared, cache=cache)
+        lam = _per_hypothesis(prompts.lam, (len(prompts.tokens), num_hypotheses), len(self.aligned))
+        return states[0].replace(
+            shared=tuple(x.shared for x in states),
+            kept=Mixed(lam, tuple(x.kept for x in states)),
+            cache=tuple(x.cache for x in states),
+        )
 
     def step(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
         return self._combine(state, params, lambda model, p, part: model.step(p, part, tokens))
 
-    def extend(
-        self, params: PyTree, state: State, tokens: Array, lengths: Array
-    ) -> tuple[Output, State]:
-        feed = lambda model, p, part: model.extend(p, part, tokens, lengths)
-        return self._combine(state, params, feed)
+    def extend(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
+        return self._combine(state, params, lambda model, p, part: model.extend(p, part, tokens))
 
     def teacher_forced(self, params: PyTree, state: State, tokens: Array) -> Output:
         feed = lambda model, p, part: (model.teacher_forced(p, part, tokens), part)
@@ -130,44 +154,72 @@ class Realigned:
 
     def _combine(self, state: State, params: PyTree, feed: Callable) -> tuple[Output, State]:
         """Feeds every model with its part of the state and mixes their logits."""
-        outputs, parts = [], []
+        logits, parts = [], []
         for i, model in enumerate(self.models):
-            part = state.replace(shared=state.shared[i], cache=state.cache[i])
+            part = state.replace(
+                shared=state.shared[i], kept=state.kept.parts[i], cache=state.cache[i]
+            )
             output, part = feed(model, params[i], part)
-            outputs.append(output.logits)
+            missing = self.vocab_size - output.logits.shape[-1]
+            logits.append(
+                jnp.pad(output.logits, [(0, 0)] * (output.logits.ndim - 1) + [(0, missing)])
+            )
             parts.append(part)
-        lam = state.lam.reshape(*outputs[0].shape[:2], *[1] * (outputs[0].ndim - 3), -1)
-        logits = realign_logits(outputs[0], outputs[1:], lam)
-        state = parts[0].replace(shared=state.shared, cache=tuple(x.cache for x in parts))
-        return without_unused(Output(logits, jnp.stack(outputs)), self.num_ids), state
+        lam = state.kept.lam
+        lam = lam.reshape(*lam.shape[:2], *[1] * (logits[0].ndim - 3), -1)
+        output = Output(realign_logits(logits[0], logits[1:], lam), jnp.stack(logits))
+        state = state.replace(
+            position=parts[0].position,
+            kept=state.kept.replace(parts=tuple(x.kept for x in parts)),
+            cache=tuple(x.cache for x in parts),
+        )
+        return without_unused(output, self.num_ids), state
 
 
-def check_lam(lam: Array, rows: tuple[int, int], num_aligned: int) -> Array:
-    """Validate lam and cast it to float32.
+def with_lam(state: State, lam: Array) -> State:
+    """The state of a mixture at other λ: the prefilled prompts serve any of them.
+
+    Args:
+        state: of `Realigned.start`.
+        lam: float32 [B, G] or [B, G, M], as of `Prompts`.
+    """
+    *rows, num_aligned = state.kept.lam.shape
+    return state.replace(kept=state.kept.replace(lam=_per_hypothesis(lam, rows, num_aligned)))
+
+
+def _per_hypothesis(lam: Array, rows: Sequence[int], num_aligned: int) -> Array:
+    """lam [B, G] or [B, G, M] -> float32 [B, K, M], each for K/G adjacent hypotheses of rows (B, K)."""
+    check_lam(lam, rows, num_aligned)
+    lam = jnp.asarray(lam, jnp.float32).reshape(*lam.shape[:2], num_aligned)
+    return jnp.repeat(lam, rows[1] // lam.shape[1], axis=1)
+
+
+def check_lam(lam: Array, rows: Sequence[int], num_aligned: int) -> None:
+    """Validates λ.
+
+    Args:
+        lam: as of `Prompts`.
+        rows: B and K.
+        num_aligned: M.
 
     Raises:
-        ValueError: it is no array of numbers, its shape is not [B, K] (with one aligned model) or
-            [B, K, M], or it holds a value that is not finite (seen outside of jit only).
+        ValueError: it is no array of numbers, its shape is not [B, G] (with one aligned model) or
+            [B, G, M] with a G that divides K, or it holds a value that is not finite (seen outside
+            of jit only).
     """
     if not isinstance(lam, (np.ndarray, Array)) or not jnp.issubdtype(lam.dtype, jnp.number):
         raise ValueError(
-            f"lam must be an array of numbers [B, K], or [B, K, M] for M aligned models; found {lam!r}."
+            "lam must be an array of numbers [B, G], or [B, G, M] for M aligned models; found "
+            f"{lam!r}."
         )
-    shapes = [(*rows, num_aligned)] + ([rows] if num_aligned == 1 else [])
-    if lam.shape not in shapes:
-        expected = " or ".join(map(str, shapes))
+    fits = lam.ndim == 3 or (lam.ndim == 2 and num_aligned == 1)
+    fits = fits and lam.shape[0] == rows[0] and lam.shape[2:] in ((), (num_aligned,))
+    if not fits or lam.shape[1] < 1 or rows[1] % lam.shape[1]:
         raise ValueError(
-            f"lam has shape {lam.shape}; expected {expected}, that is [B, K] as of `stream`, with "
-            "an axis M more for M aligned models."
+            f"lam has shape {lam.shape}; expected [B, G] = [{rows[0]}, G] with a G that divides the "
+            f"{rows[1]} hypotheses of a prompt, and an axis M more for M aligned models, of which "
+            f"there are {num_aligned}."
         )
-    if isinstance(lam, np.ndarray) and not np.isfinite(lam).all():
-        raise ValueError(f"lam must be finite; found {lam[~np.isfinite(lam)][0]}.")
-    return jnp.asarray(lam, jnp.float32)
-
-
-def known_lam(model: LanguageModel, lam: Array, rows: tuple[int, int]) -> Array:
-    """`check_lam` of what a caller hands over for a model; 0 for a single one, which has no λ."""
-    if not isinstance(model, Realigned):
-        return jnp.zeros(rows)
-    known = lam if isinstance(lam, jax.core.Tracer) else np.asarray(lam)
-    return check_lam(known, rows, len(model.aligned))
+    if not isinstance(lam, jax.core.Tracer) and not np.isfinite(lam).all():
+        wrong = np.asarray(lam)[~np.isfinite(lam)]
+        raise ValueError(f"lam must be finite; found {wrong[0]}.")

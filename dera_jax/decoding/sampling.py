@@ -1,13 +1,14 @@
 """Sampling: the compiled step inside `lax.scan` that every method here shares.
 
-One call decodes B inputs x K hypotheses, where the K rows of an input may be any mix of λ values
-and samples (`sweep_rows`). λ, temperature, top-k, top-p, minimum length and end token are traced:
-new values compile nothing.
+One call decodes B prompts x K hypotheses, where the K hypotheses of a prompt may be any mix of λ
+values and samples (`sweep_rows`). λ, temperature, top-k, top-p, minimum length and end tokens are
+traced: new values compile nothing.
 
-Axes: B inputs, K hypotheses, S input length, T output length, V vocabulary, C component models.
+Axes: B prompts, K hypotheses, T output length, V vocabulary, E end tokens, C component models.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,10 @@ from jax import Array
 
 from dera_jax import checks
 from dera_jax.decoding import transforms
-from dera_jax.decoding.arguments import check_rows, check_stream, end_id, with_end
-from dera_jax.decoding.realign import LAMBDAS, known_lam
+from dera_jax.decoding.arguments import check_keys, check_prompts, end_ids, with_end_ids
+from dera_jax.decoding.realign import LAMBDAS
 from dera_jax.models.finite import check_values
-from dera_jax.models.language_model import LanguageModel, Output, PyTree, State, rewind
+from dera_jax.models.language_model import LanguageModel, Output, Prompts, PyTree, State, rewind
 
 _TEMPERATURE = checks.Check(
     "a finite number above 0 (for the most likely token set greedy=True)",
@@ -39,8 +40,8 @@ class Sampling:
         temperature: divides the combined logits; > 0.
         top_k: keep this many tokens; None for all.
         top_p: keep the smallest nucleus of this probability; None for all.
-        min_length: no end token before this many tokens.
-        eos_id: the end token; None for the model's, -1 for none.
+        min_length: no end tokens before this many tokens.
+        end_ids: the tokens that end a sequence, [E]; None for the model's, (-1,) for none.
     """
 
     max_length: int = struct.field(pytree_node=False)
@@ -49,7 +50,7 @@ class Sampling:
     top_k: int | Array | None = None
     top_p: float | Array | None = None
     min_length: int | Array = 0
-    eos_id: int | Array | None = None
+    end_ids: Sequence[int] | Array | None = None
 
 
 @struct.dataclass
@@ -79,12 +80,14 @@ class Hypotheses:
 
     Attributes:
         state: the model's.
+        keys: PRNG keys [B, K].
         token: int32 [B, K], the next token to feed.
         lengths: int32 [B, K], tokens produced, the end token included.
         finished: bool [B, K], the end token was produced.
     """
 
     state: State
+    keys: Array
     token: Array
     lengths: Array
     finished: Array
@@ -92,9 +95,16 @@ class Hypotheses:
 
 @struct.dataclass
 class Prefilled:
-    """What `prefill` leaves for `sample_from`: the model's state, and its room (static, tokens)."""
+    """What `prefill` leaves for `sample_from`.
+
+    Attributes:
+        state: the model's, of prefilled prompts.
+        num_hypotheses: static; K.
+        room: static; tokens that the caches hold.
+    """
 
     state: State
+    num_hypotheses: int = struct.field(pytree_node=False)
     room: int = struct.field(pytree_node=False)
 
 
@@ -118,129 +128,126 @@ class Samples:
 
 
 def sample(
-    model: LanguageModel,
-    params: PyTree,
-    inputs: Array,
-    lam: Array,
-    stream: Array,
-    sampling: Sampling,
+    model: LanguageModel, params: PyTree, prompts: Prompts, keys: Array, sampling: Sampling
 ) -> Samples:
-    """Decodes K hypotheses of each input in one compiled call.
+    """Decodes K hypotheses of each prompt in one compiled call.
 
     Args:
-        model: any language model; a `Realigned` one mixes by `lam`.
+        model: any language model; a `Realigned` one mixes by the prompts' λ.
         params: its parameters.
-        inputs: int32 [B, S], 0 is padding.
-        lam: float32 [B, K] (or [B, K, M] for M aligned models); a single model ignores it.
-        stream: keys [B, K] from `streams`; a row's draws depend on its key and position alone.
+        prompts: B of them.
+        keys: PRNG keys [B, K] from `sequence_keys`; the draws of a hypothesis depend on its key and
+            the position alone.
         sampling: how to draw.
 
     Raises:
         ValueError: a setting out of its range, an argument that is no array of its type and shape,
-            ids beyond the model's table, or lam that is not finite.
+            ids beyond the model's table, or λ that is not finite.
         FloatingPointError: a token's log-probability is NaN or infinite.
     """
-    sampling, lam = _check(model, inputs, lam, stream, sampling)
-    samples = _sample(model, params, inputs, lam, stream, sampling)
-    check_scores(samples.scores, lam)
+    sampling = checked(sampling, model)
+    check_prompts(model, prompts, keys)
+    samples = _sample(model, params, prompts, keys, sampling)
+    check_scores(samples.scores, prompts.lam)
     return samples
 
 
-def check_scores(scores: Tokens, lam: Array) -> None:
-    """Raise FloatingPointError, naming place and λ, for a score that is NaN or infinite.
+def check_scores(scores: Tokens, lam: Array | None = None) -> None:
+    """Raise FloatingPointError, naming the place, for a score that is NaN or infinite.
 
     Not inside of jit: there the values are not known yet.
 
     Args:
         scores: of hypotheses [B, K, T].
-        lam: of each, [B, K] or [B, K, M].
+        lam: of the prompts, [B, G] or [B, G, M], for the message.
     """
     names = {
         "log-probability": scores.log_prob,
         "sampling log-probability": scores.sampling_log_prob,
         "KL to the reference": scores.kl,
     }
-    axes, parts = ("input", "hypothesis", "token"), scores.part_log_prob
-    check_values(names, axes, None if parts is None else lam)
-    check_values({"log-probability": parts}, ("component", *axes))
+    axes = "input", "hypothesis", "token"
+    check_values(names, axes, lam)
+    check_values({"log-probability": scores.part_log_prob}, ("component", *axes))
 
 
 def prefill(
-    model: LanguageModel,
-    params: PyTree,
-    inputs: Array,
-    lam: Array,
-    stream: Array,
-    sampling: Sampling,
+    model: LanguageModel, params: PyTree, prompts: Prompts, num_hypotheses: int, max_length: int
 ) -> Prefilled:
-    """The encoder's work of `sample` alone, for `sample_from` to use many times; arguments alike."""
-    sampling, lam = _check(model, inputs, lam, stream, sampling)
-    return Prefilled(_start(model, params, inputs, lam, stream, sampling), _room(sampling))
+    """The work of `sample` on the prompts alone, for `sample_from` to use many times.
+
+    Args:
+        model, params, prompts: as of `sample`.
+        num_hypotheses: K.
+        max_length: tokens of a sequence at most, the end token included.
+
+    Raises:
+        ValueError: as `sample`.
+    """
+    sizes = {"num_hypotheses": num_hypotheses, "max_length": max_length}
+    for name, size in sizes.items():
+        checks.check(name, size, checks.whole(1))
+    check_prompts(model, prompts, num_hypotheses)
+    room = _room(max_length)
+    return Prefilled(_start(model, params, prompts, num_hypotheses, room), num_hypotheses, room)
 
 
 def sample_from(
-    model: LanguageModel,
-    params: PyTree,
-    prefilled: Prefilled,
-    lam: Array,
-    stream: Array,
-    sampling: Sampling,
+    model: LanguageModel, params: PyTree, prefilled: Prefilled, keys: Array, sampling: Sampling
 ) -> Samples:
-    """What `sample` gives with this lam and stream on the inputs of `prefilled`, which is kept.
+    """What `sample` gives with these keys on the prompts of `prefilled`, which is kept.
+
+    For other λ than those it was prefilled at see `realign.with_lam`.
 
     Raises:
         FloatingPointError: as `sample` does.
         ValueError: as `sample` does, or `prefilled` is of another number of hypotheses, or has no
-            room for texts of this length.
+            room for sequences of this length.
     """
-    sampling = with_end(sampling, model)
-    check_sampling(sampling, model.vocab_size)
-    rows, room = prefilled.state.stream.shape, prefilled.room
-    found = check_stream(stream)
-    if found != rows or _room(sampling) > room:
+    sampling = checked(sampling, model)
+    batch, num_hypotheses = check_keys(keys)
+    expected = len(prefilled.state.first_token), prefilled.num_hypotheses
+    if (batch, num_hypotheses) != expected or _room(sampling.max_length) > prefilled.room:
         raise ValueError(
-            f"prefilled for {rows} hypotheses of at most {room} tokens; found {found} of "
-            f"{sampling.max_length}."
+            f"prefilled for {expected} hypotheses of at most {prefilled.room} tokens; found "
+            f"{(batch, num_hypotheses)} of {sampling.max_length}."
         )
-    lam = known_lam(model, lam, rows)
-    samples = _sample_from(model, params, prefilled.state, lam, stream, sampling)
-    check_scores(samples.scores, lam)
+    samples = _sample_from(model, params, prefilled.state, keys, sampling)
+    check_scores(samples.scores)
     return samples
 
 
-def _check(
-    model: LanguageModel, inputs: Array, lam: Array, stream: Array, sampling: Sampling
-) -> tuple[Sampling, Array]:
-    """The sampling with its end token, and lam as `known_lam` has it."""
-    sampling = with_end(sampling, model)
+def checked(sampling: Sampling, model: LanguageModel) -> Sampling:
+    """The sampling with its end tokens; raises ValueError as `check_sampling`, `with_end_ids`."""
+    sampling = with_end_ids(sampling, model)
     check_sampling(sampling, model.vocab_size)
-    return sampling, check_rows(model, inputs, lam, stream)
+    return sampling
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _sample(model, params, inputs, lam, stream, sampling: Sampling) -> Samples:
-    state = _start(model, params, inputs, lam, stream, sampling)
-    return _decode(model, params, state, sampling)
+def _sample(model, params, prompts, keys, sampling: Sampling) -> Samples:
+    state = model.start(params, prompts, keys.shape[1], _room(sampling.max_length))
+    return _decode(model, params, begin(state, keys), sampling)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _sample_from(model, params, state, lam, stream, sampling: Sampling) -> Samples:
-    return _decode(model, params, rewind(state).replace(lam=lam, stream=stream), sampling)
+def _sample_from(model, params, state, keys, sampling: Sampling) -> Samples:
+    return _decode(model, params, begin(rewind(state), keys), sampling)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _start(model, params, inputs, lam, stream, sampling: Sampling) -> State:
-    return model.start(params, inputs, lam, stream, _room(sampling))
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _start(model, params, prompts, num_hypotheses: int, room: int) -> State:
+    return model.start(params, prompts, num_hypotheses, room)
 
 
-def _room(sampling: Sampling) -> int:
+def _room(max_length: int) -> int:
     """Tokens in the cache, a whole number of chunks: a slice update past its end would be moved
     back onto the last slots without a word."""
-    return -(-sampling.max_length // CHUNK) * CHUNK
+    return -(-max_length // CHUNK) * CHUNK
 
 
-def _decode(model, params, state: State, sampling: Sampling) -> Samples:
-    num_chunks, hypotheses = _room(sampling) // CHUNK, begin(model, state)
+def _decode(model, params, hypotheses: Hypotheses, sampling: Sampling) -> Samples:
+    num_chunks = _room(sampling.max_length) // CHUNK
     chunk = functools.partial(decode_chunk, model, params, sampling, num_steps=CHUNK)
     like = jax.eval_shape(lambda h: chunk(h)[1], hypotheses)
     record = jax.tree.map(lambda x: jnp.zeros((num_chunks, *x.shape), x.dtype), like)
@@ -266,10 +273,10 @@ def _time_last(x: Array, length: int) -> Array:
     return jnp.moveaxis(x.reshape(-1, *x.shape[2:]), 0, -1)[..., :length]
 
 
-def begin(model: LanguageModel, state: State) -> Hypotheses:
-    """Hypotheses of a state of `start`, before their first token."""
-    zeros = jnp.zeros(state.stream.shape, jnp.int32)
-    return Hypotheses(state, zeros + model.start_token, zeros, zeros > 0)
+def begin(state: State, keys: Array) -> Hypotheses:
+    """Hypotheses with keys[B, K] of a state of `start`, before their first token."""
+    zeros = jnp.zeros(keys.shape, jnp.int32)
+    return Hypotheses(state, keys, zeros + state.first_token[:, None], zeros, zeros > 0)
 
 
 def decode_chunk(
@@ -285,28 +292,30 @@ def decode_step(
 ) -> tuple[Hypotheses, Tokens]:
     """One token of every hypothesis. Rows that have ended stay as they are and yield zeros."""
     alive = ~hypotheses.finished & (hypotheses.lengths < sampling.max_length)
-    positions = hypotheses.state.lengths
+    keys, slot = hypotheses.keys, hypotheses.state.position
     output, state = model.step(params, hypotheses.state, hypotheses.token)
     logits = sampling_logits(output.logits, hypotheses.lengths, sampling)
     if not sampling.greedy:
-        noise = gumbel_noise(state.stream, positions, logits.shape[-1])
+        noise = gumbel_noise(keys, slot, logits.shape[-1])
         token = jnp.argmax(logits + noise, axis=-1)
     else:
         token = jnp.argmax(logits, axis=-1)
     tokens = score_tokens(output, logits, token, sampling.greedy)
     tokens = jax.tree.map(lambda x: jnp.where(alive, x, 0), tokens)
+    ends = is_end(tokens.token, sampling.end_ids)
     hypotheses = Hypotheses(
         state=state,
+        keys=keys,
         token=tokens.token,
         lengths=hypotheses.lengths + alive,
-        finished=hypotheses.finished | (alive & (tokens.token == sampling.eos_id)),
+        finished=hypotheses.finished | (alive & ends),
     )
     return hypotheses, tokens
 
 
 def sampling_logits(logits: Array, lengths: Array, sampling: Sampling) -> Array:
     """Logits [B, K, V] of the distribution to sample from logits[B, K, V] at lengths[B, K]."""
-    logits = transforms.forbid(logits, sampling.eos_id, lengths < sampling.min_length)
+    logits = transforms.forbid(logits, sampling.end_ids, lengths < sampling.min_length)
     if sampling.greedy:
         return logits
     logits = logits / jnp.asarray(sampling.temperature, jnp.float32)[..., None]
@@ -317,14 +326,19 @@ def sampling_logits(logits: Array, lengths: Array, sampling: Sampling) -> Array:
     return logits
 
 
-def gumbel_noise(stream: Array, positions: Array, vocab_size: int) -> Array:
-    """Noise [B, K, V] of keys stream[B, K] at positions[B, K]; argmax(logits + noise) samples.
+def is_end(tokens: Array, end_ids: Array) -> Array:
+    """bool [...], whether tokens[...] are one of end_ids[E]."""
+    return jnp.any(tokens[..., None] == end_ids, axis=-1)
+
+
+def gumbel_noise(keys: Array, slot: Array, vocab_size: int) -> Array:
+    """Noise [B, K, V] of keys[B, K] at one slot; argmax(logits + noise) samples.
 
     Gumbel noise and not a uniform through the inverse distribution: slower, but rows that share
     their noise and differ a little in λ then mostly draw the same token (benchmarks/draws.py).
     """
-    draw = lambda key, at: jax.random.gumbel(jax.random.fold_in(key, at), (vocab_size,))
-    return jax.vmap(jax.vmap(draw))(stream, positions)
+    draw = lambda key: jax.random.gumbel(jax.random.fold_in(key, slot), (vocab_size,))
+    return jax.vmap(jax.vmap(draw))(keys)
 
 
 def score_tokens(output: Output, logits: Array, token: Array, greedy: bool) -> Tokens:
@@ -352,27 +366,27 @@ def score_tokens(output: Output, logits: Array, token: Array, greedy: bool) -> T
 
 
 def sweep_rows(lams: Array, num_samples: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of a λ sweep with `num_samples` samples at each λ.
+    """The hypotheses of a λ sweep with `num_samples` samples at each λ.
 
-    Row g * num_samples + i has λ_g and stream number i: all λ of a sample share their random
+    Hypothesis g * num_samples + i has λ_g and number i: all λ of a sample share their random
     draws, so λ = 0 and λ = 1 reproduce the single models' samples.
 
     Args:
         lams: [G], or [G, M] for M aligned models.
-        num_samples: samples of each input at each λ.
+        num_samples: samples of each prompt at each λ.
         batch: B.
 
     Returns:
-        lam float32 [B, K] or [B, K, M], and stream numbers int32 [K], K = G * num_samples.
+        lam float32 [B, G] or [B, G, M], and sequence numbers int32 [K], K = G * num_samples.
 
     Raises:
         ValueError: no λ, one that is not finite, or a number of samples below 1.
     """
     checks.check("sweep_rows.lams", lams, LAMBDAS)
     checks.check("sweep_rows.num_samples", num_samples, checks.whole(1))
-    rows = np.repeat(np.asarray(lams, np.float32), num_samples, axis=0)
+    groups = np.asarray(lams, np.float32)
     numbers = np.tile(np.arange(num_samples, dtype=np.int32), len(lams))
-    return np.broadcast_to(rows, (batch, *rows.shape)), numbers
+    return np.broadcast_to(groups, (batch, *groups.shape)), numbers
 
 
 def check_sampling(sampling: Sampling, vocab_size: int | None = None) -> None:
@@ -392,5 +406,6 @@ def check_sampling(sampling: Sampling, vocab_size: int | None = None) -> None:
         top_k=checks.optional(checks.whole(1, vocab_size)),
         top_p=checks.optional(checks.number(above=0, most=1)),
         min_length=checks.whole(0, sampling.max_length),
-        eos_id=end_id(vocab_size),
     )
+    if vocab_size is None and sampling.end_ids is not None:
+        checks.check("Sampling.end_ids", sampling.end_ids, end_ids(None))

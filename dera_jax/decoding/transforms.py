@@ -10,10 +10,10 @@ from jax import Array
 NEVER = jnp.finfo(jnp.float32).min  # finite: a row with nothing left is uniform, not NaN
 
 
-def forbid(logits: Array, token: Array, where: Array) -> Array:
-    """Rules `token` out in the rows of logits[..., V] where `where`[...] holds."""
-    is_token = jnp.arange(logits.shape[-1]) == token
-    return jnp.where(where[..., None] & is_token, NEVER, logits)
+def forbid(logits: Array, tokens: Array, where: Array) -> Array:
+    """Rules tokens[E] out in the rows of logits[..., V] where `where`[...] holds."""
+    is_one = jnp.any(jnp.arange(logits.shape[-1])[:, None] == tokens, axis=-1)
+    return jnp.where(where[..., None] & is_one, NEVER, logits)
 
 
 def _ordered_bits(x: Array) -> Array:

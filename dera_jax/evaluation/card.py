@@ -25,7 +25,7 @@ from dera_jax.evaluation.sweep import (
     format_table,
     table,
 )
-from dera_jax.models.language_model import streams
+from dera_jax.models.language_model import sequence_keys
 from dera_jax.rewards.length import LengthInRange, optimal_policy
 
 SHOWN = 20
@@ -60,11 +60,9 @@ def greedy_texts(pair: Pair, which: int, documents: Documents) -> list[str]:
     sampling = Sampling(max_length=pair.cards[1]["max_length"], greedy=True)
     n, texts = len(documents.texts), []
     for rows in full_batches(n, BATCH_SIZE):
-        stream = streams(0, documents.example_id[rows], [0])
-        out = sample(
-            pair.model.models[which], pair.params[which], documents.inputs[rows],
-            np.zeros(stream.shape), stream, sampling,
-        )  # fmt: skip
+        keys = sequence_keys(0, documents.example_id[rows], [0])
+        model, params = pair.model.models[which], pair.params[which]
+        out = sample(model, params, documents.prompts_of(rows), keys, sampling)
         texts += [to_text(row) for row in np.asarray(out.tokens[:, 0])]
     return texts[:n]
 
@@ -116,11 +114,9 @@ def in_range_rates(pair: Pair, documents: Documents, reward: LengthInRange) -> n
     """The reference policy's in-range rate for every document, float [n]."""
     n, rates = len(documents.texts), []
     for rows in full_batches(n, BATCH_SIZE):
-        keys = streams(0, documents.example_id[rows], np.arange(REFERENCE_SAMPLES))
-        out = sample(
-            pair.model.reference, pair.params[0], documents.inputs[rows],
-            np.zeros(keys.shape), keys, Sampling(max_length=pair.cards[1]["max_length"]),
-        )  # fmt: skip
+        keys = sequence_keys(0, documents.example_id[rows], np.arange(REFERENCE_SAMPLES))
+        prompts, sampling = documents.prompts_of(rows), Sampling(pair.cards[1]["max_length"])
+        out = sample(pair.model.reference, pair.params[0], prompts, keys, sampling)
         rates += np.mean(reward.contains(out.lengths, out.finished), axis=-1).tolist()
     return np.array(rates[:n])
 

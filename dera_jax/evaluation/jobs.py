@@ -62,13 +62,14 @@ class Split:
         if reward is not None and reward.about_keywords and examples.keywords is not None:
             rows = self._with_keywords(examples.keywords, rows)
         rows = rows[: self.documents]
+        some = examples.at(rows)
         return Documents(
-            inputs=examples.inputs[rows],
-            example_id=examples.example_id[rows],
-            texts=[examples.documents[i] for i in rows],
-            summaries=[examples.summaries[i] for i in rows],
-            targets=examples.targets[rows],
-            keywords=None if examples.keywords is None else examples.keywords[rows],
+            prompts=some.inputs,
+            example_id=some.example_id,
+            texts=some.documents,
+            summaries=some.summaries,
+            targets=some.targets,
+            keywords=some.keywords,
         )
 
     def _with_keywords(self, keywords: np.ndarray, rows: np.ndarray) -> np.ndarray:

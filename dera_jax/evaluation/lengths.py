@@ -73,7 +73,7 @@ class LengthSurvey:
             self.seed,
         ):
             parts.append((np.asarray(samples.lengths), np.asarray(samples.finished)))
-            n = len(documents.inputs)
+            n = len(documents.texts)
         return tuple(np.concatenate(column)[:n] for column in zip(*parts, strict=True))
 
 

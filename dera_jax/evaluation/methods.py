@@ -23,16 +23,22 @@ from dera_jax.decoding.beam_search import (
     NBest,
     Search,
     beam_search,
-    beam_search_on_host,
     check_search,
 )
 from dera_jax.decoding.best_of_n import winners
 from dera_jax.decoding.mutation import Prompt, check_template
 from dera_jax.decoding.realign import LAMBDA, Realigned
 from dera_jax.decoding.sampling import Sampling, check_sampling, prefill, sample_from
+from dera_jax.decoding.search import Guide
 from dera_jax.evaluation import shards
 from dera_jax.evaluation.sweep import PART, Documents, about, keyword_texts
-from dera_jax.models.language_model import LanguageModel, PyTree, streams
+from dera_jax.models.language_model import (
+    LanguageModel,
+    Prompts,
+    PyTree,
+    padded,
+    sequence_keys,
+)
 from dera_jax.rewards.combined import Combined
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Reward
@@ -96,20 +102,29 @@ class Bench:
             return self.models[int(lam)], self.params[int(lam)]
         return Realigned(self.models[0], self.models[1:]), self.params
 
-    def inputs(self, prompt: str, rows: np.ndarray) -> np.ndarray:
-        """int32 [B, S']: the documents `rows` in a prompt with the slots {text} and {keywords}.
+    def prompts(self, template: str, rows: np.ndarray, lam: float) -> Prompts:
+        """The documents `rows` in a template with the slots {text} and {keywords}, at λ.
 
-        A prompt makes inputs longer; documents are cut where they are cut without it.
+        A template makes prompts longer; documents are cut where they are cut without it.
 
         Raises:
             ValueError: as `check_prompt`.
         """
-        if prompt == TEXT:
-            return self.documents.inputs[rows]
-        check_prompt(prompt, self.documents.keywords is not None)
-        prompts = [self.prompt(prompt, row) for row in range(len(self.documents.texts))]
-        size = self.documents.inputs.shape[1] + max(map(self._added, prompts))
-        return np.stack([self.encode(prompts[row], size) for row in rows])
+        if template == TEXT:
+            return self.documents.prompts_of(rows, self.lam((len(rows), 1), lam))
+        check_prompt(template, self.documents.keywords is not None)
+        texts = [self.prompt(template, row) for row in range(len(self.documents.texts))]
+        size = self.documents.prompts.tokens.shape[1] + max(map(self._added, texts))
+        return self.encode([texts[row] for row in rows], size, self.lam((len(rows), 1), lam))
+
+    def lam(self, shape: tuple[int, ...], lam: float) -> np.ndarray | None:
+        """An array of λ for the model of `at`: None for a single one."""
+        return None if lam in (0.0, 1.0) else np.full(shape, lam, np.float32)
+
+    def guide(self, rows: np.ndarray) -> Guide:
+        """The reward for the documents `rows`; those that only fill the batch are not scored."""
+        texts = [self.documents.texts[row] for row in np.unique(rows)]
+        return Guide(self.judge, self.documents.source(rows), texts)
 
     def prompt(self, template: str, row: int) -> Prompt:
         """The document `row` in a template."""
@@ -117,13 +132,16 @@ class Bench:
         known = () if keywords is None else tuple(keyword_texts(keywords[row]))
         return Prompt(self.documents.texts[row], template, known)
 
-    def encode(self, prompt: Prompt, size: int) -> np.ndarray:
-        """int32 [size]: a prompt whose text is cut where documents are cut, or where it must be."""
+    def encode(self, prompts: Sequence[Prompt], size: int, lam: np.ndarray | None) -> Prompts:
+        """Prompts [B, size] whose texts are cut where documents are cut, or where they must be."""
+        return Prompts(*padded([self._ids(prompt, size) for prompt in prompts], size), lam)
+
+    def _ids(self, prompt: Prompt, size: int) -> list[int]:
         before, after = self._instruction(prompt)
-        room = min(self.documents.inputs.shape[1], size - len(before) - len(after)) - 1
+        most = self.documents.prompts.tokens.shape[1]
+        room = min(most, size - len(before) - len(after)) - 1
         text = self.tokenizer.encode(prompt.text)[: max(room, 0)]
-        ids = [*(before + text + after)[: size - 1], self.tokenizer.end_id]
-        return np.pad(np.array(ids, np.int32), (0, size - len(ids)))
+        return [*(before + text + after)[: size - 1], self.tokenizer.end_id]
 
     def _added(self, prompt: Prompt) -> int:
         return sum(map(len, self._instruction(prompt)))
@@ -181,7 +199,7 @@ class Sampled:
         lam: λ.
         best: whether only the best of the n counts.
         greedy: the most likely text instead; n must be 1.
-        prompt: see `Bench.inputs`.
+        prompt: see `Bench.prompts`.
         temperature, top_k: see `Sampling`.
 
     Raises:
@@ -208,9 +226,9 @@ class Sampled:
     def answer(self, bench: Bench, rows: np.ndarray) -> Answers:
         """See `Method`."""
         model, params = bench.at(self.lam)
-        inputs = bench.inputs(self.prompt, rows)
-        texts = self._sample(bench, rows, model, params, inputs)
-        read, nothing = np.sum(inputs > 0, axis=1, keepdims=True), [{}] * len(rows)
+        prompts = bench.prompts(self.prompt, rows, self.lam)
+        texts = self._sample(bench, rows, model, params, prompts)
+        read, nothing = prompts.lengths[:, None], [{}] * len(rows)
         if not self.best:
             return Answers(*texts, num_models(model) * (read + texts[1]), nothing)
         rewards, judging = self._judge(bench, rows, texts)
@@ -219,19 +237,17 @@ class Sampled:
         best = (np.take_along_axis(x, index.reshape(-1, 1, *[1] * (x.ndim - 2)), 1) for x in texts)
         return Answers(*best, cost, nothing)
 
-    def _sample(self, bench: Bench, rows: np.ndarray, model, params, inputs) -> list[np.ndarray]:
+    def _sample(self, bench: Bench, rows: np.ndarray, model, params, prompts) -> list[np.ndarray]:
         """Tokens [B, n, T], lengths and finished [B, n], piece by piece; the encoder works once."""
         sampling = Sampling(bench.max_length, self.greedy, self.temperature, self.top_k)
         calls = -(-self.n // _ROWS)
         numbers = np.arange(calls * -(-self.n // calls)).reshape(calls, -1)
         ids = bench.documents.example_id[rows]
-        lam = np.full((len(rows), numbers.shape[1]), self.lam, np.float32)
-        first = streams(bench.seed, ids, numbers[0])
-        prefilled = prefill(model, params, inputs, lam, first, sampling)
+        prefilled = prefill(model, params, prompts, numbers.shape[1], bench.max_length)
         pieces = []
         for some in numbers:
-            stream = streams(bench.seed, ids, some)
-            out = sample_from(model, params, prefilled, lam, stream, sampling)
+            keys = sequence_keys(bench.seed, ids, some)
+            out = sample_from(model, params, prefilled, keys, sampling)
             pieces.append(jax.tree.map(np.asarray, (out.tokens, out.lengths, out.finished)))
         return [np.concatenate(x, axis=1)[:, : self.n] for x in zip(*pieces, strict=True)]
 
@@ -256,7 +272,7 @@ class Searched:
         search: how.
         lam: λ.
         guided: by the bench's reward.
-        prompt: see `Bench.inputs`.
+        prompt: see `Bench.prompts`.
 
     Raises:
         ValueError: a setting out of its range, see `check_search`.
@@ -277,28 +293,17 @@ class Searched:
     def answer(self, bench: Bench, rows: np.ndarray) -> Answers:
         """See `Method`; the record holds `n_best`, with what each score is made of."""
         model, params = bench.at(self.lam)
-        inputs = bench.inputs(self.prompt, rows)
-        stream = streams(bench.seed, bench.documents.example_id[rows], [0])
-        lam = np.full(stream.shape, self.lam, np.float32)
-        found = self._search(bench, rows, model, params, inputs, lam, stream, self.search)
+        prompts = bench.prompts(self.prompt, rows, self.lam)
+        keys = sequence_keys(bench.seed, bench.documents.example_id[rows], [0])
+        guide = bench.guide(rows) if self.guided else None
+        found = beam_search(model, params, prompts, keys, self.search, guide)
         found = jax.tree.map(lambda x: np.asarray(x)[:, 0] if np.ndim(x) else np.asarray(x), found)
-        read = np.sum(inputs > 0, axis=1)
-        cost = num_models(model) * (read + found.positions)
+        cost = num_models(model) * (prompts.lengths + found.positions)
         if self.guided:
             cost = cost + found.rounds * judging(bench, rows, texts=self._texts_per_round())
-        best = jax.tree.map(lambda x: x[:, :1], found.texts)
+        best = jax.tree.map(lambda x: x[:, :1], found.pool)
         details = [{"n_best": _n_best(found, b, bench.tokenizer)} for b in range(len(rows))]
         return Answers(best.tokens, best.lengths, best.finished, cost[:, None], details)
-
-    def _search(self, bench: Bench, rows: np.ndarray, *arguments) -> NBest:
-        judge = bench.judge
-        if not self.guided:
-            return beam_search(*arguments)
-        source = bench.documents.source(rows)
-        if not judge.reward.on_host:
-            return beam_search(*arguments, judge.reward, judge.params, source)
-        texts = [bench.documents.texts[row] for row in rows]
-        return beam_search_on_host(*arguments, judge, source, texts)
 
     def _texts_per_round(self) -> int:
         search = self.search
@@ -312,7 +317,7 @@ def num_models(model: LanguageModel) -> int:
 
 def judging(bench: Bench, rows: np.ndarray, texts: int) -> np.ndarray:
     """int [B], positions that the reward's own models read to judge so many texts of each."""
-    read = np.sum(bench.documents.inputs[rows] > 0, axis=1)
+    read = bench.documents.prompts.lengths[rows]
     positions = bench.judge.reward.positions
     return np.array([positions(int(size), texts, bench.max_length) for size in read])
 
@@ -323,7 +328,7 @@ def _judged(judge: Judge, documents: Documents, rows: np.ndarray, *texts: Array)
 
 def _n_best(found: NBest, b: int, tokenizer: Tokenizer) -> list[dict]:
     """The texts found for one document, the best first, and what their scores are made of."""
-    texts = found.texts
+    texts = found.pool
     return [
         {
             "text": tokenizer.decode(texts.tokens[b, n, : texts.lengths[b, n]]),

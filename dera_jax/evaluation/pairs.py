@@ -12,7 +12,6 @@ from dera_jax.checkpoints.loading import Loaded, load
 from dera_jax.checkpoints.vocabulary import Vocabulary, check_same
 from dera_jax.decoding.realign import Realigned
 from dera_jax.models.language_model import PyTree
-from dera_jax.models.t5_lm import with_vocab_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +59,7 @@ def load_models(
     mesh: Mesh | None = None,
     task: str | None = None,
 ) -> list[Loaded]:
-    """Loads models that are to share their ids, and cuts their tables to one size.
+    """Loads models that are to share their ids.
 
     Args:
         paths: of checkpoints, see `loading.load`.
@@ -86,32 +85,25 @@ def load_models(
         name, vocabulary = known[0]
     if vocabulary:
         loaded = [x.agreeing_with(vocabulary, name) for x in loaded]
-    return _without_padding(loaded, paths, vocabulary)
+    _check_sizes(loaded, paths, vocabulary)
+    return loaded
 
 
-def _without_padding(
+def _check_sizes(
     loaded: Sequence[Loaded], paths: Sequence[str | Path], vocabulary: Vocabulary | None
-) -> list[Loaded]:
-    """Tables of one size: rows that only pad a larger one to a round size are left out."""
+) -> None:
+    """Says that tables differ in size; raises ValueError where nothing says which ids mean something."""
     sizes = [x.model.vocab_size for x in loaded]
-    least = min(sizes)
-    if least == max(sizes):
-        return list(loaded)
+    if min(sizes) == max(sizes):
+        return
     listed = ", ".join(f"{path} {size:,}" for path, size in zip(paths, sizes, strict=True))
     if vocabulary is None:
         raise ValueError(
             f"embeddings differ in size ({listed}), and no checkpoint says how many ids mean "
             "something: give vocabulary="
         )
-    meant = len(vocabulary.pieces)
     print(
-        f"embeddings differ in size ({listed}); ids from {least:,} on are padding, since the "
-        f"vocabulary has {meant:,}, and are left out",
+        f"embeddings differ in size ({listed}); ids from {len(vocabulary.pieces):,} on are padding, "
+        "since the vocabulary has no more, and are not produced",
         file=sys.stderr,
     )
-    return [dataclasses.replace(x, **_cut(x, least)) for x in loaded]
-
-
-def _cut(loaded: Loaded, size: int) -> dict[str, object]:
-    model, params = with_vocab_size(loaded.model, loaded.params, size)
-    return {"model": model, "params": params}

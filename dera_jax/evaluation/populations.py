@@ -10,7 +10,7 @@ import numpy as np
 from dera_jax import checks
 from dera_jax.decoding.archive import Evolved, Lived, Questions, evolve
 from dera_jax.decoding.evolution import Evolution, check_evolution
-from dera_jax.decoding.mutation import MUTATOR, Mutator, check_template
+from dera_jax.decoding.mutation import MUTATOR, Mutator, Prompt, check_template
 from dera_jax.decoding.realign import LAMBDA
 from dera_jax.evaluation.methods import (
     TEXT,
@@ -20,6 +20,7 @@ from dera_jax.evaluation.methods import (
     judging,
     num_models,
 )
+from dera_jax.models.language_model import Prompts
 
 TRACE = "evolution"  # of a record
 
@@ -33,7 +34,7 @@ class Bred:
         evolution: how.
         mutator: of instructions.
         lam: λ.
-        template: the seed instruction, see `Bench.inputs`.
+        template: the seed instruction, see `Bench.prompts`.
         room: tokens that an instruction may have; beyond, the document is cut.
 
     Raises:
@@ -63,17 +64,14 @@ class Bred:
         """See `Method`; the record holds `evolution`, see `trace`."""
         check_prompt(self.template, bench.documents.keywords is not None)
         model, params = bench.at(self.lam)
-        size = bench.documents.inputs.shape[1] + self.room
         questions = Questions(
             prompts=[bench.prompt(self.template, row) for row in rows],
-            encode=functools.partial(bench.encode, size=size),
+            encode=functools.partial(self._encode, bench),
             example_ids=bench.documents.example_id[rows],
-            source=bench.documents.source(rows),
-            documents=[bench.documents.texts[row] for row in rows],
+            guide=bench.guide(rows),
         )
-        lam = np.full(len(rows), self.lam, np.float32)
-        arguments = lam, bench.seed, self.evolution, self.mutator, bench.judge
-        found = evolve(model, params, questions, *arguments)
+        settings = bench.seed, self.evolution, self.mutator
+        found = evolve(model, params, questions, *settings)
         best = found.best
         texts = (x[:, None] for x in (best.tokens, best.lengths, best.finished))
         cost = self._cost(bench, rows, found, num_models(model))
@@ -81,6 +79,12 @@ class Bred:
             {TRACE: trace(bench, row, b, found, self.evolution)} for b, row in enumerate(rows)
         ]
         return Answers(*texts, cost[:, None], details)
+
+    def _encode(self, bench: Bench, prompts: Sequence[Sequence[Prompt]]) -> Prompts:
+        """[B, N, ...]: B x N prompts, with room for the instruction."""
+        size = bench.documents.prompts.tokens.shape[1] + self.room
+        each = [bench.encode(some, size, bench.lam((len(some), 1), self.lam)) for some in prompts]
+        return jax.tree.map(lambda *x: np.stack(x), *each)
 
     def _cost(self, bench: Bench, rows: np.ndarray, found: Evolved, models: int) -> np.ndarray:
         fed = found.read + found.seeds.lengths + sum(x.found.positions for x in found.generations)
@@ -137,12 +141,13 @@ def _period(bench: Bench, found, p: int, evolution: Evolution) -> dict:
     history = jax.tree.map(lambda x: x[:, p].tolist(), found.history)
     start = p * evolution.period
     written = found.written[:, start : start + evolution.period]
+    texts = zip(written, history.written, strict=True)
     return {
         "rewards": history.rewards,
         "survived": history.survived,
         "ended": history.ended,
         "donors": history.donors,
-        "written": [bench.tokenizer.decode(tokens[tokens > 0].tolist()) for tokens in written],
+        "written": [_text(bench, tokens, length) for tokens, length in texts],
     }
 
 

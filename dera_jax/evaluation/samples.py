@@ -11,7 +11,7 @@ from dera_jax.decoding.sampling import Samples, Sampling, sample
 from dera_jax.evaluation.jobs import Split
 from dera_jax.evaluation.shards import full_batches
 from dera_jax.evaluation.sweep import Documents
-from dera_jax.models.language_model import streams
+from dera_jax.models.language_model import sequence_keys
 
 
 def sample_batches(
@@ -27,8 +27,7 @@ def sample_batches(
     documents = split.read()
     theirs = data.vocabulary_of(split.task)
     model = model.agreeing_with(theirs, f"task {split.task!r}")
-    for rows in tqdm(full_batches(len(documents.inputs), batch_size), unit="batch"):
-        stream = streams(seed, documents.example_id[rows], np.arange(num_samples))
-        no_lam = np.zeros(stream.shape, np.float32)
-        inputs, sampling = documents.inputs[rows], Sampling(max_length)
-        yield rows, documents, sample(model.model, model.params, inputs, no_lam, stream, sampling)
+    for rows in tqdm(full_batches(len(documents.texts), batch_size), unit="batch"):
+        keys = sequence_keys(seed, documents.example_id[rows], np.arange(num_samples))
+        prompts, sampling = documents.prompts_of(rows), Sampling(max_length)
+        yield rows, documents, sample(model.model, model.params, prompts, keys, sampling)

@@ -3,8 +3,8 @@
 There is one record per document with all its samples (see `shards`); the table, the CSV and the plot
 are made from them, so a run that was stopped goes on where it was and loses no decoded document.
 
-Axes: B documents at once, K = λ values x samples, S input length, R length of a human summary, T
-output length, W keywords, L bytes.
+Axes: B documents at once, K = λ values x samples, R length of a human summary, T output length, W
+keywords, L bytes.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from dera_jax import checks, fingerprints, json_files
-from dera_jax.decoding.realign import LAMBDAS
+from dera_jax.decoding.realign import LAMBDAS, with_lam
 from dera_jax.decoding.sampling import (
     Prefilled,
     Samples,
@@ -29,7 +29,13 @@ from dera_jax.decoding.sampling import (
 )
 from dera_jax.evaluation import metrics, plots, shards
 from dera_jax.evaluation.tables import in_columns, write_csv
-from dera_jax.models.language_model import LanguageModel, PyTree, streams
+from dera_jax.models.language_model import (
+    LanguageModel,
+    Padded,
+    Prompts,
+    PyTree,
+    sequence_keys,
+)
 from dera_jax.rewards import words
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.length import LengthInRange
@@ -43,42 +49,46 @@ class Documents:
     """What to summarize.
 
     Attributes:
-        inputs: int32 [n, S], 0 is padding.
+        prompts: the n documents as the model reads them.
         example_id: int32 [n], fixes each document's random draws.
         texts: the n documents.
         summaries: their n human summaries.
-        targets: int32 [n, R], the summaries' tokens; None if unknown.
+        targets: [n, R], the summaries' tokens; None if unknown.
         keywords: uint8 [n, W, L], see `rewards.protocol.Source`; None if the task has none.
 
     Raises:
-        ValueError: inputs or example_id of another type or shape, or another number of texts.
+        ValueError: prompts or example_id of another type or shape, or another number of texts.
     """
 
-    inputs: np.ndarray
+    prompts: Prompts
     example_id: np.ndarray
     texts: Sequence[str]
     summaries: Sequence[str]
-    targets: np.ndarray | None = None
+    targets: Padded | None = None
     keywords: np.ndarray | None = None
 
     def __post_init__(self):
         ids = functools.partial(checks.check_array, dtype=np.integer)
-        n, _ = ids("Documents.inputs", self.inputs, "token ids", n=None, S=None)
+        checks.check("Documents.prompts", self.prompts, checks.instance(Prompts))
+        n, _ = ids("Documents.prompts.tokens", self.prompts.tokens, "token ids", n=None, S=None)
         ids("Documents.example_id", self.example_id, "ids", n=n)
         for name in ("texts", "summaries"):
             texts = getattr(self, name)
             if isinstance(texts, str) or len(texts) != n:
-                raise ValueError(f"Documents.{name} must be n = {n} texts, as many as inputs.")
+                raise ValueError(f"Documents.{name} must be n = {n} texts, as many as prompts.")
+
+    def prompts_of(self, rows: np.ndarray, lam: np.ndarray | None = None) -> Prompts:
+        """The prompts of some of them, at λ."""
+        return jax.tree.map(lambda x: x[rows], self.prompts).replace(lam=lam)
 
     def source(self, rows: np.ndarray) -> Source:
         """What a reward may know of some of them."""
-        columns = (self.inputs, self.targets, self.keywords)
-        return Source(*(None if x is None else x[rows] for x in columns))
+        return jax.tree.map(lambda x: x[rows], Source(self.prompts, self.targets, self.keywords))
 
     @functools.cached_property
     def sha256(self) -> str:
         """A hash of everything above."""
-        arrays = (self.inputs, self.example_id, self.targets, self.keywords)
+        arrays = (self.prompts, self.example_id, self.targets, self.keywords)
         texts = fingerprints.of_texts(self.texts, self.summaries)
         return fingerprints.of_texts([fingerprints.of_arrays(arrays), texts])
 
@@ -174,18 +184,21 @@ def decode(
     return shards.write(plan, decode_batch, folder, "decoding")
 
 
-def _sample_batch(model, params, prefills, batch, inputs, lam, stream, sampling) -> Samples:
+def _sample_batch(model, params, prefills, batch, prompts, keys, sampling) -> Samples:
     if prefills is None:
-        return sample(model, params, inputs, lam, stream, sampling)
+        return sample(model, params, prompts, keys, sampling)
     if batch not in prefills:
-        prefills[batch] = prefill(model, params, inputs, lam, stream, sampling)
-    return sample_from(model, params, prefills[batch], lam, stream, sampling)
+        size = keys.shape[1], sampling.max_length
+        prefills[batch] = prefill(model, params, prompts, *size)
+    prefilled = prefills[batch]
+    at_lam = prefilled.replace(state=with_lam(prefilled.state, prompts.lam))
+    return sample_from(model, params, at_lam, keys, sampling)
 
 
 def _decode_batch(sample_batch, documents, sweep, to_text, judge, rows) -> list[dict]:
     lam, numbers = sweep_rows(sweep.lams, sweep.num_samples, len(rows))
-    stream = streams(sweep.seed, documents.example_id[rows], numbers)
-    out = sample_batch(documents.inputs[rows], lam, stream, sweep.sampling)
+    keys = sequence_keys(sweep.seed, documents.example_id[rows], numbers)
+    out = sample_batch(documents.prompts_of(rows, lam), keys, sweep.sampling)
     rewards = _rewards(judge, documents, rows, out)
     out = jax.tree.map(np.asarray, out)
     found = []

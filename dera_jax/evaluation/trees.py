@@ -18,7 +18,7 @@ from scipy.special import log_softmax, logsumexp
 
 from dera_jax.models.tabular import TabularLM
 
-END = TabularLM.end_token
+(END,) = TabularLM.end_ids
 Policy = Sequence[np.ndarray]
 
 

@@ -25,6 +25,7 @@ from dera_jax import checks
 from dera_jax.evaluation import plots, trees
 from dera_jax.evaluation.tables import in_columns, write_csv
 from dera_jax.models.heads import TabularValue
+from dera_jax.models.language_model import Prompts
 from dera_jax.models.tabular import TabularLM
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import Source
@@ -153,7 +154,8 @@ def align(
     objective = ppo.Objective(reward, model.horizon, beta)
     step = ppo.make_step(ppo.Setup(actors, objective, how.updates, how.optimizers, seed))
     state = ppo.initial_state(how.optimizers, table, actors.value.init())
-    source, ids = Source(jnp.zeros((how.inputs, 1), int)), jnp.arange(how.inputs)
+    prompts = Prompts(jnp.zeros((how.inputs, 1), int), jnp.ones(how.inputs, int))
+    source, ids = Source(prompts), jnp.arange(how.inputs)
     for _ in range(how.steps):
         state, _ = step(state, ppo.Fixed(table), source, ids)
     return np.asarray(state.policy.params)

@@ -25,6 +25,7 @@ from dera_jax.decoding.beam_search import Search
 from dera_jax.decoding.evolution import Evolution, check_evolution, generation
 from dera_jax.decoding.mutation import MUTATOR, Mutator, Unchanged
 from dera_jax.decoding.realign import LAMBDA
+from dera_jax.decoding.search import Guide
 from dera_jax.evaluation import lineage, plots, population_plots, shards
 from dera_jax.evaluation.method_tables import (
     answered,
@@ -37,10 +38,10 @@ from dera_jax.evaluation.methods import Bench, Sampled, Searched, num_models
 from dera_jax.evaluation.populations import TRACE, Bred, replacements
 from dera_jax.experiments.search_setting import Budget, Setting, check_searches, widened
 from dera_jax.experiments.stages import run_all
-from dera_jax.models.language_model import streams
-from dera_jax.models.t5_lm import decodable
+from dera_jax.models.language_model import Prompts, sequence_keys
+from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import REWARD, Reward
-from dera_jax.training.dry_run import Need, need, shapes, source_shapes
+from dera_jax.training.dry_run import Need, decodable, need, shapes, source_shapes
 
 _DARWIN = "DARWIN"  # the row that others are compared with
 _MUTATED, _BEST, _DEAL = "mutation only", "best of n", "DeAL"
@@ -161,8 +162,8 @@ class PopulationStudy:
         params = jax.eval_shape(model.init, jax.random.key(0))
         judging = shapes(reward.load(ShapesOnly(model.vocab_size)))
         call = jax.jit(
-            lambda params, inputs, stream, judging, source: generation(
-                model, params, inputs, None, stream, evolution, reward, judging, source
+            lambda params, prompts, keys, judging, source: generation(
+                model, params, prompts, keys, evolution, Guide(Judge(reward, judging, str), source)
             )
         )
         length, m = evolution.sampling.max_length, evolution.period
@@ -173,8 +174,11 @@ class PopulationStudy:
             batch * (n * (size + length) + adopted),
             call,
             params,
-            jax.ShapeDtypeStruct((batch, n, size), jnp.int32),
-            jax.eval_shape(lambda: streams(0, jnp.arange(batch), jnp.arange(n))),
+            Prompts(
+                jax.ShapeDtypeStruct((batch, n, size), jnp.int32),
+                jax.ShapeDtypeStruct((batch, n), jnp.int32),
+            ),
+            jax.eval_shape(lambda: sequence_keys(0, jnp.arange(batch), jnp.arange(n))),
             judging,
             source_shapes(batch, source, source),
         )

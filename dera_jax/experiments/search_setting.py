@@ -15,20 +15,20 @@ from dera_jax.checkpoints.resources import RunResources, ShapesOnly
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.beam_search import Search, beam_search, check_search
 from dera_jax.decoding.realign import Realigned
+from dera_jax.decoding.search import Guide
 from dera_jax.evaluation.jobs import SPLIT, Split
 from dera_jax.evaluation.method_tables import GUIDE
 from dera_jax.evaluation.methods import TEXT, Bench, Searched, check_prompt
 from dera_jax.evaluation.pairs import load_models
 from dera_jax.evaluation.sweep import PART, Documents, about, values
 from dera_jax.experiments.stages import Reference, Stage
-from dera_jax.models.language_model import streams
-from dera_jax.models.t5_lm import decodable
+from dera_jax.models.language_model import sequence_keys
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Reward, check_limit
 from dera_jax.rewards.words import WordsInRange, check_fit
 from dera_jax.training.alignment import MODEL, Alignment
-from dera_jax.training.dry_run import Need, need, shapes, source_shapes
+from dera_jax.training.dry_run import Need, decodable, need, prompt_shapes, shapes, source_shapes
 from dera_jax.training.ppo import Objective
 
 
@@ -105,7 +105,7 @@ class Setting:
         Args:
             reward: what guides.
             headline: a column that tables are to have; None for any.
-            prompt: see `Bench.inputs`.
+            prompt: see `Bench.prompts`.
 
         Raises:
             FileNotFoundError, ValueError: what cannot be read, or does not fit.
@@ -179,22 +179,22 @@ class Setting:
 
     def _search_need(self, model, params, reward: Reward, search: Search) -> Need:
         batch, size = self.batch_size, self.documents.inputs
-        inputs = jax.ShapeDtypeStruct((batch, size), jnp.int32)
-        stream = jax.eval_shape(lambda: streams(0, jnp.arange(batch), [0]))
-        lam = jax.ShapeDtypeStruct(stream.shape, jnp.float32)
+        prompts = prompt_shapes(batch, size)
+        keys = jax.eval_shape(lambda: sequence_keys(0, jnp.arange(batch), [0]))
         networks = {"reference": params}
         if len(self._paths(Path())) > 1:
             networks["aligned"] = params
             model, params = Realigned(model, (model,)), (params, params)
+            prompts = prompts.replace(lam=jax.ShapeDtypeStruct((batch, 1), jnp.float32))
         judging = shapes(reward.load(ShapesOnly(model.vocab_size)))
         call = jax.jit(
-            lambda params, inputs, lam, stream, judging, source: beam_search(
-                model, params, inputs, lam, stream, search, reward, judging, source
+            lambda params, prompts, keys, judging, source: beam_search(
+                model, params, prompts, keys, search, Guide(Judge(reward, judging, str), source)
             )
         )
         ahead = search.top_k * search.lookahead / search.period
         tokens = round(batch * search.beams * self.max_length * (1 + ahead))
-        arguments = params, inputs, lam, stream, judging, source_shapes(batch, size, size)
+        arguments = params, prompts, keys, judging, source_shapes(batch, size, size)
         return need("search, a batch", networks | {"reward": judging}, tokens, call, *arguments)
 
 
@@ -262,7 +262,7 @@ class Budget:
     @classmethod
     def of(cls, bench: Bench, spender: Mapping) -> "Budget":
         """What the method of this row spends."""
-        read = float(np.mean(np.sum(bench.documents.inputs > 0, axis=1)))
+        read = float(np.mean(bench.documents.prompts.lengths))
         judging = lambda rows: bench.judge.reward.positions(round(read), rows, bench.max_length)
         each = judging(2) - judging(1)  # a network may read the document once for all texts
         return cls(spender["positions"], read, judging(1) - each, each)

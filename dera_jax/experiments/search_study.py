@@ -55,7 +55,7 @@ class SearchStudy:
         search: DeAL's settings; best-of-n and wider searches get as many positions, as near as
             whole numbers of texts or beams allow.
         lam: λ of the rows on DeRa.
-        prompt: an instruction to ask for what is rewarded, see `Bench.inputs`.
+        prompt: an instruction to ask for what is rewarded, see `Bench.prompts`.
         weights, lookaheads: DeAL is run with every pair of them too.
         headline: the column of the figures and of the gaps.
         title: of the figures.

@@ -19,11 +19,11 @@ from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation import shards, sweep
 from dera_jax.evaluation.jobs import Split, load
-from dera_jax.models.language_model import streams
-from dera_jax.models.t5_lm import T5, decodable
+from dera_jax.models.language_model import sequence_keys
+from dera_jax.models.t5_lm import T5
 from dera_jax.rewards.judge import score
 from dera_jax.training import supervised
-from dera_jax.training.dry_run import Need, need, shapes, source_shapes
+from dera_jax.training.dry_run import Need, decodable, need, prompt_shapes, shapes, source_shapes
 from dera_jax.training.supervised import BEST, Training
 
 
@@ -122,21 +122,18 @@ def sweep_needs(
     model = decodable(model)
     params = jax.eval_shape(model.init, jax.random.key(0))
     rows, batch = len(settings.lams) * settings.num_samples, settings.batch_size
-    inputs = jax.ShapeDtypeStruct((batch, documents.inputs), jnp.int32)
-    stream = jax.eval_shape(lambda: streams(0, jnp.arange(batch), jnp.arange(rows)))
-    shape = stream.shape if num_aligned == 1 else (*stream.shape, num_aligned)
-    lam = jax.ShapeDtypeStruct(shape, jnp.float32)
+    keys = jax.eval_shape(lambda: sequence_keys(0, jnp.arange(batch), jnp.arange(rows)))
+    lam = jax.ShapeDtypeStruct((batch, len(settings.lams), num_aligned), jnp.float32)
+    prompts = prompt_shapes(batch, documents.inputs).replace(lam=lam)
     pair, max_length = Realigned(model, (model,) * num_aligned), settings.sampling.max_length
     decode = jax.jit(lambda *args: sample(pair, *args, Sampling(max_length)))
     networks = {"reference": params} | {f"aligned {i + 1}": params for i in range(num_aligned)}
     everything = (params,) * (1 + num_aligned)
-    tokens = stream.size * max_length
-    decoding = need(
-        "DeRa sweep, a batch", networks, tokens, decode, everything, inputs, lam, stream
-    )
+    tokens = keys.size * max_length
+    decoding = need("DeRa sweep, a batch", networks, tokens, decode, everything, prompts, keys)
     if settings.reward is None or settings.reward.on_host:
         return [decoding]
-    return [decoding, _scoring_need(model, documents, settings, stream.shape)]
+    return [decoding, _scoring_need(model, documents, settings, keys.shape)]
 
 
 def _scoring_need(model: T5, documents: Split, settings: sweep.Sweep, rows: tuple) -> Need:

@@ -46,7 +46,8 @@ def check_values(values: Mapping[str, jax.Array], axes: Sequence[str], lam: obje
     Args:
         values: arrays by what they are called in the message; None is passed over.
         axes: names of the leading axes of all arrays, such as ('input', 'hypothesis').
-        lam: λ [B, K] or [B, K, M] of the places along the first two axes, to be named too.
+        lam: λ [B, G] or [B, G, M] of the places along the first two axes, each of adjacent places
+            along the second, to be named too.
 
     Raises:
         FloatingPointError: naming the first array with a value that is NaN or infinite, and where.
@@ -56,7 +57,8 @@ def check_values(values: Mapping[str, jax.Array], axes: Sequence[str], lam: obje
             continue
         for part, begin in _parts(x):
             if count_not_finite(part):
-                raise FloatingPointError(_sentence(name, part, begin, axes, lam))
+                each = None if lam is None else np.repeat(lam, x.shape[1] // lam.shape[1], axis=1)
+                raise FloatingPointError(_sentence(name, part, begin, axes, each))
 
 
 def _sentence(name: str, part: np.ndarray, begin: Sequence[int], axes, lam) -> str:

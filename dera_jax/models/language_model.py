@@ -1,18 +1,27 @@
-"""The one contract: a language model that can be stepped.
+"""The contract of every model: it can be stepped, and its log-probabilities can be trained.
 
-Everything that decodes takes a `LanguageModel`: T5, a tabular model, or the realigned mixture of
-several. Its state is an explicit pytree. What depends on the input alone is stored once per input;
-what differs between the hypotheses of an input is stored per hypothesis.
+Everything that decodes takes a `LanguageModel`: a T5, a decoder-only model, a table, or the realigned
+mixture of several. Parameters are arguments of every method, and the state is an explicit pytree
+with three kinds of leaves:
 
-Axes: B inputs, K hypotheses of each input, S input length, N tokens fed at once, T output length,
-V vocabulary, M aligned models, C component models (the reference and the M aligned ones).
+shared [B, ...]     what depends on the prompt alone; held once for all hypotheses of a prompt
+kept   [B, K, ...]  what follows its hypothesis and survives `rewind`
+cache  [B, K, ...]  keys and values of the tokens fed so far
+
+All hypotheses stand at one position, a scalar, so a cache update is one slice update. PRNG keys
+belong to the decoder, λ to the prompts and, from `start` on, to the state.
+
+Axes: B prompts, G values of λ for a prompt, K hypotheses of a prompt, S prompt length, N tokens fed
+at once, T output length, V vocabulary, M aligned models, C component models (the reference and the
+M aligned ones), E width of the final hidden states.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 
@@ -23,24 +32,59 @@ UNUSED = -1e9  # finite, so that 0·UNUSED is 0, and small enough that its expon
 
 
 @struct.dataclass
-class State:
-    """Where B x K hypotheses stand.
+class Padded:
+    """Sequences of token ids of different lengths in one array, padded on the right.
 
     Attributes:
-        lengths: int32 [B, K], tokens fed so far, the start token included; the next one's position.
-        stream: keys [B, K], the source of each row's randomness (see `streams`).
-        lam: float32 [B, K] or [B, K, M], λ of each row; a single model ignores it.
-        shared: leaves [B, ...], what depends on the input alone (encoder keys, values and mask).
-        cache: leaves [B, K, ...], what differs between hypotheses (decoder keys and values).
-        lockstep: static; all lengths are equal, so a cache update is one slice update.
+        tokens: int32 [..., S]. Ids past a length mean nothing, whatever their value.
+        lengths: int32 [...].
     """
 
+    tokens: Array
     lengths: Array
-    stream: Array
-    lam: Array
+
+    @property
+    def mask(self) -> Array:
+        """bool [..., S], whether a token lies within its sequence."""
+        return within(self.lengths, self.tokens.shape[-1])
+
+
+@struct.dataclass
+class Prompts:
+    """B prompts, right-padded, of at least one token each.
+
+    Attributes:
+        tokens: int32 [B, S]. Ids past a length mean nothing, whatever their value.
+        lengths: int32 [B].
+        lam: float32 [B, G], or [B, G, M] for M aligned models: λ of each group of K/G adjacent
+            hypotheses; None for a single model.
+    """
+
+    tokens: Array
+    lengths: Array
+    lam: Array | None = None
+
+    @property
+    def mask(self) -> Array:
+        """bool [B, S], whether a token lies within its prompt."""
+        return within(self.lengths, self.tokens.shape[-1])
+
+
+@struct.dataclass
+class State:
+    """The decoding state of B x K hypotheses.
+
+    Attributes:
+        position: int32 [], tokens fed so far to each hypothesis: the cache slot of the next one.
+        first_token: int32 [B], the token to feed first, into slot 0.
+        shared, kept, cache: see the module.
+    """
+
+    position: Array
+    first_token: Array
     shared: PyTree
+    kept: PyTree
     cache: PyTree
-    lockstep: bool = struct.field(pytree_node=False, default=True)
 
 
 @struct.dataclass
@@ -60,37 +104,110 @@ class Output:
 class LanguageModel(Protocol):
     """What decoding needs of a model. Implementations are frozen, hashable, and hold no arrays.
 
-    `start_token` is the token to feed first; `end_token` ends a sequence, None where the model does
-    not say; `vocab_size` is V; `num_ids` is the number of ids that may be produced, None for V.
+    `vocab_size` is V. `num_ids` is how many of the V ids may be produced, None for all: the others only
+    pad the tables to a round size. `end_ids` are the tokens that end a sequence, empty where the model does
+    not say. `start_token` is fed first; None for models that are fed the last token of each prompt.
     """
 
-    start_token: int
-    end_token: int | None
     vocab_size: int
     num_ids: int | None
+    end_ids: tuple[int, ...]
+    start_token: int | None
 
-    def start(
-        self, params: PyTree, inputs: Array, lam: Array, stream: Array, max_len: int
-    ) -> State:
-        """Encodes inputs[B, S] for the K rows of stream[B, K] with room for max_len tokens."""
+    def check(self, prompts: Prompts, num_hypotheses: int) -> None:
+        """Validates prompts outside of jit: token ids in the model's table, and λ.
+
+        Raises:
+            ValueError: an id beyond the table, λ for a single model, or no valid λ for a mixture.
+        """
+
+    def start(self, params: PyTree, prompts: Prompts, num_hypotheses: int, max_len: int) -> State:
+        """Prefills the prompts for K = num_hypotheses hypotheses with room for max_len tokens."""
 
     def step(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
         """Feeds tokens[B, K]; the output is that of the next position."""
 
-    def extend(
-        self, params: PyTree, state: State, tokens: Array, lengths: Array
-    ) -> tuple[Output, State]:
-        """Feeds the first lengths[B, K] >= 1 tokens of each row of tokens[B, K, N] in one pass.
-
-        The output is that after each row's last token. Equal to stepping through them.
-        """
+    def extend(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
+        """Feeds tokens[B, K, N] in one pass; the output is that after the last of them."""
 
     def teacher_forced(self, params: PyTree, state: State, tokens: Array) -> Output:
         """Logits [B, K, T, V] that predict tokens[B, K, T], from an empty cache; state is kept."""
 
 
+class TrainableModel(LanguageModel, Protocol):
+    """What trainers and heads need of a single model beyond decoding; `emb_dim` is E."""
+
+    emb_dim: int
+
+    def init(self, key: Array) -> PyTree:
+        """Random parameters, float32."""
+
+    def hidden(
+        self, params: PyTree, prompts: Prompts, tokens: Array, dropout_key: Array | None = None
+    ) -> Array:
+        """Final hidden states [B, K, N + 1, E] of tokens[B, K, N]: entry t has read t tokens.
+
+        A dropout key turns dropout on.
+        """
+
+    def logits(self, params: PyTree, hidden: Array) -> Array:
+        """Next-token logits float32 [..., V] of hidden[..., E]."""
+
+    def embedding(self, params: PyTree) -> Array:
+        """The table of token embeddings, [V, E]."""
+
+    def param_axes(self) -> Mapping[str, tuple[str, ...]]:
+        """The logical axes of every parameter, by its path joined by '/'."""
+
+
+def within(lengths: Array, size: int) -> Array:
+    """bool [..., size], whether a place lies within the first lengths[...] of a sequence."""
+    return jnp.arange(size) < lengths[..., None]
+
+
+def padded(sequences: Sequence[Sequence[int]], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences of at most `size` ids as int32 tokens [n, size], right-padded, and lengths [n]."""
+    tokens = np.zeros((len(sequences), size), np.int32)
+    for row, ids in zip(tokens, sequences, strict=True):
+        row[: len(ids)] = ids
+    return tokens, np.array([len(ids) for ids in sequences], np.int32)
+
+
+def check_single(prompts: Prompts, num_ids: int) -> None:
+    """Validates the prompts of a single model outside of jit, see `LanguageModel.check`.
+
+    Args:
+        prompts: of the model.
+        num_ids: ids that a prompt may contain.
+
+    Raises:
+        ValueError: naming the first id that is not in [0, num_ids), or λ is given.
+    """
+    if prompts.lam is not None:
+        raise ValueError(
+            "prompts.lam must be None for a single model: only a Realigned one mixes by λ; found "
+            f"an array of shape {np.shape(prompts.lam)}."
+        )
+    tokens, lengths = prompts.tokens, prompts.lengths
+    if not any(isinstance(x, jax.core.Tracer) for x in (tokens, lengths)):
+        used = np.where(within(np.asarray(lengths), tokens.shape[-1]), tokens, 0)
+        checks.check_token_ids("prompts.tokens", used, num_ids)
+
+
+def next_token_logits(
+    model: TrainableModel,
+    params: PyTree,
+    prompts: Prompts,
+    tokens: Array,
+    dropout_key: Array | None = None,
+) -> Array:
+    """Logits float32 [B, K, T, V] that predict tokens[B, K, T] under teacher forcing."""
+    hidden = model.hidden(params, prompts, tokens[..., :-1], dropout_key)
+    return model.logits(params, hidden)
+
+
 def without_unused(output: Output, num_ids: int | None) -> Output:
-    """Give the ids from `num_ids` on the same logit, `UNUSED`, in the mixture and in every part.
+    """Gives the ids from `num_ids` on the same logit, `UNUSED`, in the mixture and in every part.
 
     All log-probabilities and KLs are then over the ids that remain. None leaves all as they are.
     """
@@ -101,64 +218,74 @@ def without_unused(output: Output, num_ids: int | None) -> Output:
 
 
 def rewind(state: State) -> State:
-    """Empties the caches and keeps the encoder's work: ready to be fed the start token again."""
-    return state.replace(
-        lengths=jnp.zeros_like(state.lengths),
-        cache=jax.tree.map(jnp.zeros_like, state.cache),
-        lockstep=True,
-    )
+    """Empties the caches and keeps the prefilled prompts: ready to be fed the first token again."""
+    cache = jax.tree.map(jnp.zeros_like, state.cache)
+    return state.replace(position=jnp.zeros_like(state.position), cache=cache)
 
 
-def select(state: State, index: Array, stream: Array | None = None) -> State:
-    """Keeps, copies and reorders hypotheses: row k of the result is row index[b, k] of `state`.
-
-    Streams of randomness belong to places, not to texts: two copies of a hypothesis must not draw
-    alike. So K' = K rows keep the streams where they are; any other K' needs new ones.
+def select(state: State, index: Array) -> State:
+    """Copies and reorders hypotheses: hypothesis k of the result is index[b, k] of `state`.
 
     Args:
         state: of K hypotheses.
         index: int32 [B, K'], in [0, K).
-        stream: keys [B, K'] of the new rows.
-
-    Raises:
-        ValueError: K' differs from K and no stream is given.
     """
-    if stream is None:
-        if index.shape != state.stream.shape:
-            raise ValueError(
-                f"select from {state.stream.shape} to {index.shape} hypotheses needs `stream`: "
-                "one key for each new row."
-            )
-        stream = state.stream
-    gather = jax.vmap(lambda rows, at: jnp.take(rows, at, axis=0))
-    per_row = (state.lengths, state.lam, state.cache)
-    lengths, lam, cache = jax.tree.map(lambda x: gather(x, index), per_row)
-    return state.replace(lengths=lengths, lam=lam, cache=cache, stream=stream)
+    gather = jax.vmap(lambda hypotheses, at: jnp.take(hypotheses, at, axis=0))
+    kept, cache = jax.tree.map(lambda x: gather(x, index), (state.kept, state.cache))
+    return state.replace(kept=kept, cache=cache)
+
+
+def take(state: State, index: Array) -> State:
+    """Gathers whole prompts with all their hypotheses, each within its group of N.
+
+    Args:
+        state: of B·N prompts, the N of a group one after the other.
+        index: int32 [B, N'], in [0, N): which of its group.
+
+    Returns:
+        The state of B·N' prompts. Nothing is gathered across groups, so B may be sharded.
+    """
+    batch = index.shape[0]
+
+    def gather(x: Array) -> Array:
+        grouped = x.reshape(batch, -1, *x.shape[1:])
+        taken = jax.vmap(lambda group, at: jnp.take(group, at, axis=0))(grouped, index)
+        return taken.reshape(-1, *x.shape[1:])
+
+    leaves = state.first_token, state.shared, state.kept, state.cache
+    first_token, shared, kept, cache = jax.tree.map(gather, leaves)
+    return state.replace(first_token=first_token, shared=shared, kept=kept, cache=cache)
 
 
 def score(model: LanguageModel, params: PyTree, state: State, tokens: Array, lengths: Array):
     """Log-probabilities float32 [B, K, T] of tokens[B, K, T] under teacher forcing.
 
-    Zero at and after lengths[B, K]. Uses the encoder's work in `state` and leaves its caches alone.
+    Zero at and after lengths[B, K]. Uses the prefilled prompts of `state` and leaves its caches alone.
     """
-    log_probs = jax.nn.log_softmax(model.teacher_forced(params, state, tokens).logits)
+    return _log_probs(model.teacher_forced(params, state, tokens).logits, tokens, lengths)
+
+
+def score_sequences(
+    model: TrainableModel, params: PyTree, prompts: Prompts, tokens: Array, lengths: Array
+) -> Array:
+    """What `score` gives, from the prompts themselves: float32 [B, K, T], differentiable."""
+    return _log_probs(next_token_logits(model, params, prompts, tokens), tokens, lengths)
+
+
+def _log_probs(logits: Array, tokens: Array, lengths: Array) -> Array:
+    log_probs = jax.nn.log_softmax(logits)
     picked = jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
-    return jnp.where(jnp.arange(tokens.shape[-1]) < lengths[..., None], picked, 0.0)
+    return jnp.where(within(lengths, tokens.shape[-1]), picked, 0.0)
 
 
-def shift_right(targets: Array, start_token: int) -> Array:
-    """targets[..., T] -> decoder inputs [..., T]: the start token, then all but the last."""
-    padding = [(0, 0)] * (targets.ndim - 1) + [(1, 0)]
-    return jnp.pad(targets, padding, constant_values=start_token)[..., :-1]
-
-
-def streams(seed: int | Array, example_ids: Array, numbers: Array | Sequence[int]) -> Array:
-    """Keys [B, K], one for each (seed, example, stream number), whatever the batch around it.
+def sequence_keys(seed: int | Array, example_ids: Array, numbers: Array | Sequence[int]) -> Array:
+    """PRNG keys [B, K], one for each (seed, example, sequence number), whatever the batch around it.
 
     Args:
         seed: the run's seed.
-        example_ids: int32 [B], an id of each input that does not depend on its place in a batch.
-        numbers: int32 [K] or [B, K]; rows with equal numbers draw alike (common random numbers).
+        example_ids: int32 [B], an id of each prompt that does not depend on its place in a batch.
+        numbers: int32 [K] or [B, K]; hypotheses with equal numbers draw alike (common random
+            numbers).
 
     Raises:
         ValueError: a seed that is not in [0, 2^32), or arrays of other ranks.
@@ -169,7 +296,7 @@ def streams(seed: int | Array, example_ids: Array, numbers: Array | Sequence[int
     numbers = jnp.asarray(numbers, jnp.int32)
     if example_ids.ndim != 1 or numbers.ndim not in (1, 2):
         raise ValueError(
-            "streams needs example_ids [B] and numbers [K] or [B, K]; found arrays of shapes "
+            "sequence_keys needs example_ids [B] and numbers [K] or [B, K]; found arrays of shapes "
             f"{example_ids.shape} and {numbers.shape}."
         )
     numbers = jnp.broadcast_to(numbers, (example_ids.shape[0], numbers.shape[-1]))

@@ -239,8 +239,8 @@ class DecoderLayer(nn.Module):
 class DecoderContext:
     """What all layers of one decoder pass share.
 
-    positions: int32 [N] when all rows stand at the same place, else [B, K, N].
-    self_bias: [B*K or 1, H, N, L]; cross_bias: [B, 1, 1, S].
+    positions: int32 [N], the same for all hypotheses.
+    self_bias: [1, H, N, L]; cross_bias: [B, 1, 1, S].
     """
 
     positions: Array
@@ -255,16 +255,8 @@ class DecoderContext:
 
 
 def write_cache(cache: Array, new: Array, positions: Array) -> Array:
-    """Writes `new`[B, K, H, N, D] into `cache`[B, K, H, L, D] at `positions`.
-
-    positions[N], the same consecutive slots in every row: one slice update. positions[B, K, N]:
-    a scatter, which drops what would fall past the last slot.
-    """
-    new = new.astype(cache.dtype)
-    if positions.ndim == 1:
-        return jax.lax.dynamic_update_slice_in_dim(cache, new, positions[0], axis=3)
-    write_row = lambda row, x, at: row.at[:, at].set(x, mode="drop")
-    return jax.vmap(jax.vmap(write_row))(cache, new, positions)
+    """Writes `new`[B, K, H, N, D] into `cache`[B, K, H, L, D] at the slots `positions`[N]."""
+    return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), positions[0], axis=3)
 
 
 def _attend_own(
@@ -298,11 +290,10 @@ class Decoder(nn.Module):
         return tuple(x.encoder_decoder_attention.keys_values(encoded) for x in self.layers)
 
     def context(self, positions: Array, num_slots: int, mask: Array) -> DecoderContext:
-        """Biases of queries at `positions` over slots 0..num_slots-1; mask[B, S] of the input."""
-        rows = positions.reshape(-1, positions.shape[-1])
-        visible = rows[..., None] >= jnp.arange(num_slots)
-        self_bias = self.relpos_bias.at(rows, num_slots)
-        self_bias = self_bias + jnp.where(visible, 0.0, MASKED)[:, None]
+        """Biases of queries at positions[N] over slots 0..num_slots-1; mask[B, S] of the prompts."""
+        visible = positions[:, None] >= jnp.arange(num_slots)
+        self_bias = self.relpos_bias.at(positions[None], num_slots)
+        self_bias = self_bias + jnp.where(visible, 0.0, MASKED)
         return DecoderContext(positions, self_bias, jnp.where(mask[:, None, None], 0.0, MASKED))
 
     def __call__(self, x, context: DecoderContext, cross, caches, train: bool):
@@ -326,15 +317,15 @@ class Transformer(nn.Module):
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
 
-    def encode(self, inputs: Array, train: bool = False) -> Array:
-        """inputs[B, S], 0 is padding -> encoded [B, S, E]."""
-        return self.encoder(self.token_embedder(inputs), inputs > 0, train)
+    def encode(self, tokens: Array, mask: Array, train: bool = False) -> Array:
+        """tokens[B, S], of which mask[B, S] are no padding -> encoded [B, S, E]."""
+        return self.encoder(self.token_embedder(tokens), mask, train)
 
     def cross_keys_values(self, encoded: Array) -> tuple[KeysValues, ...]:
         return self.decoder.cross_keys_values(encoded)
 
     def decode(self, tokens, positions, cross, mask, caches=None, train: bool = False):
-        """Decoder input tokens[B, K, N] at positions [N] or [B, K, N] -> hidden, caches.
+        """Decoder input tokens[B, K, N] at positions[N] -> hidden, caches.
 
         Without caches this is teacher forcing: positions are 0..N-1 and the mask is causal, which
         is all that right-padded targets need.
@@ -349,12 +340,12 @@ class Transformer(nn.Module):
             return self.token_embedder.logits(hidden)
         return self.decoder.logits_dense(hidden)
 
-    def __call__(self, inputs: Array, decoder_inputs: Array, train: bool = False) -> Array:
-        """inputs[B, S], decoder_inputs[B, K, T] (start token first) -> hidden [B, K, T, E]."""
-        cross = self.cross_keys_values(self.encode(inputs, train))
+    def __call__(self, tokens, mask, decoder_inputs, train: bool = False) -> Array:
+        """tokens[B, S] under mask[B, S], decoder_inputs[B, K, T] (start token first) -> [B, K, T, E]."""
+        cross = self.cross_keys_values(self.encode(tokens, mask, train))
         positions = jnp.arange(decoder_inputs.shape[-1])
-        return self.decode(decoder_inputs, positions, cross, inputs > 0, train=train)[0]
+        return self.decode(decoder_inputs, positions, cross, mask, train=train)[0]
 
-    def teacher_forced(self, inputs: Array, decoder_inputs: Array, train: bool = False) -> Array:
+    def teacher_forced(self, tokens, mask, decoder_inputs, train: bool = False) -> Array:
         """Logits [B, K, T, V] of decoder_inputs[B, K, T]."""
-        return self.logits(self(inputs, decoder_inputs, train))
+        return self.logits(self(tokens, mask, decoder_inputs, train))

@@ -1,43 +1,49 @@
-"""A language model that is a table: one row of logits for every input and every prefix.
+"""A language model that is a table: one row of logits for every prompt and every prefix.
 
 Small enough to enumerate, so that what sampling, alignment and search ought to give is known
 exactly. It implements the contract of `language_model.py` and nothing more.
 
-Axes: B inputs, K hypotheses, S input length, T horizon, V vocabulary, P prefixes.
+Axes: B prompts, K hypotheses, S prompt length, N tokens, T horizon, V vocabulary, P prefixes.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from dera_jax import checks
-from dera_jax.models.language_model import Output, PyTree, State, shift_right
+from dera_jax.models.language_model import Output, Prompts, PyTree, State, check_single
 
 
 @dataclasses.dataclass(frozen=True)
 class TabularLM:
-    """Logits params[input id, prefix], for the input's first token and the output so far.
+    """Logits params[prompt, prefix], for the prompt's first token and the output so far.
 
     Prefixes are numbered as the nodes of the V-ary tree in breadth-first order: the empty one is 0
     and appending token v to prefix p gives p * V + v + 1. Prefixes of `horizon` tokens or more,
-    which no decode of at most `horizon` tokens asks about, share the last row.
+    which no decode of at most `horizon` tokens asks about, share the last row. The hidden state of a
+    prefix is its row of logits, so E = V.
     """
 
     vocab_size: int
     horizon: int
     num_inputs: int = 1
     start_token: int = 0
-    end_token: int = 1
+    end_ids: tuple[int, ...] = (1,)
     num_ids: None = None  # every id may be produced
 
     def __post_init__(self):
         sizes = dict.fromkeys(("vocab_size", "horizon", "num_inputs"), checks.whole(1))
         checks.check_fields(self, **sizes)
-        checks.check_fields(
-            self, start_token=checks.whole(0, self.vocab_size - 1), end_token=checks.whole(0)
-        )
+        token = checks.whole(0, self.vocab_size - 1)
+        end_ids = checks.several(token, "(1,)", least=0)
+        checks.check_fields(self, start_token=token, end_ids=end_ids)
+
+    @property
+    def emb_dim(self) -> int:
+        return self.vocab_size
 
     @property
     def num_prefixes(self) -> int:
@@ -47,43 +53,76 @@ class TabularLM:
         """Standard normal logits float32 [num_inputs, P, V]."""
         return jax.random.normal(key, (self.num_inputs, self.num_prefixes, self.vocab_size))
 
-    def start(
-        self, params: PyTree, inputs: Array, lam: Array, stream: Array, max_len: int
-    ) -> State:
+    def check(self, prompts: Prompts, num_hypotheses: int) -> None:
+        """See `LanguageModel`; the ids of prompts are numbers of tables."""
+        del num_hypotheses
+        check_single(prompts, self.num_inputs)
+
+    def start(self, params: PyTree, prompts: Prompts, num_hypotheses: int, max_len: int) -> State:
         del params, max_len  # a prefix number needs no room
-        zeros = jnp.zeros(stream.shape, jnp.int32)
-        return State(zeros, stream, lam, shared=inputs[:, 0], cache=zeros)
+        tables = prompts.tokens[:, 0]
+        return State(
+            position=jnp.zeros((), jnp.int32),
+            first_token=jnp.full_like(tables, self.start_token),
+            shared=tables,
+            kept=(),
+            cache=jnp.zeros((len(tables), num_hypotheses), jnp.int32),
+        )
 
     def step(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
-        one = jnp.ones_like(state.lengths)
-        return self.extend(params, state, tokens[..., None], one, lockstep=state.lockstep)
+        return self.extend(params, state, tokens[..., None])
 
-    def extend(self, params, state: State, tokens: Array, lengths: Array, lockstep: bool = False):
-        feed = jnp.arange(tokens.shape[-1]) < lengths[..., None]
-        # Token 0 of a row is the start token, which leads from nothing to the empty prefix.
-        first = (state.lengths[..., None] + jnp.arange(tokens.shape[-1])) == 0
-        prefix, _ = self._walk(state.cache, tokens, feed & ~first)
-        state = state.replace(cache=prefix, lengths=state.lengths + lengths, lockstep=lockstep)
-        return Output(self._look_up(params, state, prefix)), state
+    def extend(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
+        # The first token leads from nothing to the empty prefix.
+        fed = state.position + jnp.arange(tokens.shape[-1]) > 0
+        prefix = self._walk(state.cache, tokens, fed)[..., -1]
+        output = Output(_rows(params, state.shared, prefix))
+        return output, state.replace(cache=prefix, position=state.position + tokens.shape[-1])
 
     def teacher_forced(self, params: PyTree, state: State, tokens: Array) -> Output:
-        fed = shift_right(tokens, self.start_token)
-        _, prefixes = self._walk(jnp.zeros_like(state.cache), fed, jnp.arange(fed.shape[-1]) > 0)
-        return Output(jax.vmap(lambda p: self._look_up(params, state, p), -1, 2)(prefixes))
+        prefixes = self._prefixes(tokens[..., :-1])
+        return Output(_rows(params, state.shared, prefixes))
 
-    def _walk(self, prefix: Array, tokens: Array, feed: Array) -> tuple[Array, Array]:
-        """prefix[B, K] after each of tokens[B, K, N] that is to be fed: the last, and all."""
+    def hidden(
+        self, params: PyTree, prompts: Prompts, tokens: Array, dropout_key: Array | None = None
+    ) -> Array:
+        """See `TrainableModel`; there is no dropout."""
+        del dropout_key
+        return _rows(params, prompts.tokens[:, 0], self._prefixes(tokens))
 
-        def append(prefix, token_and_feed):
-            token, feed = token_and_feed
+    def logits(self, params: PyTree, hidden: Array) -> Array:
+        del params
+        return hidden
+
+    def embedding(self, params: PyTree) -> Array:
+        del params
+        return jnp.eye(self.vocab_size)
+
+    def param_axes(self) -> Mapping[str, tuple[str, ...]]:
+        return {"": ("inputs", "prefixes", "vocab")}
+
+    def _prefixes(self, tokens: Array) -> Array:
+        """The prefixes [B, K, N + 1] of tokens[B, K, N], from the empty one to all of them."""
+        empty = jnp.zeros(tokens.shape[:2], jnp.int32)
+        if not tokens.shape[-1]:
+            return empty[..., None]
+        longer = self._walk(empty, tokens, jnp.ones(tokens.shape[-1], bool))
+        return jnp.concatenate([empty[..., None], longer], axis=-1)
+
+    def _walk(self, prefix: Array, tokens: Array, fed: Array) -> Array:
+        """prefix[B, K] after each of tokens[B, K, N] where fed[N]: int32 [B, K, N]."""
+
+        def append(prefix, token_and_fed):
+            token, fed = token_and_fed
             longer = jnp.minimum(prefix * self.vocab_size + token + 1, self.num_prefixes - 1)
-            prefix = jnp.where(feed, longer, prefix)
+            prefix = jnp.where(fed, longer, prefix)
             return prefix, prefix
 
-        feed = jnp.broadcast_to(feed, tokens.shape)
-        per_token = jnp.moveaxis(tokens, -1, 0), jnp.moveaxis(feed, -1, 0)
-        last, all_of_them = jax.lax.scan(append, prefix, per_token)
-        return last, jnp.moveaxis(all_of_them, 0, -1)
+        _, prefixes = jax.lax.scan(append, prefix, (jnp.moveaxis(tokens, -1, 0), fed))
+        return jnp.moveaxis(prefixes, 0, -1)
 
-    def _look_up(self, params: Array, state: State, prefix: Array) -> Array:
-        return params[state.shared[:, None], prefix].astype(jnp.float32)
+
+def _rows(params: Array, tables: Array, prefixes: Array) -> Array:
+    """params[tables[B], prefixes[B, ...]], float32."""
+    tables = tables.reshape(-1, *[1] * (prefixes.ndim - 1))
+    return params[tables, prefixes].astype(jnp.float32)

@@ -7,15 +7,15 @@ Axes: B documents, K texts of each, S input length, T output length, N prompt le
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from dera_jax import checks
-from dera_jax.models.heads import T5Value, value_of_texts
-from dera_jax.models.language_model import PyTree, score
-from dera_jax.models.t5_lm import T5
+from dera_jax.models.heads import ValueHead, value_of_sequences
+from dera_jax.models.language_model import Prompts, PyTree, TrainableModel, score_sequences
 from dera_jax.rewards.protocol import Resources, Reward, Source
 
 _PROMPTS_AT_ONCE = 64
@@ -23,7 +23,7 @@ _PROMPTS_AT_ONCE = 64
 
 @dataclasses.dataclass(frozen=True)
 class RewardModel(Reward):
-    """The mean of the scalars that a T5 with a head gives a document and every prefix of a text.
+    """The mean of the scalars that a model with a head gives a document and every prefix of a text.
 
     Made by `training.preferences` from comparisons (Bradley and Terry 1952; for language models
     Stiennon et al. 2020, arXiv 2009.01325).
@@ -33,7 +33,7 @@ class RewardModel(Reward):
         folder: of the finished model; None for a dry run only.
     """
 
-    model: T5Value
+    model: ValueHead
     folder: str | None = None
 
     def __post_init__(self):
@@ -50,7 +50,7 @@ class RewardModel(Reward):
         self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
     ) -> Array:
         del finished
-        return value_of_texts(self.model, params, source.inputs, tokens, lengths)
+        return value_of_sequences(self.model, params, source.prompts, tokens, lengths)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Entailment(Reward):
         label: what it answers where the document entails the text.
     """
 
-    model: T5
+    model: TrainableModel
     folder: str | None = None
     max_length: int = 512
     instruction: str = "summarize:"
@@ -114,21 +114,20 @@ class Entailment(Reward):
     def __call__(
         self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
     ) -> Array:
-        prompts = self.prompts(params, source.inputs, tokens, lengths - finished)
-        answer, nothing = params["answer"][None, None], jnp.zeros((1, 1))
+        prompts = self.prompts(params, source.prompts, tokens, lengths - finished)
+        answer = params["answer"][None, None]
 
-        def log_prob(prompt: Array) -> Array:
-            state = self.model.start(params["model"], prompt[None], nothing, nothing, max_len=1)
-            length = jnp.full((1, 1), answer.shape[-1])
-            return jnp.sum(score(self.model, params["model"], state, answer, length))
+        def log_prob(prompt: Prompts) -> Array:
+            one, length = jax.tree.map(lambda x: x[None], prompt), jnp.full((1, 1), answer.size)
+            return jnp.sum(score_sequences(self.model, params["model"], one, answer, length))
 
-        # Every text makes an input of its own, so a few at a time: a sweep has hundreds.
-        flat = prompts.reshape(-1, prompts.shape[-1])
+        # Every sequence makes a prompt of its own, so a few at a time: a sweep has hundreds.
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), prompts)
         found = jax.lax.map(log_prob, flat, batch_size=_PROMPTS_AT_ONCE)
         return found.reshape(tokens.shape[:2])
 
-    def prompts(self, params: PyTree, inputs: Array, tokens: Array, lengths: Array) -> Array:
-        """int32 [B, K, N]: premise, document, hypothesis and the first lengths[B, K] tokens.
+    def prompts(self, params: PyTree, documents: Prompts, tokens: Array, lengths: Array) -> Prompts:
+        """[B, K, N]: premise, document, hypothesis and the first lengths[B, K] tokens.
 
         Raises:
             ValueError: a text can fill the prompt alone.
@@ -142,26 +141,30 @@ class Entailment(Reward):
                 f"text of {tokens.shape[-1]} tokens; raise it"
             )
 
-        def prompt(document: Array, text: Array, length: Array) -> Array:
-            document = _without_prefix(document, words[0])
-            document = jnp.where(document == end, 0, document)[:room]
-            text = jnp.where(jnp.arange(len(text)) < length, text, 0)
-            parts = (words[1], document, words[2], text)
-            return _join(parts, self.max_length, end)
+        def prompt(ids: Array, size: Array, text: Array, length: Array) -> tuple[Array, Array]:
+            ids, size = _without_prefix(ids, size, words[0])
+            size = size - (ids[size - 1] == end)  # the task ends its inputs so
+            whole = lambda ids: (ids, len(ids))
+            document = ids[:room], jnp.minimum(size, room)
+            parts = whole(words[1]), document, whole(words[2]), (text, length), whole(end[None])
+            return _join(parts, self.max_length)
 
-        of_rows = jax.vmap(prompt, (None, 0, 0))
-        return jax.vmap(of_rows)(inputs, tokens, lengths)
+        of_texts = jax.vmap(prompt, (None, None, 0, 0))
+        return Prompts(*jax.vmap(of_texts)(documents.tokens, documents.lengths, tokens, lengths))
 
 
-def _without_prefix(ids: Array, prefix: Array) -> Array:
-    """ids[S] moved to the left by the prefix if they begin with it, filled up with 0."""
+def _without_prefix(ids: Array, size: Array, prefix: Array) -> tuple[Array, Array]:
+    """The first `size` of ids[S], and how many, without the prefix if they begin with it."""
     n = len(prefix)
-    moved = jnp.pad(ids[n:], (0, n))
-    return jnp.where(jnp.all(ids[:n] == prefix), moved, ids)
+    begins = (size >= n) & jnp.all(ids[:n] == prefix)
+    return jnp.where(begins, jnp.pad(ids[n:], (0, n)), ids), size - begins * n
 
 
-def _join(parts: tuple[Array, ...], length: int, end: Array) -> Array:
-    """The ids above 0 of the parts, one after the other, then the end token: int32 [length]."""
-    ids = jnp.concatenate([*parts, end[None]])
-    place = jnp.where(ids > 0, jnp.cumsum(ids > 0) - 1, length)  # padding falls off the end
-    return jnp.zeros(length, jnp.int32).at[place].set(ids, mode="drop")
+def _join(parts: Sequence[tuple[Array, Array | int]], size: int) -> tuple[Array, Array]:
+    """The first ids of each part, as many as its number says, one after the other: int32 [size], []."""
+    joined, length = jnp.zeros(size, jnp.int32), jnp.zeros((), jnp.int32)
+    for ids, count in parts:
+        place = jnp.arange(len(ids))
+        at = jnp.where(place < count, length + place, size)  # the others fall off the end
+        joined, length = joined.at[at].set(ids, mode="drop"), length + count
+    return joined, length

@@ -13,7 +13,7 @@ from jax import Array
 
 from dera_jax import checks
 from dera_jax.models.finite import check_values
-from dera_jax.models.language_model import PyTree
+from dera_jax.models.language_model import Padded, Prompts, PyTree
 
 
 @struct.dataclass
@@ -21,13 +21,13 @@ class Source:
     """What a reward may know of B documents.
 
     Attributes:
-        inputs: int32 [B, S], 0 is padding: the document as a model reads it, instruction included.
-        targets: int32 [B, R], a human text about it; None where the task has none.
+        prompts: the documents as a model reads them, instruction included and cut to its limit.
+        targets: [B, R], a human text about each; None where the task has none.
         keywords: uint8 [B, W, L], its keywords in UTF-8, 0 is padding; None likewise.
     """
 
-    inputs: Array
-    targets: Array | None = None
+    prompts: Prompts
+    targets: Padded | None = None
     keywords: Array | None = None
 
 

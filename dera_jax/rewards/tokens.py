@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from dera_jax import checks
-from dera_jax.models.language_model import PyTree
+from dera_jax.models.language_model import PyTree, within
 from dera_jax.rewards.protocol import Resources, Reward, Source
 
 
@@ -111,12 +111,14 @@ class TokenOverlap(Reward):
                 "add them to the task, or choose another reward"
             )
         size = tokens.shape[-1]
-        is_text = jnp.arange(size) < (lengths - finished)[..., None]
-        text = jnp.where(is_text & (tokens != params), tokens, 0)  # [B, K, T]
-        human = jnp.where(source.targets != params, source.targets, 0)[:, None]  # [B, 1, R]
+        counted = within(lengths - finished, size) & (tokens != params)
+        text = jnp.where(counted, tokens, -1)  # [B, K, T]
+        targets = source.targets
+        is_human = targets.mask & (targets.tokens != params)
+        human = jnp.where(is_human, targets.tokens, -2)[:, None]  # [B, 1, R]
         there = jnp.sum(text[..., :, None] == human[..., None, :], axis=-1)
         before = jnp.tril(jnp.ones((size, size), bool), -1)
         earlier = jnp.sum((text[..., :, None] == text[..., None, :]) & before, axis=-1)
-        shared = jnp.sum((text != 0) & (earlier < there), axis=-1)
-        both = jnp.sum(text != 0, axis=-1) + jnp.sum(human != 0, axis=-1)
+        shared = jnp.sum(counted & (earlier < there), axis=-1)
+        both = jnp.sum(counted, axis=-1) + jnp.sum(is_human, axis=-1)[:, None]
         return 2 * shared / jnp.maximum(both, 1)

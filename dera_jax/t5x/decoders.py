@@ -19,6 +19,7 @@ from flax import struct
 from jax import Array
 
 from dera_jax import checks
+from dera_jax.decoding.arguments import NO_END
 from dera_jax.decoding.beam_search import Search, beam_search, check_search
 from dera_jax.decoding.evolution import Evolution, check_evolution, generation
 from dera_jax.decoding.realign import LAMBDA, Realigned
@@ -30,7 +31,9 @@ from dera_jax.decoding.sampling import (
     score_tokens,
     sweep_rows,
 )
-from dera_jax.models.language_model import PyTree, streams
+from dera_jax.decoding.search import Guide
+from dera_jax.models.language_model import Padded, Prompts, PyTree, padded, sequence_keys
+from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import REWARD, Resources, Reward, Source
 
 _ANY_LENGTH = 2**31 - 1  # T5X gives it with the batch
@@ -45,19 +48,28 @@ class Task:
         inputs: int32 [B, S], 0 is padding.
         targets: int32 [B, R], human texts, for rewards that compare with them.
         max_length: static; T.
-        eos_id: static; the end token.
+        end_ids: static; the end tokens.
         resources: static; what rewards read their parameters from.
     """
 
     inputs: Array
     targets: Array
     max_length: int = struct.field(pytree_node=False)
-    eos_id: int = struct.field(pytree_node=False)
+    end_ids: tuple[int, ...] = struct.field(pytree_node=False)
     resources: Resources = struct.field(pytree_node=False)
+
+    def prompts(self, lam: Array | None = None) -> Prompts:
+        """The inputs at λ. T5X's batches have no lengths: 0 is padding."""
+        return _unpadded(self.inputs).replace(lam=lam)
 
     @property
     def source(self) -> Source:
-        return Source(self.inputs, self.targets)
+        targets = _unpadded(self.targets)
+        return Source(self.prompts(), Padded(targets.tokens, targets.lengths))
+
+    def guide(self, reward: Reward) -> Guide:
+        """The reward for these inputs."""
+        return Guide(Judge(reward, reward.load(self.resources), str), self.source)
 
 
 @struct.dataclass
@@ -115,17 +127,18 @@ class SampleDecoder:
         checks.check_distinct("SampleDecoder.lams", self.lams)
         check_sampling(self._sampling(_ANY_LENGTH))
 
-    def _sampling(self, max_length: int, eos_id: int = -1) -> Sampling:
+    def _sampling(self, max_length: int, end_ids: tuple[int, ...] = (NO_END,)) -> Sampling:
         truncation = self.top_k, self.top_p
-        return Sampling(max_length, self.greedy, self.temperature, *truncation, eos_id=eos_id)
+        return Sampling(max_length, self.greedy, self.temperature, *truncation, end_ids=end_ids)
 
     def __call__(self, model: Realigned, params: PyTree, task: Task) -> Decoded:
         lam, numbers = sweep_rows(self.lams, self.num_samples, len(task.inputs))
-        stream = streams(self.seed, example_ids(task.inputs), numbers)
-        sampling = self._sampling(task.max_length, task.eos_id)
-        out = sample(model, params, task.inputs, lam, stream, sampling)
+        keys = sequence_keys(self.seed, example_ids(task.inputs), numbers)
+        sampling = self._sampling(task.max_length, task.end_ids)
+        out = sample(model, params, task.prompts(lam), keys, sampling)
         texts = out.tokens, out.lengths, out.finished
-        return _decoded(out.scores, lam, texts, _reward_of(self.reward, task, texts))
+        each = np.repeat(lam, self.num_samples, axis=1)
+        return _decoded(out.scores, each, texts, _reward_of(self.reward, task, texts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +165,7 @@ class SearchDecoder:
         checks.check_fields(self, lam=LAMBDA, reward=checks.optional(REWARD))
         check_search(self._search(_ANY_LENGTH), None, self.reward)
 
-    def _search(self, max_length: int, eos_id: int = -1) -> Search:
+    def _search(self, max_length: int, end_ids: tuple[int, ...] = (NO_END,)) -> Search:
         return Search(
             max_length,
             self.beams,
@@ -161,18 +174,18 @@ class SearchDecoder:
             period=self.period,
             reward_weight=self.reward_weight,
             length_penalty=self.length_penalty,
-            eos_id=eos_id,
+            end_ids=end_ids,
         )
 
     def __call__(self, model: Realigned, params: PyTree, task: Task) -> Decoded:
-        search = self._search(task.max_length, task.eos_id)
+        search = self._search(task.max_length, task.end_ids)
         lam = np.full((len(task.inputs), 1), self.lam, np.float32)
-        stream = streams(0, example_ids(task.inputs), [0])
-        guide = self.reward, self.reward and self.reward.load(task.resources), task.source
-        found = beam_search(model, params, task.inputs, lam, stream, search, *guide)
+        keys = sequence_keys(0, example_ids(task.inputs), [0])
+        guide = self.reward and task.guide(self.reward)
+        found = beam_search(model, params, task.prompts(lam), keys, search, guide)
         best_last = lambda x: x[:, 0, ::-1]
         tokens, lengths, finished = map(
-            best_last, (found.texts.tokens, found.texts.lengths, found.texts.finished)
+            best_last, (found.pool.tokens, found.pool.lengths, found.pool.finished)
         )
         decoded = _scored(model, params, task, lam, (tokens, lengths, finished), self.reward)
         return decoded.replace(aux={**decoded.aux, "search_score": best_last(found.scores)})
@@ -215,32 +228,24 @@ class EvolutionDecoder:
         )
         check_evolution(self._evolution(_ANY_LENGTH))
 
-    def _evolution(self, max_length: int, eos_id: int = -1) -> Evolution:
-        draw = {"temperature": self.temperature, "top_k": self.top_k, "eos_id": eos_id}
+    def _evolution(self, max_length: int, end_ids: tuple[int, ...] = (NO_END,)) -> Evolution:
+        draw = {"temperature": self.temperature, "top_k": self.top_k, "end_ids": end_ids}
         sizes = self.population, self.period, self.survivors, self.lookahead
         return Evolution(Sampling(max_length, **draw), *sizes)
 
     def __call__(self, model: Realigned, params: PyTree, task: Task) -> Decoded:
         batch, n = len(task.inputs), self.population
         ids = example_ids(task.inputs)
-        evolution = self._evolution(task.max_length, task.eos_id)
+        evolution = self._evolution(task.max_length, task.end_ids)
         sampling = evolution.sampling
-        lam = lambda k: np.full((batch, k), self.lam, np.float32)
-        seeds = sample(model, params, task.inputs, lam(1), streams(self.seed, ids, [0]), sampling)
-        reward_params = self.reward.load(task.resources)
-        inputs = self._instructed(task, streams(self.seed, ids, [-2])[:, 0])
-        stream = streams(self.seed, ids, 1 + np.arange(n))
-        found = generation(
-            model,
-            params,
-            inputs,
-            lam(n),
-            stream,
-            evolution,
-            self.reward,
-            reward_params,
-            task.source,
-        )
+        lam = np.full((batch, 1), self.lam, np.float32)
+        own_keys = sequence_keys(self.seed, ids, [0])
+        seeds = sample(model, params, task.prompts(lam), own_keys, sampling)
+        prompts = self._instructed(task, sequence_keys(self.seed, ids, [-2])[:, 0])
+        prompts = prompts.replace(lam=np.full((batch, n, 1), self.lam, np.float32))
+        keys = sequence_keys(self.seed, ids, 1 + np.arange(n))
+        guide = task.guide(self.reward)
+        found = generation(model, params, prompts, keys, evolution, guide)
         own = seeds.tokens, seeds.lengths, seeds.finished
         theirs = found.texts.tokens, found.texts.lengths, found.texts.finished
         everyone = [jnp.concatenate(x, axis=1) for x in zip(own, theirs, strict=True)]
@@ -248,28 +253,34 @@ class EvolutionDecoder:
         # Of equals the first, so the seed's text stays unless another is better.
         best = jnp.argmax(jnp.concatenate(rewards, axis=1), axis=1, keepdims=True)
         texts = [jax.vmap(lambda rows, at: rows[at])(x, best) for x in everyone]
-        decoded = _scored(model, params, task, lam(1), texts, self.reward)
+        decoded = _scored(model, params, task, lam, texts, self.reward)
         return decoded.replace(aux={**decoded.aux, "individual": best - 1})
 
-    def _instructed(self, task: Task, keys: Array) -> Array:
-        """int32 [B, N, P + S]: an instruction's tokens, then the input's."""
+    def _instructed(self, task: Task, keys: Array) -> Prompts:
+        """[B, N, P + S]: an instruction's tokens, then the input's."""
         encoded = [task.resources.encode(text) for text in self.instructions]
         width = max(map(len, encoded))
-        bank = np.array([ids + [0] * (width - len(ids)) for ids in encoded], np.int32)
-        times = -(-self.population // len(bank))
+        bank = jax.tree.map(jnp.asarray, Prompts(*padded(encoded, width)))
+        times = -(-self.population // len(encoded))
         deal = lambda key: jnp.concatenate(
-            [jax.random.permutation(key, len(bank)) for key in jax.random.split(key, times)]
+            [jax.random.permutation(key, len(encoded)) for key in jax.random.split(key, times)]
         )
         dealt = jax.vmap(deal)(keys)[:, : self.population]
         join = jax.vmap(jax.vmap(_join, (0, None)))
-        return join(jnp.asarray(bank)[dealt], task.inputs)
+        return join(jax.tree.map(lambda x: x[dealt], bank), task.prompts())
 
 
-def _join(prefix: Array, tokens: Array) -> Array:
-    """[P], [S] -> [P + S]: both without the padding between them."""
-    length, place = jnp.sum(prefix > 0), jnp.arange(len(prefix) + len(tokens))
-    padded = jnp.pad(tokens, (0, len(prefix)))
-    return jnp.where(place < length, jnp.pad(prefix, (0, len(tokens))), jnp.roll(padded, length))
+def _unpadded(ids: Array) -> Prompts:
+    return Prompts(ids, jnp.sum(ids > 0, axis=-1, dtype=jnp.int32))
+
+
+def _join(prefix: Prompts, prompt: Prompts) -> Prompts:
+    """[P], [S] -> [P + S]: one after the other, without the padding between them."""
+    sizes, length = (len(prefix.tokens), len(prompt.tokens)), prefix.lengths
+    shifted = jnp.roll(jnp.pad(prompt.tokens, (0, sizes[0])), length)
+    before = jnp.pad(prefix.tokens, (0, sizes[1]))
+    tokens = jnp.where(jnp.arange(sum(sizes)) < length, before, shifted)
+    return Prompts(tokens, length + prompt.lengths)
 
 
 def example_ids(inputs: Array) -> Array:
@@ -284,8 +295,8 @@ def _scored(
 ) -> Decoded:
     """Texts (tokens [B, K, T], lengths, finished) read once more, for what the models say of them."""
     tokens, lengths, _ = texts
+    state = model.start(params, task.prompts(lam), lengths.shape[1], 1)
     lam = jnp.broadcast_to(lam, lengths.shape)
-    state = model.start(params, task.inputs, lam, jnp.zeros(lengths.shape), 1)
     output = model.teacher_forced(params, state, tokens)
     read = jnp.arange(tokens.shape[-1]) < lengths[..., None]
     scores = score_tokens(output, output.logits, tokens, greedy=True)

@@ -71,7 +71,7 @@ class RealignedModel(models.EncoderDecoderModel):
             inputs=batch["encoder_input_tokens"],
             targets=batch["decoder_target_tokens"],
             max_length=batch["decoder_input_tokens"].shape[-1],
-            eos_id=_end_id(self.output_vocabulary),
+            end_ids=(_end_id(self.output_vocabulary),),
             resources=RunResources(_known(self.output_vocabulary)),
         )
         config, params = self.module.config, core.unfreeze(params)

@@ -20,13 +20,12 @@ from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.resources import RunResources, ShapesOnly
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.models.finite import check_params
-from dera_jax.models.heads import T5Value
-from dera_jax.models.t5_lm import decodable
+from dera_jax.models.heads import ValueHead
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import Reward, Source
 from dera_jax.training import metrics, ppo
-from dera_jax.training.dry_run import Need, need, shapes, source_shapes
+from dera_jax.training.dry_run import Need, decodable, need, shapes, source_shapes
 from dera_jax.training.loop import repeat
 from dera_jax.training.progress import PERIOD
 from dera_jax.training.supervised import Data
@@ -99,7 +98,7 @@ class Alignment:
         """What a step takes, from shapes alone; those of `reference.params` suffice."""
         task, updates, reference = self.data, self.updates, loaded(self.reference)
         model = decodable(reference.model)
-        actors = ppo.Actors(model, T5Value(model))
+        actors = ppo.Actors(model, ValueHead(model))
         params = shapes(reference.params)
         value = jax.eval_shape(actors.value.init, params)
         start = lambda policy, value: ppo.initial_state(self.optimizers, policy, value)
@@ -112,11 +111,11 @@ class Alignment:
         if self.objective.reward.on_host:
             write, improve = ppo.make_halves(setup)
             fixed = ppo.Fixed(params)
-            samples = jax.eval_shape(write, state, fixed, source.inputs, example_ids)
+            samples = jax.eval_shape(write, state, fixed, source.prompts, example_ids)
             rewards = jax.ShapeDtypeStruct(samples.lengths.shape, jnp.float32), {}
             halves = {
-                "PPO rollout": (write, state, fixed, source.inputs, example_ids),
-                "PPO updates": (improve, state, source.inputs, samples, rewards),
+                "PPO rollout": (write, state, fixed, source.prompts, example_ids),
+                "PPO updates": (improve, state, source.prompts, samples, rewards),
             }
             return [need(name, networks, tokens, *call) for name, call in halves.items()]
         reward = shapes(self.objective.reward.load(ShapesOnly(reference.model.vocab_size)))
@@ -143,7 +142,7 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
     start = reference if alignment.start is None else fitted(loaded(alignment.start), task)
     if start.model != reference.model:
         raise ValueError(f"Alignment.start is {start.model}, the reference {reference.model}")
-    actors = ppo.Actors(reference.model, T5Value(reference.model))
+    actors = ppo.Actors(reference.model, ValueHead(reference.model))
     value_params = actors.value.init(start.params)
     state = ppo.initial_state(alignment.optimizers, start.params, value_params)
     lengths = {"inputs": task.inputs, "targets": task.targets}

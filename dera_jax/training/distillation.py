@@ -14,7 +14,7 @@ that the policy alone learns, at the prefixes of its own texts.
 
 Source of the equation: Yang and Klein 2021 (arXiv 2104.05218), Mudgal et al. 2024 (arXiv 2310.17022).
 
-Axes: B inputs, K texts of each input, S input length, T output length, V vocabulary.
+Axes: B prompts, K sequences of each, T output length, V vocabulary.
 """
 
 import dataclasses
@@ -30,8 +30,15 @@ from jax import Array
 from dera_jax import checks
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Samples, Sampling, sample
-from dera_jax.models.heads import Critic, start_teacher_forcing
-from dera_jax.models.language_model import LanguageModel, PyTree, streams
+from dera_jax.models.heads import Critic
+from dera_jax.models.language_model import (
+    Prompts,
+    PyTree,
+    TrainableModel,
+    next_token_logits,
+    sequence_keys,
+    within,
+)
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Source
 from dera_jax.training.losses import weighted_mean
@@ -55,7 +62,7 @@ class Setup:
         ValueError: a setting out of its range, or a reward without a known bound.
     """
 
-    model: LanguageModel
+    model: TrainableModel
     critic: Critic
     objective: Objective
     rollouts: int
@@ -109,51 +116,52 @@ def make_step(setup: Setup, judge: Judge) -> Callable:
         documents: Sequence[str] | None = None,
     ):
         critic_learns = int(state.step) < setup.critic_steps
-        samples = write(state, reference, source.inputs, example_ids)
+        samples = write(state, reference, source.prompts, example_ids)
         texts = samples.tokens, samples.lengths, samples.finished
         rewards, _ = judge(source, documents, *texts)
         if critic_learns:
-            state, metrics = teach_critic(state, source.inputs, samples, rewards)
+            state, metrics = teach_critic(state, source.prompts, samples, rewards)
         else:
-            state, metrics = teach_policy(state, reference, source.inputs, samples)
+            state, metrics = teach_policy(state, reference, source.prompts, samples)
         return state, metrics | observe(samples, rewards)
 
     return step
 
 
 def roll_out(
-    setup: Setup, state: DistillationState, reference: PyTree, inputs: Array, example_ids: Array
+    setup: Setup, state: DistillationState, reference: PyTree, prompts: Prompts, example_ids: Array
 ) -> Samples:
-    """K texts of the policy for each of inputs[B, S]; the reference tells their KL."""
+    """K sequences of the policy for each prompt; the reference tells their KL."""
     numbers = state.step * setup.rollouts + jnp.arange(setup.rollouts)
-    stream = streams(setup.seed, example_ids, numbers)
+    keys = sequence_keys(setup.seed, example_ids, numbers)
     sampling = Sampling(setup.objective.max_length)
     pair, params = Realigned(setup.model, (setup.model,)), (reference, state.policy.params)
-    return sample(pair, params, inputs, np.ones(stream.shape, np.float32), stream, sampling)
+    prompts = prompts.replace(lam=np.ones((len(example_ids), 1), np.float32))
+    return sample(pair, params, prompts, keys, sampling)
 
 
 def learn_critic(
-    setup: Setup, state: DistillationState, inputs: Array, samples: Samples, rewards: Array
+    setup: Setup, state: DistillationState, prompts: Prompts, samples: Samples, rewards: Array
 ) -> tuple[DistillationState, dict[str, Array]]:
     """One update of the critic on texts of the reference with their rewards[B, K]."""
     objective, tokens = setup.objective, samples.tokens
     goodness = jnp.exp((rewards - objective.reward.highest) / objective.beta)
     loss_of = lambda params: critic_loss(
-        setup.critic.log_odds_of(params, inputs, tokens), goodness, written(samples)
+        setup.critic.log_odds_of(params, prompts, tokens), goodness, written(samples)
     )
     critic, metrics = descend(setup.optimizers.value, state.critic, loss_of)
     return state.replace(step=state.step + 1, critic=critic), metrics
 
 
 def learn_policy(
-    setup: Setup, state: DistillationState, reference: PyTree, inputs: Array, samples: Samples
+    setup: Setup, state: DistillationState, reference: PyTree, prompts: Prompts, samples: Samples
 ) -> tuple[DistillationState, dict[str, Array]]:
     """One update of the policy at all prefixes of its texts."""
     tokens = samples.tokens
-    log_odds = setup.critic.log_odds(state.critic.params, inputs, tokens)
-    targets = optimum_logits(logits_of(setup.model, reference, inputs, tokens), log_odds)
+    log_odds = setup.critic.log_odds(state.critic.params, prompts, tokens)
+    targets = optimum_logits(next_token_logits(setup.model, reference, prompts, tokens), log_odds)
     loss_of = lambda params: policy_loss(
-        logits_of(setup.model, params, inputs, tokens), targets, written(samples)
+        next_token_logits(setup.model, params, prompts, tokens), targets, written(samples)
     )
     policy, metrics = descend(setup.optimizers.policy, state.policy, loss_of)
     return state.replace(step=state.step + 1, policy=policy), metrics
@@ -161,7 +169,7 @@ def learn_policy(
 
 def written(samples: Samples) -> Array:
     """Which tokens belong to the texts, bool [B, K, T]."""
-    return jnp.arange(samples.tokens.shape[-1]) < samples.lengths[..., None]
+    return within(samples.lengths, samples.tokens.shape[-1])
 
 
 def observe(samples: Samples, rewards: Array) -> dict[str, Array]:
@@ -173,12 +181,6 @@ def observe(samples: Samples, rewards: Array) -> dict[str, Array]:
         "length": jnp.mean(samples.lengths - samples.finished),
         "finished": jnp.mean(samples.finished),
     }
-
-
-def logits_of(model: LanguageModel, params: PyTree, inputs: Array, tokens: Array) -> Array:
-    """Next-token logits float32 [B, K, T, V] at the prefixes of tokens[B, K, T]."""
-    state = start_teacher_forcing(model, params, inputs, tokens.shape[1])
-    return model.teacher_forced(params, state, tokens).logits
 
 
 def optimum_logits(reference: Array, log_odds: Array) -> Array:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
+from dera_jax.models.language_model import LanguageModel, Padded, Prompts
 from dera_jax.rewards.protocol import Source
 
 GIB = 2**30
@@ -67,11 +68,27 @@ def shapes(tree: object) -> object:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
-def source_shapes(rows: int, inputs: int, targets: int) -> Source:
-    """What a reward knows of a batch; keywords as many and as long as a task's usually are."""
+def decodable(model: LanguageModel) -> LanguageModel:
+    """A model with end tokens: where only shapes count, any will do."""
+    return model if model.end_ids else dataclasses.replace(model, end_ids=(0,))
+
+
+def prompt_shapes(batch: int, size: int) -> Prompts:
+    """`batch` prompts of `size` tokens."""
     array = jax.ShapeDtypeStruct
-    ids = [array((rows, n), jnp.int32) for n in (inputs, targets)]
-    return Source(*ids, array((rows, *_KEYWORDS), jnp.uint8))
+    return Prompts(array((batch, size), jnp.int32), array((batch,), jnp.int32))
+
+
+def padded_shapes(batch: int, size: int) -> Padded:
+    """`batch` sequences of `size` tokens."""
+    array = jax.ShapeDtypeStruct
+    return Padded(array((batch, size), jnp.int32), array((batch,), jnp.int32))
+
+
+def source_shapes(batch: int, inputs: int, targets: int) -> Source:
+    """What a reward knows of a batch; keywords as many and as long as a task's usually are."""
+    keywords = jax.ShapeDtypeStruct((batch, *_KEYWORDS), jnp.uint8)
+    return Source(prompt_shapes(batch, inputs), padded_shapes(batch, targets), keywords)
 
 
 def format_needs(needs: Sequence[Need]) -> str:

@@ -4,7 +4,7 @@ The texts of a rollout come from `sample` on the realigned pair at λ = 1, that 
 so that one decode gives the tokens and their log-probabilities under policy and reference. The
 equations are in `policy_gradient.py`.
 
-Axes: B inputs, K rollouts of each input, S input length, T output length, b inputs of a minibatch.
+Axes: B prompts, K rollouts of each, T output length, b prompts of a minibatch.
 """
 
 import dataclasses
@@ -21,8 +21,15 @@ from jax import Array
 from dera_jax import checks
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Samples, Sampling, sample
-from dera_jax.models.heads import ValueModel, start_teacher_forcing
-from dera_jax.models.language_model import LanguageModel, PyTree, streams
+from dera_jax.models.heads import ValueModel
+from dera_jax.models.language_model import (
+    Prompts,
+    PyTree,
+    TrainableModel,
+    next_token_logits,
+    sequence_keys,
+    within,
+)
 from dera_jax.rewards.judge import Judge, score
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import REWARD, Reward, Source, check_limit
@@ -88,7 +95,7 @@ class Updates:
 class Actors:
     """The architectures: reference and policy are of the same, the value network may be another."""
 
-    model: LanguageModel
+    model: TrainableModel
     value: ValueModel
 
 
@@ -154,7 +161,7 @@ class Experience:
     """A rollout, ready to learn from.
 
     Attributes:
-        inputs: int32 [B, S].
+        prompts: B of them.
         tokens: int32 [B, K, T].
         old_log_prob: float32 [B, K, T], of the tokens when they were sampled.
         advantages: float32 [B, K, T], whitened.
@@ -164,7 +171,7 @@ class Experience:
             minibatches of short texts do not weigh more.
     """
 
-    inputs: Array
+    prompts: Prompts
     tokens: Array
     old_log_prob: Array
     advantages: Array
@@ -197,10 +204,10 @@ def make_step(setup: Setup) -> Callable:
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: PPOState, fixed: Fixed, source: Source, example_ids: Array):
-        samples = roll_out(setup, state, fixed, source.inputs, example_ids)
+        samples = roll_out(setup, state, fixed, source.prompts, example_ids)
         texts = samples.tokens, samples.lengths, samples.finished
         rewards = score(setup.objective.reward, fixed.reward, source, *texts)
-        return learn(setup, state, source.inputs, samples, rewards)
+        return learn(setup, state, source.prompts, samples, rewards)
 
     return step
 
@@ -214,10 +221,10 @@ def make_host_step(setup: Setup, judge: Judge) -> Callable:
     write, improve = make_halves(setup)
 
     def step(state, fixed, source, example_ids, documents: Sequence[str]):
-        samples = write(state, fixed, source.inputs, example_ids)
+        samples = write(state, fixed, source.prompts, example_ids)
         texts = samples.tokens, samples.lengths, samples.finished
         rewards = judge(source, documents, *texts)
-        return improve(state, source.inputs, samples, rewards)
+        return improve(state, source.prompts, samples, rewards)
 
     return step
 
@@ -229,31 +236,31 @@ def make_halves(setup: Setup) -> tuple[Callable, Callable]:
 
 
 def roll_out(
-    setup: Setup, state: PPOState, fixed: Fixed, inputs: Array, example_ids: Array
+    setup: Setup, state: PPOState, fixed: Fixed, prompts: Prompts, example_ids: Array
 ) -> Samples:
-    """Samples the policy, K texts for each of inputs[B, S], from the streams of this step."""
+    """Samples the policy, K sequences for each prompt, with the keys of this step."""
     updates, model = setup.updates, setup.actors.model
-    updates.check_batch(inputs.shape[0])
+    updates.check_batch(len(prompts.tokens))
     numbers = state.step * updates.rollouts + jnp.arange(updates.rollouts)
-    stream = streams(setup.seed, example_ids, numbers)
+    keys = sequence_keys(setup.seed, example_ids, numbers)
     params = fixed.reference, state.policy.params
-    lam = np.ones(stream.shape, np.float32)
+    prompts = prompts.replace(lam=np.ones((len(prompts.tokens), 1), np.float32))
     sampling = Sampling(setup.objective.max_length)
-    return sample(Realigned(model, (model,)), params, inputs, lam, stream, sampling)
+    return sample(Realigned(model, (model,)), params, prompts, keys, sampling)
 
 
 def learn(
     setup: Setup,
     state: PPOState,
-    inputs: Array,
+    prompts: Prompts,
     samples: Samples,
     rewards: tuple[Array, Mapping[str, Array]],
 ) -> tuple[PPOState, dict[str, Array]]:
     """The epochs of updates on a rollout with its rewards[B, K] and their named parts."""
-    experience = judged(setup, state, inputs, samples, rewards[0])
+    experience = judged(setup, state, prompts, samples, rewards[0])
     observed = observe(setup.objective.reward, samples, *rewards)
     key = jax.random.fold_in(jax.random.key(setup.seed), state.step)
-    order = minibatch_order(key, inputs.shape[0], setup.updates)
+    order = minibatch_order(key, len(prompts.tokens), setup.updates)
 
     def improve(state: PPOState, rows: Array):
         batch = jax.tree.map(lambda x: x[rows], experience)
@@ -266,12 +273,13 @@ def learn(
 
 
 def judged(
-    setup: Setup, state: PPOState, inputs: Array, samples: Samples, reward: Array
+    setup: Setup, state: PPOState, prompts: Prompts, samples: Samples, reward: Array
 ) -> Experience:
-    """A rollout on inputs[B, S] and its reward[B, K], ready to learn from."""
+    """A rollout and its reward[B, K], ready to learn from."""
     actors, objective, updates = setup.actors, setup.objective, setup.updates
-    mask = jnp.arange(objective.max_length) < samples.lengths[..., None]
-    values = actors.value.values(state.value.params, inputs, samples.tokens) * mask
+    mask = within(samples.lengths, objective.max_length)
+    before = samples.tokens[..., :-1]  # of each token the value of what stands before it
+    values = actors.value.values(state.value.params, prompts, before) * mask
 
     def credit(reward: Array, log_ratio: Array, length: Array, values: Array) -> Array:
         rewards = pg.token_rewards(reward, log_ratio, length, objective.beta)
@@ -280,7 +288,7 @@ def judged(
     each = jax.vmap(jax.vmap(credit))
     advantages = each(reward, log_ratio(samples), samples.lengths, values)
     return Experience(
-        inputs=inputs,
+        prompts=prompts,
         tokens=samples.tokens,
         old_log_prob=samples.scores.sampling_log_prob,
         advantages=pg.whiten(advantages, mask),
@@ -322,7 +330,7 @@ def minibatch_order(key: Array, num_inputs: int, updates: Updates) -> Array:
 def update(
     actors: Actors, optimizers: Optimizers, clip: float, state: PPOState, batch: Experience
 ) -> tuple[PPOState, dict[str, Array]]:
-    """One step of both optimizers on the inputs [b, S] of a minibatch, with all their rollouts."""
+    """One step of both optimizers on the b prompts of a minibatch, with all their rollouts."""
     policy_loss_of = lambda params: policy_loss(actors.model, params, batch, clip)
     value_loss_of = lambda params: value_loss(actors.value, params, batch)
     policy, metrics = descend(optimizers.policy, state.policy, policy_loss_of)
@@ -331,11 +339,10 @@ def update(
 
 
 def policy_loss(
-    model: LanguageModel, params: PyTree, batch: Experience, clip: float
+    model: TrainableModel, params: PyTree, batch: Experience, clip: float
 ) -> tuple[Array, dict[str, Array]]:
     """The clipped objective, and what to log of it."""
-    state = start_teacher_forcing(model, params, batch.inputs, batch.tokens.shape[1])
-    log_probs = jax.nn.log_softmax(model.teacher_forced(params, state, batch.tokens).logits)
+    log_probs = jax.nn.log_softmax(next_token_logits(model, params, batch.prompts, batch.tokens))
     log_prob = jnp.take_along_axis(log_probs, batch.tokens[..., None], axis=-1)[..., 0]
     rows = jax.vmap(jax.vmap(functools.partial(pg.clipped_policy_loss, clip=clip)))
     loss = _mean(rows(log_prob, batch.old_log_prob, batch.advantages), batch.weights)
@@ -350,7 +357,7 @@ def value_loss(
     model: ValueModel, params: PyTree, batch: Experience
 ) -> tuple[Array, dict[str, Array]]:
     """Squared error of the value function, and what to log of it."""
-    values = model.values(params, batch.inputs, batch.tokens)
+    values = model.values(params, batch.prompts, batch.tokens[..., :-1])
     loss = _mean(pg.value_loss(values, batch.targets), batch.weights)
     return loss, {"value_loss": loss}
 

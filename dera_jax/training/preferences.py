@@ -4,7 +4,7 @@ Of a document's two texts the chosen one is to have the higher score s (Bradley 
 
     loss = −log σ(s(chosen) − s(rejected))
 
-A reward model's score is a number from a T5 with a scalar head (`heads.value_of_texts`; Stiennon
+A reward model's score is a number from a model with a scalar head (`heads.value_of_sequences`; Stiennon
 et al. 2020, arXiv 2009.01325, take the last state's). The score of direct preference optimization is
 the reward for which the policy is the optimum (Rafailov et al. 2023, arXiv 2305.18290):
 
@@ -31,10 +31,16 @@ from dera_jax.checkpoints.model_folder import restore_replaced, save_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.evaluation import reliability
 from dera_jax.models.finite import check_values
-from dera_jax.models.heads import T5Value, start_teacher_forcing, value_of_texts
-from dera_jax.models.language_model import LanguageModel, PyTree, score
+from dera_jax.models.heads import ValueHead, value_of_sequences
+from dera_jax.models.language_model import (
+    Padded,
+    Prompts,
+    PyTree,
+    TrainableModel,
+    score_sequences,
+)
 from dera_jax.training import loop, supervised
-from dera_jax.training.dry_run import Need, need
+from dera_jax.training.dry_run import Need, need, padded_shapes, prompt_shapes
 from dera_jax.training.losses import bradley_terry
 from dera_jax.training.optimizers import Optimizer
 from dera_jax.training.supervised import BEST, Data
@@ -52,16 +58,16 @@ class Scorer(Protocol):
         """What of the T5's parameters the score needs as they were before training; None: nothing."""
 
     def scores(
-        self, params: PyTree, fixed: PyTree, inputs: Array, texts: Array, lengths: Array
+        self, params: PyTree, fixed: PyTree, prompts: Prompts, texts: Array, lengths: Array
     ) -> Array:
         """float32 [B, K] of texts[B, K, T]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ScalarHead:
-    """A reward model's score; what is trained is a `T5Value`."""
+    """A reward model's score; what is trained is a `ValueHead`."""
 
-    model: T5Value
+    model: ValueHead
 
     def init(self, params: PyTree) -> PyTree:
         return self.model.init(params)
@@ -70,10 +76,10 @@ class ScalarHead:
         return None
 
     def scores(
-        self, params: PyTree, fixed: PyTree, inputs: Array, texts: Array, lengths: Array
+        self, params: PyTree, fixed: PyTree, prompts: Prompts, texts: Array, lengths: Array
     ) -> Array:
         del fixed
-        return value_of_texts(self.model, params, inputs, texts, lengths)
+        return value_of_sequences(self.model, params, prompts, texts, lengths)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +90,7 @@ class LogRatio:
         ValueError: β is not positive.
     """
 
-    model: LanguageModel
+    model: TrainableModel
     beta: float
 
     def __post_init__(self):
@@ -98,11 +104,10 @@ class LogRatio:
         return params
 
     def scores(
-        self, params: PyTree, fixed: PyTree, inputs: Array, texts: Array, lengths: Array
+        self, params: PyTree, fixed: PyTree, prompts: Prompts, texts: Array, lengths: Array
     ) -> Array:
         def log_prob(p: PyTree) -> Array:
-            state = start_teacher_forcing(self.model, p, inputs, texts.shape[1])
-            return jnp.sum(score(self.model, p, state, texts, lengths), axis=-1)
+            return jnp.sum(score_sequences(self.model, p, prompts, texts, lengths), axis=-1)
 
         return self.beta * (log_prob(params) - log_prob(jax.lax.stop_gradient(fixed)))
 
@@ -117,7 +122,7 @@ class Start:
 
 def reward_model(start: supervised.Start) -> Start:
     """A scalar head, 0 at first, on the T5 of `start`. Dropout is not used."""
-    return Start(ScalarHead(T5Value(start.model)), start)
+    return Start(ScalarHead(ValueHead(start.model)), start)
 
 
 def dpo(start: supervised.Start, beta: float) -> Start:
@@ -198,8 +203,8 @@ class PreferenceTraining:
         first_params = jax.eval_shape(model.init, jax.random.key(0))
         params, fixed = jax.eval_shape(scorer.init, first_params), scorer.fixed(first_params)
         state = jax.eval_shape(lambda p: initial_state(p, self.optimizer), params)
-        ids = lambda n: jax.ShapeDtypeStruct((task.batch_size, n), jnp.int32)
-        batch = ids(task.inputs), ids(task.targets), ids(task.targets)
+        texts = padded_shapes(task.batch_size, task.targets)
+        batch = prompt_shapes(task.batch_size, task.inputs), texts, texts
         tokens = task.batch_size * (task.inputs + 2 * task.targets)
         name = f"step on pairs of {task.task} ({type(scorer).__name__})"
         update = make_step(scorer, self.optimizer)
@@ -265,20 +270,20 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
 
 
 def make_step(scorer: Scorer, optimizer: Optimizer) -> Callable:
-    """Compiles (state, fixed, inputs[B, S], chosen[B, T], rejected[B, T]) -> (state, metrics).
+    """Compiles (state, fixed, prompts, chosen, rejected) -> (state, metrics).
 
     `state` is donated. Metrics: loss, accuracy (ties are half right), grad_norm (before clipping), learning_rate, tokens.
     """
 
-    def loss_of(params: PyTree, fixed: PyTree, inputs: Array, chosen: Array, rejected: Array):
-        margin = margin_of(scorer, params, fixed, inputs, chosen, rejected)
+    def loss_of(params: PyTree, fixed: PyTree, *batch):
+        margin = margin_of(scorer, params, fixed, *batch)
         tied = jnp.abs(margin) < reliability.TIE
         return jnp.mean(bradley_terry(margin)), jnp.mean(jnp.where(tied, 0.5, margin > 0))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, fixed: PyTree, inputs: Array, chosen: Array, rejected: Array):
+    def step(state: TrainState, fixed: PyTree, prompts: Prompts, chosen: Padded, rejected: Padded):
         differentiate = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, accuracy), grads = differentiate(state.params, fixed, inputs, chosen, rejected)
+        (loss, accuracy), grads = differentiate(state.params, fixed, prompts, chosen, rejected)
         updates, opt_state = optimizer.transformation.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
@@ -286,7 +291,7 @@ def make_step(scorer: Scorer, optimizer: Optimizer) -> Callable:
             "accuracy": accuracy,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(optimizer.learning_rate(state.step), jnp.float32),
-            "tokens": sum(jnp.sum(x > 0) for x in (inputs, chosen, rejected)),
+            "tokens": sum(jnp.sum(x.lengths) for x in (prompts, chosen, rejected)),
         }
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
@@ -294,11 +299,16 @@ def make_step(scorer: Scorer, optimizer: Optimizer) -> Callable:
 
 
 def margin_of(
-    scorer: Scorer, params: PyTree, fixed: PyTree, inputs: Array, chosen: Array, rejected: Array
+    scorer: Scorer,
+    params: PyTree,
+    fixed: PyTree,
+    prompts: Prompts,
+    chosen: Padded,
+    rejected: Padded,
 ) -> Array:
     """s(chosen) − s(rejected), float32 [B]."""
-    texts = jnp.stack([chosen, rejected], axis=1)
-    scores = scorer.scores(params, fixed, inputs, texts, jnp.sum(texts > 0, axis=-1))
+    texts = jax.tree.map(lambda *x: jnp.stack(x, axis=1), chosen, rejected)
+    scores = scorer.scores(params, fixed, prompts, texts.tokens, texts.lengths)
     return scores[:, 0] - scores[:, 1]
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from dera_jax import checks, data
 from dera_jax.checkpoints.loading import Loaded, load, read_config
@@ -15,7 +14,7 @@ from dera_jax.models.copying import with_copying_heads
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.training import loop
-from dera_jax.training.dry_run import Need, need
+from dera_jax.training.dry_run import Need, need, padded_shapes, prompt_shapes
 from dera_jax.training.optimizers import Optimizer
 from dera_jax.training.train_step import Loss, TrainState, initial_state, make_step
 from dera_jax.training.validation import Validation, Validator, first
@@ -117,8 +116,10 @@ class Training:
         params = jax.eval_shape(model.init, jax.random.key(0))
         state = jax.eval_shape(lambda p: initial_state(p, self.optimizer), params)
         update = make_step(model, self.optimizer, self.loss, self.seed)
-        shapes = [(task.batch_size, n) for n in (task.inputs, task.targets)]
-        batch = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in shapes]
+        batch = (
+            prompt_shapes(task.batch_size, task.inputs),
+            padded_shapes(task.batch_size, task.targets),
+        )
         tokens = task.batch_size * (task.inputs + task.targets)
         name = f"training step on {task.task}"
         return [need(name, {"model": params}, tokens, update, state, *batch)]

@@ -1,6 +1,6 @@
 """The compiled step of supervised training.
 
-Axes: B batch rows, S input length, T target length.
+Axes: B examples of a batch, S prompt length, T target length.
 """
 
 import dataclasses
@@ -14,8 +14,13 @@ from flax import struct
 from jax import Array
 
 from dera_jax import checks
-from dera_jax.models.language_model import PyTree, shift_right
-from dera_jax.models.t5_lm import T5
+from dera_jax.models.language_model import (
+    Padded,
+    Prompts,
+    PyTree,
+    TrainableModel,
+    next_token_logits,
+)
 from dera_jax.training.losses import cross_entropy, weighted_mean
 from dera_jax.training.optimizers import Optimizer
 
@@ -39,7 +44,7 @@ class TrainState:
 
     Attributes:
         step: int32, updates made.
-        params: T5X's tree, float32.
+        params: the model's, float32.
         opt_state: optax's.
         best_loss: float32, the lowest validation loss so far.
         best_step: int32, when that was.
@@ -60,29 +65,28 @@ def initial_state(params: PyTree, optimizer: Optimizer) -> TrainState:
     return TrainState(zero, params, opt_state, jnp.full((), jnp.inf, jnp.float32), zero + 0)
 
 
-def make_step(model: T5, optimizer: Optimizer, loss: Loss, seed: int) -> Callable:
-    """Compiles (state, inputs[B, S], targets[B, T]) -> (state, metrics); `state` is donated.
+def make_step(model: TrainableModel, optimizer: Optimizer, loss: Loss, seed: int) -> Callable:
+    """Compiles (state, prompts, targets) -> (state, metrics); `state` is donated.
 
     Metrics: loss, grad_norm (before clipping), learning_rate, tokens (padding not counted).
     """
     root = jax.random.key(seed)
 
-    def mean_loss(params: PyTree, inputs: Array, targets: Array, key: Array) -> Array:
-        decoder_inputs = shift_right(targets, model.start_token)[:, None]
-        logits = model.apply(params, "teacher_forced", inputs, decoder_inputs, dropout_key=key)
-        tokens = cross_entropy(logits[:, 0], targets, loss.label_smoothing, loss.z_loss)
-        return weighted_mean(tokens, targets > 0)
+    def mean_loss(params: PyTree, prompts: Prompts, targets: Padded, key: Array) -> Array:
+        logits = next_token_logits(model, params, prompts, targets.tokens[:, None], key)[:, 0]
+        tokens = cross_entropy(logits, targets.tokens, loss.label_smoothing, loss.z_loss)
+        return weighted_mean(tokens, targets.mask)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, inputs: Array, targets: Array):
+    def step(state: TrainState, prompts: Prompts, targets: Padded):
         key = jax.random.fold_in(root, state.step)
-        value, grads = jax.value_and_grad(mean_loss)(state.params, inputs, targets, key)
+        value, grads = jax.value_and_grad(mean_loss)(state.params, prompts, targets, key)
         updates, opt_state = optimizer.transformation.update(grads, state.opt_state, state.params)
         metrics = {
             "loss": value,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(optimizer.learning_rate(state.step), jnp.float32),
-            "tokens": jnp.sum(inputs > 0) + jnp.sum(targets > 0),
+            "tokens": jnp.sum(prompts.lengths) + jnp.sum(targets.lengths),
         }
         params = optax.apply_updates(state.params, updates)
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics

@@ -1,6 +1,6 @@
 """Validation of a text-to-text model: loss, ROUGE of greedy decodes, and some of these to read.
 
-Axes: n examples, B batch rows, S input length, T target length.
+Axes: n examples, B examples of a batch, T target length.
 """
 
 import collections
@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import seqio
 from jax import Array
@@ -19,8 +18,14 @@ from dera_jax import checks, data
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation import metrics
 from dera_jax.models.finite import check_values
-from dera_jax.models.language_model import PyTree, shift_right, streams
-from dera_jax.models.t5_lm import T5
+from dera_jax.models.language_model import (
+    Padded,
+    Prompts,
+    PyTree,
+    TrainableModel,
+    next_token_logits,
+    sequence_keys,
+)
 from dera_jax.store import write_file
 from dera_jax.training.losses import cross_entropy
 
@@ -64,7 +69,7 @@ class Validation:
 class Validator:
     """Scores parameters of `model` on fixed examples."""
 
-    model: T5
+    model: TrainableModel
     examples: data.Examples
     vocabulary: seqio.Vocabulary
     batch_size: int
@@ -75,8 +80,8 @@ class Validator:
         scores = losses(self.model, params, self.examples, self.batch_size)
         if self.settings.decoded:
             decoded = first(self.examples, self.settings.decoded)
-            ids = greedy_tokens(self.model, params, decoded, self.batch_size)
-            texts = [self.vocabulary.decode(row[row > 0].tolist()) for row in ids]
+            greedy = greedy_tokens(self.model, params, decoded, self.batch_size)
+            texts = [self.vocabulary.decode(ids) for ids in greedy]
             rouge = metrics.rouge(decoded.summaries, texts)
             scores |= {name: float(np.mean(values)) for name, values in rouge.items()}
             write_samples(samples, first(decoded, self.settings.shown), texts)
@@ -84,14 +89,15 @@ class Validator:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def token_losses(model: T5, params: PyTree, inputs: Array, targets: Array) -> Array:
-    """Plain cross-entropy in nats, float32 [B, T], of inputs[B, S], targets[B, T]; 0 at padding."""
-    decoder_inputs = shift_right(targets, model.start_token)[:, None]
-    logits = model.apply(params, "teacher_forced", inputs, decoder_inputs)[:, 0]
-    return cross_entropy(logits, targets, 0.0, 0.0) * (targets > 0)
+def token_losses(model: TrainableModel, params: PyTree, prompts: Prompts, targets: Padded) -> Array:
+    """Plain cross-entropy in nats, float32 [B, T], of targets [B, T]; 0 at padding."""
+    logits = next_token_logits(model, params, prompts, targets.tokens[:, None])[:, 0]
+    return cross_entropy(logits, targets.tokens, 0.0, 0.0) * targets.mask
 
 
-def losses(model: T5, params: PyTree, examples: data.Examples, batch_size: int) -> dict[str, float]:
+def losses(
+    model: TrainableModel, params: PyTree, examples: data.Examples, batch_size: int
+) -> dict[str, float]:
     """Mean loss per target token, of all examples and of those under each prefix ("copy: ...").
 
     Raises:
@@ -103,7 +109,7 @@ def losses(model: T5, params: PyTree, examples: data.Examples, batch_size: int) 
     ]
     sums = np.concatenate(sums)[: len(examples)].astype(np.float64)
     check_values({"validation loss": sums}, ("example",))
-    tokens = np.sum(examples.targets > 0, axis=-1)
+    tokens = examples.targets.lengths
     rows_of = collections.defaultdict(list)
     for row, document in enumerate(examples.documents):
         prefix = _PREFIX.match(document)
@@ -116,24 +122,22 @@ def losses(model: T5, params: PyTree, examples: data.Examples, batch_size: int) 
 
 
 def greedy_tokens(
-    model: T5, params: PyTree, examples: data.Examples, batch_size: int
-) -> np.ndarray:
-    """The model's most likely tokens, step by step, int32 [n, T] with T that of the targets."""
-    sampling = Sampling(max_length=examples.targets.shape[1], greedy=True)
-    rows = []
+    model: TrainableModel, params: PyTree, examples: data.Examples, batch_size: int
+) -> list[list[int]]:
+    """The model's greedy completions of n examples, not longer than the longest target may be."""
+    sampling = Sampling(max_length=examples.targets.tokens.shape[1], greedy=True)
+    found = []
     for batch in data.eval_batches(examples, batch_size):
-        stream = streams(0, batch["example_id"], [0])  # greedy decoding draws nothing
-        lam = jnp.zeros(stream.shape, jnp.float32)
-        rows.append(sample(model, params, batch["inputs"], lam, stream, sampling).tokens[:, 0])
-    return np.concatenate(rows)[: len(examples)]
+        keys = sequence_keys(0, batch["example_id"], [0])  # greedy decoding draws nothing
+        out = sample(model, params, batch["inputs"], keys, sampling)
+        tokens, lengths = np.asarray(out.tokens[:, 0]), np.asarray(out.lengths[:, 0])
+        found += [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)]
+    return found[: len(examples)]
 
 
 def first(examples: data.Examples, count: int) -> data.Examples:
     """The first `count` examples, or all if there are fewer."""
-    columns = {f.name: getattr(examples, f.name) for f in dataclasses.fields(examples)}
-    notes = {name: texts[:count] for name, texts in columns.pop("notes").items()}
-    cut = {name: None if x is None else x[:count] for name, x in columns.items()}
-    return data.Examples(**cut, notes=notes)
+    return examples.at(slice(count))
 
 
 def write_samples(path: Path, examples: data.Examples, texts: list[str]) -> None:

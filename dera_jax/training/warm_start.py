@@ -15,7 +15,7 @@ from dera_jax.checkpoints.loading import MODEL as A_MODEL
 from dera_jax.checkpoints.loading import Loaded, loaded
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
-from dera_jax.models.heads import T5Critic
+from dera_jax.models.heads import CriticHead
 from dera_jax.training import distillation
 from dera_jax.training.alignment import fitted, judge_of, last_scores, source_of
 from dera_jax.training.loop import repeat
@@ -94,7 +94,7 @@ def warm_start(run: WarmStart, folder: Path) -> dict[str, float]:
             than the reference.
     """
     task, objective, reference = run.data, run.objective, fitted(loaded(run.reference), run.data)
-    critic = T5Critic(reference.model, objective.max_length)
+    critic = CriticHead(reference.model, objective.max_length)
     setup = distillation.Setup(
         reference.model, critic, objective, run.rollouts, run.critic_steps, run.optimizers, run.seed
     )
