@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+LARGEST = 2**31 - 1  # of a size
 _SHOWN = 80  # characters of a wrong value
 
 
@@ -196,6 +197,11 @@ def check_token_ids(name: str, ids: jax.Array | np.ndarray, size: int) -> None:
             f"{name} must be in [0, {size}), the ids of the model's table; found {ids[place]} at "
             f"{list(place)}."
         )
+
+
+def is_size(value: object, least: int = 1) -> bool:
+    """Whether it can be a size: an integer (True is none) from `least` to 2**31 - 1."""
+    return type(value) is int and least <= value <= LARGEST
 
 
 def _plain(value: object) -> object:

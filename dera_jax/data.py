@@ -23,7 +23,7 @@ import tensorflow as tf
 from dera_jax import checks, truncation
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
-from dera_jax.checkpoints.vocabulary import Vocabulary, check_same, check_special_ids
+from dera_jax.checkpoints.vocabulary import Vocabulary, check_end, check_same
 from dera_jax.example_ids import distinct
 from dera_jax.models.language_model import Padded, Prompts
 from dera_jax.rewards.word_hashes import keyword_bytes
@@ -96,7 +96,7 @@ def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> 
 
     Raises:
         ValueError: unknown task or split, a length missing or not positive, no example in the
-            split, none of which cutting leaves something, or a vocabulary whose id 0 is not padding.
+            split, none of which cutting leaves something, or a vocabulary without an end token.
     """
     _check_lengths(lengths)
     task = _task(task_name, split)
@@ -104,7 +104,7 @@ def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> 
     if _REJECTED in task.output_features:
         lengths[_REJECTED] = lengths["targets"]
     for name in lengths:  # their errors say more than TensorFlow's graph
-        check_special_ids(as_stored(task.output_features[name].vocabulary), f"task {task_name!r}")
+        check_end(as_stored(task.output_features[name].vocabulary), f"task {task_name!r}")
     dataset = task.get_dataset(
         lengths,
         split,
@@ -146,12 +146,12 @@ def vocabulary_of(task_name: str) -> Vocabulary:
     """The vocabulary of a task, as model folders store it.
 
     Raises:
-        ValueError: unknown task, features of different vocabularies, as `as_stored`, or id 0 is not
-            padding.
+        ValueError: unknown task, features of different vocabularies, as `as_stored`, or no end
+            token.
     """
     features = _task(task_name).output_features
     found = as_stored(features["targets"].vocabulary)
-    check_special_ids(found, f"task {task_name!r}")
+    check_end(found, f"task {task_name!r}")
     for name in (*_FEATURES, _REJECTED):
         if name in features and features[name].vocabulary != features["targets"].vocabulary:
             theirs = as_stored(features[name].vocabulary)

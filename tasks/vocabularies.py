@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from dera_jax.checkpoints.loading import open_checkpoint
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
-from dera_jax.checkpoints.vocabulary import Vocabulary, check_special_ids
+from dera_jax.checkpoints.vocabulary import Vocabulary, check_end
 
 EXTRA_IDS = 96  # sentinels; 4,000 pieces and these make 4,096 ids
 
@@ -35,7 +35,7 @@ def sentencepiece(path: str, extra_ids: int = 0) -> seqio.SentencePieceVocabular
     if "://" not in path:
         if not os.path.exists(path):
             raise FileNotFoundError(f"no SentencePiece model at {path!r}")
-        check_special_ids(SentencePieceVocabulary(path, extra_ids), path)
+        check_end(SentencePieceVocabulary(path, extra_ids), path)
     return seqio.SentencePieceVocabulary(path, extra_ids)
 
 
@@ -96,7 +96,7 @@ def of_model(folder: str) -> ModelVocabulary:
     found = open_checkpoint(folder)
     if found.vocabulary is None:
         raise ValueError(found.no_vocabulary or f"{folder} does not say what its ids mean")
-    check_special_ids(found.vocabulary, folder)
+    check_end(found.vocabulary, folder)
     return ModelVocabulary(found.vocabulary)
 
 

@@ -64,27 +64,22 @@ def no_vocabulary(folder: Folder) -> str:
     )
 
 
-def special_ids(folder: Folder) -> tuple[int, int | None]:
-    """The decoder's first token, and the end token; None for the latter where no file says it.
+def special_ids(folder: Folder) -> tuple[int, tuple[int, ...]]:
+    """The decoder's first token, and the end tokens; none of the latter where no file says them.
 
     Where decoder_start_token_id is not said it is that of padding, as for every T5.
 
     Raises:
-        ValueError: padding is not 0, several end tokens, or files that contradict each other.
+        ValueError: several first tokens, or files that contradict each other.
     """
-    padding = _special_id(folder, "pad_token_id")
-    if padding not in (None, 0):
-        raise ValueError(
-            f"{folder.where}: pad_token_id is {padding}; only 0 is supported, since arrays are "
-            "padded with 0"
-        )
-    start = _special_id(folder, "decoder_start_token_id")
-    end = _special_id(folder, "eos_token_id")
-    if end == 0:
-        raise ValueError(
-            f"{folder.where}: eos_token_id is 0, the id of padding; it must be another"
-        )
-    return start or 0, end
+    padding, start = (
+        _special_ids(folder, key) for key in ("pad_token_id", "decoder_start_token_id")
+    )
+    for key, ids in (("pad_token_id", padding), ("decoder_start_token_id", start)):
+        if len(ids) > 1:
+            raise ValueError(f"{folder.where}: {key} lists the ids {list(ids)}; leave one")
+    first = start or padding or (0,)
+    return first[0], _special_ids(folder, "eos_token_id")
 
 
 def save_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
@@ -234,24 +229,18 @@ def _token(folder: Folder, described: Mapping, key: str, default: str) -> str | 
     return next(iter(said.values()), default)
 
 
-def _special_id(folder: Folder, key: str) -> int | None:
-    """An id as config.json and generation_config.json have it; None where neither says it."""
+def _special_ids(folder: Folder, key: str) -> tuple[int, ...]:
+    """Ids as config.json and generation_config.json have them; none where neither says them."""
     said = {}
     for name in (CONFIG, GENERATION):
         value = _json(folder, name).get(key)
-        several = value if isinstance(value, list) else [value]
-        if len(several) != 1:
-            raise ValueError(
-                f"{folder.path(name)}: {key} lists the ids {value}; one is supported. Leave the one "
-                "that ends a text"
-            )
-        (value,) = several
         if value is None:
             continue
-        if type(value) is not int or value < 0:
+        ids = tuple(value) if isinstance(value, list) else (value,)
+        if not ids or any(type(x) is not int or x < 0 for x in ids):
             raise ValueError(f"{folder.path(name)}: {key} is {value!r}; it must be a token id")
-        said[name] = value
-    if len(set(said.values())) > 1:
-        listed = " and ".join(f"{value} in {name}" for name, value in said.items())
+        said[name] = ids
+    if len({frozenset(ids) for ids in said.values()}) > 1:
+        listed = " and ".join(f"{', '.join(map(str, ids))} in {name}" for name, ids in said.items())
         raise ValueError(f"{folder.where}: {key} is {listed}; they must agree")
-    return next(iter(said.values()), None)
+    return next(iter(said.values()), ())

@@ -1,7 +1,7 @@
 """Learned rewards from the folders of their models, for gin files."""
 
 from dera_jax.checkpoints.loading import read_config, read_value
-from dera_jax.models.t5_lm import T5
+from dera_jax.models.registry import model_of
 from dera_jax.rewards.learned import Entailment, RewardModel
 
 
@@ -17,4 +17,4 @@ def entailment(
 
     Raises as `loading.load` does.
     """
-    return Entailment(T5(read_config(folder)), folder, max_length, instruction, label=label)
+    return Entailment(model_of(read_config(folder)), folder, max_length, instruction, label=label)

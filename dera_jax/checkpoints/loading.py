@@ -20,19 +20,24 @@ from jax import Array
 from jax.sharding import Mesh
 
 from dera_jax import checks, partitioning
-from dera_jax.checkpoints import hugging_face, hugging_face_tokenizer, model_folder, t5x
+from dera_jax.checkpoints import (
+    hugging_face,
+    hugging_face_tokenizer,
+    importers,
+    model_folder,
+    t5x,
+)
 from dera_jax.checkpoints.mismatch import check_shapes
 from dera_jax.checkpoints.storage import REAL, Folder, StoredArray, open_folder, read_arrays
 from dera_jax.checkpoints.vocabulary import (
     Vocabulary,
     agreed,
+    check_end,
     check_room,
-    check_special_ids,
 )
 from dera_jax.models.heads import ValueHead
-from dera_jax.models.language_model import PyTree
-from dera_jax.models.t5 import T5Config, param_shapes
-from dera_jax.models.t5_lm import T5
+from dera_jax.models.language_model import PyTree, TrainableModel
+from dera_jax.models.registry import model_of
 
 _STEP = re.compile(r"checkpoint_(\d+)/")
 _IN_RUNS = ("best", "aligned")  # model folders in those of trainings
@@ -56,14 +61,14 @@ class Loaded:
 
     Attributes:
         model: its architecture.
-        params: T5X's tree.
+        params: of it.
         vocabulary: what its ids mean; None where the checkpoint does not say, and nobody else.
         card: how it was made, or where it is from.
         no_vocabulary: why no other vocabulary may be assumed, a sentence: the checkpoint is of a
             kind that holds its tokenizer, and has none. Empty for all others.
     """
 
-    model: T5
+    model: TrainableModel
     params: PyTree
     vocabulary: Vocabulary | None
     card: dict
@@ -98,17 +103,17 @@ class Checkpoint:
     Attributes:
         kind: what it is, in words.
         where: its path.
-        config: sizes of its T5.
-        arrays: parameters under T5X's names joined by '/'; below 'trunk/' if it has a head.
+        config: of a model of `models.registry`.
+        arrays: parameters under our names joined by '/'; below 'trunk/' if it has a head.
         vocabulary: None where it names none.
         card: see `Loaded`.
-        head: 'scalar' for a reward model, None for a T5.
+        head: 'scalar' for a reward model, None for a language model.
         no_vocabulary: see `Loaded`.
     """
 
     kind: str
     where: str
-    config: T5Config
+    config: object
     arrays: Mapping[str, StoredArray]
     vocabulary: Vocabulary | None
     card: dict
@@ -116,30 +121,30 @@ class Checkpoint:
     no_vocabulary: str = ""
 
 
-def over_vocabulary(model: T5, vocabulary: Vocabulary, where: str) -> T5:
+def over_vocabulary(model: TrainableModel, vocabulary: Vocabulary, where: str) -> TrainableModel:
     """The model with the end token of its vocabulary, and without ids beyond it.
 
     Args:
-        model: whose end token, if it says one, is the vocabulary's.
+        model: whose end tokens, if it says them, contain the vocabulary's.
         vocabulary: what the ids mean.
         where: the vocabulary is from, for messages.
 
     Raises:
-        ValueError: id 0 is not padding, no end token or another one, or more ids than the model has
+        ValueError: no end token, or one that is none of the model's, or more ids than the model has
             rows.
     """
-    check_special_ids(vocabulary, where)
+    check_end(vocabulary, where)
     rows, size = model.vocab_size, len(vocabulary.pieces)
     check_room(vocabulary, rows, where)
     end = vocabulary.end_id
-    if model.end_ids not in ((), (end,)):
+    if model.end_ids and end not in model.end_ids:
         raise ValueError(
             f"{where}: the vocabulary ends sequences with id {end}, {vocabulary.pieces[end]!r}, the "
-            f"model with id {model.end_ids[0]} (its end_token, or eos_token_id of a Hugging Face "
+            f"model with {', '.join(map(str, model.end_ids))} (its end_ids, or eos_token_id of a Hugging Face "
             "config.json); they must agree"
         )
-    config = dataclasses.replace(model.config, end_token=end)
-    return T5(config, num_ids=size if size < rows else None)
+    config = dataclasses.replace(model.config, end_ids=model.end_ids or (end,))
+    return model_of(config, num_ids=size if size < rows else None)
 
 
 def load(
@@ -165,14 +170,14 @@ def load(
     """
     found = open_checkpoint(path)
     if found.head:
-        raise ValueError(f"{path} holds a reward model (a T5 with a scalar head), not a T5")
+        raise ValueError(f"{path} holds a reward model (with a scalar head), not a language model")
     if vocabulary is not None:
         vocabulary = agreed(found.vocabulary, vocabulary, found.where, "the vocabulary given")
     vocabulary = vocabulary or found.vocabulary
-    model = T5(found.config)
+    model = model_of(found.config)
     if vocabulary is not None:
         model = over_vocabulary(model, vocabulary, found.where)
-    shardings = mesh and partitioning.param_shardings(T5(found.config), mesh)
+    shardings = mesh and partitioning.param_shardings(model, mesh)
     params = _read(found, shardings, dtype)
     if vocabulary is not None:
         return Loaded(model, params, vocabulary, found.card)
@@ -206,8 +211,8 @@ def load_params(
     return _read(found, None, "float32")
 
 
-def read_config(path: str | Path) -> T5Config:
-    """The sizes of a checkpoint's model alone; raises as `load`."""
+def read_config(path: str | Path) -> object:
+    """The configuration of a checkpoint's model alone; raises as `load`."""
     return open_checkpoint(path).config
 
 
@@ -216,7 +221,7 @@ def read_value(path: str | Path) -> ValueHead:
     found = open_checkpoint(path)
     if found.head != model_folder.SCALAR:
         raise ValueError(f"{path} is no reward model: no scalar head is named there")
-    return ValueHead(T5(found.config))
+    return ValueHead(model_of(found.config))
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -225,9 +230,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Nothing is built or traced for it: a stranger's file may claim any sizes. Raises as `load`.
     """
     found = _recognise(open_folder(path))
-    config = found.config
-    shapes = ValueHead(T5(config)).param_shapes() if found.head else param_shapes(config)
-    check_shapes(_shapes(found), shapes, found.where)
+    model = model_of(found.config)
+    model = ValueHead(model) if found.head else model
+    check_shapes(_shapes(found), model.param_shapes(), found.where)
     for array in found.arrays.values():
         if array.dtype not in REAL:
             raise ValueError(
@@ -292,7 +297,7 @@ def _no_safetensors(folder: Folder) -> str:
     start = f"{folder.where} is no complete model: it has no {hugging_face.WEIGHTS}"
     if not others:
         return start
-    classes = ["T5ForConditionalGeneration"]
+    classes = [importers.transformers_class(folder.read_json("config.json"), folder.where)]
     if hugging_face_tokenizer.has_tokenizer(folder):
         classes.append("AutoTokenizer")
     saved = [f"{x}.from_pretrained('{folder.where}').save_pretrained('converted')" for x in classes]
@@ -305,7 +310,7 @@ def _no_safetensors(folder: Folder) -> str:
 
 def _t5x(folder: Folder, kind: str, arrays: Mapping[str, StoredArray]) -> Checkpoint:
     shapes = {name: x.shape for name, x in arrays.items()}
-    config = t5x.config_of(shapes, folder.where)
+    config = importers.by_tree(shapes, folder.where)
     return Checkpoint(kind, folder.where, config, arrays, None, {"imported_from": folder.where})
 
 

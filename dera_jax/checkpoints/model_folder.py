@@ -1,6 +1,6 @@
 """A finished model as a folder that stands for itself.
 
-config.json        sizes of the T5 (`T5Config`), its vocabulary, and whether a scalar head is on it
+config.json        architecture and sizes, vocabulary, and whether a scalar head is on it
 model.safetensors  parameters, names joined by '/'
 card.json          how it was made and what it scores
 *.model            the SentencePiece file, unless it is one that ships with the package; or
@@ -17,7 +17,7 @@ import flax.traverse_util
 import jax.numpy as jnp
 import safetensors.flax
 
-from dera_jax import json_files
+from dera_jax import checks, json_files
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.json_vocabulary import JSON, JsonVocabulary
 from dera_jax.checkpoints.safetensors_file import open_safetensors
@@ -26,7 +26,7 @@ from dera_jax.checkpoints.storage import Folder, naming
 from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.models.finite import check_params
 from dera_jax.models.language_model import PyTree
-from dera_jax.models.t5 import T5Config, is_size
+from dera_jax.models.registry import family_named, family_of
 
 CONFIG, PARAMETERS, CARD = "config.json", "model.safetensors", "card.json"
 SCALAR = "scalar"  # the one head there is
@@ -34,7 +34,7 @@ SCALAR = "scalar"  # the one head there is
 
 def save_model(
     folder: Path,
-    config: T5Config,
+    config: object,
     vocabulary: Vocabulary | None,
     params: PyTree,
     card: Mapping[str, object],
@@ -44,10 +44,10 @@ def save_model(
 
     Args:
         folder: to be made.
-        config: the model's sizes, start and end token; the latter is the vocabulary's where the
-            config does not say it.
+        config: of a model of `models.registry`; its end token is the vocabulary's where the
+            configuration does not say it.
         vocabulary: what its ids mean; None if nobody knows.
-        params: T5X's tree, without `params_axes`; or a `ValueHead`'s.
+        params: the model's, or a `ValueHead`'s on it.
         card: anything JSON can hold.
         dtype: of the stored parameters, 'float32' or 'bfloat16'.
 
@@ -63,9 +63,10 @@ def save_model(
     draft.mkdir(parents=True)
     safetensors.flax.save_file(arrays, draft / PARAMETERS)
     json_files.write(draft / CARD, dict(card), sort_keys=True)
-    if vocabulary and config.end_token is None:
-        config = dataclasses.replace(config, end_token=vocabulary.end_id)
+    if vocabulary and vocabulary.end_id is not None and not config.end_ids:
+        config = dataclasses.replace(config, end_ids=(vocabulary.end_id,))
     names = {
+        "architecture": family_of(config).name,
         "model": dataclasses.asdict(config),
         "vocabulary": vocabulary and vocabulary.described(),
     }
@@ -103,8 +104,8 @@ def open_model(folder: Folder) -> dict[str, object]:
     """
     names, where = _read_json(folder, CONFIG), folder.path(CONFIG)
     with naming(where):
-        _check_keys("it", names, needed={"model", "vocabulary"}, possible={"head"})
-        config, head = _config(names["model"]), names.get("head")
+        _check_keys("it", names, needed={"model", "vocabulary"}, possible={"architecture", "head"})
+        config, head = _config(names), names.get("head")
         if head not in (None, SCALAR):
             raise ValueError(f"the head is {head!r}; known is {SCALAR!r} alone, or none")
         _check_extra_ids(names["vocabulary"], config.vocab_size)
@@ -117,17 +118,23 @@ def open_model(folder: Folder) -> dict[str, object]:
     }
 
 
-def _config(sizes: object) -> T5Config:
-    fields = dataclasses.fields(T5Config)
+def _config(names: Mapping) -> object:
+    """The configuration. Earlier versions wrote T5s alone, without `architecture`, and `end_token`."""
+    sizes, kind = names["model"], family_named(names.get("architecture", "t5")).config
+    fields = dataclasses.fields(kind)
     needed = {x.name for x in fields if x.default is dataclasses.MISSING}
-    _check_keys("'model'", sizes, needed, possible={x.name for x in fields})
-    return T5Config(**sizes)
+    _check_keys("'model'", sizes, needed, possible={x.name for x in fields} | {"end_token"})
+    if "end_token" in sizes:
+        end = sizes["end_token"]
+        sizes = {k: x for k, x in sizes.items() if k != "end_token"}
+        sizes |= {} if end is None else {"end_ids": (end,)}
+    return kind(**sizes)
 
 
 def _check_extra_ids(vocabulary: object, vocab_size: int) -> None:
     """Raises ValueError for more sentinels than the model has ids, before they are made."""
     extra_ids = vocabulary.get("extra_ids", 0) if isinstance(vocabulary, dict) else 0
-    if not is_size(extra_ids, least=0) or extra_ids > vocab_size:
+    if not checks.is_size(extra_ids, least=0) or extra_ids > vocab_size:
         raise ValueError(
             f"extra_ids is {extra_ids!r}; it must be an integer from 0 to vocab_size, {vocab_size}"
         )

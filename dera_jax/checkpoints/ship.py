@@ -6,13 +6,10 @@ python -m dera_jax.checkpoints.ship out/tiny/sft/best dera_jax/assets/reference 
 import argparse
 import math
 
-import jax
-
 from dera_jax import command_line
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.destinations import output_folder
-from dera_jax.models.language_model import PyTree
 
 
 def ship(source: str, target: str, temperature: float = 1.0) -> None:
@@ -24,19 +21,11 @@ def ship(source: str, target: str, temperature: float = 1.0) -> None:
     config, vocabulary = loaded.model.config, loaded.vocabulary
     params, card = loaded.params, loaded.card
     if temperature != 1:
-        params, card = sharpened(params, temperature), {"temperature": temperature, "from": card}
+        # A small model's samples at temperature 1 are often nonsense. Everything here that compares
+        # distributions (KL, DeRa, PPO's ratios) wants temperature 1, so the model is made sharper.
+        params = loaded.model.sharpened(params, temperature)
+        card = {"temperature": temperature, "from": card}
     save_model(folder, config, vocabulary, params, card, dtype="bfloat16")
-
-
-def sharpened(params: PyTree, temperature: float) -> PyTree:
-    """T5X's tree with all logits divided by `temperature`, by way of the last norm's scale.
-
-    A small model's samples at temperature 1 are often nonsense. Everything here that compares
-    distributions (KL, DeRa, PPO's ratios) wants temperature 1, so the model itself is made sharper.
-    """
-    decoder = params["decoder"]
-    norm = jax.tree.map(lambda scale: scale / temperature, decoder["decoder_norm"])
-    return {**params, "decoder": {**decoder, "decoder_norm": norm}}
 
 
 if __name__ == "__main__":

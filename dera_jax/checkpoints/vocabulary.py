@@ -97,17 +97,9 @@ def agreed(
     return known
 
 
-def check_special_ids(vocabulary: Vocabulary, where: str) -> None:
-    """Raise ValueError unless id 0 is padding and another id ends a sequence."""
-    if vocabulary.padding_id != 0:
-        zero = next(iter(vocabulary.pieces), "missing")
-        raise ValueError(
-            f"{where}: id 0 of the vocabulary is {zero!r}, and must be padding, since arrays are "
-            "padded with 0; train the SentencePiece model with --pad_id=0 --eos_id=1 --unk_id=2 "
-            "--bos_id=-1 (or other ids above 0), and the model anew over it; of a tokenizer.json, "
-            "pad_token in tokenizer_config.json must be the token of id 0"
-        )
-    if not vocabulary.end_id:
+def check_end(vocabulary: Vocabulary, where: str) -> None:
+    """Raise ValueError unless an id ends a sequence."""
+    if vocabulary.end_id is None:
         raise ValueError(
             f"{where}: the vocabulary has no end-of-sequence piece; train the SentencePiece model "
             "with --eos_id=1, or name eos_token in tokenizer_config.json"
@@ -121,7 +113,7 @@ def check_room(vocabulary: Vocabulary, rows: int, where: str) -> None:
         raise ValueError(
             f"the vocabulary of {where} has {size:,} ids, the model's tables only {rows:,} rows: "
             "use the vocabulary that the model was trained with (for a new model raise "
-            "T5Config.vocab_size)"
+            "vocab_size)"
         )
 
 
@@ -151,7 +143,7 @@ def tokenizer(vocabulary: Vocabulary | None, where: str = "this checkpoint") -> 
         where: the checkpoint, for the message.
 
     Raises:
-        ValueError: the vocabulary is not known, or `check_special_ids` fails.
+        ValueError: the vocabulary is not known, or `check_end` fails.
     """
     if vocabulary is None:
         raise ValueError(
@@ -160,5 +152,5 @@ def tokenizer(vocabulary: Vocabulary | None, where: str = "this checkpoint") -> 
             "as in load(path, vocabulary=SentencePieceVocabulary('spiece.model', extra_ids=100)), "
             "or once for all with python -m dera_jax.checkpoints.convert --vocabulary"
         )
-    check_special_ids(vocabulary, where)
+    check_end(vocabulary, where)
     return Tokenizer(vocabulary.encode, vocabulary.decode, vocabulary.end_id)

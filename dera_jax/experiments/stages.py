@@ -19,8 +19,8 @@ from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation import shards, sweep
 from dera_jax.evaluation.jobs import Split, load
-from dera_jax.models.language_model import sequence_keys
-from dera_jax.models.t5_lm import T5
+from dera_jax.models.language_model import TrainableModel, sequence_keys
+from dera_jax.models.registry import model_of
 from dera_jax.rewards.judge import score
 from dera_jax.training import supervised
 from dera_jax.training.dry_run import Need, decodable, need, prompt_shapes, shapes, source_shapes
@@ -83,9 +83,9 @@ class Reference:
         """The folder of the finished model."""
         return epath.Path(self.folder or experiment / "sft" / BEST)
 
-    def model(self) -> T5:
+    def model(self) -> TrainableModel:
         """Its architecture, known before it is trained."""
-        return self.training().start.model if self.training else T5(read_config(self.folder))
+        return self.training().start.model if self.training else model_of(read_config(self.folder))
 
     def shapes(self) -> Loaded:
         """The model with shapes in place of parameters: enough to make the runs that start from it."""
@@ -116,7 +116,7 @@ def decode_pair(
 
 
 def sweep_needs(
-    model: T5, documents: Split, settings: sweep.Sweep, num_aligned: int = 1
+    model: TrainableModel, documents: Split, settings: sweep.Sweep, num_aligned: int = 1
 ) -> list[Need]:
     """What decoding and scoring a batch of a sweep take, from shapes alone."""
     model = decodable(model)
@@ -136,7 +136,9 @@ def sweep_needs(
     return [decoding, _scoring_need(model, documents, settings, keys.shape)]
 
 
-def _scoring_need(model: T5, documents: Split, settings: sweep.Sweep, rows: tuple) -> Need:
+def _scoring_need(
+    model: TrainableModel, documents: Split, settings: sweep.Sweep, rows: tuple
+) -> Need:
     reward, max_length = settings.reward, settings.sampling.max_length
     array = jax.ShapeDtypeStruct
     params = shapes(reward.load(ShapesOnly(model.vocab_size)))

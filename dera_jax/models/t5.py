@@ -16,6 +16,7 @@ from flax import linen as nn
 from flax.linen import partitioning
 from jax import Array
 
+from dera_jax import checks
 from dera_jax.models.layers import (
     MASKED,
     NUM_BUCKETS,
@@ -29,18 +30,12 @@ from dera_jax.models.layers import (
 
 KeysValues = tuple[Array, Array]
 ACTIVATIONS = ("relu", "gelu", "silu", "swish", "tanh", "sigmoid", "linear")
-_LARGEST = 2**31 - 1  # of a size
 # Of a layer's attentions the names, and those of the norms before them.
 _ENCODER_ATTENTIONS = {"attention": "attention"}
 _DECODER_ATTENTIONS = {
     "self_attention": "self_attention",
     "encoder_decoder_attention": "cross_attention",
 }
-
-
-def is_size(value: object, least: int = 1) -> bool:
-    """Whether it can be a size: an integer (True is none) from `least` to 2**31 - 1."""
-    return type(value) is int and least <= value <= _LARGEST
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +46,7 @@ class T5Config:
     `dtype` is that of activations and matrix products; parameters are what they are given as,
     attention logits and softmax are float32.
 
-    `start_token` is fed to the decoder first, `end_token` ends a sequence; None where nothing has
+    `start_token` is fed to the decoder first, `end_ids` end a sequence; empty where nothing has
     said it yet (T5X's checkpoints, models to be trained): then it is the vocabulary's.
 
     Raises:
@@ -70,14 +65,16 @@ class T5Config:
     dropout_rate: float = 0.1
     dtype: str = "float32"
     start_token: int = 0
-    end_token: int | None = None
+    end_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name in ("vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim"):
-            self._require(name, is_size(getattr(self, name)), f"an integer from 1 to {_LARGEST}")
+            self._require(
+                name, checks.is_size(getattr(self, name)), f"an integer from 1 to {checks.LARGEST}"
+            )
         for name, least in (("num_encoder_layers", 0), ("num_decoder_layers", 1)):
-            allowed = is_size(getattr(self, name), least)
-            self._require(name, allowed, f"an integer from {least} to {_LARGEST}")
+            allowed = checks.is_size(getattr(self, name), least)
+            self._require(name, allowed, f"an integer from {least} to {checks.LARGEST}")
         names = self.mlp_activations
         known = isinstance(names, Sequence) and not isinstance(names, str) and len(names) > 0
         known = known and all(name in ACTIVATIONS for name in names)
@@ -88,11 +85,14 @@ class T5Config:
         number = isinstance(dropout, (int, float)) and not isinstance(dropout, bool)
         self._require("dropout_rate", number and 0 <= dropout < 1, "a number from 0, below 1")
         self._require("dtype", self.dtype in ("float32", "bfloat16"), "'float32' or 'bfloat16'")
-        for name in ("start_token", "end_token"):
-            token = getattr(self, name)
-            known = (name == "end_token" and token is None) or is_size(token, 0)
-            in_table = known and (token is None or token < self.vocab_size)
-            self._require(name, in_table, f"an id below vocab_size, {self.vocab_size}")
+        for name in ("start_token", "end_ids"):
+            value = getattr(self, name)
+            ids = value if name == "end_ids" else (value,)
+            known = isinstance(ids, Sequence) and all(checks.is_size(token, 0) for token in ids)
+            in_table = known and all(token < self.vocab_size for token in ids)
+            kind = "ids" if name == "end_ids" else "an id"
+            self._require(name, in_table, f"{kind} below vocab_size, {self.vocab_size}")
+        object.__setattr__(self, "end_ids", tuple(self.end_ids))
 
     def _require(self, name: str, allowed: bool, words: str) -> None:
         if not allowed:

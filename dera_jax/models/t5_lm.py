@@ -26,8 +26,7 @@ class T5:
 
     `num_ids` is the number of ids that the vocabulary has, where the tables have more rows (they
     are padded to a round size); None where every row has a meaning. The other ids are never
-    produced: their logits are `language_model.UNUSED`. `end_ids` are the configuration's end token
-    unless given.
+    produced: their logits are `language_model.UNUSED`.
 
     State.shared = (cross keys and values of each layer [B, H, S, D], prompt mask [B, S]);
     State.cache = for each layer self-attention keys and values [B, K, H, L, D].
@@ -35,11 +34,10 @@ class T5:
 
     config: T5Config
     num_ids: int | None = None
-    end_ids: tuple[int, ...] = ()
 
-    def __post_init__(self):
-        if not self.end_ids and self.config.end_token is not None:
-            object.__setattr__(self, "end_ids", (self.config.end_token,))
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        return self.config.end_ids
 
     @property
     def vocab_size(self) -> int:
@@ -122,6 +120,12 @@ class T5:
 
     def embedding(self, params: PyTree) -> Array:
         return params["token_embedder"]["embedding"]
+
+    def sharpened(self, params: PyTree, temperature: float) -> PyTree:
+        """Parameters that divide all logits by `temperature`, by way of the last norm's scale."""
+        decoder = params["decoder"]
+        norm = jax.tree.map(lambda scale: scale / temperature, decoder["decoder_norm"])
+        return {**params, "decoder": {**decoder, "decoder_norm": norm}}
 
     def _decoder_inputs(self, tokens: Array) -> Array:
         """The start token before tokens[B, K, N]: [B, K, N + 1]."""

@@ -70,7 +70,9 @@ def shapes(tree: object) -> object:
 
 def decodable(model: LanguageModel) -> LanguageModel:
     """A model with end tokens: where only shapes count, any will do."""
-    return model if model.end_ids else dataclasses.replace(model, end_ids=(0,))
+    if model.end_ids:
+        return model
+    return dataclasses.replace(model, config=dataclasses.replace(model.config, end_ids=(0,)))
 
 
 def prompt_shapes(batch: int, size: int) -> Prompts:

@@ -52,10 +52,10 @@ class Scorer(Protocol):
     """What gives texts a score to be trained. Frozen, hashable, holds no arrays."""
 
     def init(self, params: PyTree) -> PyTree:
-        """The first parameters to train, from those of a T5."""
+        """The first parameters to train, from those of a language model."""
 
     def fixed(self, params: PyTree) -> PyTree:
-        """What of the T5's parameters the score needs as they were before training; None: nothing."""
+        """What of the model's parameters the score needs as they were before training; None: nothing."""
 
     def scores(
         self, params: PyTree, fixed: PyTree, prompts: Prompts, texts: Array, lengths: Array
@@ -114,19 +114,19 @@ class LogRatio:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What is trained, and the T5 it starts from."""
+    """What is trained, and the model it starts from."""
 
     scorer: Scorer
     start: supervised.Start
 
 
 def reward_model(start: supervised.Start) -> Start:
-    """A scalar head, 0 at first, on the T5 of `start`. Dropout is not used."""
+    """A scalar head, 0 at first, on the model of `start`. Dropout is not used."""
     return Start(ScalarHead(ValueHead(start.model)), start)
 
 
 def dpo(start: supervised.Start, beta: float) -> Start:
-    """The T5 of `start` as policy and as reference. Dropout is not used."""
+    """The model of `start` as policy and as reference. Dropout is not used."""
     return Start(LogRatio(start.model, beta), start)
 
 

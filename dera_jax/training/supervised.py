@@ -1,18 +1,18 @@
-"""Supervised training of a T5: pre-training and fine-tuning are this run on different tasks."""
+"""Supervised training of a language model: pre-training and fine-tuning are this run on different tasks."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
+from jax import Array
 
 from dera_jax import checks, data
 from dera_jax.checkpoints.loading import Loaded, load, read_config
 from dera_jax.checkpoints.model_folder import restore_replaced, save_model
 from dera_jax.checkpoints.orbax import Saving
-from dera_jax.models.copying import with_copying_heads
-from dera_jax.models.t5 import T5Config
-from dera_jax.models.t5_lm import T5
+from dera_jax.models.language_model import PyTree, TrainableModel
+from dera_jax.models.registry import CONFIG, model_of
 from dera_jax.training import loop
 from dera_jax.training.dry_run import Need, need, padded_shapes, prompt_shapes
 from dera_jax.training.optimizers import Optimizer
@@ -20,6 +20,7 @@ from dera_jax.training.train_step import Loss, TrainState, initial_state, make_s
 from dera_jax.training.validation import Validation, Validator, first
 
 BEST = "best"  # the folder of the model with the lowest validation loss
+_RUN = ("dropout_rate", "dtype")  # fields of a configuration that are the run's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Start:
             from, or of how they were drawn; not called before training begins.
     """
 
-    model: T5
+    model: TrainableModel
     read: Callable[[], Loaded]
 
 
@@ -125,25 +126,32 @@ class Training:
         return [need(name, {"model": params}, tokens, update, state, *batch)]
 
 
-def new_model(config: T5Config, seed: int) -> Start:
-    """A T5 with random parameters. Raises ValueError for a seed that is none."""
+def new_model(
+    config: object, seed: int, changed: Callable[[PyTree, object, Array], PyTree] | None = None
+) -> Start:
+    """A model with random parameters.
+
+    Args:
+        config: of a model of `models.registry`.
+        seed: of the parameters.
+        changed: (params, config, key) -> params, what is made of the random ones before training, as
+            `models.copying.with_copying_heads`; None for nothing.
+
+    Raises:
+        ValueError: no configuration, or a seed that is none.
+    """
     seed = checks.check("new_model.seed", seed, checks.SEED)
-    model = T5(config)
-    card = {"random_parameters": seed}
-    draw = lambda: Loaded(model, model.init(jax.random.key(seed)), None, card)
-    return Start(model, draw)
-
-
-def copying_model(config: T5Config, seed: int) -> Start:
-    """A T5 with random parameters, but for heads that copy; see `models.copying`."""
-    start = new_model(config, seed)
+    model = model_of(checks.check("new_model.config", config, CONFIG))
+    key, card = jax.random.key(seed), {"random_parameters": seed}
 
     def draw() -> Loaded:
-        random = start.read()
-        params = with_copying_heads(random.params, config, jax.random.key(seed))
-        return Loaded(start.model, params, None, random.card | {"copying_heads": True})
+        params = model.init(key)
+        if changed is None:
+            return Loaded(model, params, None, card)
+        name = getattr(changed, "__name__", repr(changed))
+        return Loaded(model, changed(params, config, key), None, card | {"changed_by": name})
 
-    return Start(start.model, draw)
+    return Start(model, draw)
 
 
 def finished_model(folder: str, dropout_rate: float) -> Start:
@@ -151,10 +159,10 @@ def finished_model(folder: str, dropout_rate: float) -> Start:
     rate = checks.number(least=0, below=1)
     dropout_rate = checks.check("finished_model.dropout_rate", dropout_rate, rate)
     config = dataclasses.replace(read_config(folder), dropout_rate=dropout_rate)
-    return Start(T5(config), lambda: load(folder))
+    return Start(model_of(config), lambda: load(folder))
 
 
-def finished_model_of(config: T5Config, folder: str | None) -> Start:
+def finished_model_of(config: object, folder: str | None) -> Start:
     """A model from its folder, with the sizes said beforehand: they can be checked without it.
 
     Raises:
@@ -165,16 +173,18 @@ def finished_model_of(config: T5Config, folder: str | None) -> Start:
         if folder is None:
             raise ValueError("the model to start from is not given: add --gin.INITIAL_MODEL=...")
         # Dropout and the type of activations are the run's, not the parameters'; the start token is
-        # that of the folder, and so is the end token where the run does not say it.
-        free = {name: getattr(config, name) for name in ("dropout_rate", "dtype", "start_token")}
-        if config.end_token is None:
-            free["end_token"] = None
+        # that of the folder, and so are the end tokens where the run does not say them.
+        free = {
+            name: getattr(config, name) for name in (*_RUN, "start_token") if hasattr(config, name)
+        }
+        if not config.end_ids:
+            free["end_ids"] = ()
         found = dataclasses.replace(read_config(folder), **free)
         if found != config:
             raise ValueError(f"{folder} holds a model of other sizes: {found}, expected {config}")
         return load(folder)
 
-    return Start(T5(config), read)
+    return Start(model_of(config), read)
 
 
 def read_for_task(start: Start, task: str) -> Loaded:
@@ -186,7 +196,7 @@ def read_for_task(start: Start, task: str) -> Loaded:
     """
     origin = start.read().agreeing_with(data.vocabulary_of(task), f"task {task!r}")
     config = start.model.config
-    free = {"dropout_rate": config.dropout_rate, "dtype": config.dtype}
+    free = {name: getattr(config, name) for name in _RUN if hasattr(config, name)}
     model = dataclasses.replace(
         origin.model, config=dataclasses.replace(origin.model.config, **free)
     )
@@ -228,7 +238,7 @@ def train(training: Training, folder: Path) -> dict[str, float]:
     return {"best_loss": float(state.best_loss), "best_step": int(state.best_step)}
 
 
-def _validator(training: Training, model: T5, lengths: dict[str, int]) -> Validator:
+def _validator(training: Training, model: TrainableModel, lengths: dict[str, int]) -> Validator:
     task, settings = training.data, training.validation
     examples = first(data.epoch(task.task, "validation", lengths, seed=0), settings.examples)
     vocabulary = data.target_vocabulary(task.task)

@@ -1,0 +1,185 @@
+"""T5 in the format of Hugging Face's transformers: T5, T5 1.1, Flan-T5, mT5 and ByT5.
+
+Kernels are stored [out, in], the table of relative positions [buckets, heads]; T5X has both the
+other way round.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from dera_jax import checks
+from dera_jax.checkpoints.storage import StoredArray
+from dera_jax.models.layers import MAX_DISTANCE, NUM_BUCKETS
+from dera_jax.models.t5 import T5Config
+
+CLASS = "T5ForConditionalGeneration"
+MODEL_TYPES, GGUF = ("t5", "mt5"), ()
+_ACTIVATIONS = {"relu": ("relu",), "gated-gelu": ("gelu", "linear")}
+_FIXED = {
+    "relative_attention_num_buckets": NUM_BUCKETS,
+    "relative_attention_max_distance": MAX_DISTANCE,
+    "layer_norm_epsilon": 1e-6,
+}
+_SIZES = (
+    "vocab_size", "d_model", "num_heads", "num_layers", "num_decoder_layers", "d_kv", "d_ff",
+)  # fmt: skip
+# Some old files hold these beside what is used.
+UNUSED = (
+    "lm_head.weight",
+    "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
+)
+_EMBEDDING, _LOGITS = "token_embedder/embedding", "decoder/logits_dense/kernel"
+
+
+def config_of(
+    settings: Mapping, where: str, start_token: int, end_ids: tuple[int, ...]
+) -> T5Config:
+    """The sizes of a config.json.
+
+    Args:
+        settings: the file's content.
+        where: its path, for messages.
+        start_token, end_ids: special ids of the folder.
+
+    Raises:
+        ValueError: a setting that T5 here does not have.
+    """
+    settings = _checked(settings, where)
+    return T5Config(
+        vocab_size=settings["vocab_size"],
+        emb_dim=settings["d_model"],
+        num_heads=settings["num_heads"],
+        num_encoder_layers=settings["num_layers"],
+        num_decoder_layers=settings["num_decoder_layers"],
+        head_dim=settings["d_kv"],
+        mlp_dim=settings["d_ff"],
+        mlp_activations=_ACTIVATIONS[settings.get("feed_forward_proj", "relu")],
+        logits_via_embedding=_is_scaled(settings),
+        dropout_rate=settings.get("dropout_rate", 0.1),
+        start_token=start_token,
+        end_ids=end_ids,
+    )
+
+
+def _checked(settings: Mapping, where: str) -> Mapping:
+    for name, expected in _FIXED.items():
+        if settings.get(name, expected) != expected:
+            raise ValueError(f"{where}: {name} is {settings[name]}; only {expected} is supported")
+    if settings.get("feed_forward_proj", "relu") not in list(_ACTIVATIONS):
+        raise ValueError(
+            f"{where}: feed_forward_proj is {settings['feed_forward_proj']!r}; supported are "
+            f"{', '.join(_ACTIVATIONS)}"
+        )
+    if settings.get("num_decoder_layers") is None:  # as transformers writes it for the same number
+        settings = {**settings, "num_decoder_layers": settings.get("num_layers")}
+    for name in _SIZES:
+        if not checks.is_size(settings.get(name)):
+            raise ValueError(
+                f"{where}: {name} is {settings.get(name)!r}; it must be an integer of at least 1"
+            )
+    for name in ("scale_decoder_outputs", "tie_word_embeddings"):
+        if not isinstance(settings.get(name, True), bool):
+            raise ValueError(  # noqa: TRY004 (of a file)
+                f"{where}: {name} is {settings[name]!r}; it must be true or false"
+            )
+    return settings
+
+
+def _is_scaled(settings: Mapping) -> bool:
+    """Whether logits are divided by sqrt(E), as T5 1.0 does with its tied table.
+
+    What is tied does not tell: transformers 5 ties 1.1 and mT5 too when it makes them, without
+    dividing. Such a table is read twice, as embedding and as the logits' kernel.
+    """
+    if settings["model_type"] == "mt5":
+        return False
+    return settings.get("scale_decoder_outputs", settings.get("tie_word_embeddings", True))
+
+
+def described(config: T5Config, dtype: str) -> dict[str, object]:
+    """The config.json of a model; raises ValueError for activations that transformers does not name."""
+    forward = [name for name, x in _ACTIVATIONS.items() if x == config.mlp_activations]
+    if not forward:
+        raise ValueError(f"transformers has no T5 with the activations {config.mlp_activations}")
+    return _FIXED | {
+        "architectures": [CLASS],
+        "model_type": "t5",
+        "is_encoder_decoder": True,
+        "dtype": dtype,
+        "vocab_size": config.vocab_size,
+        "d_model": config.emb_dim,
+        "num_heads": config.num_heads,
+        "num_layers": config.num_encoder_layers,
+        "num_decoder_layers": config.num_decoder_layers,
+        "d_kv": config.head_dim,
+        "d_ff": config.mlp_dim,
+        "feed_forward_proj": forward[0],
+        "tie_word_embeddings": config.logits_via_embedding,
+        "dropout_rate": config.dropout_rate,
+    }
+
+
+def names_of(config: T5Config) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+    """Of every parameter: our name, theirs (the first is written), whether it is transposed."""
+    table = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    yield _EMBEDDING, table, False
+    for stack, layers in (
+        ("encoder", config.num_encoder_layers),
+        ("decoder", config.num_decoder_layers),
+    ):
+        yield f"{stack}/{stack}_norm/scale", (f"{stack}.final_layer_norm.weight",), False
+        bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        yield f"{stack}/relpos_bias/rel_embedding", (bias,), True
+        for i in range(layers):
+            for ours, theirs, transposed in _layer(stack, len(config.mlp_activations)):
+                yield (
+                    f"{stack}/layers_{i}/{ours}",
+                    (f"{stack}.block.{i}.layer.{theirs}",),
+                    transposed,
+                )
+    if not config.logits_via_embedding:
+        yield _LOGITS, ("lm_head.weight", *table), True
+
+
+def _layer(stack: str, num_wi: int) -> Iterator[tuple[str, str, bool]]:
+    own = "attention" if stack == "encoder" else "self_attention"
+    parts = [(own, "SelfAttention")]
+    if stack == "decoder":
+        parts.append(("encoder_decoder_attention", "EncDecAttention"))
+    norms = {own: own, "encoder_decoder_attention": "cross_attention"}
+    for at, (ours, theirs) in enumerate(parts):
+        yield f"pre_{norms[ours]}_layer_norm/scale", f"{at}.layer_norm.weight", False
+        for name in ("query", "key", "value", "out"):
+            short = {"out": "o"}.get(name, name[0])
+            yield f"{ours}/{name}/kernel", f"{at}.{theirs}.{short}.weight", True
+    at = len(parts)
+    yield "pre_mlp_layer_norm/scale", f"{at}.layer_norm.weight", False
+    for name in [*(["wi"] if num_wi == 1 else [f"wi_{i}" for i in range(num_wi)]), "wo"]:
+        yield f"mlp/{name}/kernel", f"{at}.DenseReluDense.{name}.weight", True
+
+
+def check(
+    config: T5Config, found: Mapping[str, StoredArray], stored: Mapping[str, StoredArray]
+) -> None:
+    """Raises ValueError where lm_head.weight is stored beside a table that the logits are to use."""
+    if not config.logits_via_embedding or "lm_head.weight" not in stored:
+        return
+    table, head = found[_EMBEDDING], stored["lm_head.weight"]
+    everything = tuple(slice(0, size) for size in table.shape)
+    same = table.shape == head.shape
+    if not (same and np.array_equal(table.read(everything), head.read(everything))):
+        raise ValueError(
+            f"{head.where}: the logits are said to use the embedding (tie_word_embeddings), but "
+            "lm_head.weight is another table"
+        )
+
+
+def special_ids(config: T5Config) -> dict[str, object]:
+    """Under the names of transformers; null for an end token that nobody knows."""
+    ends = config.end_ids
+    return {
+        "decoder_start_token_id": config.start_token,
+        "eos_token_id": list(ends) if len(ends) > 1 else next(iter(ends), None),
+        "pad_token_id": 0,
+    }
