@@ -12,7 +12,6 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dera_jax/__init__.py").rea
 
 REQUIRES = [
     "absl-py>=2.1",
-    "clu>=0.0.12",
     "etils[epath]>=1.9",
     "flax>=0.12",
     "gin-config>=0.5",
@@ -29,7 +28,7 @@ REQUIRES = [
     "safetensors>=0.5",
     "sentencepiece>=0.2",
     "seqio>=0.0.20",
-    "tensorboard>=2.19",  # clu's writer imports it
+    "tensorboardX>=2.6",  # event files without TensorFlow
     # Not tensorflow-cpu: seqio needs tensorflow-text, which requires `tensorflow` by that name, and
     # both would write the same files.
     "tensorflow>=2.19",

@@ -1,18 +1,15 @@
-"""From a seqio task to numpy batches that depend on the step alone.
+"""From a seqio task to examples as arrays, read as a whole (int32 ids, 4 bytes a token).
 
 The batch of a step is a pure function of (task, split, lengths, seed, step): the same whatever the
-number of processes, and wherever a run was killed and resumed. To keep it so, each process builds
-the whole epoch in memory (int32 ids, 4 bytes a token) and takes its own rows of every batch.
+number of processes, and wherever a run was killed and resumed.
 
 A task registers itself when its module is imported (`import tasks`), as everywhere in seqio.
 
-Axes: n examples of one epoch, B batch rows, S input length, T target length, W keywords, L bytes.
+Axes: n examples of one epoch, S input length, T target length, W keywords, L bytes.
 """
 
 import dataclasses
 import difflib
-import functools
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
@@ -25,7 +22,8 @@ from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.vocabulary import Vocabulary, check_end, check_same
 from dera_jax.example_ids import distinct
-from dera_jax.models.language_model import Padded, Prompts
+from dera_jax.examples import Batch, Examples, train_batches
+from dera_jax.models.language_model import Prompts
 from dera_jax.rewards.word_hashes import keyword_bytes
 
 _FEATURES = ("inputs", "targets")
@@ -37,47 +35,77 @@ Row = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Examples:
-    """One pass over a task, in the task's order.
+class Data:
+    """A seqio task to train on.
 
     Attributes:
-        inputs: prompts [n, S].
-        targets: [n, T].
-        example_id: int32 [n], all different: the task's own where they first occur, or the position
-            if the task has none.
-        documents: n texts, the uncut `inputs_pretokenized` (decoded ids if the task has none).
-        summaries: n texts, the same for the targets.
-        notes: every other string field of the task, by name, n texts each.
-        rejected: [n, T], of tasks of pairs (`tasks.preferences`), where `targets` is chosen.
-        keywords: uint8 [n, W, L] in UTF-8, of tasks with a field `keywords`, a keyword per line.
+        task: its name.
+        inputs: tokens of an input, the end of sequence included.
+        targets: tokens of a target, likewise.
+        batch_size: examples of a step.
+        split: to train on.
+
+    Raises:
+        ValueError: unknown task or split, or a size that is not positive.
     """
 
-    inputs: Prompts
-    targets: Padded
-    example_id: np.ndarray
-    documents: list[str]
-    summaries: list[str]
-    notes: dict[str, list[str]]
-    rejected: Padded | None = None
-    keywords: np.ndarray | None = None
+    task: str
+    inputs: int
+    targets: int
+    batch_size: int
+    split: str = "train"
 
-    def __len__(self) -> int:
-        return len(self.example_id)
+    def __post_init__(self):
+        sizes = dict.fromkeys(("inputs", "targets", "batch_size"), checks.whole(1))
+        checks.check_fields(self, task=checks.TEXT, split=checks.TEXT, **sizes)
+        self.check(self.split)
 
-    def at(self, rows: np.ndarray | slice) -> "Examples":
-        """The examples of these rows."""
-        numbers = np.arange(len(self))[rows]
-        pick = lambda texts: [texts[i] for i in numbers]
-        columns = {
-            name: None if x is None else jax.tree.map(lambda y: y[numbers], x)
-            for name, x in _columns(self).items()
-        }
-        return Examples(
-            documents=pick(self.documents),
-            summaries=pick(self.summaries),
-            notes={name: pick(texts) for name, texts in self.notes.items()},
-            **columns,
-        )
+    def check(self, *splits: str, pairs: bool = False) -> None:
+        """Raises ValueError unless the task has these splits, and is one of pairs if it is to be."""
+        check_task(self.task, *splits)
+        if pairs:
+            check_pairs(self.task, self.split)
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"task {self.task!r}"
+
+    def vocabulary(self) -> Vocabulary:
+        """See `vocabulary_of`."""
+        return vocabulary_of(self.task)
+
+    def read(self, split: str, seed: int = 0) -> Examples:
+        """One pass over a split; raises as `epoch`."""
+        return epoch(self.task, split, {"inputs": self.inputs, "targets": self.targets}, seed)
+
+    def batches(
+        self,
+        seed: int,
+        start_step: int,
+        with_documents: bool = False,
+        check_documents: Callable[[Sequence[str]], None] | None = None,
+    ) -> Iterator[Batch]:
+        """The endless batches of training, see `examples.train_batches`.
+
+        `check_documents` is called once with the texts of the first epoch, such as a reward's.
+        """
+        checked = check_documents is None
+
+        def read(seed: int) -> Examples:
+            nonlocal checked
+            found = self.read(self.split, seed)
+            if not checked:
+                check_documents(found.documents)
+                checked = True
+            return found
+
+        return train_batches(read, self.batch_size, seed, start_step, with_documents)
+
+    def left_out(self) -> dict[str, dict[str, int]]:
+        """By split and reason the examples that were left out, see `truncation`."""
+        counts = {x: truncation.left_out(self.task, x) for x in (self.split, "validation", "test")}
+        return {split: reasons for split, reasons in counts.items() if reasons}
 
 
 def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> Examples:
@@ -159,11 +187,6 @@ def vocabulary_of(task_name: str) -> Vocabulary:
     return found
 
 
-def target_vocabulary(task_name: str) -> seqio.Vocabulary:
-    """The vocabulary of a task's targets, seqio's own; raises ValueError as `vocabulary_of`."""
-    return _task(task_name).output_features["targets"].vocabulary
-
-
 def check_task(task_name: str, *splits: str) -> None:
     """Checks that a task has features `inputs` and `targets`, and these splits; reads nothing.
 
@@ -218,96 +241,6 @@ def check_pairs(task_name: str, split: str) -> None:
         )
 
 
-def train_batches(
-    task_name: str,
-    split: str,
-    lengths: Mapping[str, int],
-    batch_size: int,
-    seed: int,
-    start_step: int,
-    process_index: int | None = None,
-    process_count: int | None = None,
-    with_documents: bool = False,
-    check_documents: Callable[[Sequence[str]], None] | None = None,
-) -> Iterator[Batch]:
-    """Yields this process's rows of the batches of `start_step`, `start_step + 1`, ... for ever.
-
-    Row i of step s is example s·B + i of the endless sequence epoch 0, epoch 1, ...: batches
-    straddle epochs and every example comes once per epoch. Each epoch is read anew with a seed of
-    its own, so that spans are corrupted differently, and put in an order of its own. (A mixture may
-    hold a few examples more or fewer in a later epoch than in epoch 0, whose size counts: then so
-    many are left out, or come twice.)
-
-    Starting costs one pass over the task, or two if `start_step` lies beyond epoch 0.
-
-    Args:
-        task_name, split, lengths: see `epoch`.
-        batch_size: B, rows of all processes together.
-        seed: of the order and of the preprocessors.
-        start_step: the first step wanted, from 0.
-        process_index, process_count: JAX's own by default.
-        with_documents: keep the texts in memory and yield them too.
-        check_documents: called once with the texts of the first epoch, such as a reward's.
-
-    Yields:
-        inputs (`Prompts`), targets (`Padded`) and example_id int32 of B / processes examples, if the
-        task has them `rejected` and `keywords`, and if wanted `documents`,
-        texts; the processes' rows, concatenated, are the batch.
-
-    Raises:
-        ValueError: as `epoch`, or `batch_size` not divisible by the processes.
-    """
-    rows = _process_rows(batch_size, process_index, process_count)
-    seed = checks.check("train_batches.seed", seed, checks.SEED)
-
-    @functools.lru_cache(maxsize=1)  # positions only grow, so one epoch at a time is enough
-    def shuffled(number: int) -> tuple[Batch, np.ndarray]:
-        examples = epoch(task_name, split, lengths, _epoch_seed(seed, number))
-        if check_documents and number == 0:
-            check_documents(examples.documents)
-        arrays = _arrays(examples)
-        if with_documents:
-            arrays["documents"] = np.array(examples.documents, object)
-        return arrays, _order(len(examples), seed, number)
-
-    def batches() -> Iterator[Batch]:
-        for step in itertools.count(start_step):
-            position = step * batch_size + np.arange(rows.start, rows.stop)
-            number, offset = np.divmod(position, size)
-            yield _join([_take(*shuffled(int(e)), offset[number == e]) for e in np.unique(number)])
-
-    size = len(shuffled(0)[1])  # before the first batch is asked for, so that errors come early
-    return batches()
-
-
-def eval_batches(
-    examples: Examples,
-    batch_size: int,
-    process_index: int | None = None,
-    process_count: int | None = None,
-) -> Iterator[Batch]:
-    """Yields this process's rows of the batches of one pass, in order, each example exactly once.
-
-    Row i of batch b is example b·B + i. The last batch is filled up with copies of the last example.
-
-    Yields:
-        As `train_batches`, and `valid` bool [B / processes], false for the filling.
-
-    Raises:
-        ValueError: `batch_size` not divisible by the processes.
-    """
-    rows = _process_rows(batch_size, process_index, process_count)
-    arrays = _arrays(examples)
-
-    def batches() -> Iterator[Batch]:
-        for start in range(0, len(examples), batch_size):
-            index = start + np.arange(rows.start, rows.stop)
-            some = jax.tree.map(lambda x: x[np.minimum(index, len(examples) - 1)], arrays)  # noqa: B023
-            yield some | {"valid": index < len(examples)}
-
-    return batches()
-
-
 def _check_lengths(lengths: Mapping[str, int]) -> None:
     for name in _FEATURES:
         if name not in lengths:
@@ -359,46 +292,3 @@ def _keywords(notes: dict[str, list[str]]) -> np.ndarray | None:
     if _KEYWORDS not in notes:
         return None
     return keyword_bytes([text.split("\n") if text else [] for text in notes[_KEYWORDS]])
-
-
-def _process_rows(batch_size: int, index: int | None, count: int | None) -> range:
-    """The rows of a batch of B that belong to one process."""
-    index = jax.process_index() if index is None else index
-    count = jax.process_count() if count is None else count
-    batch_size = checks.check("batch_size", batch_size, checks.whole(1))
-    if batch_size % count:
-        raise ValueError(
-            f"batch_size {batch_size} cannot be divided among {count} processes: "
-            "it must be a positive multiple of their number"
-        )
-    share = batch_size // count
-    return range(index * share, (index + 1) * share)
-
-
-def _epoch_seed(seed: int, number: int) -> int:
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0] >> 1)
-
-
-def _order(size: int, seed: int, number: int) -> np.ndarray:
-    """A permutation for (seed, epoch): int [n]. Sorted raw draws, since numpy keeps the streams of
-    its bit generators from version to version, but not what `permutation` makes of them."""
-    draws = np.random.Philox(np.random.SeedSequence([seed, number])).random_raw(size)
-    return np.argsort(draws, kind="stable")
-
-
-def _columns(examples: Examples) -> dict[str, object]:
-    names = (*_FEATURES, "example_id", _REJECTED, _KEYWORDS)
-    return {name: getattr(examples, name) for name in names}
-
-
-def _arrays(examples: Examples) -> Batch:
-    return {name: x for name, x in _columns(examples).items() if x is not None}
-
-
-def _take(arrays: Batch, order: np.ndarray, offset: np.ndarray) -> Batch:
-    index = order[offset % len(order)]
-    return jax.tree.map(lambda x: x[index], arrays)
-
-
-def _join(parts: list[Batch]) -> Batch:
-    return jax.tree.map(lambda *x: np.concatenate(x), *parts)

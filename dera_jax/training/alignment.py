@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dera_jax import checks, data
+from dera_jax import checks
 from dera_jax.checkpoints.loading import MODEL as A_MODEL
 from dera_jax.checkpoints.loading import Loaded, loaded
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.resources import RunResources, ShapesOnly
 from dera_jax.checkpoints.vocabulary import tokenizer
+from dera_jax.examples import Batch
 from dera_jax.models.finite import check_params
 from dera_jax.models.heads import ValueHead
 from dera_jax.rewards.judge import Judge
@@ -28,7 +29,7 @@ from dera_jax.training import metrics, ppo
 from dera_jax.training.dry_run import Need, decodable, need, shapes, source_shapes
 from dera_jax.training.loop import repeat
 from dera_jax.training.progress import PERIOD
-from dera_jax.training.supervised import Data
+from dera_jax.training.supervised import DATA, TrainingData
 
 MODEL = "aligned"
 _SHOWN = ("reward", "kl", "length")
@@ -59,7 +60,7 @@ class Alignment:
     """
 
     reference: Loaded | Callable[[], Loaded]
-    data: Data
+    data: TrainingData
     objective: ppo.Objective
     updates: ppo.Updates
     optimizers: ppo.Optimizers
@@ -72,7 +73,7 @@ class Alignment:
         checks.check_fields(
             self,
             reference=A_MODEL,
-            data=checks.instance(Data),
+            data=DATA,
             objective=checks.instance(ppo.Objective),
             updates=checks.instance(ppo.Updates),
             optimizers=checks.instance(ppo.Optimizers),
@@ -145,7 +146,6 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
     actors = ppo.Actors(reference.model, ValueHead(reference.model))
     value_params = actors.value.init(start.params)
     state = ppo.initial_state(alignment.optimizers, start.params, value_params)
-    lengths = {"inputs": task.inputs, "targets": task.targets}
     reward = alignment.objective.reward
     judge = judge_of(reward, reference)
     improve = _step(alignment.setup(actors), judge)
@@ -156,14 +156,12 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
         alignment.saving,
         folder,
         state,
-        batches=lambda step: data.train_batches(
-            task.task, task.split, lengths, task.batch_size, alignment.seed, step,
-            with_documents=reward.on_host,
-            check_documents=reward.check_documents,
+        batches=lambda step: task.batches(
+            alignment.seed, step, reward.on_host, reward.check_documents
         ),
         update=lambda state, batch: improve(state, fixed, batch),
         shown=_SHOWN,
-    )  # fmt: skip
+    )
     step = int(state.step)
     scores = last_scores(folder, step)
     card = {"step": step, "training": scores} | _recipe(alignment, reference, start)
@@ -172,9 +170,9 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
     return scores
 
 
-def fitted(reference: Loaded, task: Data) -> Loaded:
-    """Over the task's vocabulary; raises ValueError as `Loaded.agreeing_with`."""
-    return reference.agreeing_with(data.vocabulary_of(task.task), f"task {task.task!r}")
+def fitted(reference: Loaded, task: TrainingData) -> Loaded:
+    """Over the data's vocabulary; raises ValueError as `Loaded.agreeing_with`."""
+    return reference.agreeing_with(task.vocabulary(), task.name)
 
 
 def judge_of(reward: Reward, reference: Loaded) -> Judge:
@@ -194,7 +192,7 @@ def _step(setup: ppo.Setup, judge: Judge) -> Callable:
     )
 
 
-def source_of(batch: data.Batch) -> Source:
+def source_of(batch: Batch) -> Source:
     return Source(batch["inputs"], batch["targets"], batch.get("keywords"))
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from dera_jax import checks
 from dera_jax.checkpoints.orbax import Checkpoints, Saving, check_state
-from dera_jax.data import Batch
+from dera_jax.examples import Batch
 from dera_jax.models.language_model import PyTree
 from dera_jax.training.metrics import MetricWriter
 from dera_jax.training.progress import Progress

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from clu.metric_writers import SummaryWriter
+from tensorboardX import SummaryWriter
 
 from dera_jax import json_files
 from dera_jax.store import read_file, write_file
@@ -37,7 +37,8 @@ class MetricWriter:
                 lines.write(line)
         except OSError as error:  # of a full disk, which names no file
             raise OSError(error.errno, error.strerror, str(self._path)) from error
-        self._events.write_scalars(step, values)
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
         self._events.flush()
 
 

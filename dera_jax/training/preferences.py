@@ -25,11 +25,12 @@ import numpy as np
 import optax
 from jax import Array
 
-from dera_jax import checks, data, json_files, truncation
+from dera_jax import checks, json_files
 from dera_jax.checkpoints.loading import load_params
 from dera_jax.checkpoints.model_folder import restore_replaced, save_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.evaluation import reliability
+from dera_jax.examples import Examples, eval_batches
 from dera_jax.models.finite import check_values
 from dera_jax.models.heads import ValueHead, value_of_sequences
 from dera_jax.models.language_model import (
@@ -43,9 +44,8 @@ from dera_jax.training import loop, supervised
 from dera_jax.training.dry_run import Need, need, padded_shapes, prompt_shapes
 from dera_jax.training.losses import bradley_terry
 from dera_jax.training.optimizers import Optimizer
-from dera_jax.training.supervised import BEST, Data
+from dera_jax.training.supervised import BEST, DATA, TrainingData
 from dera_jax.training.train_step import TrainState, initial_state
-from dera_jax.training.validation import first
 
 
 class Scorer(Protocol):
@@ -171,7 +171,7 @@ class PreferenceTraining:
     """
 
     start: Start
-    data: Data
+    data: TrainingData
     optimizer: Optimizer
     steps: int
     seed: int
@@ -182,15 +182,14 @@ class PreferenceTraining:
         checks.check_fields(
             self,
             start=checks.instance(Start),
-            data=checks.instance(Data),
+            data=DATA,
             optimizer=checks.instance(Optimizer),
             steps=checks.whole(1),
             seed=checks.SEED,
             validation=checks.instance(Validation),
             saving=checks.instance(Saving),
         )
-        data.check_pairs(self.data.task, self.data.split)
-        data.check_task(self.data.task, "validation", "test")
+        self.data.check("validation", "test", pairs=True)
         self.optimizer.check_warmup("PreferenceTraining.steps", self.steps)
 
     def run(self, folder: Path) -> dict[str, object]:
@@ -206,7 +205,7 @@ class PreferenceTraining:
         texts = padded_shapes(task.batch_size, task.targets)
         batch = prompt_shapes(task.batch_size, task.inputs), texts, texts
         tokens = task.batch_size * (task.inputs + 2 * task.targets)
-        name = f"step on pairs of {task.task} ({type(scorer).__name__})"
+        name = f"step on pairs of {task.name} ({type(scorer).__name__})"
         update = make_step(scorer, self.optimizer)
         return [need(name, {"trained": params}, tokens, update, state, fixed, *batch)]
 
@@ -226,13 +225,12 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
         ValueError: the task has no pairs, or another vocabulary than the model.
     """
     task, scorer, settings = training.data, training.start.scorer, training.validation
-    lengths = {"inputs": task.inputs, "targets": task.targets}
-    data.check_pairs(task.task, task.split)
-    origin = supervised.read_for_task(training.start.start, task.task)
+    task.check(pairs=True)
+    origin = supervised.read_for_data(training.start.start, task)
     if isinstance(scorer, LogRatio):  # over the ids that the vocabulary has
         scorer = dataclasses.replace(scorer, model=origin.model)
-    held_out = first(data.epoch(task.task, "validation", lengths, seed=0), settings.examples)
-    test = data.epoch(task.task, "test", lengths, seed=0)  # now, lest it is missing after training
+    held_out = task.read("validation").at(slice(settings.examples))
+    test = task.read("test")  # now, lest it is missing after training
     fixed = jax.device_put(scorer.fixed(origin.params))
     improve = make_step(scorer, training.optimizer)
     scores_of = functools.partial(margins, scorer, fixed=fixed, batch_size=task.batch_size)
@@ -246,9 +244,7 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
         loop.Schedule(training.steps, settings.period, settings.patience, training.saving),
         folder,
         initial_state(scorer.init(origin.params), training.optimizer),
-        batches=lambda step: data.train_batches(
-            task.task, task.split, lengths, task.batch_size, training.seed, step
-        ),
+        batches=lambda step: task.batches(training.seed, step),
         update=lambda state, batch: improve(
             state, fixed, batch["inputs"], batch["targets"], batch["rejected"]
         ),
@@ -256,7 +252,7 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
         keep=keep,
     )
     init = lambda key: scorer.init(origin.model.init(key))
-    best = load_params(folder / BEST, init, origin.vocabulary, f"task {task.task!r}")
+    best = load_params(folder / BEST, init, origin.vocabulary, task.name)
     report = reliability.summary(scores_of(best, test), test.notes)
     json_files.write(folder / "test.json", report)
     reliability.plot(report, folder / "calibration.png")
@@ -265,7 +261,7 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
         "best_loss": float(state.best_loss),
         "best_step": int(state.best_step),
         "test": {name: x for name, x in report.items() if name != "bins"},
-        "left_out": _left_out(task),
+        "left_out": task.left_out(),
     }
 
 
@@ -316,7 +312,7 @@ _margin_of = jax.jit(margin_of, static_argnums=0)
 
 
 def margins(
-    scorer: Scorer, params: PyTree, examples: data.Examples, fixed: PyTree, batch_size: int
+    scorer: Scorer, params: PyTree, examples: Examples, fixed: PyTree, batch_size: int
 ) -> np.ndarray:
     """s(chosen) − s(rejected) of all examples, float32 [n].
 
@@ -325,16 +321,11 @@ def margins(
     """
     parts = [
         _margin_of(scorer, params, fixed, batch["inputs"], batch["targets"], batch["rejected"])
-        for batch in data.eval_batches(examples, batch_size)
+        for batch in eval_batches(examples, batch_size)
     ]
     found = np.concatenate(parts)[: len(examples)]
     check_values({"score's margin": found}, ("pair",))
     return found
-
-
-def _left_out(task: Data) -> dict[str, dict[str, int]]:
-    counts = {x: truncation.left_out(task.task, x) for x in (task.split, "validation", "test")}
-    return {split: reasons for split, reasons in counts.items() if reasons}
 
 
 def _card(training: PreferenceTraining, step: int, scores: Mapping, start: dict) -> dict:
@@ -347,6 +338,6 @@ def _card(training: PreferenceTraining, step: int, scores: Mapping, start: dict)
         "steps": training.steps,
         "seed": training.seed,
         "validation": dict(scores),
-        "left_out": _left_out(training.data),
+        "left_out": training.data.left_out(),
         "from": start,
     }

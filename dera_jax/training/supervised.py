@@ -1,53 +1,59 @@
 """Supervised training of a language model: pre-training and fine-tuning are this run on different tasks."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import jax
 from jax import Array
 
-from dera_jax import checks, data
+from dera_jax import checks
 from dera_jax.checkpoints.loading import Loaded, load, read_config
 from dera_jax.checkpoints.model_folder import restore_replaced, save_model
 from dera_jax.checkpoints.orbax import Saving
+from dera_jax.checkpoints.vocabulary import Vocabulary, tokenizer
+from dera_jax.examples import Batch, Examples
 from dera_jax.models.language_model import PyTree, TrainableModel
 from dera_jax.models.registry import CONFIG, model_of
 from dera_jax.training import loop
 from dera_jax.training.dry_run import Need, need, padded_shapes, prompt_shapes
 from dera_jax.training.optimizers import Optimizer
 from dera_jax.training.train_step import Loss, TrainState, initial_state, make_step
-from dera_jax.training.validation import Validation, Validator, first
+from dera_jax.training.validation import Validation, Validator
 
 BEST = "best"  # the folder of the model with the lowest validation loss
 _RUN = ("dropout_rate", "dtype")  # fields of a configuration that are the run's
 
 
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """A seqio task that has the split `validation` too, and the size of a batch.
+class TrainingData(Protocol):
+    """Where a run's examples come from: `data.Data`, a seqio task, or arrays of a user's own."""
 
-    Attributes:
-        task: its name.
-        inputs: tokens of an input, the end of sequence included.
-        targets: tokens of a target, likewise.
-        batch_size: examples of a step.
-        split: to train on.
-
-    Raises:
-        ValueError: unknown task or split, or a size that is not positive.
-    """
-
-    task: str
+    name: str
+    split: str
     inputs: int
     targets: int
     batch_size: int
-    split: str = "train"
 
-    def __post_init__(self):
-        sizes = dict.fromkeys(("inputs", "targets", "batch_size"), checks.whole(1))
-        checks.check_fields(self, task=checks.TEXT, split=checks.TEXT, **sizes)
-        data.check_task(self.task, self.split)
+    def check(self, *splits: str, pairs: bool = False) -> None:
+        """Raises ValueError unless there are these splits, and pairs if there are to be."""
+
+    def vocabulary(self) -> Vocabulary:
+        """What the ids mean."""
+
+    def read(self, split: str, seed: int = 0) -> Examples:
+        """One pass over a split."""
+
+    def batches(
+        self, seed: int, start_step: int, with_documents=False, check_documents=None
+    ) -> Iterator[Batch]:
+        """The endless batches of training from a step on."""
+
+    def left_out(self) -> dict[str, dict[str, int]]:
+        """By split and reason the number of examples that were left out."""
+
+
+DATA = dataclasses.replace(checks.having("batches"), words="a data.Data")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Training:
 
     Attributes:
         start: the model and its first parameters (`new_model`, `finished_model`).
-        data: what to learn.
+        data: what to learn, a `data.Data`.
         optimizer: how.
         steps: updates in all.
         seed: of the data's order and of dropout.
@@ -84,7 +90,7 @@ class Training:
     """
 
     start: Start
-    data: Data
+    data: TrainingData
     optimizer: Optimizer
     steps: int
     seed: int
@@ -96,7 +102,7 @@ class Training:
         checks.check_fields(
             self,
             start=checks.instance(Start),
-            data=checks.instance(Data),
+            data=DATA,
             optimizer=checks.instance(Optimizer),
             steps=checks.whole(1),
             seed=checks.SEED,
@@ -104,7 +110,7 @@ class Training:
             loss=checks.instance(Loss),
             saving=checks.instance(Saving),
         )
-        data.check_task(self.data.task, "validation")
+        self.data.check("validation")
         self.optimizer.check_warmup("Training.steps", self.steps)
 
     def run(self, folder: Path) -> dict[str, float]:
@@ -122,7 +128,7 @@ class Training:
             padded_shapes(task.batch_size, task.targets),
         )
         tokens = task.batch_size * (task.inputs + task.targets)
-        name = f"training step on {task.task}"
+        name = f"training step on {task.name}"
         return [need(name, {"model": params}, tokens, update, state, *batch)]
 
 
@@ -187,14 +193,14 @@ def finished_model_of(config: object, folder: str | None) -> Start:
     return Start(model_of(config), read)
 
 
-def read_for_task(start: Start, task: str) -> Loaded:
-    """The first parameters, in a model over the task's vocabulary with the dropout of `start`.
+def read_for_data(start: Start, task: TrainingData) -> Loaded:
+    """The first parameters, in a model over the data's vocabulary with the dropout of `start`.
 
     Raises:
         ValueError: the task's vocabulary has more ids than the model, or is not the one the model
             was trained with.
     """
-    origin = start.read().agreeing_with(data.vocabulary_of(task), f"task {task!r}")
+    origin = start.read().agreeing_with(task.vocabulary(), task.name)
     config = start.model.config
     free = {name: getattr(config, name) for name in _RUN if hasattr(config, name)}
     model = dataclasses.replace(
@@ -218,9 +224,8 @@ def train(training: Training, folder: Path) -> dict[str, float]:
             was trained with, or a checkpoint in `folder` is of another size.
     """
     task = training.data
-    lengths = {"inputs": task.inputs, "targets": task.targets}
-    origin = read_for_task(training.start, task.task)
-    validator = _validator(training, origin.model, lengths)
+    origin = read_for_data(training.start, task)
+    validator = _validator(training, origin)
     improve = make_step(origin.model, training.optimizer, training.loss, training.seed)
     settings = training.validation
     restore_replaced(folder / BEST)
@@ -228,9 +233,7 @@ def train(training: Training, folder: Path) -> dict[str, float]:
         loop.Schedule(training.steps, settings.period, settings.patience, training.saving),
         folder,
         initial_state(origin.params, training.optimizer),
-        batches=lambda step: data.train_batches(
-            task.task, task.split, lengths, task.batch_size, training.seed, step
-        ),
+        batches=lambda step: task.batches(training.seed, step),
         update=lambda state, batch: improve(state, batch["inputs"], batch["targets"]),
         validate=lambda params, step: validator(params, folder / f"samples/step_{step:06d}.txt"),
         keep=lambda state, scores: _keep_best(state, scores, training, origin, folder),
@@ -238,11 +241,11 @@ def train(training: Training, folder: Path) -> dict[str, float]:
     return {"best_loss": float(state.best_loss), "best_step": int(state.best_step)}
 
 
-def _validator(training: Training, model: TrainableModel, lengths: dict[str, int]) -> Validator:
+def _validator(training: Training, origin: Loaded) -> Validator:
     task, settings = training.data, training.validation
-    examples = first(data.epoch(task.task, "validation", lengths, seed=0), settings.examples)
-    vocabulary = data.target_vocabulary(task.task)
-    return Validator(model, examples, vocabulary, task.batch_size, settings)
+    examples = task.read("validation").at(slice(settings.examples))
+    decode = tokenizer(origin.vocabulary).decode
+    return Validator(origin.model, examples, decode, task.batch_size, settings)
 
 
 def _keep_best(

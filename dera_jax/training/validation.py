@@ -7,16 +7,17 @@ import collections
 import dataclasses
 import functools
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-import seqio
 from jax import Array
 
-from dera_jax import checks, data
+from dera_jax import checks
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation import metrics
+from dera_jax.examples import Examples, eval_batches
 from dera_jax.models.finite import check_values
 from dera_jax.models.language_model import (
     Padded,
@@ -70,8 +71,8 @@ class Validator:
     """Scores parameters of `model` on fixed examples."""
 
     model: TrainableModel
-    examples: data.Examples
-    vocabulary: seqio.Vocabulary
+    examples: Examples
+    decode: Callable[[Sequence[int]], str]
     batch_size: int
     settings: Validation
 
@@ -79,12 +80,12 @@ class Validator:
         """Losses and ROUGE; decoded text goes to the file `samples`."""
         scores = losses(self.model, params, self.examples, self.batch_size)
         if self.settings.decoded:
-            decoded = first(self.examples, self.settings.decoded)
+            decoded = self.examples.at(slice(self.settings.decoded))
             greedy = greedy_tokens(self.model, params, decoded, self.batch_size)
-            texts = [self.vocabulary.decode(ids) for ids in greedy]
+            texts = [self.decode(ids) for ids in greedy]
             rouge = metrics.rouge(decoded.summaries, texts)
             scores |= {name: float(np.mean(values)) for name, values in rouge.items()}
-            write_samples(samples, first(decoded, self.settings.shown), texts)
+            write_samples(samples, decoded.at(slice(self.settings.shown)), texts)
         return scores
 
 
@@ -96,7 +97,7 @@ def token_losses(model: TrainableModel, params: PyTree, prompts: Prompts, target
 
 
 def losses(
-    model: TrainableModel, params: PyTree, examples: data.Examples, batch_size: int
+    model: TrainableModel, params: PyTree, examples: Examples, batch_size: int
 ) -> dict[str, float]:
     """Mean loss per target token, of all examples and of those under each prefix ("copy: ...").
 
@@ -105,7 +106,7 @@ def losses(
     """
     sums = [
         np.sum(token_losses(model, params, batch["inputs"], batch["targets"]), axis=-1)
-        for batch in data.eval_batches(examples, batch_size)
+        for batch in eval_batches(examples, batch_size)
     ]
     sums = np.concatenate(sums)[: len(examples)].astype(np.float64)
     check_values({"validation loss": sums}, ("example",))
@@ -122,12 +123,12 @@ def losses(
 
 
 def greedy_tokens(
-    model: TrainableModel, params: PyTree, examples: data.Examples, batch_size: int
+    model: TrainableModel, params: PyTree, examples: Examples, batch_size: int
 ) -> list[list[int]]:
     """The model's greedy completions of n examples, not longer than the longest target may be."""
     sampling = Sampling(max_length=examples.targets.tokens.shape[1], greedy=True)
     found = []
-    for batch in data.eval_batches(examples, batch_size):
+    for batch in eval_batches(examples, batch_size):
         keys = sequence_keys(0, batch["example_id"], [0])  # greedy decoding draws nothing
         out = sample(model, params, batch["inputs"], keys, sampling)
         tokens, lengths = np.asarray(out.tokens[:, 0]), np.asarray(out.lengths[:, 0])
@@ -135,12 +136,7 @@ def greedy_tokens(
     return found[: len(examples)]
 
 
-def first(examples: data.Examples, count: int) -> data.Examples:
-    """The first `count` examples, or all if there are fewer."""
-    return examples.at(slice(count))
-
-
-def write_samples(path: Path, examples: data.Examples, texts: list[str]) -> None:
+def write_samples(path: Path, examples: Examples, texts: list[str]) -> None:
     """One paragraph per example: document, reference, decoded text."""
     rows = zip(examples.documents, examples.summaries, texts, strict=False)
     paragraphs = [f"document:  {d}\nreference: {s}\ndecoded:   {t}\n" for d, s, t in rows]

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from dera_jax import checks, data
+from dera_jax import checks
 from dera_jax.checkpoints.loading import MODEL as A_MODEL
 from dera_jax.checkpoints.loading import Loaded, loaded
 from dera_jax.checkpoints.model_folder import save_model
@@ -20,7 +20,7 @@ from dera_jax.training import distillation
 from dera_jax.training.alignment import fitted, judge_of, last_scores, source_of
 from dera_jax.training.loop import repeat
 from dera_jax.training.ppo import Objective, Optimizers
-from dera_jax.training.supervised import Data
+from dera_jax.training.supervised import DATA, TrainingData
 
 MODEL = "distilled"
 _SHOWN = ("loss", "reward", "kl", "length")
@@ -49,7 +49,7 @@ class WarmStart:
     """
 
     reference: Loaded | Callable[[], Loaded]
-    data: Data
+    data: TrainingData
     objective: Objective
     rollouts: int
     optimizers: Optimizers
@@ -63,7 +63,7 @@ class WarmStart:
         checks.check_fields(
             self,
             reference=A_MODEL,
-            data=checks.instance(Data),
+            data=DATA,
             objective=checks.instance(Objective),
             optimizers=checks.instance(Optimizers),
             seed=checks.SEED,
@@ -100,22 +100,19 @@ def warm_start(run: WarmStart, folder: Path) -> dict[str, float]:
     )
     improve = distillation.make_step(setup, judge_of(objective.reward, reference))
     params = jax.tree.map(jnp.asarray, reference.params)
-    lengths = {"inputs": task.inputs, "targets": task.targets}
     state = repeat(
         run.critic_steps + run.policy_steps,
         run.saving,
         folder,
         distillation.initial_state(run.optimizers, params, critic.init(params)),
-        batches=lambda step: data.train_batches(
-            task.task, task.split, lengths, task.batch_size, run.seed, step,
-            with_documents=objective.reward.on_host,
-            check_documents=objective.reward.check_documents,
+        batches=lambda step: task.batches(
+            run.seed, step, objective.reward.on_host, objective.reward.check_documents
         ),
         update=lambda state, batch: improve(
             state, params, source_of(batch), batch["example_id"], batch.get("documents")
         ),
         shown=_SHOWN,
-    )  # fmt: skip
+    )
     scores = last_scores(folder, int(state.step))
     card = {
         "step": int(state.step),

@@ -1,0 +1,186 @@
+"""Examples as arrays, and the batches of training and evaluation that are made of them.
+
+Axes: n examples of one epoch, B examples of a batch, S input length, T target length, W keywords, L
+bytes.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+
+from dera_jax import checks
+from dera_jax.models.language_model import Padded, Prompts
+
+Batch = dict[str, object]
+_COLUMNS = ("inputs", "targets", "example_id", "rejected", "keywords")
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """One pass over a task, in the task's order.
+
+    Attributes:
+        inputs: prompts [n, S].
+        targets: [n, T].
+        example_id: int32 [n], all different: the task's own where they first occur, or the position
+            if the task has none.
+        documents: n texts, the uncut `inputs_pretokenized` (decoded ids if the task has none).
+        summaries: n texts, the same for the targets.
+        notes: every other string field of the task, by name, n texts each.
+        rejected: [n, T], of tasks of pairs (`tasks.preferences`), where `targets` is chosen.
+        keywords: uint8 [n, W, L] in UTF-8, of tasks with a field `keywords`, a keyword per line.
+    """
+
+    inputs: Prompts
+    targets: Padded
+    example_id: np.ndarray
+    documents: list[str]
+    summaries: list[str]
+    notes: dict[str, list[str]]
+    rejected: Padded | None = None
+    keywords: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.example_id)
+
+    def at(self, rows: np.ndarray | slice) -> "Examples":
+        """The examples of these rows."""
+        numbers = np.arange(len(self))[rows]
+        pick = lambda texts: [texts[i] for i in numbers]
+        columns = {
+            name: None if x is None else jax.tree.map(lambda y: y[numbers], x)
+            for name, x in _columns(self).items()
+        }
+        return Examples(
+            documents=pick(self.documents),
+            summaries=pick(self.summaries),
+            notes={name: pick(texts) for name, texts in self.notes.items()},
+            **columns,
+        )
+
+
+def train_batches(
+    read: Callable[[int], Examples],
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    with_documents: bool = False,
+    process: tuple[int, int] | None = None,
+) -> Iterator[Batch]:
+    """Yields this process's rows of the batches of `start_step`, `start_step + 1`, ... for ever.
+
+    Row i of step s is example s·B + i of the endless sequence epoch 0, epoch 1, ...: batches
+    straddle epochs and every example comes once per epoch. Each epoch is read anew with a seed of
+    its own, so that spans are corrupted differently, and put in an order of its own. (A mixture may
+    hold a few examples more or fewer in a later epoch than in epoch 0, whose size counts: then so
+    many are left out, or come twice.)
+
+    Starting costs one pass over the examples, or two if `start_step` lies beyond epoch 0.
+
+    Args:
+        read: the examples of an epoch with a seed of its own.
+        batch_size: B, rows of all processes together.
+        seed: of the order and of the preprocessors.
+        start_step: the first step wanted, from 0.
+        with_documents: keep the texts in memory and yield them too.
+        process: index and number of processes; JAX's own by default.
+
+    Yields:
+        inputs (`Prompts`), targets (`Padded`) and example_id int32 of B / processes examples, if the
+        examples have them `rejected` and `keywords`, and if wanted `documents`, texts; the processes'
+        rows, concatenated, are the batch.
+
+    Raises:
+        ValueError: as `read`, or `batch_size` not divisible by the processes.
+    """
+    rows = _process_rows(batch_size, process)
+    seed = checks.check("train_batches.seed", seed, checks.SEED)
+
+    @functools.lru_cache(maxsize=1)  # positions only grow, so one epoch at a time is enough
+    def shuffled(number: int) -> tuple[Batch, np.ndarray]:
+        examples = read(_epoch_seed(seed, number))
+        arrays = _arrays(examples)
+        if with_documents:
+            arrays["documents"] = np.array(examples.documents, object)
+        return arrays, _order(len(examples), seed, number)
+
+    def batches() -> Iterator[Batch]:
+        for step in itertools.count(start_step):
+            position = step * batch_size + np.arange(rows.start, rows.stop)
+            number, offset = np.divmod(position, size)
+            yield _join([_take(*shuffled(int(e)), offset[number == e]) for e in np.unique(number)])
+
+    size = len(shuffled(0)[1])  # before the first batch is asked for, so that errors come early
+    return batches()
+
+
+def eval_batches(
+    examples: Examples,
+    batch_size: int,
+    process: tuple[int, int] | None = None,
+) -> Iterator[Batch]:
+    """Yields this process's rows of the batches of one pass, in order, each example exactly once.
+
+    Row i of batch b is example b·B + i. The last batch is filled up with copies of the last example.
+
+    Yields:
+        As `train_batches`, and `valid` bool [B / processes], false for the filling.
+
+    Raises:
+        ValueError: `batch_size` not divisible by the processes.
+    """
+    rows = _process_rows(batch_size, process)
+    arrays = _arrays(examples)
+
+    def batches() -> Iterator[Batch]:
+        for start in range(0, len(examples), batch_size):
+            index = start + np.arange(rows.start, rows.stop)
+            some = jax.tree.map(lambda x: x[np.minimum(index, len(examples) - 1)], arrays)  # noqa: B023
+            yield some | {"valid": index < len(examples)}
+
+    return batches()
+
+
+def _process_rows(batch_size: int, process: tuple[int, int] | None) -> range:
+    """The rows of a batch of B that belong to one process."""
+    index, count = process or (jax.process_index(), jax.process_count())
+    batch_size = checks.check("batch_size", batch_size, checks.whole(1))
+    if batch_size % count:
+        raise ValueError(
+            f"batch_size {batch_size} cannot be divided among {count} processes: "
+            "it must be a positive multiple of their number"
+        )
+    share = batch_size // count
+    return range(index * share, (index + 1) * share)
+
+
+def _epoch_seed(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0] >> 1)
+
+
+def _order(size: int, seed: int, number: int) -> np.ndarray:
+    """A permutation for (seed, epoch): int [n]. Sorted raw draws, since numpy keeps the streams of
+    its bit generators from version to version, but not what `permutation` makes of them."""
+    draws = np.random.Philox(np.random.SeedSequence([seed, number])).random_raw(size)
+    return np.argsort(draws, kind="stable")
+
+
+def _columns(examples: Examples) -> dict[str, object]:
+    return {name: getattr(examples, name) for name in _COLUMNS}
+
+
+def _arrays(examples: Examples) -> Batch:
+    return {name: x for name, x in _columns(examples).items() if x is not None}
+
+
+def _take(arrays: Batch, order: np.ndarray, offset: np.ndarray) -> Batch:
+    index = order[offset % len(order)]
+    return jax.tree.map(lambda x: x[index], arrays)
+
+
+def _join(parts: list[Batch]) -> Batch:
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
