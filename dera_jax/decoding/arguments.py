@@ -37,9 +37,9 @@ def check_prompts(model: LanguageModel, prompts: Prompts, keys: Array | int) -> 
 
 
 def check_lengths(lengths: Array, batch: int, size: int) -> None:
-    """Raises ValueError unless lengths are [B] whole numbers in [1, S]."""
+    """Raises ValueError unless lengths are [B] whole numbers in [1, S], where they are known here."""
     checks.check_array("prompts.lengths", lengths, "lengths", jnp.integer, B=batch)
-    if isinstance(lengths, jax.core.Tracer):
+    if not checks.is_known(lengths):
         return
     wrong = np.flatnonzero((np.asarray(lengths) < 1) | (np.asarray(lengths) > size))
     if len(wrong):
