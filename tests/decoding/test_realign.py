@@ -150,7 +150,7 @@ def test_ids_that_a_component_lacks_are_not_produced(sizes, lam):
     lams = np.full((1, 1, len(sizes) - 1), lam, np.float32)
     prompts = worlds.whole([[0]], lams)
     out = sample(model, params, prompts, sequence_keys(0, [0], np.arange(64)), Sampling(6))
-    assert out.tokens.max() == IDS - 1
+    assert out.tokens.max() < IDS
     tokens = np.random.default_rng(0).integers(0, IDS, (1, 5, 6))
     output = model.teacher_forced(params, model.start(params, prompts, 5, 6), tokens)
     small = Realigned(TabularLM(IDS, horizon=1), (TabularLM(IDS, horizon=1),) * (len(sizes) - 1))
@@ -158,7 +158,7 @@ def test_ids_that_a_component_lacks_are_not_produced(sizes, lam):
     right = small.teacher_forced(own, small.start(own, prompts, 5, 6), tokens)
     for found, expected in ((output.logits, right.logits), (output.parts, right.parts)):
         assert (found[..., IDS:] == UNUSED).all()
-        np.testing.assert_array_equal(found[..., :IDS], expected)
+        np.testing.assert_allclose(found[..., :IDS], expected, atol=1e-5)
         log_probs = jax.nn.log_softmax(found)[..., :IDS]
         np.testing.assert_allclose(log_probs, jax.nn.log_softmax(expected), atol=1e-5)
 

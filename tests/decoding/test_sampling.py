@@ -154,9 +154,10 @@ def test_minimum_length_forbids_all_end_tokens(greedy):
     """Here all end tokens are the likeliest ones everywhere."""
     model, (params,) = worlds.tabular_tower(1)
     params = params.at[..., np.array([1, 3])].add(5.0)
-    settings = Sampling(max_length=3, min_length=2, end_ids=(1, 3), greedy=greedy)
+    ends = np.array([1, 3])
+    settings = Sampling(max_length=3, min_length=2, end_ids=ends, greedy=greedy)
     out = sample(model, params, *worlds.rows(200), settings)
-    assert not np.isin(out.tokens[0, :, :2], (1, 3)).any() and (out.lengths == 3).all()
+    assert not np.isin(out.tokens[0, :, :2], ends).any() and (out.lengths == 3).all()
     early = sample(model, params, *worlds.rows(200), settings.replace(min_length=0))
     assert (early.lengths == 1).mean() > 0.9
     logits = jnp.zeros((1, 2, 4))

@@ -30,6 +30,13 @@ def whole(tokens, lam=None) -> Prompts:
     return Prompts(tokens, np.full(len(tokens), tokens.shape[1], np.int32), lam)
 
 
+def each(tokens, lam=None) -> Prompts:
+    """Prompts of tokens[B, N, S] without padding, one for each individual; λ as `whole`."""
+    tokens = np.asarray(tokens, np.int32)
+    flat = whole(tokens.reshape(-1, tokens.shape[-1]), lam)
+    return jax.tree.map(lambda x: x.reshape(*tokens.shape[:2], *x.shape[1:]), flat)
+
+
 def texts(vocab_size: int, horizon: int = HORIZON) -> list[tuple[int, ...]]:
     """Every text of at most `horizon` tokens: those that end in EOS, and those cut off."""
     others = [v for v in range(vocab_size) if v != EOS]
