@@ -63,8 +63,8 @@ def with_end_ids(settings: PyTree, model: LanguageModel) -> PyTree:
     """
     ids = model.end_ids if settings.end_ids is None else settings.end_ids
     name = f"{type(settings).__name__}.end_ids"
-    if isinstance(ids, jax.core.Tracer):
-        return settings
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(ids)):
+        return settings.replace(end_ids=jnp.asarray(ids, jnp.int32))
     if not np.size(ids):
         raise ValueError(
             f"{name} is not given, and the model does not say its end tokens: load it with its "
