@@ -165,12 +165,12 @@ def test_minimum_length_forbids_all_end_tokens(greedy):
     np.testing.assert_array_equal(ruled_out < 0, [[[False, True, False, True], [False] * 4]])
 
 
-def test_an_array_of_end_tokens_is_traced():
+@pytest.mark.parametrize("kind", [tuple, np.array])
+def test_end_tokens_may_be_traced(kind):
     model, (params,) = worlds.tabular_tower(1)
     decode = lambda ids: sample(model, params, *worlds.rows(50), Sampling(3, end_ids=ids)).tokens
     for end_ids in ((1, 3), (0, 2)):
-        ids = np.array(end_ids, np.int32)
-        np.testing.assert_array_equal(jax.jit(decode)(ids), decode(end_ids))
+        np.testing.assert_array_equal(jax.jit(decode)(kind(end_ids)), decode(end_ids))
 
 
 def test_settings_may_differ_by_row():
