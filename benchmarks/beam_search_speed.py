@@ -10,7 +10,7 @@ Memory is what XLA reports for the search of a T5 1.1 small, which is compiled a
 `--write` puts page and figure into docs/results; `--quick` tries the script with little of
 everything.
 
-Axes: B documents, N beams, k candidates of a beam, S input length, T output length.
+Axes: B documents, N beams, k candidates of a beam, S prompt length, T output length.
 """
 
 import argparse
@@ -32,14 +32,15 @@ import numpy as np
 import tasks  # noqa: F401 (registers `docstrings`)
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.decoding.beam_search import NBest, Search, beam_search
+from dera_jax.decoding.search import Guide
 from dera_jax.evaluation.jobs import Split
 from dera_jax.evaluation.pairs import Pair, load_pair
 from dera_jax.evaluation.sweep import Documents
-from dera_jax.models.language_model import PyTree, streams
+from dera_jax.models.language_model import Prompts, PyTree, sequence_keys
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
-from dera_jax.rewards.judge import score
-from dera_jax.rewards.protocol import Source
+from dera_jax.rewards.judge import Judge, score
+from dera_jax.rewards.protocol import Reward, Source
 from dera_jax.rewards.tokens import Repetition
 from dera_jax.rewards.words import KeywordCoverage
 from dera_jax.training.dry_run import need
@@ -131,11 +132,18 @@ class World:
     documents: Documents
     judging: PyTree
 
-    def rows(self, first: int, number: int) -> tuple[np.ndarray, jax.Array, Source]:
-        """Inputs, keys [B, 1] and source of documents in a row."""
+    def rows(self, first: int, number: int, lam: float | None):
+        """Prompts at one λ, keys [B, 1] and guide of documents in a row."""
         rows = np.arange(first, first + number)
-        stream = streams(0, self.documents.example_id[rows], [0])
-        return self.documents.inputs[rows], stream, self.documents.source(rows)
+        keys = sequence_keys(0, self.documents.example_id[rows], [0])
+        lams = None if lam is None else np.full((number, 1), lam, np.float32)
+        prompts = self.documents.prompts_of(rows, lams)
+        return prompts, keys, guide(REWARD, self.judging, self.documents.source(rows))
+
+
+def guide(reward: Reward, params: PyTree, source: Source) -> Guide:
+    """A reward that needs no text."""
+    return Guide(Judge(reward, params, str), source)
 
 
 def load() -> World:
@@ -222,17 +230,14 @@ class Found:
 
 def compiled(world: World, case: Case) -> Callable[[], list[Found]]:
     """The compiled search of a case's documents."""
-    model, params = world.pair.model, world.params
+    model, params, lam = world.pair.model, world.params, LAM
     if case.kind != PAIRED:
-        model, params = model.reference, params[0]
+        model, params, lam = model.reference, params[0], None
     firsts = range(0, case.documents, case.at_once)
-    batches = [world.rows(first, case.at_once) for first in firsts]
+    batches = [world.rows(first, case.at_once, lam) for first in firsts]
 
-    def search(inputs, stream, source) -> NBest:
-        lam = np.full(stream.shape, LAM, np.float32)
-        return beam_search(
-            model, params, inputs, lam, stream, case.search, REWARD, world.judging, source
-        )
+    def search(prompts, keys, guide) -> NBest:
+        return beam_search(model, params, prompts, keys, case.search, guide)
 
     return lambda: [x for batch in batches for x in found(case, search(*batch))]
 
@@ -244,7 +249,7 @@ def found(case: Case, n_best: NBest) -> list[Found]:
     step = case.beams * (1 + case.top_k * case.lookahead)
     return [
         Found(
-            tokens=best.texts.tokens[b, 0, 0, : best.texts.lengths[b, 0, 0]].tolist(),
+            tokens=best.pool.tokens[b, 0, 0, : best.pool.lengths[b, 0, 0]].tolist(),
             score=float(best.scores[b, 0, 0]),
             positions=models * int(best.positions[b, 0]),
             computed=models * int(best.steps) * step,
@@ -260,7 +265,7 @@ def loop(world: World, case: Case) -> Callable[[], list[Found]]:
         MAX_LENGTH,
         case.beams,
         case.top_k,
-        eos_id=world.pair.model.end_token,
+        end_ids=world.pair.model.end_ids,
         lookahead=case.lookahead,
         reward_weight=search.reward_weight,
         length_penalty=search.length_penalty,
@@ -283,9 +288,9 @@ class Passes:
     """
 
     def __init__(self, world: World, case: Case, row: int):
-        model, inputs = world.pair.model.reference, world.documents.inputs[row]
+        model, prompt = world.pair.model.reference, world.documents.prompts_of(np.array([row]))
         sizes = [case.beams, case.beams * case.top_k][: 1 + (case.lookahead > 0)]
-        args = model, world.params[0], inputs, None, MAX_LENGTH
+        args = model, world.params[0], prompt, MAX_LENGTH
         self._passes = {rows: naive_search.forward_of(*args, rows) for rows in sizes}
         self.positions = 0
 
@@ -450,16 +455,17 @@ def temporary(beams: int, top_k: int) -> int:
     """Bytes of one compiled search."""
     model, array = T5(SMALL), jax.ShapeDtypeStruct
     params = jax.eval_shape(model.init, jax.random.key(0))
-    stream = jax.eval_shape(lambda: streams(0, jnp.arange(1), [0]))
-    search = Search(SMALL_LENGTH, beams, top_k, SMALL_LOOKAHEAD, reward_weight=REWARD_WEIGHT)
+    keys = jax.eval_shape(lambda: sequence_keys(0, jnp.arange(1), [0]))
+    sizes = beams, top_k, SMALL_LOOKAHEAD
+    search = Search(SMALL_LENGTH, *sizes, reward_weight=REWARD_WEIGHT, end_ids=(1,))
     call = jax.jit(
-        lambda params, inputs, lam, stream: beam_search(
-            model, params, inputs, lam, stream, search, Repetition(), None, Source(inputs)
+        lambda params, prompts, keys: beam_search(
+            model, params, prompts, keys, search, guide(Repetition(), None, Source(prompts))
         )
     )
     tokens = beams * SMALL_LENGTH * (1 + top_k * SMALL_LOOKAHEAD)
-    inputs, lam = array((1, SMALL_INPUTS), jnp.int32), array(stream.shape, jnp.float32)
-    found = need("search", {"model": params}, tokens, call, params, inputs, lam, stream)
+    prompts = Prompts(array((1, SMALL_INPUTS), jnp.int32), array((1,), jnp.int32))
+    found = need("search", {"model": params}, tokens, call, params, prompts, keys)
     print(f"N = {beams}, k = {top_k}: {found.temporary / MIB:.1f} MiB", flush=True)
     return found.temporary
 

@@ -7,7 +7,7 @@ Both sides have the same random parameters. Before any timing the script asks of
 two compute the same: teacher-forced logits, greedy tokens, and the logits that were mixed while
 decoding, on padded inputs; it stops if they differ. `--write` puts the tables into docs/results.
 
-Axes: B inputs, K hypotheses, S input length, T new tokens, V vocabulary.
+Axes: B prompts, K hypotheses, S prompt length, T new tokens, V vocabulary.
 """
 
 import argparse
@@ -21,14 +21,13 @@ from collections.abc import Callable
 
 import hf_pair
 import jax
-import jax.numpy as jnp
 import numpy as np
 import speed_report
 import torch
 
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample, sweep_rows
-from dera_jax.models.language_model import shift_right, streams
+from dera_jax.models.language_model import Prompts, sequence_keys
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 
@@ -79,26 +78,32 @@ def random_pair(size: Size) -> Pair:
     return Pair(size, models, params)
 
 
-def random_inputs(size: Size, batch: int) -> np.ndarray:
-    """int32 [B, S] without padding."""
+def random_tokens(size: Size, batch: int) -> np.ndarray:
+    """int32 [B, S] of no special id."""
     rng = np.random.default_rng(batch)
     shape = (batch, size.input_length)
     return rng.integers(2, size.config.vocab_size, shape).astype(np.int32)
 
 
-def decode(pair: Pair, num_models: int, inputs: np.ndarray, lams, greedy: bool) -> np.ndarray:
+def random_prompts(size: Size, batch: int) -> Prompts:
+    """B prompts without padding."""
+    return Prompts(random_tokens(size, batch), np.full(batch, size.input_length, np.int32))
+
+
+def decode(pair: Pair, num_models: int, prompts: Prompts, lams, greedy: bool) -> np.ndarray:
     """Our side: tokens [B, K, T] of the aligned model, or of the pair at K values of λ."""
-    sampling = Sampling(max_length=pair.size.new_tokens, greedy=greedy, eos_id=-1)
-    lam, numbers = sweep_rows(np.asarray(lams, np.float32), 1, len(inputs))
-    stream = streams(0, np.arange(len(inputs)), numbers)
-    model, params = pair.last(num_models)
-    return np.asarray(sample(model, params, inputs, lam, stream, sampling).tokens)
+    sampling = Sampling(max_length=pair.size.new_tokens, greedy=greedy, end_ids=(-1,))
+    batch = len(prompts.tokens)
+    lam, numbers = sweep_rows(np.asarray(lams, np.float32), 1, batch)
+    keys = sequence_keys(0, np.arange(batch), numbers)
+    prompts = prompts.replace(lam=None if num_models == 1 else lam)
+    return np.asarray(sample(*pair.last(num_models), prompts, keys, sampling).tokens)
 
 
-def decode_torch(pair: Pair, num_models: int, inputs: np.ndarray, greedy: bool) -> torch.Tensor:
+def decode_torch(pair: Pair, num_models: int, prompts: Prompts, greedy: bool) -> torch.Tensor:
     """The other side: tokens [B, 1 + T], the start token first."""
     settings = hf_pair.generation_settings(pair.size.new_tokens, greedy)
-    return hf_pair.generate(pair.torch_models[-num_models:], inputs, LAM, settings)
+    return hf_pair.generate(pair.torch_models[-num_models:], prompts, LAM, settings)
 
 
 def check_agreement(pair: Pair) -> float:
@@ -107,24 +112,25 @@ def check_agreement(pair: Pair) -> float:
     Raises:
         RuntimeError: logits differ by more than TOLERANCE, or greedy tokens differ.
     """
-    inputs = random_inputs(pair.size, 3)
-    inputs[1, pair.size.input_length // 2 :] = 0
-    inputs[2, 3:] = 0
-    targets = random_inputs(pair.size, 4)[:3, : pair.size.new_tokens]
+    size = pair.size
+    lengths = np.array([size.input_length, size.input_length // 2, 3], np.int32)
+    prompts = Prompts(random_tokens(size, 3), lengths)
+    targets = random_tokens(size, 4)[:3, : size.new_tokens]
+    decoder_inputs = np.pad(targets[:, :-1], [(0, 0), (1, 0)])  # after the start token, 0
     errors = {}
     for i, (model, params) in enumerate(zip(pair.torch_models, pair.params, strict=True)):
-        ours = our_logits(pair.model, params, inputs, targets, 0.0)
-        theirs = hf_pair.teacher_forced(model, inputs, shift_right(targets, 0))
+        ours = our_logits(pair.model, params, prompts, targets)
+        theirs = hf_pair.teacher_forced(model, prompts, decoder_inputs)
         errors[f"teacher forcing, model {i}"] = float(np.abs(ours - theirs).max())
-    errors["decoding, one model"] = decoding_error(pair, 1, inputs, 1.0)
+    errors["decoding, one model"] = decoding_error(pair, 1, prompts, 1.0)
     for lam in (LAM, 1.5):
-        errors[f"decoding, λ = {lam}"] = decoding_error(pair, 2, inputs, lam)
+        errors[f"decoding, λ = {lam}"] = decoding_error(pair, 2, prompts, lam)
     if not max(errors.values()) < TOLERANCE:
         raise RuntimeError(f"Logits of the two sides may differ by {TOLERANCE}; found {errors}.")
     return max(errors.values())
 
 
-def decoding_error(pair: Pair, num_models: int, inputs: np.ndarray, lam: float) -> float:
+def decoding_error(pair: Pair, num_models: int, prompts: Prompts, lam: float) -> float:
     """The largest difference of logits while decoding, at the other side's greedy tokens.
 
     Ours are teacher-forced, so caches and masks of the logits processor are put to the test too.
@@ -133,11 +139,12 @@ def decoding_error(pair: Pair, num_models: int, inputs: np.ndarray, lam: float) 
         RuntimeError: our greedy tokens are not those.
     """
     settings = hf_pair.generation_settings(pair.size.new_tokens, greedy=True, scores=True)
-    theirs = hf_pair.generate(pair.torch_models[-num_models:], inputs, lam, settings)
+    theirs = hf_pair.generate(pair.torch_models[-num_models:], prompts, lam, settings)
     tokens = theirs.sequences[:, 1:].numpy()
-    ours = our_logits(*pair.last(num_models), inputs, tokens, lam)
+    lams = None if num_models == 1 else np.full((len(tokens), 1), lam, np.float32)
+    ours = our_logits(*pair.last(num_models), prompts.replace(lam=lams), tokens)
     error = float(np.abs(ours - torch.stack(theirs.scores, 1).numpy()).max())
-    different = np.argwhere(decode(pair, num_models, inputs, [lam], True)[:, 0] != tokens)
+    different = np.argwhere(decode(pair, num_models, prompts, [lam], True)[:, 0] != tokens)
     if len(different):
         row, at = different[0]
         raise RuntimeError(
@@ -147,12 +154,10 @@ def decoding_error(pair: Pair, num_models: int, inputs: np.ndarray, lam: float) 
     return error
 
 
-def our_logits(model, params, inputs: np.ndarray, targets: np.ndarray, lam: float) -> np.ndarray:
+def our_logits(model, params, prompts: Prompts, targets: np.ndarray) -> np.ndarray:
     """Logits [B, T, V] that predict targets[B, T]."""
-    stream = streams(0, np.arange(len(inputs)), [0])
-    state = model.start(params, inputs, jnp.full(stream.shape, lam), stream, targets.shape[1])
-    targets = jnp.asarray(targets, jnp.int32)[:, None]
-    return np.asarray(model.teacher_forced(params, state, targets).logits[:, 0])
+    state = model.start(params, prompts, 1, targets.shape[1])
+    return np.asarray(model.teacher_forced(params, state, targets[:, None]).logits[:, 0])
 
 
 def seconds(calls: dict[str, Callable], runs: int) -> dict[str, dict]:
@@ -180,13 +185,13 @@ def _seconds(call: Callable) -> float:
 
 def time_pair(pair: Pair, batch: int, greedy: bool, runs: int) -> dict[str, dict]:
     """One model and the pair on both sides."""
-    inputs = random_inputs(pair.size, batch)
+    prompts = random_prompts(pair.size, batch)
     return seconds(
         {
-            "one": lambda: decode(pair, 1, inputs, [LAM], greedy),
-            "pair": lambda: decode(pair, 2, inputs, [LAM], greedy),
-            "torch_one": lambda: decode_torch(pair, 1, inputs, greedy),
-            "torch_pair": lambda: decode_torch(pair, 2, inputs, greedy),
+            "one": lambda: decode(pair, 1, prompts, [LAM], greedy),
+            "pair": lambda: decode(pair, 2, prompts, [LAM], greedy),
+            "torch_one": lambda: decode_torch(pair, 1, prompts, greedy),
+            "torch_pair": lambda: decode_torch(pair, 2, prompts, greedy),
         },
         runs,
     )
@@ -194,9 +199,9 @@ def time_pair(pair: Pair, batch: int, greedy: bool, runs: int) -> dict[str, dict
 
 def time_sweep(pair: Pair, runs: int) -> dict[str, dict]:
     """All λ of a sweep in one call, and a call for each."""
-    inputs = random_inputs(pair.size, max(BATCHES))
-    one_call = lambda: decode(pair, 2, inputs, SWEEP, greedy=False)
-    many_calls = lambda: [decode(pair, 2, inputs, [lam], greedy=False) for lam in SWEEP]
+    prompts = random_prompts(pair.size, max(BATCHES))
+    one_call = lambda: decode(pair, 2, prompts, SWEEP, greedy=False)
+    many_calls = lambda: [decode(pair, 2, prompts, [lam], greedy=False) for lam in SWEEP]
     return seconds({"one_call": one_call, "many_calls": many_calls}, runs)
 
 

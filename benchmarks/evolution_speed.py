@@ -9,7 +9,7 @@ same draws and must find the same texts, or the script stops; only where two tok
 up to rounding it goes on and says how many populations differ. `--write` puts page and figure into
 docs/results; `--quick` tries the script with little of everything.
 
-Axes: B documents, N individuals, m tokens of a period, S input length, T output length.
+Axes: B documents, N individuals, m tokens of a period, S prompt length, T output length.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from beam_search_speed import (
     REWARD,
     Timed,
     World,
+    guide,
     load,
     table_row,
     timed,
@@ -41,8 +42,9 @@ from beam_search_speed import (
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.evolution import Evolution, Generation, generation
 from dera_jax.decoding.mutation import RELEASED, InputEdits, Prompt
+from dera_jax.decoding.search import Guide
 from dera_jax.evaluation.sweep import keyword_texts
-from dera_jax.models.language_model import streams
+from dera_jax.models.language_model import Prompts, padded, sequence_keys
 from dera_jax.rewards.judge import score
 from tasks.vocabularies import docstrings_vocabulary
 
@@ -115,7 +117,7 @@ class Case:
 
     @property
     def evolution(self) -> Evolution:
-        sampling = RELEASED.replace(max_length=MAX_LENGTH, eos_id=END)
+        sampling = RELEASED.replace(max_length=MAX_LENGTH, end_ids=(END,))
         return Evolution(sampling, self.population, self.period, survivors=self.population // 2)
 
 
@@ -166,41 +168,43 @@ class Found:
         return self.fed - int(np.count_nonzero(self.written))
 
 
-def instructions(world: World, population: int) -> np.ndarray:
-    """int32 [BATCH, N, INPUTS]: the mutated documents."""
+def instructions(world: World, population: int) -> Prompts:
+    """[BATCH, N, INPUTS]: the mutated documents."""
     documents = world.documents
     ids, encode = documents.example_id[:BATCH], tokenizer(world.pair.vocabulary).encode
     keywords = [tuple(keyword_texts(x)) for x in documents.keywords[:BATCH]]
     texts = zip(documents.texts[:BATCH], keywords, strict=True)
     prompts = [Prompt(text, keywords=words) for text, words in texts]
-    mutated = MUTATOR(prompts, population, streams(0, ids, [-1])[:, 0]).children
-    inputs = np.zeros((BATCH, population, INPUTS), np.int32)
-    for b, i in np.ndindex(BATCH, population):
-        read = [*encode(mutated[b][i].render())[: INPUTS - 1], END]
-        inputs[b, i, : len(read)] = read
-    return inputs
+    mutated = MUTATOR(prompts, population, sequence_keys(0, ids, [-1])[:, 0]).children
+    read = [[*encode(x.render())[: INPUTS - 1], END] for row in mutated for x in row]
+    tokens, lengths = padded(read, INPUTS)
+    return Prompts(tokens.reshape(BATCH, population, -1), lengths.reshape(BATCH, population))
 
 
 def compiled(world: World, case: Case) -> Callable[[], list[Found]]:
     """The compiled populations of a case's documents."""
-    inputs, lam = instructions(world, case.population), np.zeros((case.at_once, case.population))
+    prompts = instructions(world, case.population)
 
     def live(first: int) -> list[Found]:
         rows = np.arange(first, first + case.at_once)
-        arguments = inputs[rows], lam, keys(world, rows, case), case.evolution
-        source, model = world.documents.source(rows), world.pair.model.reference
-        population = generation(model, world.params[0], *arguments, REWARD, world.judging, source)
-        return found(population, inputs[rows])
+        own = jax.tree.map(lambda x: x[rows], prompts)
+        model, judge = world.pair.model.reference, judging(world, rows)
+        arguments = own, keys(world, rows, case), case.evolution, judge
+        return found(generation(model, world.params[0], *arguments), own)
 
     firsts = range(0, case.documents, case.at_once)
     return lambda: [x for first in firsts for x in live(first)]
 
 
 def keys(world: World, rows: np.ndarray, case: Case) -> jax.Array:
-    return streams(0, world.documents.example_id[rows], np.arange(case.population))
+    return sequence_keys(0, world.documents.example_id[rows], np.arange(case.population))
 
 
-def found(population: Generation, inputs: np.ndarray) -> list[Found]:
+def judging(world: World, rows: np.ndarray) -> Guide:
+    return guide(REWARD, world.judging, world.documents.source(rows))
+
+
+def found(population: Generation, prompts: Prompts) -> list[Found]:
     """Of each document."""
     population = jax.tree.map(np.asarray, population)
     texts = population.texts
@@ -210,9 +214,9 @@ def found(population: Generation, inputs: np.ndarray) -> list[Found]:
             written=population.written[b],
             rounds=int(population.rounds[b]),
             fed=int(population.positions[b]),
-            encoded=int(np.count_nonzero(inputs[b])),
+            encoded=int(np.sum(prompts.lengths[b])),
         )
-        for b in range(len(inputs))
+        for b in range(len(prompts.tokens))
     ]
 
 
@@ -221,10 +225,10 @@ def loop(world: World, case: Case) -> Callable[[], list[Found]]:
     writers = [writer(world, case, row) for row in range(case.documents)]
 
     def live(row: int) -> Found:
-        stream = keys(world, np.array([row]), case)[0]
-        arguments = writers[row], rewards(world, case, row), stream, case.evolution
+        own = keys(world, np.array([row]), case)[0]
+        arguments = writers[row], rewards(world, case, row), own, case.evolution
         population = naive_evolution.generation(*arguments)
-        lengths = np.count_nonzero(writers[row].inputs, axis=-1)
+        lengths = writers[row].prompts.lengths
         return Found(
             texts=population.texts,
             written=written(population),
@@ -237,9 +241,9 @@ def loop(world: World, case: Case) -> Callable[[], list[Found]]:
 
 
 def writer(world: World, case: Case, row: int) -> naive_evolution.Writer:
-    inputs, model = instructions(world, case.population)[row], world.pair.model.reference
-    lam, sampling = np.zeros(case.population), case.evolution.sampling
-    return naive_evolution.Writer(model, world.params[0], inputs, lam, sampling)
+    prompts = jax.tree.map(lambda x: x[row], instructions(world, case.population))
+    model, sampling = world.pair.model.reference, case.evolution.sampling
+    return naive_evolution.Writer(model, world.params[0], prompts, sampling)
 
 
 def written(population: naive_evolution.Population) -> np.ndarray:
@@ -311,12 +315,10 @@ def rounded(world: World, case: Case, row: int, ours: np.ndarray, theirs: np.nda
     if not len(places):
         return False
     at, who = places[0]
-    write, stream = writer(world, case, row), keys(world, np.array([row]), case)[0]
-    population = naive_evolution.generation(
-        write, rewards(world, case, row), stream, case.evolution
-    )
+    write, own = writer(world, case, row), keys(world, np.array([row]), case)[0]
+    population = naive_evolution.generation(write, rewards(world, case, row), own, case.evolution)
     texts = [text[:at] for text in population.rounds[at // case.period].written]
-    scores, _ = write.read(texts, stream)
+    scores, _ = write.read(texts, own)
     return abs(scores[who, ours[who, at]] - scores[who, theirs[who, at]]) < NEAR
 
 

@@ -4,7 +4,7 @@ The other side of `decode_speed.py`, written as a careful user of `generate` wou
 models keep their caches, both see the encoder's mask, nothing records gradients. `convert` gives
 the same parameters to our T5, so that the two sides can be held against each other first.
 
-Axes: B inputs, S input length, T new tokens, V vocabulary.
+Axes: B prompts, S prompt length, T new tokens, V vocabulary.
 """
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 import transformers
 from transformers import GenerationConfig, LogitsProcessor, T5ForConditionalGeneration
 
+from dera_jax.models.language_model import Prompts
 from dera_jax.models.t5 import T5Config
 
 ATTENTION = {"q": "query", "k": "key", "v": "value", "o": "out"}
@@ -112,11 +113,10 @@ class Realign(LogitsProcessor):
     Made anew for every `generate`: it holds the reference's encoder output and cache.
     """
 
-    def __init__(self, reference: T5ForConditionalGeneration, inputs: torch.Tensor, lam: float):
+    def __init__(self, reference: T5ForConditionalGeneration, prompts: dict, lam: float):
         self.reference, self.lam, self.cache = reference, lam, None
-        self.mask = (inputs > 0).long()
-        encoder = reference.get_encoder()
-        self.encoded = encoder(input_ids=inputs, attention_mask=self.mask)
+        self.mask = prompts["attention_mask"]
+        self.encoded = reference.get_encoder()(**prompts)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """input_ids[B, tokens so far], scores[B, V] of the aligned model -> scores[B, V]."""
@@ -132,23 +132,18 @@ class Realign(LogitsProcessor):
 
 
 @torch.inference_mode()
-def generate(models, inputs: np.ndarray, lam: float, settings: GenerationConfig) -> torch.Tensor:
-    """What `model.generate` gives for inputs[B, S].
+def generate(models, prompts: Prompts, lam: float, settings: GenerationConfig) -> torch.Tensor:
+    """What `model.generate` gives for B prompts.
 
     Args:
         models: one model, or the reference and the aligned one.
-        inputs: int [B, S], 0 is padding.
+        prompts: B of them; their λ is not read.
         lam: λ of the pair.
         settings: from `generation_settings`.
     """
-    inputs = torch.as_tensor(inputs).long()
-    processors = [Realign(models[0], inputs, lam)] if len(models) > 1 else []
-    return models[-1].generate(
-        inputs,
-        attention_mask=(inputs > 0).long(),
-        generation_config=settings,
-        logits_processor=processors,
-    )
+    given = _torch(prompts)
+    processors = [Realign(models[0], given, lam)] if len(models) > 1 else []
+    return models[-1].generate(**given, generation_config=settings, logits_processor=processors)
 
 
 def generation_settings(num_tokens: int, greedy: bool, scores: bool = False) -> GenerationConfig:
@@ -166,9 +161,13 @@ def generation_settings(num_tokens: int, greedy: bool, scores: bool = False) -> 
 
 
 @torch.inference_mode()
-def teacher_forced(model, inputs: np.ndarray, decoder_inputs: np.ndarray) -> np.ndarray:
-    """Logits [B, T, V] of inputs[B, S] and decoder_inputs[B, T]."""
-    inputs = torch.as_tensor(inputs).long()
+def teacher_forced(model, prompts: Prompts, decoder_inputs: np.ndarray) -> np.ndarray:
+    """Logits [B, T, V] of B prompts and decoder_inputs[B, T]."""
     decoder_inputs = torch.as_tensor(decoder_inputs).long()
-    mask = (inputs > 0).long()
-    return model(inputs, attention_mask=mask, decoder_input_ids=decoder_inputs).logits.numpy()
+    return model(**_torch(prompts), decoder_input_ids=decoder_inputs).logits.numpy()
+
+
+def _torch(prompts: Prompts) -> dict[str, torch.Tensor]:
+    """Ids and mask [B, S] as arguments of a torch model."""
+    names = {"input_ids": prompts.tokens, "attention_mask": prompts.mask}
+    return {name: torch.as_tensor(np.array(x)).long() for name, x in names.items()}

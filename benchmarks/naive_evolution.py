@@ -6,7 +6,7 @@ with a cache within the period only. It is here as the reference that the compil
 tested against, and as the Python loop to time them beside. Its random draws are theirs, so the
 texts must be the same.
 
-Axes: N individuals, S input length, T output length, V vocabulary, M aligned models.
+Axes: N individuals, S prompt length, T output length, V vocabulary, M aligned models.
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ from jax import Array
 from dera_jax.decoding.evolution import Evolution
 from dera_jax.decoding.mutation import Mutator, Prompt
 from dera_jax.decoding.sampling import Sampling, sampling_logits
-from dera_jax.models.language_model import LanguageModel, Output, PyTree, State
+from dera_jax.models.language_model import LanguageModel, Output, Prompts, PyTree, State
 
 Text = list[int]
 TextRewards = Callable[[list[Text], list[bool]], Sequence[float]]
 Write = Callable[[list[Text], Array, int], list[Text]]
 
-_AHEAD, _DONOR = 2**30, 2**30 + 1  # what evolution.py folds into a stream
+_AHEAD, _DONOR = 2**30, 2**30 + 1  # what replacement.py folds into a key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,28 +81,26 @@ class Population:
         return [sum(i in call for call in calls) for i in range(len(self.texts))]
 
 
-def generation(
-    write: Write, reward: TextRewards, stream: Array, evolution: Evolution
-) -> Population:
+def generation(write: Write, reward: TextRewards, keys: Array, evolution: Evolution) -> Population:
     """Lets a population live until all its texts have ended.
 
     Args:
         write: N texts, keys [N] and a number -> the texts continued by so many tokens, but not
             beyond their ends.
-        reward: texts, and whether each ends in the end token -> a reward for each.
-        stream: keys [N], of the individuals.
+        reward: texts, and whether each ends in an end token -> a reward for each.
+        keys: [N], of the individuals.
         evolution: its `generations` are not read.
     """
     texts, sampling = [[] for _ in range(evolution.population)], evolution.sampling
     rewards, rounds = [], []
     while not all(ends(text, sampling) for text in texts):
         before, steps = texts, evolution.period * (len(rounds) + 1)
-        written = write(before, stream, evolution.period)
+        written = write(before, keys, evolution.period)
         judged = written
         if evolution.lookahead:
-            judged = write(written, ahead(stream, steps), evolution.lookahead)
+            judged = write(written, ahead(keys, steps), evolution.lookahead)
         scores = [float(x) for x in reward(judged, [complete(x, sampling) for x in judged])]
-        ended, drawn = [ends(x, sampling) for x in written], draws(stream, steps, evolution)
+        ended, drawn = [ends(x, sampling) for x in written], draws(keys, steps, evolution)
         best, donors = replacement(scores, ended, drawn, evolution.survivors)
         texts, rewards = [written[i] for i in donors], [scores[i] for i in donors]
         rounds.append(Round(before, written, judged, ended, scores, best, donors))
@@ -126,48 +124,46 @@ def ends(text: Text, sampling: Sampling) -> bool:
 
 
 def complete(text: Text, sampling: Sampling) -> bool:
-    return text[-1:] == [int(sampling.eos_id)]
+    return bool(text) and text[-1] in np.asarray(sampling.end_ids)
 
 
 @jax.jit
-def ahead(stream: Array, steps: int) -> Array:
+def ahead(keys: Array, steps: int) -> Array:
     """Keys [N] of the lookahead after so many tokens."""
-    return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, _AHEAD), steps))(stream)
+    return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, _AHEAD), steps))(keys)
 
 
-def draws(stream: Array, steps: int, evolution: Evolution) -> list[int]:
+def draws(keys: Array, steps: int, evolution: Evolution) -> list[int]:
     """For each individual one of the best, by its place among them."""
-    return _draws(stream, steps, evolution.survivors).tolist()
+    return _draws(keys, steps, evolution.survivors).tolist()
 
 
 @jax.jit
-def _draws(stream: Array, steps: int, survivors: int) -> Array:
-    keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, _DONOR), steps))(stream)
-    return jax.vmap(lambda key: jax.random.randint(key, (), 0, survivors))(keys)
+def _draws(keys: Array, steps: int, survivors: int) -> Array:
+    folded = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, _DONOR), steps))(keys)
+    return jax.vmap(lambda key: jax.random.randint(key, (), 0, survivors))(folded)
 
 
 @dataclasses.dataclass(frozen=True)
 class Writer:
     """`Write` with a model. Whatever has been read is forgotten after a call.
 
-    A call has N rows, those of ended texts included, and prefixes are padded to T tokens, so that
-    nothing is compiled anew as texts end and grow.
+    A call has N rows, those of ended texts included, so that nothing is compiled anew as texts end;
+    texts of another length are.
 
     Attributes:
         model: T5, TabularLM, Realigned.
         params: its parameters.
-        inputs: int [N, S], the instructions; 0 is padding.
-        lam: [N] or [N, M], λ of a realigned model.
-        sampling: how to draw.
+        prompts: N, each individual's; λ [N, 1] or [N, 1, M] for a realigned model.
+        sampling: how to draw, with its end tokens.
     """
 
     model: LanguageModel
     params: PyTree
-    inputs: np.ndarray
-    lam: np.ndarray
+    prompts: Prompts
     sampling: Sampling
 
-    def __call__(self, texts: list[Text], stream: Array, num: int) -> list[Text]:
+    def __call__(self, texts: list[Text], keys: Array, num: int) -> list[Text]:
         """See `Write`; the texts that have not ended must be of one length."""
         texts, tokens = [list(text) for text in texts], None
         for _ in range(num):
@@ -175,24 +171,20 @@ class Writer:
             if not going:
                 break
             if tokens is None:
-                scores, state = self.read(texts, stream)
+                scores, state = self.read(texts, keys)
             else:
-                scores, state = _step(self.model, self.params, state, tokens, self.sampling)
+                scores, state = _step(self.model, self.params, state, tokens, keys, self.sampling)
             tokens = np.argmax(scores, axis=-1)
             for i in going:
                 texts[i].append(int(tokens[i]))
         return texts
 
-    def read(self, texts: list[Text], stream: Array) -> tuple[Array, State]:
+    def read(self, texts: list[Text], keys: Array) -> tuple[Array, State]:
         """Scores [N, V] of the next tokens, of which the highest is drawn, and the state."""
         going = self._going(texts)
-        length = 1 + len(texts[going[0]])
-        fed = np.zeros((len(texts), 1, self.sampling.max_length), np.int32)
-        for i in going:
-            fed[i, 0, :length] = [self.model.start_token, *texts[i]]
-        lam = np.asarray(self.lam, np.float32)[:, None]
-        arguments = self.inputs, lam, stream[:, None], fed, length
-        return _read(self.model, self.params, *arguments, self.sampling)
+        before = np.zeros((len(texts), len(texts[going[0]])), np.int32)
+        before[going] = [texts[i] for i in going]
+        return _read(self.model, self.params, self.prompts, before, keys, self.sampling)
 
     def _going(self, texts: list[Text]) -> list[int]:
         return [i for i, text in enumerate(texts) if not ends(text, self.sampling)]
@@ -202,33 +194,38 @@ class Writer:
 def _read(
     model: LanguageModel,
     params: PyTree,
-    inputs: Array,
-    lam: Array,
-    stream: Array,
-    fed: Array,
-    length: int,
+    prompts: Prompts,
+    before: Array,
+    keys: Array,
     sampling: Sampling,
 ) -> tuple[Array, State]:
-    """The first `length` of the tokens fed[N, 1, T], under their instructions."""
-    state = model.start(params, inputs, lam, stream, fed.shape[-1])
-    output, state = model.extend(params, state, fed, jnp.full(fed.shape[:2], length))
-    return _scores(output, state, sampling), state.replace(lockstep=True)  # all are of one length
+    """The first token and those of before[N, n], under their instructions."""
+    state = model.start(params, prompts, 1, sampling.max_length)
+    fed = jnp.concatenate([state.first_token[:, None], before], axis=1)
+    output, state = model.extend(params, state, fed[:, None])
+    return _scores(output, state, keys, sampling), state
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _step(
-    model: LanguageModel, params: PyTree, state: State, tokens: Array, sampling: Sampling
+    model: LanguageModel,
+    params: PyTree,
+    state: State,
+    tokens: Array,
+    keys: Array,
+    sampling: Sampling,
 ) -> tuple[Array, State]:
     output, state = model.step(params, state, tokens[:, None])
-    return _scores(output, state, sampling), state
+    return _scores(output, state, keys, sampling), state
 
 
-def _scores(output: Output, state: State, sampling: Sampling) -> Array:
-    """float32 [N, V]: the logits to sample from and the noise of each key at this position."""
-    position = state.lengths - 1  # the start token has none
-    logits = sampling_logits(output.logits, position, sampling)[:, 0]
-    noise = lambda key, at: jax.random.gumbel(jax.random.fold_in(key, at), logits.shape[-1:])
-    return logits + jax.vmap(noise)(state.stream[:, 0], position[:, 0])
+def _scores(output: Output, state: State, keys: Array, sampling: Sampling) -> Array:
+    """float32 [N, V]: the logits to sample from and the noise of keys[N] at this slot."""
+    slot = state.position - 1  # of the token fed last, as many as a text has
+    lengths = jnp.broadcast_to(slot, output.logits.shape[:2])
+    logits = sampling_logits(output.logits, lengths, sampling)[:, 0]
+    noise = lambda key: jax.random.gumbel(jax.random.fold_in(key, slot), logits.shape[-1:])
+    return logits + jax.vmap(noise)(keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,7 +271,7 @@ def evolve(
         reward: see `generation`.
         seed: the prompt.
         mutator: of prompts.
-        keys: the prompt's keys [K] of K stream numbers.
+        keys: the prompt's keys [K] of K sequence numbers.
         evolution: how.
     """
     sampling, n = evolution.sampling, evolution.population
@@ -284,8 +281,8 @@ def evolve(
     for g in range(int(evolution.generations)):
         parent = drawn_parent(archive, keys([-1 - 2 * g])[0])
         children = mutator([parent], n, keys([-2 - 2 * g])).children[0]
-        stream = keys([1 + g * n + i for i in range(n)])
-        found = generation(writer(children), reward, stream, evolution)
+        own = keys([1 + g * n + i for i in range(n)])
+        found = generation(writer(children), reward, own, evolution)
         for text, value in zip(found.texts, found.rewards, strict=True):
             if value > best[1]:
                 best = text, value

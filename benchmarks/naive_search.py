@@ -5,7 +5,7 @@ the candidates of a beam search are continued greedily by `lookahead` tokens, a 
 they would become, and it is added to their scores. It is here as the reference that the compiled
 search is tested against, and as the Python loop over a jitted forward pass to time it beside.
 
-Axes: R prefixes, S input length, T output length, V vocabulary, M aligned models.
+Axes: R prefixes, S prompt length, T output length, V vocabulary, E end tokens, M aligned models.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dera_jax.models.language_model import LanguageModel, PyTree, State, streams
+from dera_jax.models.language_model import LanguageModel, Prompts, PyTree, State
 from dera_jax.models.tabular import TabularLM
 
 Text = list[int]
@@ -32,8 +32,8 @@ class Settings:
     Attributes:
         max_length: T, tokens at most, the end token included.
         beams: N, the size of every pool.
-        top_k: candidates of each live hypothesis, 2 <= top_k <= V.
-        eos_id: the end token.
+        top_k: candidates of each live hypothesis, 1 + E <= top_k <= V.
+        end_ids: the E end tokens; (-1,) for none.
         lookahead: greedy tokens that a candidate is continued by before it is rewarded.
         period: steps from one scoring to the next.
         reward_weight: of a reward against a log-probability.
@@ -45,7 +45,7 @@ class Settings:
     max_length: int
     beams: int
     top_k: int
-    eos_id: int = TabularLM.end_token
+    end_ids: tuple[int, ...] = TabularLM.end_ids
     lookahead: int = 0
     period: int = 1
     reward_weight: float = 1.0
@@ -53,7 +53,8 @@ class Settings:
     highest_reward: float | None = None
 
     def __post_init__(self):
-        lowest = {"max_length": 1, "beams": 1, "top_k": 2, "lookahead": 0, "period": 1}
+        lowest = {"max_length": 1, "beams": 1, "lookahead": 0, "period": 1}
+        lowest["top_k"] = 1 + len(self.end_ids)
         for field, low in lowest.items():
             if getattr(self, field) < low:
                 raise ValueError(f"{field} = {getattr(self, field)}; must be at least {low}")
@@ -77,7 +78,7 @@ class Result:
         log_probs: float [<= N].
         rewards: float [<= N].
         scores: float [<= N]; without the length penalty if the texts are not finished.
-        finished: all texts end in the end token; else none of them does.
+        finished: all texts end in an end token; else none of them does.
         steps: of the search, T at most.
         positions: of the decoder: N for every step, one for every token of a lookahead.
     """
@@ -159,8 +160,11 @@ def judge(reward: TextRewards, texts: list[Text], candidates, waiting, settings:
 
 
 def rank(candidates: list[Hypothesis], settings: Settings):
-    """The new live pool and what ended, both best first, out of the best 2N candidates."""
-    ranked = best(candidates, 2 * settings.beams, settings)
+    """The new live pool and what ended, both best first, out of the best (1 + E)·N candidates.
+
+    At most E·N of these have ended, so N live on, however likely the end tokens are.
+    """
+    ranked = best(candidates, (1 + len(settings.end_ids)) * settings.beams, settings)
     live = [x for x in ranked if not ends(x.tokens, settings)]
     ended = [x for x in ranked if ends(x.tokens, settings)]
     return live[: settings.beams], ended
@@ -207,31 +211,23 @@ def length_norm(length: int, settings: Settings) -> float:
 
 
 def ends(text: Text, settings: Settings) -> bool:
-    return text[-1] == settings.eos_id
+    return text[-1] in settings.end_ids
 
 
 def forward_of(
-    model: LanguageModel,
-    params: PyTree,
-    inputs_row: np.ndarray,
-    lam: float | Sequence[float] | None,
-    max_length: int,
-    rows: int = 32,
+    model: LanguageModel, params: PyTree, prompt: Prompts, max_length: int, rows: int = 32
 ) -> NextLogProbs:
     """`next_log_probs` of one document: a full forward pass each time, the encoder's kept.
 
     Args:
         model: T5, TabularLM, Realigned.
         params: its parameters.
-        inputs_row: int [S], the document; 0 is padding.
-        lam: λ of a realigned model, or [M] of them; None for a single model.
+        prompt: one, at one λ; its leaves are [1, ...].
         max_length: T of the search; prefixes of at most T − 1 tokens can be asked about.
         rows: R of the compiled pass. Fewer prefixes are padded, more are passed in pieces.
     """
     params = jax.device_put(params)
-    if lam is not None:
-        lam = np.broadcast_to(np.asarray(lam, np.float32), (1, rows, *np.shape(lam)))
-    state = _encode(model, params, np.asarray(inputs_row)[None], lam, rows)
+    state = _encode(model, params, prompt, rows)
 
     def next_log_probs(prefixes: list[Text]) -> np.ndarray:
         pieces = [prefixes[i : i + rows] for i in range(0, len(prefixes), rows)]
@@ -254,10 +250,9 @@ def _pad(prefixes: list[Text], rows: int, max_length: int) -> tuple[np.ndarray, 
 
 
 @functools.partial(jax.jit, static_argnames=("model", "rows"))
-def _encode(model: LanguageModel, params: PyTree, inputs: Array, lam: Array | None, rows: int):
-    """The state of `rows` hypotheses of inputs[1, S]."""
-    stream = streams(0, jnp.zeros(1, int), jnp.arange(rows))  # asked for, and not used
-    return model.start(params, inputs, lam, stream, max_len=1)
+def _encode(model: LanguageModel, params: PyTree, prompt: Prompts, rows: int) -> State:
+    """The state of `rows` hypotheses of one prompt."""
+    return model.start(params, prompt, rows, max_len=1)
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -8,7 +8,7 @@ function scores the texts (for the networks: tokenizes them and calls the compil
 winners are picked. Both must choose the same texts, or the script says which share they do not.
 `--write` puts the table into docs/results/scoring_round.md.
 
-Axes: B documents, K texts of each, S input length, T output length.
+Axes: B documents, K texts of each, S prompt length, T output length.
 """
 
 import argparse
@@ -30,10 +30,11 @@ from dera_jax.checkpoints.resources import RunResources
 from dera_jax.checkpoints.vocabulary import Tokenizer, tokenizer
 from dera_jax.decoding.best_of_n import best_of_n, winners
 from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.decoding.search import Guide
 from dera_jax.evaluation.jobs import Split
 from dera_jax.evaluation.sweep import Documents, keyword_texts
-from dera_jax.models.heads import T5Value
-from dera_jax.models.language_model import streams
+from dera_jax.models.heads import ValueHead
+from dera_jax.models.language_model import padded, sequence_keys
 from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.judge import Judge, score
 from dera_jax.rewards.learned import Entailment, RewardModel
@@ -81,10 +82,9 @@ def read_world() -> World:
 
 def inside(world: World, reward: Reward, params) -> np.ndarray:
     """int [B], the winners of one compiled call."""
-    source, lam, stream, sampling = round_of(world)
-    best = best_of_n(
-        world.model, world.params, reward, params, source, lam, stream, sampling, SAMPLES
-    )
+    source, *begun = round_of(world)
+    guide = Guide(Judge(reward, params, world.text.decode), source)
+    best = best_of_n(world.model, world.params, *begun, SAMPLES, guide)
     return np.asarray(best.index)[:, 0]
 
 
@@ -98,20 +98,20 @@ def outside(world: World, judge: Judge) -> np.ndarray:
 
 
 def decode(world: World):
-    source, lam, stream, sampling = round_of(world)
-    samples = sample(world.model, world.params, source.inputs, lam, stream, sampling)
-    return jax.block_until_ready(samples)
+    _, *begun = round_of(world)
+    return jax.block_until_ready(sample(world.model, world.params, *begun))
 
 
 def round_of(world: World):
+    """Source, prompts, keys [B, K] and sampling."""
     source = world.documents.source(np.arange(BATCH))
-    stream = streams(0, world.documents.example_id, np.arange(SAMPLES))
-    return source, np.zeros(stream.shape, np.float32), stream, Sampling(MAX_LENGTH)
+    keys = sequence_keys(0, world.documents.example_id, np.arange(SAMPLES))
+    return source, world.documents.prompts, keys, Sampling(MAX_LENGTH)
 
 
 def pairs(world: World) -> list[tuple[str, Reward, object, Callable]]:
     """name, reward, its parameters, and the same reward as a function of texts."""
-    trunk = T5Value(world.model)
+    trunk = ValueHead(world.model)
     head = trunk.init(world.params)["head"]
     kernel = 0.1 * jax.random.normal(jax.random.key(0), head["kernel"].shape)
     network = {"trunk": world.params, "head": head | {"kernel": kernel}}
@@ -139,6 +139,10 @@ class _Given:
 
     world: World
 
+    @property
+    def end_id(self) -> int:
+        return self.world.text.end_id
+
     def encode(self, text: str) -> list[int]:
         return self.world.text.encode(text)
 
@@ -153,14 +157,13 @@ def in_range(world: World, reward: LengthInRange, texts: Sequence[str]) -> list[
 
 def through_text(world: World, reward: Reward, params, texts: Sequence[str]) -> np.ndarray:
     """A network's reward of texts, K for each of the round's documents in order."""
-    tokens = np.zeros((len(texts), MAX_LENGTH), np.int32)
-    for row, text in zip(tokens, texts, strict=True):
-        ids = [*world.text.encode(text), 1][:MAX_LENGTH]
-        row[: len(ids)] = ids
-    tokens = tokens.reshape(BATCH, -1, MAX_LENGTH)
-    lengths = np.sum(tokens > 0, axis=-1)
-    finished = np.any(tokens == 1, axis=-1)
-    source = Source(world.documents.inputs)
+    end = world.text.end_id
+    tokens, lengths = padded(
+        [[*world.text.encode(text), end][:MAX_LENGTH] for text in texts], MAX_LENGTH
+    )
+    tokens, lengths = tokens.reshape(BATCH, -1, MAX_LENGTH), lengths.reshape(BATCH, -1)
+    finished = np.any(tokens == end, axis=-1)  # 0, the padding, ends no text
+    source = Source(world.documents.prompts)
     return np.asarray(score(reward, params, source, tokens, lengths, finished)[0]).ravel()
 
 
@@ -208,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--write", action="store_true", help=f"write {REPORT.name}")
     options = parser.parse_args(argv)
-    load_average, world = os.getloadavg()[0], load()
+    load_average, world = os.getloadavg()[0], read_world()
     rows, alone = zip(*(row(world, *pair, options.runs) for pair in pairs(world)), strict=True)
     if options.write:
         text = TEXT.format(

@@ -181,13 +181,19 @@ def check_array(
     return value.shape
 
 
+def is_known(array: jax.Array | np.ndarray) -> bool:
+    """Whether the values of an array can be read here: it is not traced, and wholly on this process."""
+    traced = isinstance(array, jax.core.Tracer)
+    return not traced and getattr(array, "is_fully_addressable", True)
+
+
 def check_token_ids(name: str, ids: jax.Array | np.ndarray, size: int) -> None:
-    """Validates that ids are in [0, size). Those traced by `jax.jit` are not known and are skipped.
+    """Validates that ids are in [0, size). Those that are not known here are skipped.
 
     Raises:
         ValueError: naming the first that is not, and its place.
     """
-    if isinstance(ids, jax.core.Tracer) or not getattr(ids, "is_fully_addressable", True):
+    if not is_known(ids):
         return
     ids = np.asarray(ids)
     wrong = np.argwhere((ids < 0) | (ids >= size))

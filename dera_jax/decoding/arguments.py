@@ -37,9 +37,9 @@ def check_prompts(model: LanguageModel, prompts: Prompts, keys: Array | int) -> 
 
 
 def check_lengths(lengths: Array, batch: int, size: int) -> None:
-    """Raises ValueError unless lengths are [B] whole numbers in [1, S]."""
+    """Raises ValueError unless lengths are [B] whole numbers in [1, S], where they are known here."""
     checks.check_array("prompts.lengths", lengths, "lengths", jnp.integer, B=batch)
-    if isinstance(lengths, jax.core.Tracer):
+    if not checks.is_known(lengths):
         return
     wrong = np.flatnonzero((np.asarray(lengths) < 1) | (np.asarray(lengths) > size))
     if len(wrong):
@@ -63,8 +63,8 @@ def with_end_ids(settings: PyTree, model: LanguageModel) -> PyTree:
     """
     ids = model.end_ids if settings.end_ids is None else settings.end_ids
     name = f"{type(settings).__name__}.end_ids"
-    if isinstance(ids, jax.core.Tracer):
-        return settings
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(ids)):
+        return settings.replace(end_ids=jnp.asarray(ids, jnp.int32))
     if not np.size(ids):
         raise ValueError(
             f"{name} is not given, and the model does not say its end tokens: load it with its "

@@ -13,7 +13,6 @@ Axes: B prompts, G values of λ for a prompt, K hypotheses, V vocabulary, M alig
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -204,8 +203,8 @@ def check_lam(lam: Array, rows: Sequence[int], num_aligned: int) -> None:
 
     Raises:
         ValueError: it is no array of numbers, its shape is not [B, G] (with one aligned model) or
-            [B, G, M] with a G that divides K, or it holds a value that is not finite (seen outside
-            of jit only).
+            [B, G, M] with a G that divides K, or it holds a value that is not finite (where
+            its values are known on this process).
     """
     if not isinstance(lam, (np.ndarray, Array)) or not jnp.issubdtype(lam.dtype, jnp.number):
         raise ValueError(
@@ -220,6 +219,6 @@ def check_lam(lam: Array, rows: Sequence[int], num_aligned: int) -> None:
             f"{rows[1]} hypotheses of a prompt, and an axis M more for M aligned models, of which "
             f"there are {num_aligned}."
         )
-    if not isinstance(lam, jax.core.Tracer) and not np.isfinite(lam).all():
+    if checks.is_known(lam) and not np.isfinite(lam).all():
         wrong = np.asarray(lam)[~np.isfinite(lam)]
         raise ValueError(f"lam must be finite; found {wrong[0]}.")

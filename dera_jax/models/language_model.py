@@ -181,7 +181,8 @@ def check_single(prompts: Prompts, num_ids: int) -> None:
         num_ids: ids that a prompt may contain.
 
     Raises:
-        ValueError: naming the first id that is not in [0, num_ids), or λ is given.
+        ValueError: λ is given, or naming the first id that is not in [0, num_ids). Arrays whose values
+            are not known on this process are skipped.
     """
     if prompts.lam is not None:
         raise ValueError(
@@ -189,8 +190,10 @@ def check_single(prompts: Prompts, num_ids: int) -> None:
             f"an array of shape {np.shape(prompts.lam)}."
         )
     tokens, lengths = prompts.tokens, prompts.lengths
-    if not any(isinstance(x, jax.core.Tracer) for x in (tokens, lengths)):
-        used = np.where(within(np.asarray(lengths), tokens.shape[-1]), tokens, 0)
+    if checks.is_known(tokens) and checks.is_known(lengths):
+        # NumPy alone: within an outer jit, jax.numpy would trace what is known.
+        inside = np.arange(tokens.shape[-1]) < np.asarray(lengths)[..., None]
+        used = np.where(inside, tokens, 0)
         checks.check_token_ids("prompts.tokens", used, num_ids)
 
 

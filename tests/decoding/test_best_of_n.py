@@ -3,6 +3,7 @@
 P(best of n is y) = P(r ≤ r(y))^n − P(r < r(y))^n, where no two texts have one reward.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,13 +12,17 @@ from scipy import stats
 from dera_jax.decoding.best_of_n import best_of_n, keep, kl_bound, winners
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.decoding.search import Guide
+from dera_jax.models.language_model import sequence_keys
+from dera_jax.rewards.host import HostReward
+from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Source
 from tests.decoding import worlds
 
 VOCAB = 3
 TEXTS = worlds.texts(VOCAB)
 SAMPLING = Sampling(worlds.HORIZON)
-SOURCE = Source(jnp.zeros((1, 1), int))
+PROMPTS = worlds.whole([[0]])
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +36,10 @@ def world():
     return model, table, p, by_prefix, rewards
 
 
+def guide(by_prefix, prompts=PROMPTS) -> Guide:
+    return Guide(Judge(worlds.TextReward(VOCAB), by_prefix, str), Source(prompts))
+
+
 def exact(p: np.ndarray, rewards: np.ndarray, n: int) -> np.ndarray:
     upto = np.array([p[rewards <= r].sum() for r in rewards])
     return upto**n - (upto - p) ** n
@@ -39,10 +48,7 @@ def exact(p: np.ndarray, rewards: np.ndarray, n: int) -> np.ndarray:
 def test_the_winners_have_the_exact_distribution(world):
     model, table, p, by_prefix, rewards = world
     n, groups = 4, 4000
-    lam, stream = worlds.rows(n * groups, 0.0)
-    best = best_of_n(
-        model, table, worlds.TextReward(VOCAB), by_prefix, SOURCE, lam, stream, SAMPLING, n
-    )
+    best = best_of_n(model, table, *worlds.rows(n * groups), SAMPLING, n, guide(by_prefix))
     assert best.samples.tokens.shape == (1, groups, worlds.HORIZON)
     counts = worlds.count(best.samples.tokens[0], best.samples.lengths[0], TEXTS)
     p_value = lambda n: _p_value(counts, exact(p, rewards, n))
@@ -74,12 +80,11 @@ def test_groups_do_not_mix_lambdas():
     """Best of 2 at each λ is the better of that λ's own two samples."""
     model, params = worlds.tabular_tower(2, VOCAB)
     pair = Realigned(model, (model,))
-    lam = np.array([[0.0, 0.0, 1.0, 1.0]], np.float32)
-    _, stream = worlds.rows(4, 0.0)
+    prompts = worlds.whole([[0]], np.array([[0.0, 1.0]], np.float32))
+    keys = sequence_keys(0, [0], np.arange(4))
     by_prefix = np.random.default_rng(0).normal(size=40).astype(np.float32)
-    arguments = worlds.TextReward(VOCAB), by_prefix, SOURCE, lam, stream, SAMPLING
-    best = best_of_n(pair, tuple(params), *arguments, n=2)
-    alone = sample(pair, tuple(params), SOURCE.inputs, lam, stream, SAMPLING)
+    arguments = pair, tuple(params), prompts, keys, SAMPLING
+    best, alone = best_of_n(*arguments, 2, guide(by_prefix)), sample(*arguments)
     for g in (0, 1):
         pick = int(best.index[0, g])
         assert pick // 2 == g
@@ -94,13 +99,44 @@ def test_groups_do_not_mix_lambdas():
 
 def test_best_of_one_is_sampling(world):
     model, table, _, by_prefix, _ = world
-    lam, stream = worlds.rows(6, 0.0)
-    best = best_of_n(
-        model, table, worlds.TextReward(VOCAB), by_prefix, SOURCE, lam, stream, SAMPLING, 1
-    )
-    alone = sample(model, table, SOURCE.inputs, lam, stream, SAMPLING)
+    arguments = model, table, *worlds.rows(6), SAMPLING
+    best, alone = best_of_n(*arguments, 1, guide(by_prefix)), sample(*arguments)
     np.testing.assert_array_equal(best.samples.tokens, alone.tokens)
     np.testing.assert_array_equal(best.samples.scores.log_prob, alone.scores.log_prob)
+
+
+def of_texts(by_prefix):
+    """`TextReward` as a Python function, and the documents and texts of each call."""
+    calls = []
+
+    def reward(documents, texts):
+        calls.append((list(documents), list(texts)))
+        ids = [[int(token) for token in text.split()] for text in texts]
+        return [float(by_prefix[worlds.prefix_number(x, VOCAB)]) for x in ids]
+
+    return HostReward(reward), calls
+
+
+def test_a_reward_in_python_chooses_as_a_compiled_one(world):
+    model, table, _, by_prefix, _ = world
+    prompts = worlds.whole([[0], [0], [0]])
+    keys = sequence_keys(0, np.arange(3), np.arange(6))
+    arguments = model, table, prompts, keys, SAMPLING, 3
+    compiled = best_of_n(*arguments, guide(by_prefix, prompts))
+    reward, calls = of_texts(by_prefix)
+    judge = Judge(reward, None, lambda ids: " ".join(map(str, ids)))
+    in_python = best_of_n(*arguments, Guide(judge, Source(prompts), ["a", "b", "c"]))
+    jax.tree.map(np.testing.assert_array_equal, in_python, compiled)
+    assert [documents for documents, _ in calls] == [["a"] * 6 + ["b"] * 6 + ["c"] * 6]
+    assert len({tuple(row) for row in compiled.index.tolist()}) > 1
+
+    # Prompts beyond the documents fill the batch: unscored, and the first of each group is kept.
+    shorter = best_of_n(*arguments, Guide(judge, Source(prompts), ["a", "b"]))
+    assert calls[1] == (["a"] * 6 + ["b"] * 6, calls[0][1][:12])
+    np.testing.assert_array_equal(shorter.rewards[:2], compiled.rewards[:2])
+    np.testing.assert_array_equal(shorter.index[:2], compiled.index[:2])
+    np.testing.assert_array_equal(shorter.rewards[2], 0.0)
+    np.testing.assert_array_equal(shorter.index[2], [0, 3])
 
 
 def test_ties_go_to_the_first():
@@ -115,8 +151,7 @@ def test_a_number_of_samples_that_n_does_not_divide_is_refused():
 
 def test_a_single_model_s_winners_have_no_parts(world):
     model, table, *_ = world
-    lam, stream = worlds.rows(4, 0.0)
-    samples = sample(model, table, SOURCE.inputs, lam, stream, SAMPLING)
+    samples = sample(model, table, *worlds.rows(4), SAMPLING)
     kept = keep(samples, jnp.array([[3, 3]]))
     assert kept.scores.part_log_prob is None
     np.testing.assert_array_equal(kept.tokens[0, 1], samples.tokens[0, 3])

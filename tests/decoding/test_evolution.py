@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from dera_jax.decoding import evolution as module
+from dera_jax.decoding import search as driver
 from dera_jax.decoding.archive import (
     Questions,
     draw_parent,
@@ -20,16 +21,18 @@ from dera_jax.decoding.archive import (
     most_often,
 )
 from dera_jax.decoding.best_of_n import best_of_n
-from dera_jax.decoding.evolution import Evolution, generation, generation_on_host, replacement
+from dera_jax.decoding.evolution import Evolution, EvolutionRules, generation
 from dera_jax.decoding.mutation import Offspring, Prompt, Unchanged
+from dera_jax.decoding.replacement import draws, replacement
 from dera_jax.decoding.sampling import Sampling
-from dera_jax.models.language_model import streams
+from dera_jax.decoding.search import Guide
+from dera_jax.models.language_model import padded, sequence_keys, within
 from dera_jax.models.tabular import TabularLM
 from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Source
 from dera_jax.rewards.tokens import Repetition
-from tests.compiled import compiled
+from tests.compiled import compiled, start
 from tests.decoding import worlds
 
 EOS = worlds.EOS
@@ -67,20 +70,19 @@ def by_hand():
     """`evolve` of one input with the draws above."""
     script = np.array([[LETTERS[x] for x in text] for text in [*WRITTEN, "cccc$c"]])
     reward = HostReward(lambda documents, texts: [REWARDS[text] for text in texts])
+    judge, document = Judge(reward, None, to_text), worlds.whole([[4]])
     questions = Questions(
         prompts=[Prompt("4")],
-        encode=lambda prompt: np.array([int(prompt.text), 9]),
+        encode=lambda rows: worlds.each([[[int(x.text), 9] for x in row] for row in rows]),
         example_ids=np.array([7]),
-        source=Source(np.array([[4]])),
-        documents=["the seed"],
+        guide=Guide(judge, Source(document), ["the seed"]),
     )
     evolution = Evolution(Sampling(6), population=4, period=2, survivors=2)
-    judge = Judge(reward, None, to_text)
     model = worlds.Script(16)  # no other test's, as it is compiled with these draws
     with pytest.MonkeyPatch.context() as patch:
         given = jnp.array(list(DRAWS.values()))
-        patch.setattr(module, "draws", lambda stream, steps, survivors: given[steps // 2 - 1][None])
-        return evolve(model, script, questions, np.zeros(1), 0, evolution, FourPrompts(), judge)
+        patch.setattr(module, "draws", lambda keys, steps, survivors: given[steps // 2 - 1][None])
+        return evolve(model, script, questions, 0, evolution, FourPrompts())
 
 
 def texts_of(found, b=0):
@@ -144,11 +146,11 @@ def test_replacement_is_the_rule_with_many_ties():
 
 
 def test_draws_are_uniform_and_each_individuals_own():
-    keys = streams(0, np.arange(500), np.arange(6))
-    drawn = np.asarray(module.draws(keys, 4, 3))
+    keys = sequence_keys(0, np.arange(500), np.arange(6))
+    drawn = np.asarray(draws(keys, 4, 3))
     assert stats.chisquare(np.bincount(drawn.ravel())).pvalue > 1e-3
-    np.testing.assert_array_equal(module.draws(keys[7:9, 2:], 4, 3), drawn[7:9, 2:])
-    assert np.any(module.draws(keys, 8, 3) != drawn)  # another period, another draw
+    np.testing.assert_array_equal(draws(keys[7:9, 2:], 4, 3), drawn[7:9, 2:])
+    assert np.any(draws(keys, 8, 3) != drawn)  # another period, another draw
     assert np.any(drawn[:, 0] != drawn[:, 1])
 
 
@@ -172,7 +174,7 @@ def test_who_survived_most_often_is_offered():
 
 def test_parents_are_drawn_uniformly():
     archive = {Prompt(x): 0.0 for x in "abc"}
-    keys = streams(0, np.arange(600), [-1])[:, 0]
+    keys = sequence_keys(0, np.arange(600), [-1])[:, 0]
     drawn = [draw_parent(archive, key).text for key in keys]
     assert stats.chisquare([drawn.count(x) for x in "abc"]).pvalue > 1e-3
     assert drawn[5] == draw_parent(archive, keys[5]).text
@@ -186,41 +188,50 @@ REWARD = Repetition()
 
 @pytest.fixture(scope="module")
 def pair():
-    model, params, inputs, _, _ = worlds.realigned_t5(whole=True)
-    return model, params, np.asarray(inputs)
+    model, params, prompts, _ = worlds.realigned_t5(whole=True)
+    return model, params, prompts.replace(lam=None)
 
 
-def questions_of(inputs, ids):
-    """Every prompt is the number of an input."""
+def questions_of(prompts, ids, lam):
+    """Every prompt is the number of one of `prompts`."""
+
+    def encode(rows):
+        at = np.array([[int(x.text) for x in row] for row in rows])
+        lams = np.full((*at.shape, 1), lam, np.float32)
+        return jax.tree.map(lambda x: x[at], prompts).replace(lam=lams)
+
+    batch = len(prompts.tokens)
     return Questions(
-        prompts=[Prompt(str(i)) for i in range(len(inputs))],
-        encode=lambda prompt: inputs[int(prompt.text)],
+        prompts=[Prompt(str(i)) for i in range(batch)],
+        encode=encode,
         example_ids=np.asarray(ids),
-        source=Source(inputs),
-        documents=[""] * len(inputs),
+        guide=guide_of(prompts),
     )
 
 
-def populations(inputs):
-    """Inputs [B, N, S]: other inputs as mutations; λ and streams of N individuals."""
-    mutated = np.stack([np.roll(inputs, i, axis=0) for i in range(N)], axis=1)
-    stream = streams(0, np.arange(len(inputs)), 1 + np.arange(N))
-    return mutated, np.full(stream.shape, 0.5, np.float32), stream
+def guide_of(prompts):
+    return Guide(Judge(REWARD, None, to_text), Source(prompts))
+
+
+def populations(prompts, lam=0.5):
+    """Prompts [B, N, ...]: others as mutations, at one λ; keys [B, N] of the individuals."""
+    turned = lambda x: np.stack([np.roll(x, i, axis=0) for i in range(N)], axis=1)
+    mutated = jax.tree.map(turned, prompts)
+    keys = sequence_keys(0, np.arange(len(prompts.tokens)), 1 + np.arange(N))
+    return mutated.replace(lam=np.full((*keys.shape, 1), lam, np.float32)), keys
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("generations", [1, 2])
 def test_without_mutation_and_replacement_it_is_best_of_n(pair, generations):
-    model, params, inputs = pair
+    model, params, prompts = pair
     evolution = Evolution(SAMPLING, N, period=T + 3, survivors=1, generations=generations)
-    lam, judge = np.full(4, 0.5, np.float32), Judge(REWARD, None, to_text)
-    questions = questions_of(inputs, range(4))
-    found = evolve(model, params, questions, lam, 3, evolution, Unchanged(), judge)
+    questions = questions_of(prompts, range(4), 0.5)
+    found = evolve(model, params, questions, 3, evolution, Unchanged())
     n = 1 + N * generations
-    stream = streams(3, np.arange(4), np.arange(n))
-    lams = np.full(stream.shape, 0.5, np.float32)
-    source = Source(inputs)
-    best = best_of_n(model, params, REWARD, None, source, lams, stream, SAMPLING, n)
+    keys = sequence_keys(3, np.arange(4), np.arange(n))
+    at = prompts.replace(lam=np.full((4, 1), 0.5, np.float32))
+    best = best_of_n(model, params, at, keys, SAMPLING, n, guide_of(prompts))
     np.testing.assert_array_equal(found.best.tokens, best.samples.tokens[:, 0])
     np.testing.assert_array_equal(found.best.lengths, best.samples.lengths[:, 0])
     assert len(set(np.asarray(best.index)[:, 0].tolist())) > 1  # not always the seed's own
@@ -228,17 +239,15 @@ def test_without_mutation_and_replacement_it_is_best_of_n(pair, generations):
 
 @pytest.mark.parametrize("survivors, periods", [(1, 1), (2, 2)])
 def test_a_rebuilt_cache_is_the_adopters_instruction_and_the_adopted_text(pair, survivors, periods):
-    model, params, inputs = pair
-    mutated, lam, stream = populations(inputs)
-    sampling = dataclasses.replace(SAMPLING, eos_id=-1)
-    evolution = Evolution(sampling, N, period=4, survivors=survivors)
-    explore = jax.jit(module._explore, static_argnums=0)
-    exploit = jax.jit(module._exploit, static_argnums=0)
-    population = module._begin(model, params, mutated, lam, stream, evolution)
+    model, params, prompts = pair
+    mutated, keys = populations(prompts)
+    sampling = dataclasses.replace(SAMPLING, end_ids=np.array([-1]))
+    rules = EvolutionRules(Evolution(sampling, N, period=4, survivors=survivors))
+    population = rules.begin(model, params, mutated, keys)
     for period in range(periods):
-        population, (written, _, _) = explore(model, params, evolution, population)
+        population, (written, _, _) = driver._explore(rules, model, params, population)
         rewards = np.random.default_rng(period).random((4, N), np.float32)
-        population = exploit(model, params, evolution, population, rewards)
+        population, _ = driver._settle(rules, model, params, population, rewards)
     texts, steps = np.asarray(population.texts.tokens), 4 * periods
     donors = np.asarray(population.history.donors)[..., periods - 1]
     given = np.take_along_axis(np.asarray(written), donors[..., None], axis=1)
@@ -249,9 +258,7 @@ def test_a_rebuilt_cache_is_the_adopters_instruction_and_the_adopted_text(pair, 
         params, population.state, texts[..., steps - 1].reshape(12, 1)
     )
     # ... as a fresh pass computes it, in which the text is followed by anything.
-    flat = mutated.reshape(12, -1)
-    start = compiled(model, "start", 4)
-    fresh = start(params, flat, lam.reshape(12, 1), stream.reshape(12, 1), 1)
+    fresh = start(model, params, jax.tree.map(lambda x: x.reshape(12, *x.shape[2:]), mutated))
     longer = np.pad(texts[..., :steps].reshape(12, 1, -1), [(0, 0), (0, 0), (0, 1)])
     logits = compiled(model, "teacher_forced")(params, fresh, longer).logits[:, :, -1]
     np.testing.assert_allclose(output.logits, logits, atol=1e-4)
@@ -273,23 +280,54 @@ def table():
 
 
 def arguments(table, evolution, rows=slice(None)):
-    inputs, stream = np.arange(12).reshape(4, N, 1), streams(0, np.arange(4), 1 + np.arange(N))
-    return TABLE, table, inputs[rows], None, stream[rows], evolution
+    prompts, keys = (
+        worlds.each(np.arange(12).reshape(4, N, 1)[rows]),
+        sequence_keys(0, np.arange(4), 1 + np.arange(N))[rows],
+    )
+    return TABLE, table, prompts, keys, evolution
 
 
 def live(table, evolution, rows=slice(None)):
-    source = Source(np.zeros((4, 1), int)[rows])
-    found = generation(*arguments(table, evolution, rows), REWARD, None, source)
-    return jax.tree.map(np.asarray, found)
+    guide = guide_of(worlds.whole(np.zeros((4, 1), int)[rows]))
+    return jax.tree.map(np.asarray, generation(*arguments(table, evolution, rows), guide))
+
+
+def in_python():
+    """`REWARD` as a Python function, and how many texts each call had."""
+    calls = []
+
+    def reward(documents, texts):
+        calls.append(len(texts))
+        tokens, lengths = padded([[int(x) for x in text.split()] for text in texts], 7)
+        finished = np.any((tokens == EOS) & within(lengths, 7), axis=-1)
+        return REWARD(None, None, *(jnp.asarray(x)[None] for x in (tokens, lengths, finished)))[0]
+
+    return HostReward(reward), calls
+
+
+def live_in_python(table, evolution, documents=4):
+    """`live`, with the reward called from Python, given the first documents' texts."""
+    reward, calls = in_python()
+    judge = Judge(reward, None, lambda ids: " ".join(map(str, ids)))
+    guide = Guide(judge, Source(worlds.whole(np.zeros((4, 1)))), [""] * documents)
+    return jax.device_get(generation(*arguments(table, evolution), guide)), calls
 
 
 def test_the_reward_may_be_called_from_python(table):
     evolution = dataclasses.replace(EVOLUTION, lookahead=2)
-    judge, source = Judge(REWARD, None, to_text), Source(np.zeros((4, 1), int))
-    found = generation_on_host(*arguments(table, evolution), judge, source, [""] * 4)
+    found, calls = live_in_python(table, evolution)
     expected = live(table, evolution)
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert calls == [4 * N] * int(expected.rounds.max())
     assert np.any(expected.history.donors[..., 0] != np.arange(N))
+
+
+def test_prompts_beyond_the_documents_only_fill_the_batch(table):
+    """They are not scored, and change nothing for the others."""
+    (found, calls), expected = live_in_python(table, EVOLUTION, documents=3), live(table, EVOLUTION)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[:3], y[:3]), found, expected)
+    assert set(calls) == {3 * N}
+    assert not found.history.rewards[3].any() and expected.history.rewards[3].any()
 
 
 def test_an_input_lives_as_it_does_alone(table):
@@ -307,7 +345,7 @@ def test_an_input_lives_as_it_does_alone(table):
 
 
 def test_a_lookahead_is_judged_and_thrown_away(table):
-    never = dataclasses.replace(EVOLUTION, sampling=SHORT.replace(eos_id=-1))
+    never = dataclasses.replace(EVOLUTION, sampling=SHORT.replace(end_ids=(-1,)))
     plain, looked = live(table, never), live(table, dataclasses.replace(never, lookahead=5))
     # The first period's texts are the same, their rewards and what comes of them are not.
     np.testing.assert_array_equal(plain.written[..., :3], looked.written[..., :3])
@@ -323,9 +361,9 @@ def test_a_lookahead_is_judged_and_thrown_away(table):
 
 def test_new_values_compile_nothing(table):
     live(table, EVOLUTION)
-    before = module._generation._cache_size()
+    before = driver._compiled._cache_size()
     live(table, EVOLUTION.replace(generations=7, sampling=SHORT.replace(temperature=0.5)))
-    assert module._generation._cache_size() == before
+    assert driver._compiled._cache_size() == before
 
 
 @pytest.mark.parametrize(
@@ -342,7 +380,7 @@ def test_new_values_compile_nothing(table):
         ({"generations": 0}, "generations must be an integer of at least 1"),
         ({"sampling": Sampling(7, temperature=0.0)}, "temperature must be a finite number above 0"),
         ({"sampling": Sampling(7, temperature=np.ones(3))}, "one number for each setting"),
-        ({"population": 4}, r"a population of 4 needs inputs \[B, N, S\]"),
+        ({"population": 4}, r"a population of 4 needs prompts.tokens \[B, N, S\]"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(table, changed, sentence):
@@ -354,22 +392,20 @@ DEVICES = """
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dera_jax.decoding.evolution import generation
-from dera_jax.rewards.protocol import Source
 from tests.decoding import test_evolution as t, worlds
 
-model, params, inputs, _, _ = worlds.realigned_t5(whole=True)
-inputs = np.concatenate([inputs, inputs])
-mutated, lam, stream = t.populations(np.asarray(inputs))
-arguments = mutated, lam, stream, Source(inputs)
+model, params, prompts, _ = worlds.realigned_t5(whole=True)
+prompts = jax.tree.map(lambda x: np.concatenate([x, x]), prompts.replace(lam=None))
 
-def live(mutated, lam, stream, source):
-    found = generation(model, params, mutated, lam, stream, t.ON_DEVICES, t.REWARD, None, source)
+def live(mutated, keys, prompts):
+    found = generation(model, params, mutated, keys, t.ON_DEVICES, t.guide_of(prompts))
     return jax.tree.map(np.asarray, found)
 
+arguments = *t.populations(prompts), prompts
 mesh = Mesh(np.array(jax.devices()), ("data",))
 assert mesh.size == 8
 put = lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
-one, eight = live(*arguments), live(*map(put, arguments[:3]), Source(put(inputs)))
+one, eight = live(*arguments), live(*put(arguments))
 sums = [x.history.log_probs for x in (one, eight)]  # of floats, in the order of the devices
 np.testing.assert_allclose(*sums, rtol=1e-4)
 without = lambda x: x.replace(history=x.history.replace(log_probs=None))
@@ -377,7 +413,7 @@ jax.tree.map(np.testing.assert_array_equal, without(one), without(eight))
 assert np.any(one.history.donors != np.arange(t.N)[:, None])
 print("identical")
 """
-ON_DEVICES = Evolution(dataclasses.replace(SAMPLING, eos_id=-1), N, period=4, survivors=1)
+ON_DEVICES = Evolution(dataclasses.replace(SAMPLING, end_ids=(-1,)), N, period=4, survivors=1)
 
 
 @pytest.mark.slow

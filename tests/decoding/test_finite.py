@@ -13,8 +13,9 @@ from dera_jax.decoding.beam_search import Search, beam_search
 from dera_jax.decoding.evolution import Evolution, generation
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, prefill, sample, sample_from
+from dera_jax.decoding.search import Guide
 from dera_jax.models.finite import check_params, check_values
-from dera_jax.models.language_model import streams
+from dera_jax.models.language_model import sequence_keys
 from dera_jax.models.tabular import TabularLM
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Source
@@ -23,8 +24,8 @@ from tests.decoding import worlds
 VOCAB, EOS = 4, worlds.EOS
 MODEL, (TABLE, OTHER) = worlds.tabular_tower(2, VOCAB)
 REWARD = worlds.TextReward(VOCAB)
-INPUTS = np.zeros((2, 1), np.int32)  # two inputs, alike
-SOURCE = Source(INPUTS)
+PROMPTS = worlds.whole([[0], [0]])  # two, alike
+SOURCE = Source(PROMPTS)
 LIMIT = Sampling(worlds.HORIZON)
 NOT_FINITE = [np.nan, np.inf]
 
@@ -42,34 +43,37 @@ def rewards(value: float | None = None, text: tuple[int, ...] = (3, EOS)) -> np.
     return found
 
 
-def rows(num: int):
-    return np.zeros((2, num), np.float32), streams(0, np.arange(2), np.arange(num))
+def keys(num: int):
+    return sequence_keys(0, np.arange(2), np.arange(num))
+
+
+def guide(reward, values):
+    return reward and Guide(Judge(reward, values, str), SOURCE)
 
 
 def bred(table, values, reward=REWARD, **settings):
     evolution = Evolution(LIMIT, population=16, period=1, survivors=8, **settings)
-    lam, stream = rows(16)
-    inputs = np.zeros((2, 16, 1), np.int32)
-    return generation(MODEL, table, inputs, lam, stream, evolution, reward, values, SOURCE)
+    own = jax.tree.map(lambda x: np.repeat(x[:, None], 16, axis=1), PROMPTS)
+    return generation(MODEL, table, own, keys(16), evolution, guide(reward, values))
 
 
 def searched(table, values, reward=REWARD, weight: float = 1.0, **settings):
     search = Search(worlds.HORIZON, beams=3, top_k=4, reward_weight=weight, **settings)
-    return beam_search(MODEL, table, INPUTS, *rows(1), search, reward, values, SOURCE)
+    return beam_search(MODEL, table, PROMPTS, keys(1), search, guide(reward, values))
 
 
 def best(table, values):
-    lam, stream = rows(64)
-    return best_of_n.best_of_n(MODEL, table, REWARD, values, SOURCE, lam, stream, LIMIT, n=4)
+    judge = guide(REWARD, values)
+    return best_of_n.best_of_n(MODEL, table, PROMPTS, keys(64), LIMIT, 4, judge)
 
 
 def sampled(table, _):
-    return sample(MODEL, table, INPUTS, *rows(16), LIMIT)
+    return sample(MODEL, table, PROMPTS, keys(16), LIMIT)
 
 
 def sampled_again(table, _):
-    prefilled = prefill(MODEL, TABLE, INPUTS, *rows(16), LIMIT)
-    return sample_from(MODEL, table, prefilled, *rows(16), LIMIT)
+    prefilled = prefill(MODEL, TABLE, PROMPTS, 16, LIMIT.max_length)
+    return sample_from(MODEL, table, prefilled, keys(16), LIMIT)
 
 
 METHODS = {
@@ -111,29 +115,28 @@ def test_a_reward_that_is_not_finite_stops_decoding_and_is_named(name, value):
 @pytest.mark.parametrize("lam", [0.0, 1.0])
 def test_no_λ_hides_the_other_model(lam):
     """0·NaN is NaN: at λ = 0 the aligned model is not left out."""
-    pair, stream = Realigned(MODEL, (MODEL,)), rows(16)[1]
-    lams = np.full(stream.shape, lam, np.float32)
+    pair, prompts = Realigned(MODEL, (MODEL,)), worlds.whole([[0], [0]], lam)
     for params in ((TABLE, planted(np.nan)), (planted(np.nan), OTHER)):
         with pytest.raises(FloatingPointError, match=rf"hypothesis \d+, token \d, λ = {lam} "):
-            sample(pair, params, INPUTS, lams, stream, LIMIT)
+            sample(pair, params, prompts, keys(16), LIMIT)
 
 
 def test_inside_of_jit_what_is_not_finite_comes_out_of_a_search():
     """There nothing can be raised, so that it must be seen outside."""
     table, values = planted(np.nan), rewards(np.nan)
     found = jax.jit(searched)(table, rewards())
-    assert np.isnan(found.scores).all() and np.isnan(found.texts.log_probs).all()
-    assert np.isfinite(found.texts.rewards).all()
+    assert np.isnan(found.scores).all() and np.isnan(found.pool.log_probs).all()
+    assert np.isfinite(found.pool.rewards).all()
     found = jax.jit(searched)(TABLE, values)
-    assert np.isnan(found.scores).all() and np.isnan(found.texts.rewards).all()
-    assert np.isfinite(found.texts.log_probs).all()
+    assert np.isnan(found.scores).all() and np.isnan(found.pool.rewards).all()
+    assert np.isfinite(found.pool.log_probs).all()
 
 
 def test_one_search_of_many_is_named():
     """The other input's search is sound."""
     model, table = TabularLM(VOCAB, worlds.HORIZON, num_inputs=2), jnp.tile(TABLE, (2, 1, 1))
     search = Search(worlds.HORIZON, beams=3, top_k=4)
-    arguments = np.array([[0], [1]]), *rows(1), search
+    arguments = worlds.whole([[0], [1]]), keys(1), search
     with pytest.raises(FloatingPointError, match="of input 1, search 0, .* 3 of 6 values"):
         beam_search(model, table.at[1, 0, 2].set(jnp.nan), *arguments)
 

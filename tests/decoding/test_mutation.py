@@ -24,16 +24,24 @@ from dera_jax.decoding.mutation import (
 )
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling
-from dera_jax.models.language_model import Output, State, streams
+from dera_jax.models.language_model import Output, State, sequence_keys
+from dera_jax.models.tabular import TabularLM
 
 BYTES = tokenizer(ByteVocabulary())
-WORDS = BYTES.encode, BYTES.decode
+
+
+def encode(text: str, max_tokens: int) -> list[int]:
+    """A request's bytes with the end token, cut so that this fits."""
+    return [*BYTES.encode(text)[: max_tokens - 1], 1]
+
+
+WORDS = encode, BYTES.decode
 VOCAB = 259
 ROOM = 48  # tokens of a script
 
 
 def keys(batch: int, seed: int = 0):
-    return streams(seed, np.arange(batch), [0])[:, 0]
+    return sequence_keys(seed, np.arange(batch), [0])[:, 0]
 
 
 def children_of(mutator, parent: Prompt, number: int, seed: int = 0) -> list[Prompt]:
@@ -298,20 +306,24 @@ def test_numbers_within_an_item_and_of_two_digits():
 
 @dataclasses.dataclass(frozen=True)
 class Scripted:
-    """Logits params[first byte of the input - ord("A"), position]."""
+    """Logits params[first byte of the prompt - ord("A"), position]."""
 
     vocab_size: int = VOCAB
     start_token: int = 0
-    end_token: int = 1
+    end_ids: tuple[int, ...] = (1,)
     num_ids: None = None
 
-    def start(self, params, inputs, lam, stream, max_len):
-        zeros = jnp.zeros(stream.shape, jnp.int32)
-        return State(zeros, stream, lam, shared=inputs[:, 0] - BYTES.encode("A")[0], cache=zeros)
+    def check(self, prompts, num_hypotheses):
+        assert prompts.lam is None and num_hypotheses > 0
+
+    def start(self, params, prompts, num_hypotheses, max_len):
+        scripts = prompts.tokens[:, 0] - BYTES.encode("A")[0]
+        fed = jnp.zeros((len(scripts), num_hypotheses))
+        return State(jnp.zeros((), jnp.int32), 0 * scripts, shared=scripts, kept=(), cache=fed)
 
     def step(self, params, state, tokens):
-        logits = params[state.shared[:, None], state.lengths]
-        return Output(logits), state.replace(lengths=state.lengths + 1)
+        logits = jnp.repeat(params[state.shared, state.position][:, None], tokens.shape[1], axis=1)
+        return Output(logits), state.replace(position=state.position + 1)
 
 
 def script(*alternatives: str) -> np.ndarray:
@@ -398,32 +410,42 @@ def test_one_call_reads_the_requests_as_they_should_be(seen):
         Prompt("z", "C {number} {text}"),
     ]
     rewriter(*[script("1. a")] * 3, unsaid="B it")(parents, 4, keys(3))
-    ((_, _, inputs, lam, stream, sampling),) = seen
+    ((_, _, requests, drawn, sampling),) = seen
     texts = ["A full {keywords} room:", "B it#4", "C {number}#4"]  # 23 tokens: no room for #4
     expected = [BYTES.encode(x) + [1] + [0] * (INPUTS - 1 - len(x)) for x in texts]
-    np.testing.assert_array_equal(inputs, expected)
+    np.testing.assert_array_equal(requests.tokens, expected)
+    np.testing.assert_array_equal(requests.lengths, [len(x) + 1 for x in texts])
     first = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys(3))
-    np.testing.assert_array_equal(jax.random.key_data(stream)[:, 0], jax.random.key_data(first))
-    assert stream.shape == (3, 1)
-    assert sampling == SAMPLING and not np.any(lam)
+    np.testing.assert_array_equal(jax.random.key_data(drawn)[:, 0], jax.random.key_data(first))
+    assert drawn.shape == (3, 1)
+    assert sampling == SAMPLING and requests.lam is None
 
 
 def test_a_long_request_is_cut_and_keeps_its_end(seen):
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     offspring = rewriter(script("1. a"))([Prompt("x", letters + "{text}")], 1, keys(1))
-    np.testing.assert_array_equal(seen[0][2], [BYTES.encode(letters[:23]) + [1]])
+    np.testing.assert_array_equal(seen[0][2].tokens, [BYTES.encode(letters[:23]) + [1]])
     assert offspring.positions.tolist() == [INPUTS + len("1. a") + 1]
 
 
-def test_the_reference_of_a_mixture_writes_and_all_its_models_are_counted():
-    scripts = [script(f"1. {x}")[None] for x in ("reference", "aligned", "other one")]
-    for others in (1, 2):
-        model = Realigned(Scripted(), (Scripted(),) * others)
-        mutator = Rewriter(model, tuple(scripts[: 1 + others]), *WORDS, INPUTS, SAMPLING, REQUEST)
-        offspring = mutator([Prompt("x", "A {text}")], 1, keys(1))
-        assert offspring.children[0][0].template == "reference {text}"
-        once = len("A#1") + 1 + len("1. reference") + 1
-        assert offspring.positions.tolist() == [(1 + others) * once]
+def test_the_end_tokens_of_the_model_end_an_answer():
+    """An end token of an answer is handed to `decode` with the rest."""
+    several, read = dataclasses.replace(Scripted(), end_ids=(1, *BYTES.encode("|"))), []
+    decode = lambda ids: read.append(list(ids)) or BYTES.decode(ids)
+    scripts = np.stack([script("1. a|2. b")])
+    mutator = Rewriter(several, scripts, encode, decode, INPUTS, SAMPLING, REQUEST)
+    offspring = mutator([Prompt("x", "A {text}")], 1, keys(1))
+    assert read == [BYTES.encode("1. a|")]
+    assert [x.template for x in offspring.children[0]] == ["a| {text}"]
+    assert offspring.positions.tolist() == [len("A#1") + 1 + len("1. a|")]
+
+
+def test_a_mixture_is_no_rewriter():
+    """A request has no λ."""
+    model, two = TabularLM(VOCAB, horizon=1), (np.zeros((1, 2, VOCAB), np.float32),) * 2
+    mutator = Rewriter(Realigned(model, (model,)), two, *WORDS, INPUTS, SAMPLING, REQUEST)
+    with pytest.raises(ValueError, match="lam must be an array of numbers"):
+        mutator([Prompt("x", "A {text}")], 1, keys(1))
 
 
 def test_rewrites_depend_on_their_key_and_not_on_the_batch():
@@ -452,3 +474,5 @@ def test_requests_that_cannot_be_used_are_refused():
         rewriter(script(""), request="Rewrite {number}")
     with pytest.raises(ValueError, match="inputs must be an integer of at least 2; found 1"):
         rewriter(script(""), inputs=1)
+    with pytest.raises(ValueError, match="Rewriter.model does not say its end tokens"):
+        Rewriter(dataclasses.replace(Scripted(), end_ids=()), None, *WORDS, INPUTS)

@@ -17,7 +17,8 @@ from dera_jax.decoding import archive, evolution
 from dera_jax.decoding.evolution import Evolution
 from dera_jax.decoding.mutation import Offspring, Prompt
 from dera_jax.decoding.sampling import Sampling
-from dera_jax.models.language_model import streams
+from dera_jax.decoding.search import Guide
+from dera_jax.models.language_model import Prompts, sequence_keys
 from dera_jax.models.tabular import TabularLM
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Reward, Source
@@ -35,7 +36,7 @@ class TableReward(Reward):
         return np.random.default_rng(0).integers(0, 4, SIZE).astype(np.float32) / 3
 
     def __call__(self, params, source, tokens, lengths, finished):
-        number = finished + 2 * jnp.asarray(source.inputs)[:, :1]
+        number = finished + 2 * jnp.asarray(source.prompts.tokens)[:, :1]
         for t in range(tokens.shape[-1]):
             longer = (7 * number + tokens[..., t] + 1) % SIZE
             number = jnp.where(t < lengths, longer, number)
@@ -65,7 +66,9 @@ def random_evolution(seed):
     length, n = int(rng.integers(longest - 2, longest + 1)), int(rng.integers(2, 7))
     top_k = [None, vocab - 1][seed % 2]
     return vocab, Evolution(
-        Sampling(length, temperature=float(rng.uniform(0.6, 1.5)), top_k=top_k, eos_id=worlds.EOS),
+        Sampling(
+            length, temperature=float(rng.uniform(0.6, 1.5)), top_k=top_k, end_ids=(worlds.EOS,)
+        ),
         population=n,
         period=int(rng.integers(1, 4)) if seed % 4 else length + 1,
         survivors=int(rng.integers(1, n)),
@@ -80,28 +83,29 @@ def table(vocab, length, seed=0):
     return model, params.at[..., worlds.EOS].add(-1.0)
 
 
-def compiled(model, params, inputs, lam, stream, settings):
-    """As NumPy arrays; the documents are the first individuals' inputs."""
-    source = Source(inputs[:, 0])
-    arguments = params, inputs, lam, stream, settings
-    found = evolution.generation(model, *arguments, REWARD, TABLE, source)
+def compiled(model, params, prompts, keys, settings):
+    """As NumPy arrays; the documents are the first individuals' prompts."""
+    source = Source(jax.tree.map(lambda x: x[:, 0], prompts))
+    guide = Guide(Judge(REWARD, TABLE, str), source)
+    found = evolution.generation(model, params, prompts, keys, settings, guide)
     return jax.tree.map(np.asarray, found)
 
 
-def in_python(model, params, inputs, lam, stream, settings):
+def in_python(model, params, prompts, keys, settings):
     """A population of each document."""
     found = []
-    for b in range(len(inputs)):
-        write = naive.Writer(model, params, inputs[b], lam[b], settings.sampling)
-        reward = python_reward(inputs[b, 0, 0])
-        found.append(naive.generation(write, reward, stream[b], settings))
+    for b in range(len(keys)):
+        own = jax.tree.map(lambda x, b=b: x[b], prompts)
+        write = naive.Writer(model, params, own, settings.sampling)
+        reward = python_reward(prompts.tokens[b, 0, 0])
+        found.append(naive.generation(write, reward, keys[b], settings))
     return found
 
 
 def check_same(found, b, expected, settings):
-    """Input b of a compiled generation is the population in Python."""
+    """Document b of a compiled generation is the population in Python."""
     assert texts_of(found.texts, b) == expected.texts
-    complete = [text[-1] == settings.sampling.eos_id for text in expected.texts]
+    complete = [text[-1] in settings.sampling.end_ids for text in expected.texts]
     assert found.texts.finished[b].tolist() == complete
     assert found.rewards[b].tolist() == expected.rewards
     rounds = found.rounds[b]
@@ -166,9 +170,9 @@ def worlds_of(seed, documents=20):
     vocab, settings = random_evolution(seed)
     model, params = table(vocab, settings.sampling.max_length, seed)
     shape = documents, settings.population
-    inputs = np.random.default_rng(seed).integers(0, INPUTS, (*shape, 1)).astype(np.int32)
-    stream = streams(seed, np.arange(documents), np.arange(shape[1]))
-    return model, params, inputs, np.zeros(shape, np.float32), stream, settings
+    tokens = np.random.default_rng(seed).integers(0, INPUTS, (*shape, 1)).astype(np.int32)
+    keys = sequence_keys(seed, np.arange(documents), np.arange(shape[1]))
+    return model, params, Prompts(tokens, np.ones(shape, np.int32)), keys, settings
 
 
 def compare(arguments):
@@ -193,21 +197,35 @@ def test_populations_in_tables():
 @pytest.mark.slow
 def test_one_population_at_a_time():
     """Nothing is judged after its last replacement, as it is while others go on."""
-    model, params, *batched, settings = worlds_of(5)
-    for b in range(len(batched[0])):
-        compare((model, params, *(x[b : b + 1] for x in batched), settings))
+    model, params, prompts, keys, settings = worlds_of(5)
+    for b in range(len(keys)):
+        own = jax.tree.map(lambda x, b=b: x[b : b + 1], prompts)
+        compare((model, params, own, keys[b : b + 1], settings))
+
+
+def test_several_end_tokens_end_the_sequences_of_a_population():
+    *arguments, settings = worlds_of(31, documents=8)
+    sampling = settings.sampling.replace(end_ids=(worlds.EOS, 0))
+    compare((*arguments, dataclasses.replace(settings, sampling=sampling)))
 
 
 @pytest.mark.slow
 def test_populations_of_a_pair_of_t5():
-    model, params, inputs, _, _ = worlds.realigned_t5()
-    n, inputs = 3, np.asarray(inputs)
-    mutated = np.stack([np.roll(inputs, i, axis=0) for i in range(n)], axis=1)
-    lam = np.tile(np.array([0.0, 0.5, 2.0], np.float32), (4, 1))
-    settings = Evolution(
-        Sampling(10, temperature=0.9, top_k=40, eos_id=worlds.EOS), n, 3, survivors=1, lookahead=2
+    model, params, prompts, _ = worlds.realigned_t5()
+    n, prompts = 3, prompts.replace(lam=None)
+    mutated = jax.tree.map(
+        lambda x: np.stack([np.roll(x, i, axis=0) for i in range(n)], axis=1), prompts
     )
-    arguments = model, params, mutated, lam, streams(1, np.arange(4), np.arange(n)), settings
+    lam = np.tile(np.array([0.0, 0.5, 2.0], np.float32), (4, 1))[..., None]
+    settings = Evolution(
+        Sampling(10, temperature=0.9, top_k=40, end_ids=(worlds.EOS,)),
+        n,
+        3,
+        survivors=1,
+        lookahead=2,
+    )
+    keys = sequence_keys(1, np.arange(4), np.arange(n))
+    arguments = model, params, mutated.replace(lam=lam), keys, settings
     assert compare(arguments)["adopted"] >= 5
 
 
@@ -226,28 +244,30 @@ class Shifted:
 
 
 def keys_of(example_id, numbers):
-    return streams(5, example_id[None], numbers)[0]
+    return sequence_keys(5, example_id[None], numbers)[0]
 
 
 @pytest.mark.slow
 def test_archives():
     generations, ids = 3, np.arange(20, 32)
     settings = Evolution(
-        Sampling(6, eos_id=worlds.EOS), population=3, period=2, survivors=1, generations=generations
+        Sampling(6, end_ids=(worlds.EOS,)),
+        population=3,
+        period=2,
+        survivors=1,
+        generations=generations,
     )
     model, params = table(4, 7)
     prompts = [Prompt(str(i % INPUTS)) for i in ids]
     documents = np.array([[int(x.text)] for x in prompts])
-    encode = lambda prompt: np.array([int(prompt.text)], np.int32)
-    questions = archive.Questions(prompts, encode, ids, Source(documents), [""] * len(ids))
-    judge = Judge(REWARD, TABLE, str)
-    found = archive.evolve(
-        model, params, questions, np.zeros(len(ids)), 5, settings, Shifted(), judge
-    )
+    encode = lambda rows: worlds.each(np.array([[[int(x.text)] for x in row] for row in rows]))
+    guide = Guide(Judge(REWARD, TABLE, str), Source(worlds.whole(documents)))
+    questions = archive.Questions(prompts, encode, ids, guide)
+    found = archive.evolve(model, params, questions, 5, settings, Shifted())
 
     def writer(prompts):
-        inputs, lam = np.stack([encode(x) for x in prompts]), np.zeros(len(prompts))
-        return naive.Writer(model, params, inputs, lam, settings.sampling)
+        own = jax.tree.map(lambda x: x[0], encode([prompts]))
+        return naive.Writer(model, params, own, settings.sampling)
 
     seen = collections.Counter()
     for b, prompt in enumerate(prompts):
@@ -274,10 +294,10 @@ def test_archives():
 def test_what_is_read_and_fed():
     """The second text ends within the first period, so it is not replaced."""
     texts = [[5, 5, 5, 5], [6, worlds.EOS]]
-    write = lambda before, stream, num: [texts[i][: len(x) + num] for i, x in enumerate(before)]
-    settings = Evolution(Sampling(4, eos_id=worlds.EOS), 2, period=2, survivors=1, lookahead=1)
+    write = lambda before, keys, num: [texts[i][: len(x) + num] for i, x in enumerate(before)]
+    settings = Evolution(Sampling(4, end_ids=(worlds.EOS,)), 2, period=2, survivors=1, lookahead=1)
     reward = lambda texts, finished: [1.0, 0.0]
-    found = naive.generation(write, reward, streams(0, np.arange(1), [0, 1])[0], settings)
+    found = naive.generation(write, reward, sequence_keys(0, [0], [0, 1])[0], settings)
     assert found.texts == texts
     assert found.encoded == [3, 1]  # twice for the periods, once for a lookahead
     assert found.fed == (2 + 2) + 3 + 4

@@ -5,12 +5,22 @@ probabilities in this order.
 """
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks.naive_search import Hypothesis, Settings, forward_of, search, settled
+from benchmarks.naive_search import (
+    Hypothesis,
+    Settings,
+    expand,
+    forward_of,
+    rank,
+    search,
+    settled,
+)
+from benchmarks.naive_search import best as best_of
 from dera_jax.decoding.realign import Realigned
 from dera_jax.models.language_model import score
 from tests import golden
@@ -68,7 +78,7 @@ def test_exhaustive_beams_find_every_text(alpha, weight, period, lookahead):
         reward_weight=weight,
         length_penalty=alpha,
     )
-    forward = forward_of(model, table, np.zeros(1, int), None, worlds.HORIZON, rows=8)
+    forward = forward_of(model, table, worlds.whole([[0]]), worlds.HORIZON, rows=8)
     found = search(forward, Recorded(text_reward) if weight else None, settings)
     assert found.finished
     assert found.tokens == [list(texts[i]) for i in order]
@@ -228,9 +238,37 @@ def test_ties_go_to_the_lower_token_and_the_earlier_candidate():
     assert found.tokens == [[EOS], [A, EOS]]
 
 
+@pytest.mark.parametrize("num_ends", [1, 2, 3])
+def test_several_end_tokens_leave_every_beam_alive(num_ends):
+    """All end tokens are the likeliest continuations of every prefix: the search is exhaustive."""
+    vocab, horizon, end_ids = 2 + num_ends, 3, tuple(range(2, 2 + num_ends))
+    p = np.append([0.06, 0.04], 0.9 * np.arange(1, 1 + num_ends) / sum(range(1, 1 + num_ends)))
+    settings = Settings(
+        horizon, beams=4, top_k=vocab, end_ids=end_ids, reward_weight=0.0, length_penalty=0.0
+    )
+    found = search(lambda prefixes: np.log([p] * len(prefixes)), None, settings)
+    bodies = [body for n in range(horizon) for body in itertools.product((0, 1), repeat=n)]
+    texts = [[*body, end] for body in bodies for end in end_ids]
+    log_probs = np.array([np.sum(np.log(p[text])) for text in texts])
+    best = np.argsort(-log_probs, kind="stable")[:4]
+    np.testing.assert_allclose(found.log_probs, log_probs[best], rtol=1e-12)
+    assert found.tokens == [texts[i] for i in best]
+
+    live = [Hypothesis([i % 2], np.log(0.06 - 0.02 * (i % 2))) for i in range(4)]
+    for _ in range(4):  # the pool stays full
+        candidates = expand(lambda prefixes: np.log([p] * len(prefixes)), live, settings)
+        going_on = [x.tokens[-1] in (0, 1) for x in best_of(candidates, 2 * 4, settings)]
+        assert sum(going_on) == (4 if num_ends == 1 else 0)  # T5X's rule, for one end token
+        live, ended = rank(candidates, settings)
+        assert len(live) == 4 and len(ended) == 4 * num_ends
+        assert all(x.tokens[-1] in (0, 1) for x in live)
+
+
 def test_settings_name_what_is_wrong():
     with pytest.raises(ValueError, match="top_k = 1; must be at least 2"):
         Settings(4, beams=1, top_k=1)
+    with pytest.raises(ValueError, match="top_k = 3; must be at least 4"):
+        Settings(4, beams=1, top_k=3, end_ids=(1, 2, 3))
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.3, 2.0])
@@ -238,7 +276,7 @@ def test_the_forward_pass_of_a_realigned_table(lam):
     """More prefixes than rows, so in pieces."""
     model, params = worlds.tabular_tower(2, VOCAB)
     pair, prefixes = Realigned(model, (model,)), [[], [2], [0, 2], [2, 2], [0, 0]]
-    forward = forward_of(pair, params, np.zeros(1, int), lam, worlds.HORIZON, rows=2)
+    forward = forward_of(pair, params, worlds.whole([[0]], lam), worlds.HORIZON, rows=2)
     at = [worlds.prefix_number(prefix, VOCAB) for prefix in prefixes]
     reference, aligned = (np.asarray(x)[0, at] for x in params)
     expected = jax.nn.log_softmax((1 - lam) * reference + lam * aligned)
@@ -250,19 +288,18 @@ def test_the_forward_pass_of_a_realigned_table(lam):
 def test_texts_of_a_t5_have_their_log_probabilities():
     """Those of teacher forcing, though the search saw padded prefixes only."""
     model, params, g = golden.load("v1_1")
-    inputs = g["encoder_input_tokens"][:, :40]
+    prompt = golden.prompts(g, slice(1, 2), 40)
     settings = Settings(5, beams=2, top_k=2, lookahead=1, reward_weight=0.1)
-    forward = forward_of(model, params, inputs[1], None, 5, rows=4)
+    forward = forward_of(model, params, prompt, 5, rows=4)
     found = search(forward, Recorded(lambda text: len(set(text))), settings)
     tokens, lengths = np.zeros((1, 2, 5), np.int32), np.zeros((1, 2), np.int32)
     for i, text in enumerate(found.tokens):
         tokens[0, i, : len(text)], lengths[0, i] = text, len(text)
-    lam, stream = worlds.rows(2, 0.0)
 
     @jax.jit
-    def scored(params, inputs):
-        state = model.start(params, inputs, lam, stream, max_len=1)
+    def scored(params, prompt):
+        state = model.start(params, prompt, 2, max_len=1)
         return score(model, params, state, tokens, lengths).sum(-1)[0]
 
-    expected = scored(params, inputs[1:2])[: len(found.tokens)]
+    expected = scored(params, prompt)[: len(found.tokens)]
     np.testing.assert_allclose(found.log_probs, expected, atol=1e-4)

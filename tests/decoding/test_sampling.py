@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from dera_jax.decoding import sampling as sampling_module
-from dera_jax.decoding.realign import Realigned
+from dera_jax.decoding.realign import Realigned, with_lam
 from dera_jax.decoding.sampling import Sampling, prefill, sample, sample_from
-from dera_jax.models.language_model import score, streams
+from dera_jax.models.language_model import score, sequence_keys
 from dera_jax.models.tabular import TabularLM
-from tests.compiled import compiled
+from tests.compiled import compiled, start
 from tests.decoding import worlds
 
 FIRST_DRAWS = [1.441218, 1.4971200, 1.2772480, 0.5770062, 4.2354951, -0.1590075]
@@ -25,58 +25,57 @@ def pair():
 
 @pytest.mark.slow
 def test_every_row_of_a_padded_batch_equals_that_row_alone(pair):
-    model, params, inputs, lam, stream = pair
-    together = sample(model, params, inputs, lam, stream, Sampling(max_length=12))
+    model, params, prompts, keys = pair
+    together = sample(model, params, prompts, keys, Sampling(max_length=12))
     for b in range(4):
-        length = int((inputs[b] > 0).sum())
-        alone = sample(
-            model, params, inputs[b : b + 1, :length], lam[b : b + 1], stream[b : b + 1],
-            Sampling(max_length=12),
-        )  # fmt: skip
+        one = jax.tree.map(lambda x, b=b: x[b : b + 1], prompts)
+        one = one.replace(tokens=one.tokens[:, : int(one.lengths[0])])
+        alone = sample(model, params, one, keys[b : b + 1], Sampling(max_length=12))
         np.testing.assert_array_equal(together.tokens[b], alone.tokens[0])
         np.testing.assert_allclose(together.scores.log_prob[b], alone.scores.log_prob[0], atol=1e-4)
 
 
 def test_calls_are_pure(pair):
     first = sample(*pair, Sampling(max_length=12))
-    sample(*pair, Sampling(max_length=12, temperature=0.3, eos_id=7))
+    sample(*pair, Sampling(max_length=12, temperature=0.3, end_ids=(7,)))
     second = sample(*pair, Sampling(max_length=12))
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
 def test_lambda_may_be_traced(pair):
-    model, params, inputs, lam, stream = pair
-    decode = lambda lam: sample(model, params, inputs, lam, stream, Sampling(max_length=4)).tokens
-    np.testing.assert_array_equal(jax.jit(decode)(lam), decode(lam))
+    model, params, prompts, keys = pair
+
+    def decode(lam):
+        return sample(model, params, prompts.replace(lam=lam), keys, Sampling(max_length=4)).tokens
+
+    np.testing.assert_array_equal(jax.jit(decode)(prompts.lam), decode(prompts.lam))
 
 
 def test_draws_are_those_of_the_first_version():
     """Seeds must give the same samples for ever; these numbers are from the first release."""
-    stream = streams(7, [123456789], [3])
-    noise = sampling_module.gumbel_noise(stream, jnp.array([[5]]), 6)
+    keys = sequence_keys(7, [123456789], [3])
+    noise = sampling_module.gumbel_noise(keys, jnp.array(5), 6)
     np.testing.assert_allclose(noise[0, 0], FIRST_DRAWS, rtol=1e-5)
 
 
 def test_log_probs_are_those_of_teacher_forcing(pair):
-    model, params, inputs, lam, stream = pair
+    model, params, prompts, keys = pair
     scored = jax.jit(score, static_argnums=0)
-    out = sample(
-        model, params, inputs, lam, stream, Sampling(max_length=12, temperature=0.7, top_k=9)
-    )
-    state = compiled(model, "start", 4)(params, inputs, lam, stream, 1)
+    out = sample(model, params, prompts, keys, Sampling(max_length=12, temperature=0.7, top_k=9))
+    state = start(model, params, prompts, keys.shape[1])
     np.testing.assert_allclose(
         out.scores.log_prob, scored(model, params, state, out.tokens, out.lengths), atol=1e-3
     )
     for single, p, log_prob in zip(model.models, params, out.scores.part_log_prob, strict=True):
-        state = compiled(single, "start", 4)(p, inputs, lam, stream, 1)
+        state = start(single, p, prompts.replace(lam=None), keys.shape[1])
         expected = scored(single, p, state, out.tokens, out.lengths)
         np.testing.assert_allclose(log_prob, expected, atol=1e-3)
 
 
 def test_kl_is_that_of_the_whole_distribution(pair):
-    model, params, inputs, lam, stream = pair
-    out = sample(model, params, inputs, lam, stream, Sampling(max_length=6))
-    state = compiled(model, "start", 4)(params, inputs, lam, stream, 1)
+    model, params, prompts, keys = pair
+    out = sample(model, params, prompts, keys, Sampling(max_length=6))
+    state = start(model, params, prompts, keys.shape[1])
     output = compiled(model, "teacher_forced")(params, state, out.tokens)
     p, q = (np.asarray(jax.nn.softmax(x), np.float64) for x in (output.logits, output.parts[0]))
     expected = (p * np.log(p / q)).sum(-1) * (np.arange(6) < out.lengths[..., None])
@@ -88,7 +87,7 @@ def test_sampling_log_prob_is_of_the_distribution_sampled():
     """Tempered and truncated by hand, in float64, for every prefix of a table."""
     model, (params,) = worlds.tabular_tower(1)
     sampling = Sampling(max_length=3, temperature=0.6, top_k=3, top_p=0.8)
-    out = sample(model, params, np.zeros((1, 1), int), *worlds.rows(200, 0.0), sampling)
+    out = sample(model, params, *worlds.rows(200), sampling)
     for row in range(200):
         for t in range(int(out.lengths[0, row])):
             prefix = out.tokens[0, row, :t].tolist()
@@ -110,8 +109,7 @@ def test_greedy_takes_the_most_likely_token_and_reports_certainty():
     out = sample(
         model,
         params,
-        np.zeros((1, 1), int),
-        *worlds.rows(1, 0.0),
+        *worlds.rows(1),
         Sampling(max_length=3, greedy=True),
     )
     prefix = []
@@ -124,7 +122,7 @@ def test_greedy_takes_the_most_likely_token_and_reports_certainty():
 
 def test_minimum_length_forbids_an_early_end_and_finished_rows_stay_finished():
     model, (params,) = worlds.tabular_tower(1)
-    world = model, params, np.zeros((1, 1), int), *worlds.rows(500, 0.0)
+    world = model, params, *worlds.rows(500)
     out = sample(*world, Sampling(max_length=3, min_length=2))
     assert out.lengths.min() == 3 and (out.tokens[0, :, :2] != worlds.EOS).all()
     out = sample(*world, Sampling(max_length=3))
@@ -133,11 +131,52 @@ def test_minimum_length_forbids_an_early_end_and_finished_rows_stay_finished():
         assert length == (list(row).index(worlds.EOS) + 1 if finished else 3)
 
 
+@pytest.mark.parametrize("end_ids", [(0,), (1, 3), (0, 1, 2)])
+def test_each_of_several_end_tokens_ends_a_sequence(end_ids):
+    """Also the id 0, which is a token like any other."""
+    model, (params,) = worlds.tabular_tower(1)
+    out = sample(model, params, *worlds.rows(500), Sampling(max_length=3, end_ids=end_ids))
+    last = set()
+    for row, length, finished in zip(out.tokens[0], out.lengths[0], out.finished[0], strict=True):
+        ends = [int(token) in end_ids for token in row[:length]]
+        assert sum(ends) == ends[-1] == finished and not row[length:].any()
+        assert finished or length == 3
+        last |= {int(row[length - 1])} if finished else set()
+    assert last == set(end_ids)
+    # The same draws with one of them alone: the same tokens up to its first end.
+    alone = sample(model, params, *worlds.rows(500), Sampling(max_length=3, end_ids=end_ids[:1]))
+    upto = np.arange(3) < out.lengths[..., None]
+    np.testing.assert_array_equal(np.where(upto, alone.tokens, 0), out.tokens)
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_minimum_length_forbids_all_end_tokens(greedy):
+    """Here all end tokens are the likeliest ones everywhere."""
+    model, (params,) = worlds.tabular_tower(1)
+    params = params.at[..., np.array([1, 3])].add(5.0)
+    ends = np.array([1, 3])
+    settings = Sampling(max_length=3, min_length=2, end_ids=ends, greedy=greedy)
+    out = sample(model, params, *worlds.rows(200), settings)
+    assert not np.isin(out.tokens[0, :, :2], ends).any() and (out.lengths == 3).all()
+    early = sample(model, params, *worlds.rows(200), settings.replace(min_length=0))
+    assert (early.lengths == 1).mean() > 0.9
+    logits = jnp.zeros((1, 2, 4))
+    ruled_out = sampling_module.sampling_logits(logits, jnp.array([[1, 2]]), settings)
+    np.testing.assert_array_equal(ruled_out < 0, [[[False, True, False, True], [False] * 4]])
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array])
+def test_end_tokens_may_be_traced(kind):
+    model, (params,) = worlds.tabular_tower(1)
+    decode = lambda ids: sample(model, params, *worlds.rows(50), Sampling(3, end_ids=ids)).tokens
+    for end_ids in ((1, 3), (0, 2)):
+        np.testing.assert_array_equal(jax.jit(decode)(kind(end_ids)), decode(end_ids))
+
+
 def test_settings_may_differ_by_row():
     model, (params,) = worlds.tabular_tower(1)
-    lam, stream = worlds.rows(64, 0.0)
     mixed = Sampling(max_length=3, temperature=np.repeat([[0.5, 2.0]], 32, axis=0).reshape(1, 64))
-    world = model, params, np.zeros((1, 1), int), lam, stream
+    world = model, params, *worlds.rows(64)
     out = sample(*world, mixed)
     cold = sample(*world, Sampling(max_length=3, temperature=0.5))
     hot = sample(*world, Sampling(max_length=3, temperature=2.0))
@@ -146,30 +185,31 @@ def test_settings_may_differ_by_row():
     assert (cold.tokens != hot.tokens).any()
 
 
-def test_prefilled_inputs_give_the_same_samples_for_any_lambda_and_stream(pair):
-    model, params, inputs, lam, stream = pair
-    sampling = Sampling(max_length=12)
-    prefilled = prefill(model, params, inputs, lam, stream, sampling)
-    for new in ((lam, stream), (lam[:, ::-1] * 2, stream[:, ::-1]), (lam, stream)):
-        again = sample_from(model, params, prefilled, *new, sampling)
-        fresh = sample(model, params, inputs, *new, sampling)
+def test_prefilled_prompts_give_the_same_samples_for_any_lambda_and_keys(pair):
+    model, params, prompts, keys = pair
+    sampling, lam = Sampling(max_length=12), prompts.lam
+    prefilled = prefill(model, params, prompts, keys.shape[1], sampling.max_length)
+    for new_lam, new in ((lam, keys), (lam[:, ::-1] * 2, keys[:, ::-1]), (lam, keys)):
+        other = prefilled.replace(state=with_lam(prefilled.state, new_lam))
+        again = sample_from(model, params, other, new, sampling)
+        fresh = sample(model, params, prompts.replace(lam=new_lam), new, sampling)
         jax.tree.map(np.testing.assert_array_equal, again, fresh)
     with pytest.raises(ValueError, match="at most 16 tokens; found .* of 17"):
-        sample_from(model, params, prefilled, lam, stream, Sampling(max_length=17))
+        sample_from(model, params, prefilled, keys, Sampling(max_length=17))
     with pytest.raises(ValueError, match="prefilled for"):
-        sample_from(model, params, prefilled, lam[:, :1], stream[:, :1], sampling)
+        sample_from(model, params, prefilled, keys[:, :1], sampling)
 
 
 def test_new_values_compile_nothing(pair):
-    model, params, inputs, lam, stream = pair
-    sample(model, params, inputs, lam, stream, Sampling(max_length=12, top_k=5, top_p=0.9))
+    model, params, prompts, keys = pair
+    sample(*pair, Sampling(max_length=12, top_k=5, top_p=0.9))
     before = sampling_module._sample._cache_size()
-    for temperature, top_k, top_p, eos_id in ((0.5, 3, 0.5, 1), (1.5, 64, 0.99, 9)):
+    for temperature, top_k, top_p, end_id in ((0.5, 3, 0.5, 1), (1.5, 64, 0.99, 9)):
         sampling = Sampling(
-            max_length=12, temperature=temperature, top_k=top_k, top_p=top_p, eos_id=eos_id,
+            max_length=12, temperature=temperature, top_k=top_k, top_p=top_p, end_ids=(end_id,),
             min_length=top_k % 4,
         )  # fmt: skip
-        sample(model, params, inputs, lam * temperature, stream, sampling)
+        sample(model, params, prompts.replace(lam=prompts.lam * temperature), keys, sampling)
     assert sampling_module._sample._cache_size() == before
 
 
@@ -192,8 +232,8 @@ def test_tokens_cost_one_step_each_up_to_the_chunk(max_length, expected):
     params = (model.init(jax.random.key(0)),) * 2
     CALLS.clear()
     out = sample(
-        pair, params, np.zeros((1, 1), int), *worlds.rows(5, 0.5),
-        Sampling(max_length=max_length, eos_id=-1),
+        pair, params, *worlds.rows(5, 0.5),
+        Sampling(max_length=max_length, end_ids=(-1,)),
     )  # fmt: skip
     jax.effects_barrier()
     assert len(CALLS) == 2 * expected == 2 * int(out.steps)
@@ -203,25 +243,22 @@ def test_tokens_cost_one_step_each_up_to_the_chunk(max_length, expected):
 def test_decoding_stops_when_every_row_has_ended():
     model = TabularLM(vocab_size=4, horizon=3)
     always_end = model.init(jax.random.key(0)).at[..., worlds.EOS].set(50.0)
-    out = sample(
-        model, always_end, np.zeros((1, 1), int), *worlds.rows(5, 0.0), Sampling(max_length=80)
-    )
+    out = sample(model, always_end, *worlds.rows(5), Sampling(max_length=80))
     assert int(out.steps) == 8 and (out.lengths == 1).all()
 
 
 DEVICES = """
-import jax, numpy as np
+import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dera_jax.decoding.sampling import Sampling, sample
 from tests.decoding.worlds import realigned_t5
-model, params, inputs, lam, stream = realigned_t5()
-tile = lambda x: np.concatenate([x, x])
-import jax.numpy as jnp
-inputs, lam, stream = tile(inputs), tile(lam), jnp.concatenate([stream, stream])
-one = sample(model, params, inputs, lam, stream, Sampling(max_length=12))
+model, params, prompts, keys = realigned_t5()
+prompts = jax.tree.map(lambda x: np.concatenate([x, x]), prompts)
+keys = jnp.concatenate([keys, keys])
+one = sample(model, params, prompts, keys, Sampling(max_length=12))
 assert jax.device_count() == 8
 rows = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
-eight = sample(model, params, *jax.device_put((inputs, lam, stream), rows), Sampling(max_length=12))
+eight = sample(model, params, *jax.device_put((prompts, keys), rows), Sampling(max_length=12))
 assert len(eight.tokens.sharding.device_set) == 8, eight.tokens.sharding
 np.testing.assert_array_equal(one.tokens, eight.tokens)
 print("identical")
@@ -251,7 +288,6 @@ def test_settings_out_of_range_are_refused(setting, message):
         sample(
             model,
             params,
-            np.zeros((1, 1), int),
-            *worlds.rows(1, 0.0),
+            *worlds.rows(1),
             Sampling(max_length=3, **setting),
         )

@@ -12,7 +12,7 @@ import numpy as np
 
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import sweep_rows
-from dera_jax.models.language_model import Output, State, streams
+from dera_jax.models.language_model import Output, Prompts, State, check_single, sequence_keys
 from dera_jax.models.t5_lm import T5
 from dera_jax.models.tabular import TabularLM
 from dera_jax.rewards.protocol import Reward
@@ -20,6 +20,21 @@ from tests import golden
 
 EOS = 1
 HORIZON = 3
+
+
+def whole(tokens, lam=None) -> Prompts:
+    """Prompts of tokens[B, S] without padding; λ [B, G], or one number for all."""
+    tokens = np.asarray(tokens, np.int32)
+    if np.ndim(lam) == 0 and lam is not None:
+        lam = np.full((len(tokens), 1), lam, np.float32)
+    return Prompts(tokens, np.full(len(tokens), tokens.shape[1], np.int32), lam)
+
+
+def each(tokens, lam=None) -> Prompts:
+    """Prompts of tokens[B, N, S] without padding, one for each individual; λ as `whole`."""
+    tokens = np.asarray(tokens, np.int32)
+    flat = whole(tokens.reshape(-1, tokens.shape[-1]), lam)
+    return jax.tree.map(lambda x: x.reshape(*tokens.shape[:2], *x.shape[1:]), flat)
 
 
 def texts(vocab_size: int, horizon: int = HORIZON) -> list[tuple[int, ...]]:
@@ -62,10 +77,11 @@ def count(tokens, lengths, all_texts) -> np.ndarray:
     return np.bincount([index[row] for row in rows], minlength=len(all_texts))
 
 
-def rows(num_samples: int, lam, seed: int = 0):
-    """lam [1, K(, M)] and streams [1, K] of `num_samples` samples of one input at one λ."""
-    lam = np.broadcast_to(np.asarray(lam, np.float32), (1, num_samples, *np.shape(lam)))
-    return lam, streams(seed, jnp.zeros(1, int), np.arange(num_samples))
+def rows(num_samples: int, lam=None, seed: int = 0) -> tuple[Prompts, jax.Array]:
+    """One prompt of a table, at one λ or M of them, and keys [1, K] of `num_samples` samples."""
+    if lam is not None:
+        lam = np.asarray(lam, np.float32).reshape(1, 1, *np.shape(lam))
+    return whole([[0]], lam), sequence_keys(seed, [0], np.arange(num_samples))
 
 
 def run_on_eight_devices(script: str) -> None:
@@ -82,7 +98,7 @@ def run_on_eight_devices(script: str) -> None:
 
 
 def realigned_t5(whole: bool = False):
-    """A realigned T5 pair: model, params, inputs [4, S], lam [4, K], streams [4, K].
+    """A realigned T5 pair: model, params, prompts of 4 with λ [4, 3], keys [4, 6].
 
     T5X's model, unless `whole` with one layer each in encoder and decoder: what is done with a state
     does not depend on their number, and the time to compile does.
@@ -96,8 +112,8 @@ def realigned_t5(whole: bool = False):
         params |= {name: first(params[name]) for name in ("encoder", "decoder")}
     params = params, jax.tree.map(lambda x: 1.1 * x, params)
     lam, numbers = sweep_rows([0.0, 0.5, 2.0], num_samples=2, batch=4)
-    inputs = g["encoder_input_tokens"][:, :40]
-    return Realigned(model, (model,)), params, inputs, lam, streams(0, np.arange(4), numbers)
+    prompts = golden.prompts(g, size=40, lam=lam)
+    return Realigned(model, (model,)), params, prompts, sequence_keys(0, np.arange(4), numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,22 +132,29 @@ class TextReward(Reward):
 
 @dataclasses.dataclass(frozen=True)
 class Script:
-    """A language model that writes what is given: params[input's first id, position], whatever it
+    """A language model that writes what is given: params[prompt's first id, position], whatever it
     was fed before."""
 
     vocab_size: int
     start_token: int = 0
-    end_token: int = EOS
+    end_ids: tuple[int, ...] = (EOS,)
     num_ids: None = None
 
-    def start(self, params, inputs, lam, stream, max_len):
-        zeros = jnp.zeros(stream.shape, jnp.int32)
-        return State(zeros, stream, lam, shared=inputs[:, 0], cache=zeros)
+    def check(self, prompts, num_hypotheses):
+        del num_hypotheses
+        check_single(prompts, self.vocab_size)
+
+    def start(self, params, prompts, num_hypotheses, max_len):
+        scripts = prompts.tokens[:, 0]
+        first = jnp.full_like(scripts, self.start_token)
+        fed = jnp.zeros((len(scripts), num_hypotheses), jnp.int32)
+        return State(jnp.zeros((), jnp.int32), first, shared=scripts, kept=(), cache=fed)
 
     def step(self, params, state, tokens):
-        return self.extend(params, state, tokens[..., None], jnp.ones_like(tokens))
+        return self.extend(params, state, tokens[..., None])
 
-    def extend(self, params, state, tokens, lengths):
-        written = params[state.shared[:, None], state.lengths + lengths - 1]
+    def extend(self, params, state, tokens):
+        position = state.position + tokens.shape[-1]
+        written = jnp.broadcast_to(params[state.shared, position - 1][:, None], tokens.shape[:2])
         logits = jnp.where(jnp.arange(self.vocab_size) == written[..., None], 0.0, -1e9)
-        return Output(logits), state.replace(lengths=state.lengths + lengths)
+        return Output(logits), state.replace(position=position)

@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 
 from dera_jax.models.copying import with_copying_heads
-from dera_jax.models.language_model import shift_right
+from dera_jax.models.language_model import Prompts, next_token_logits
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
-from tests.compiled import compiled
 
 CONFIG = T5Config(
     vocab_size=500, emb_dim=128, num_heads=4, num_encoder_layers=2, num_decoder_layers=2, head_dim=32,
@@ -20,9 +19,9 @@ def accuracy(params):
     """How often the decoder, given a random text and how it begins, is right about what follows."""
     text = np.random.default_rng(0).permuted(np.tile(np.arange(2, 500), (8, 1)), axis=1)[:, :60]
     continuation = text[:, 20:30]
-    decoder_inputs = shift_right(continuation, 0)[:, None]
-    apply = compiled(T5(CONFIG), "apply", 1)
-    logits = apply(params, "teacher_forced", text, decoder_inputs)[:, 0]
+    prompts = Prompts(text, np.full(len(text), text.shape[1]))
+    logits_of = jax.jit(next_token_logits, static_argnums=0)
+    logits = logits_of(T5(CONFIG), params, prompts, continuation[:, None])[:, 0]
     return float(np.mean(logits.argmax(-1)[:, 1:] == continuation[:, 1:]))
 
 

@@ -10,19 +10,13 @@ import numpy as np
 import pytest
 
 from dera_jax.decoding.sampling import Sampling, sample
-from dera_jax.models.heads import T5Value
-from dera_jax.models.language_model import score, streams
+from dera_jax.models.heads import ValueHead
+from dera_jax.models.language_model import next_token_logits, score, sequence_keys
 from dera_jax.models.layers import relative_position_bucket
 from dera_jax.models.t5 import T5Config, Transformer, param_shapes
 from dera_jax.models.t5_lm import T5
 from tests import golden
-from tests.compiled import compiled
-
-
-def start(model, params, inputs, num_rows=1, max_len=1):
-    rows = (inputs.shape[0], num_rows)
-    stream = streams(0, np.arange(rows[0]), np.arange(num_rows))
-    return compiled(model, "start", 4)(params, inputs, jnp.zeros(rows), stream, max_len)
+from tests.compiled import compiled, start
 
 
 @pytest.mark.parametrize("version", golden.VERSIONS)
@@ -44,11 +38,11 @@ def test_shapes_are_known_without_tracing(changes):
     )  # fmt: skip
     config = dataclasses.replace(config, **changes)
     model = T5(config)
-    traced = jax.eval_shape(T5Value(model).random, jax.random.key(0))
+    traced = jax.eval_shape(ValueHead(model).random, jax.random.key(0))
     expected = {
         name: x.shape for name, x in flax.traverse_util.flatten_dict(traced, sep="/").items()
     }
-    assert dict(T5Value(model).param_shapes()) == expected
+    assert dict(ValueHead(model).param_shapes()) == expected
     trunk = {f"trunk/{name}": shape for name, shape in param_shapes(config)}
     assert trunk == {name: x for name, x in expected.items() if name.startswith("trunk/")}
 
@@ -57,7 +51,7 @@ def test_logical_axes_have_t5x_names():
     model, _, _ = golden.load("v1_1")
     tokens = jnp.ones((1, 2), jnp.int32)
     init = functools.partial(Transformer(model.config).init, method="teacher_forced")
-    variables = jax.eval_shape(init, jax.random.key(0), tokens, tokens[:, None])
+    variables = jax.eval_shape(init, jax.random.key(0), tokens, tokens > 0, tokens[:, None])
     axes = variables["params_axes"]
     layer = axes["decoder"]["layers_0"]
     assert axes["token_embedder"]["embedding_axes"].names == ("vocab", "embed")
@@ -74,7 +68,7 @@ def test_logical_axes_have_t5x_names():
 def test_teacher_forced_logits_and_scores_are_t5x(version):
     model, params, g = golden.load(version)
     targets = g["decoder_target_tokens"][:, None]
-    state = start(model, params, g["encoder_input_tokens"])
+    state = start(model, params, golden.prompts(g))
     logits = compiled(model, "teacher_forced")(params, state, targets).logits[:, 0]
     real = g["decoder_target_tokens"] > 0
     np.testing.assert_allclose(logits[real], g["logits"][real], atol=1e-4)
@@ -87,15 +81,16 @@ def test_teacher_forced_logits_and_scores_are_t5x(version):
 @pytest.mark.parametrize("version", golden.VERSIONS)
 def test_encoder_output_is_t5x(version):
     model, params, g = golden.load(version)
-    encoded = compiled(model, "apply", 1)(params, "encode", g["encoder_input_tokens"])
-    real = g["encoder_input_tokens"] > 0
+    prompts, module = golden.prompts(g), Transformer(model.config)
+    encode = jax.jit(lambda params, *x: module.apply({"params": params}, *x, method="encode"))
+    encoded, real = encode(params, prompts.tokens, prompts.mask), np.asarray(prompts.mask)
     np.testing.assert_allclose(encoded[real], g["encoded"][real], atol=1e-4)
 
 
 @pytest.mark.parametrize("version", golden.VERSIONS)
 def test_bfloat16_is_as_far_from_float32_as_t5x_in_bfloat16(version):
     model, params, g = golden.load(version, dtype="bfloat16")
-    state = start(model, params, g["encoder_input_tokens"])
+    state = start(model, params, golden.prompts(g))
     targets = g["decoder_target_tokens"][:, None]
     logits = compiled(model, "teacher_forced")(params, state, targets).logits[:, 0]
     real = g["decoder_target_tokens"] > 0
@@ -105,21 +100,21 @@ def test_bfloat16_is_as_far_from_float32_as_t5x_in_bfloat16(version):
 
 
 @pytest.mark.parametrize("version", golden.VERSIONS)
-@pytest.mark.parametrize(("name", "length", "eos_id"), [("16", 16, 1), ("40_noeos", 40, -1)])
-def test_greedy_tokens_are_t5x(version, name, length, eos_id):
+@pytest.mark.parametrize(("name", "length", "end_id"), [("16", 16, 1), ("40_noeos", 40, -1)])
+def test_greedy_tokens_are_t5x(version, name, length, end_id):
     model, params, g = golden.load(version)
-    stream = streams(0, np.arange(4), [0])
-    sampling = Sampling(max_length=length, greedy=True, eos_id=eos_id)
-    out = sample(model, params, g["encoder_input_tokens"], np.zeros((4, 1)), stream, sampling)
+    keys = sequence_keys(0, np.arange(4), [0])
+    sampling = Sampling(max_length=length, greedy=True, end_ids=(end_id,))
+    out = sample(model, params, golden.prompts(g), keys, sampling)
     np.testing.assert_array_equal(out.tokens[:, 0], g[f"greedy{name}_tokens"])
     scores = out.scores.log_prob.sum((1, 2))
     np.testing.assert_allclose(scores, g[f"greedy{name}_scores"], atol=1e-3)
 
 
-def t5x_samples(model, params, inputs) -> np.ndarray:
+def t5x_samples(model, params, prompts) -> np.ndarray:
     """16 tokens [B, 16] by T5X's recipe over our step: one key for the batch, split at each step."""
-    rows = len(inputs)
-    state = start(model, params, inputs, max_len=16)
+    rows = len(prompts.tokens)
+    state = start(model, params, prompts, max_len=16)
     key, token = jax.random.PRNGKey(5), jnp.zeros((rows, 1), jnp.int32)
     done, step, tokens = np.zeros((rows, 1), bool), compiled(model, "step"), []
     for _ in range(16):
@@ -134,7 +129,7 @@ def t5x_samples(model, params, inputs) -> np.ndarray:
 @pytest.mark.parametrize("version", golden.VERSIONS)
 def test_sampled_tokens_are_t5x_with_its_key_recipe(version):
     model, params, g = golden.load(version)
-    tokens = t5x_samples(model, params, g["encoder_input_tokens"])
+    tokens = t5x_samples(model, params, golden.prompts(g))
     np.testing.assert_array_equal(tokens, g["sample16_tokens"])
 
 
@@ -149,11 +144,9 @@ def test_relative_position_buckets_are_t5x():
 
 def test_dropout_changes_the_logits_and_keeps_their_mean():
     model, params, g = golden.load("v1_1")
-    batch = g["encoder_input_tokens"][:, :20], g["decoder_input_tokens"][:, None, :10]
+    batch = golden.prompts(g, size=20), g["decoder_target_tokens"][:, None, :10]
     batch, params = jax.tree.map(jnp.asarray, (batch, params))
-    logits = jax.jit(
-        lambda key=None: model.apply(params, "teacher_forced", *batch, dropout_key=key)
-    )
+    logits = jax.jit(lambda key=None: next_token_logits(model, params, *batch, dropout_key=key))
     plain = logits()
     keys = jax.random.split(jax.random.key(0), 64)
     dropped = np.stack([logits(key) for key in keys])
