@@ -22,23 +22,23 @@ from dera_jax.models.language_model import (
 )
 from dera_jax.models.llama import LlamaConfig
 from dera_jax.models.llama_lm import Llama
-from tests import llamas
+from tests import tiny
 from tests.compiled import compiled
 
 MODELS = {
-    "untied": Llama(llamas.CONFIG),
-    "tied": Llama(dataclasses.replace(llamas.CONFIG, logits_via_embedding=True)),
+    "untied": Llama(tiny.LLAMA),
+    "tied": Llama(dataclasses.replace(tiny.LLAMA, logits_via_embedding=True)),
 }
 ROWS = [[7, 0, 63, 7, 0], [0], [5, 11, 2, 0, 0, 9, 33, 4, 8], [62, 1]]  # 0 is padding and a token
 PROMPTS = Prompts(*padded(ROWS, 9))
 B, K, T = len(ROWS), 3, 7
-TOKENS = np.random.default_rng(0).integers(0, llamas.CONFIG.vocab_size, (B, K, T))
+TOKENS = np.random.default_rng(0).integers(0, tiny.LLAMA.vocab_size, (B, K, T))
 
 
 @pytest.fixture(params=MODELS, scope="module")
 def world(request):
     model = MODELS[request.param]
-    return model, llamas.params(model)
+    return model, tiny.params(model)
 
 
 def state_dict(params) -> dict[str, torch.Tensor]:
@@ -89,7 +89,7 @@ def theirs(model: Llama) -> transformers.LlamaForCausalLM:
         pad_token_id=None,
     )
     network = transformers.LlamaForCausalLM(config).eval()
-    network.load_state_dict(state_dict(llamas.params(model)), strict=True)
+    network.load_state_dict(state_dict(tiny.params(model)), strict=True)
     return network
 
 
@@ -146,7 +146,7 @@ def test_cached_logits_are_transformers(world):
 def test_a_prompt_of_one_token_alone():
     """Its array has no room for another, so there is no key of a prompt at all."""
     model = MODELS["untied"]
-    params, prompts = llamas.params(model), Prompts(np.array([[0]]), np.array([1]))
+    params, prompts = tiny.params(model), Prompts(np.array([[0]]), np.array([1]))
     logits, _ = feed(
         model, params, start(model, params, prompts), *np.split(TOKENS[1:2], T, axis=-1)
     )
@@ -156,7 +156,7 @@ def test_a_prompt_of_one_token_alone():
 @pytest.mark.parametrize("padding", [0, 7, 63, -1, -(10**6), 10**6])
 def test_nothing_after_a_prompt_changes_anything(padding):
     model = MODELS["untied"]
-    params = llamas.params(model)
+    params = tiny.params(model)
 
     def results(tokens):
         prompts = PROMPTS.replace(tokens=tokens)
@@ -172,7 +172,7 @@ def test_nothing_after_a_prompt_changes_anything(padding):
 def test_every_token_of_a_prompt_and_of_a_sequence_is_read():
     """So the test before this one does not pass because little is read."""
     model = MODELS["untied"]
-    params = llamas.params(model)
+    params = tiny.params(model)
     hidden = compiled(model, "hidden")
     before = np.asarray(hidden(params, PROMPTS, TOKENS))
     for b, row in enumerate(ROWS):
@@ -212,7 +212,7 @@ def test_greedy_tokens_are_transformers(world, end_id):
 
 def test_keys_and_values_of_prompts_are_held_once():
     """However many hypotheses: in the state, and in the memory of a compiled step."""
-    config = dataclasses.replace(llamas.CONFIG, head_dim=64)
+    config = dataclasses.replace(tiny.LLAMA, head_dim=64)
     model, size = Llama(config), 512
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     memory, shared = {}, {}
@@ -240,8 +240,8 @@ def test_shapes_and_axes_are_those_of_the_parameters(world):
     assert list(axes) == list(dict(model.param_shapes()))
     assert all(len(axes[name]) == x.ndim and x.dtype == jnp.float32 for name, x in flat.items())
     np.testing.assert_array_equal(
-        model.embedding(llamas.params(model)),
-        state_dict(llamas.params(model))["model.embed_tokens.weight"],
+        model.embedding(tiny.params(model)),
+        state_dict(tiny.params(model))["model.embed_tokens.weight"],
     )
 
 
@@ -270,7 +270,7 @@ def test_gradients_are_transformers(world):
 def test_bfloat16_is_as_near_as_transformers_in_bfloat16():
     model = MODELS["untied"]
     low = Llama(dataclasses.replace(model.config, dtype="bfloat16"))
-    params = llamas.params(model)
+    params = tiny.params(model)
     state = start(low, params)
     assert {x.dtype for x in jax.tree.leaves(state.cache)} == {jnp.dtype("bfloat16")}
     logits, _ = feed(low, params, state, *np.split(TOKENS, T, axis=-1))
@@ -288,7 +288,7 @@ def test_bfloat16_is_as_near_as_transformers_in_bfloat16():
 
 def test_ids_beyond_the_vocabulary_are_not_produced():
     model = MODELS["tied"]
-    params = llamas.params(model)
+    params = tiny.params(model)
     limited = dataclasses.replace(model, num_ids=50)
     logits = limited.logits(params, jnp.ones((2, model.emb_dim)))
     np.testing.assert_array_equal(logits[:, 50:], UNUSED)
@@ -308,4 +308,4 @@ def test_ids_beyond_the_vocabulary_are_not_produced():
 )
 def test_sizes_that_cannot_be_meant_are_refused(field, value, words):
     with pytest.raises(ValueError, match=f"LlamaConfig.{words}"):
-        LlamaConfig(**{**dataclasses.asdict(llamas.CONFIG), field: value})
+        LlamaConfig(**{**dataclasses.asdict(tiny.LLAMA), field: value})

@@ -1,4 +1,4 @@
-"""Tiny random Llamas: 9 query heads over 3 key and value heads, wider in all than emb_dim."""
+"""Tiny random models."""
 
 import functools
 
@@ -6,10 +6,11 @@ import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
 
+from dera_jax.models.language_model import PyTree, TrainableModel
 from dera_jax.models.llama import LlamaConfig
-from dera_jax.models.llama_lm import Llama
 
-CONFIG = LlamaConfig(
+# 9 query heads over 3 key and value heads, wider in all than emb_dim.
+LLAMA = LlamaConfig(
     vocab_size=64,
     emb_dim=36,
     num_heads=9,
@@ -23,8 +24,12 @@ CONFIG = LlamaConfig(
 
 
 @functools.cache
-def params(model: Llama, seed: int = 13):
-    """Random parameters; norms are not 1. Under seed 13 some greedy sequences, not all, contain id 0."""
+def params(model: TrainableModel, seed: int = 13) -> PyTree:
+    """Random parameters, whose norms are not 1.
+
+    Drawn by NumPy, since compiling JAX's draws takes seconds. Under seed 13 some greedy sequences of
+    test_llama.py, not all, contain id 0.
+    """
     rng = np.random.default_rng(seed)
     std = 1.5 / np.sqrt(model.emb_dim)
     draw = lambda shape: (
