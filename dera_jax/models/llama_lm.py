@@ -1,0 +1,121 @@
+"""Llama as a model of the contract of `language_model.py`, over the network of `llama.py`."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from dera_jax.models import llama
+from dera_jax.models.language_model import (
+    Output,
+    Prompts,
+    PyTree,
+    State,
+    check_single,
+    without_unused,
+)
+from dera_jax.models.llama import LlamaConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama:
+    """A decoder-only model of the given sizes; its parameters are arguments of every method.
+
+    Each prompt's last token is fed first, into slot 0, and all before it are prefilled. `num_ids` is
+    the number of ids that the vocabulary has, where the tables have more rows; None where every row
+    has a meaning. The other ids are never produced: their logits are `language_model.UNUSED`.
+
+    State.shared = (keys and values of each layer [B, G, S, D], prompt tokens before slot 0 [B]);
+    State.cache = for each layer keys and values [B, K, G, L, D].
+    """
+
+    config: LlamaConfig
+    num_ids: int | None = None
+    end_ids: tuple[int, ...] = ()
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def start_token(self) -> None:
+        return None
+
+    @property
+    def emb_dim(self) -> int:
+        return self.config.emb_dim
+
+    def init(self, key: Array) -> PyTree:
+        """See `llama.init`."""
+        return llama.init(self.config, key)
+
+    def param_axes(self) -> Mapping[str, tuple[str, ...]]:
+        return dict(llama.param_axes(self.config))
+
+    def param_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """See `llama.param_shapes`."""
+        return llama.param_shapes(self.config)
+
+    def check(self, prompts: Prompts, num_hypotheses: int) -> None:
+        del num_hypotheses
+        check_single(prompts, self.vocab_size)
+
+    def start(self, params: PyTree, prompts: Prompts, num_hypotheses: int, max_len: int) -> State:
+        config, (batch, size) = self.config, prompts.tokens.shape
+        before = prompts.lengths - 1
+        # The keys of the last token and those after it are made, and never attended to.
+        none = jnp.zeros(batch, jnp.int32)
+        context = llama.context(config, jnp.arange(size), size, none, 0)
+        _, keys_values = llama.decode(config, params, prompts.tokens[:, None], context)
+        first_token = jnp.take_along_axis(prompts.tokens, before[:, None], axis=1)[:, 0]
+        shape = batch, num_hypotheses, config.num_kv_heads, max_len, config.head_dim
+        empty = jnp.zeros(shape, config.dtype)
+        return State(
+            position=jnp.zeros((), jnp.int32),
+            first_token=first_token,
+            shared=(jax.tree.map(lambda x: x[:, 0], keys_values), before),
+            kept=(),
+            cache=((empty, empty),) * config.num_layers,
+        )
+
+    def step(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
+        return self.extend(params, state, tokens[..., None])
+
+    def extend(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
+        slots = state.position + jnp.arange(tokens.shape[-1])
+        hidden, cache = self._decode(params, state, tokens, slots, state.cache)
+        output = Output(self.logits(params, hidden[:, :, -1]))
+        return output, state.replace(cache=cache, position=state.position + tokens.shape[-1])
+
+    def teacher_forced(self, params: PyTree, state: State, tokens: Array) -> Output:
+        return Output(self.logits(params, self._forced(params, state, tokens[..., :-1])))
+
+    def hidden(
+        self, params: PyTree, prompts: Prompts, tokens: Array, dropout_key: Array | None = None
+    ) -> Array:
+        """See `TrainableModel`; there is no dropout, and its key changes nothing."""
+        del dropout_key
+        return self._forced(params, self.start(params, prompts, tokens.shape[1], 0), tokens)
+
+    def logits(self, params: PyTree, hidden: Array) -> Array:
+        output = Output(llama.logits(self.config, params, hidden))
+        return without_unused(output, self.num_ids).logits
+
+    def embedding(self, params: PyTree) -> Array:
+        return params["token_embedder"]["embedding"]
+
+    def _forced(self, params: PyTree, state: State, tokens: Array) -> Array:
+        """Hidden states [B, K, N + 1, E] of the first token and tokens[B, K, N] after it."""
+        first = jnp.broadcast_to(state.first_token[:, None, None], (*tokens.shape[:2], 1))
+        fed = jnp.concatenate([first, tokens], axis=-1)
+        return self._decode(params, state, fed, jnp.arange(fed.shape[-1]))[0]
+
+    def _decode(self, params: PyTree, state: State, tokens: Array, slots: Array, cache=None):
+        """Hidden states [B, K, N, E] of tokens[B, K, N] at slots[N], and the cache with them."""
+        prompt, before = state.shared
+        num_slots = cache[0][0].shape[3] if cache else len(slots)
+        prompt_size = prompt[0][0].shape[2]
+        context = llama.context(self.config, slots, num_slots, before, prompt_size)
+        return llama.decode(self.config, params, tokens, context, prompt, cache)
