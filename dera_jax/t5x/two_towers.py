@@ -76,7 +76,9 @@ class TwoTowers(nn.Module):
         """Both encoders' outputs, [B, 2, S, E]: one array, since T5X repeats it over decodes."""
         _check_not_packed(encoder_segment_ids)
         inputs = encoder_input_tokens.astype(jnp.int32)  # t5x.eval initialises with floats
-        return jnp.stack([x.encode(inputs, inputs > 0, enable_dropout) for x in self._towers()], axis=1)
+        return jnp.stack(
+            [x.encode(inputs, inputs > 0, enable_dropout) for x in self._towers()], axis=1
+        )
 
     def decode(
         self,

@@ -12,11 +12,11 @@ import numpy as np
 
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import sweep_rows
-from dera_jax.models.language_model import Output, State, streams
+from dera_jax.models.language_model import Output, State, sequence_keys
 from dera_jax.models.t5_lm import T5
 from dera_jax.models.tabular import TabularLM
 from dera_jax.rewards.protocol import Reward
-from tests import golden
+from tests import golden, prompts
 
 EOS = 1
 HORIZON = 3
@@ -62,10 +62,11 @@ def count(tokens, lengths, all_texts) -> np.ndarray:
     return np.bincount([index[row] for row in rows], minlength=len(all_texts))
 
 
-def rows(num_samples: int, lam, seed: int = 0):
-    """lam [1, K(, M)] and streams [1, K] of `num_samples` samples of one input at one λ."""
-    lam = np.broadcast_to(np.asarray(lam, np.float32), (1, num_samples, *np.shape(lam)))
-    return lam, streams(seed, jnp.zeros(1, int), np.arange(num_samples))
+def rows(num_samples: int, lam=None, seed: int = 0):
+    """The prompt of a table at one λ, and keys [1, K] of `num_samples` samples of it."""
+    lam = None if lam is None else np.asarray(lam, np.float32)[None, None]
+    keys = sequence_keys(seed, jnp.zeros(1, int), np.arange(num_samples))
+    return prompts.whole([[0]], lam), keys
 
 
 def run_on_eight_devices(script: str) -> None:
@@ -82,7 +83,7 @@ def run_on_eight_devices(script: str) -> None:
 
 
 def realigned_t5(whole: bool = False):
-    """A realigned T5 pair: model, params, inputs [4, S], lam [4, K], streams [4, K].
+    """A realigned T5 pair: model, params, prompts [4, S] at three λ, keys [4, K].
 
     T5X's model, unless `whole` with one layer each in encoder and decoder: what is done with a state
     does not depend on their number, and the time to compile does.
@@ -96,8 +97,8 @@ def realigned_t5(whole: bool = False):
         params |= {name: first(params[name]) for name in ("encoder", "decoder")}
     params = params, jax.tree.map(lambda x: 1.1 * x, params)
     lam, numbers = sweep_rows([0.0, 0.5, 2.0], num_samples=2, batch=4)
-    inputs = g["encoder_input_tokens"][:, :40]
-    return Realigned(model, (model,)), params, inputs, lam, streams(0, np.arange(4), numbers)
+    some = prompts.zero_padded(g["encoder_input_tokens"][:, :40], lam)
+    return Realigned(model, (model,)), params, some, sequence_keys(0, np.arange(4), numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,17 +122,28 @@ class Script:
 
     vocab_size: int
     start_token: int = 0
-    end_token: int = EOS
+    end_ids: tuple[int, ...] = (EOS,)
     num_ids: None = None
 
-    def start(self, params, inputs, lam, stream, max_len):
-        zeros = jnp.zeros(stream.shape, jnp.int32)
-        return State(zeros, stream, lam, shared=inputs[:, 0], cache=zeros)
+    def check(self, prompts, num_hypotheses):
+        pass
+
+    def start(self, params, prompts, num_hypotheses, max_len):
+        tables = prompts.tokens[:, 0]
+        return State(
+            position=jnp.zeros((), jnp.int32),
+            first_token=jnp.full_like(tables, self.start_token),
+            shared=tables,
+            kept=(),
+            cache=jnp.zeros((len(tables), num_hypotheses), jnp.int32),
+        )
 
     def step(self, params, state, tokens):
-        return self.extend(params, state, tokens[..., None], jnp.ones_like(tokens))
+        return self.extend(params, state, tokens[..., None])
 
-    def extend(self, params, state, tokens, lengths):
-        written = params[state.shared[:, None], state.lengths + lengths - 1]
-        logits = jnp.where(jnp.arange(self.vocab_size) == written[..., None], 0.0, -1e9)
-        return Output(logits), state.replace(lengths=state.lengths + lengths)
+    def extend(self, params, state, tokens):
+        position = state.position + tokens.shape[-1]
+        written = params[state.shared, position - 1]
+        logits = jnp.where(jnp.arange(self.vocab_size) == written[:, None, None], 0.0, -1e9)
+        logits = jnp.broadcast_to(logits, (*tokens.shape[:2], self.vocab_size))
+        return Output(logits), state.replace(position=position)
