@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from dera_jax.models.language_model import Prompts
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 
@@ -29,6 +30,12 @@ def load(version: str, dtype: str = "float32"):
     model = T5(T5Config(**(network | {"dtype": dtype})))
     params = unflatten_dict(dict(np.load(FOLDER / version / "params.npz")), sep="/")
     return model, params, dict(np.load(FOLDER / version / "golden.npz"))
+
+
+def prompts(g: dict, rows=slice(None), size: int | None = None, lam=None) -> Prompts:
+    """T5X's inputs, which are padded with 0, at some rows and cut to `size` tokens."""
+    tokens = np.asarray(g["encoder_input_tokens"])[rows, :size]
+    return Prompts(tokens, np.sum(tokens > 0, axis=1, dtype=np.int32), lam)
 
 
 def unpack(version: str, kind: str, folder: Path) -> Path:

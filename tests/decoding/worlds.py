@@ -12,14 +12,22 @@ import numpy as np
 
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import sweep_rows
-from dera_jax.models.language_model import Output, State, sequence_keys
+from dera_jax.models.language_model import Output, Prompts, State, check_single, sequence_keys
 from dera_jax.models.t5_lm import T5
 from dera_jax.models.tabular import TabularLM
 from dera_jax.rewards.protocol import Reward
-from tests import golden, prompts
+from tests import golden
 
 EOS = 1
 HORIZON = 3
+
+
+def whole(tokens, lam=None) -> Prompts:
+    """Prompts of tokens[B, S] without padding; λ [B, G], or one number for all."""
+    tokens = np.asarray(tokens, np.int32)
+    if np.ndim(lam) == 0 and lam is not None:
+        lam = np.full((len(tokens), 1), lam, np.float32)
+    return Prompts(tokens, np.full(len(tokens), tokens.shape[1], np.int32), lam)
 
 
 def texts(vocab_size: int, horizon: int = HORIZON) -> list[tuple[int, ...]]:
@@ -62,11 +70,11 @@ def count(tokens, lengths, all_texts) -> np.ndarray:
     return np.bincount([index[row] for row in rows], minlength=len(all_texts))
 
 
-def rows(num_samples: int, lam=None, seed: int = 0):
-    """The prompt of a table at one λ, and keys [1, K] of `num_samples` samples of it."""
-    lam = None if lam is None else np.asarray(lam, np.float32)[None, None]
-    keys = sequence_keys(seed, jnp.zeros(1, int), np.arange(num_samples))
-    return prompts.whole([[0]], lam), keys
+def rows(num_samples: int, lam=None, seed: int = 0) -> tuple[Prompts, jax.Array]:
+    """One prompt of a table, at one λ or M of them, and keys [1, K] of `num_samples` samples."""
+    if lam is not None:
+        lam = np.asarray(lam, np.float32).reshape(1, 1, *np.shape(lam))
+    return whole([[0]], lam), sequence_keys(seed, [0], np.arange(num_samples))
 
 
 def run_on_eight_devices(script: str) -> None:
@@ -83,7 +91,7 @@ def run_on_eight_devices(script: str) -> None:
 
 
 def realigned_t5(whole: bool = False):
-    """A realigned T5 pair: model, params, prompts [4, S] at three λ, keys [4, K].
+    """A realigned T5 pair: model, params, prompts of 4 with λ [4, 3], keys [4, 6].
 
     T5X's model, unless `whole` with one layer each in encoder and decoder: what is done with a state
     does not depend on their number, and the time to compile does.
@@ -97,8 +105,8 @@ def realigned_t5(whole: bool = False):
         params |= {name: first(params[name]) for name in ("encoder", "decoder")}
     params = params, jax.tree.map(lambda x: 1.1 * x, params)
     lam, numbers = sweep_rows([0.0, 0.5, 2.0], num_samples=2, batch=4)
-    some = prompts.zero_padded(g["encoder_input_tokens"][:, :40], lam)
-    return Realigned(model, (model,)), params, some, sequence_keys(0, np.arange(4), numbers)
+    prompts = golden.prompts(g, size=40, lam=lam)
+    return Realigned(model, (model,)), params, prompts, sequence_keys(0, np.arange(4), numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +125,7 @@ class TextReward(Reward):
 
 @dataclasses.dataclass(frozen=True)
 class Script:
-    """A language model that writes what is given: params[input's first id, position], whatever it
+    """A language model that writes what is given: params[prompt's first id, position], whatever it
     was fed before."""
 
     vocab_size: int
@@ -126,24 +134,20 @@ class Script:
     num_ids: None = None
 
     def check(self, prompts, num_hypotheses):
-        pass
+        del num_hypotheses
+        check_single(prompts, self.vocab_size)
 
     def start(self, params, prompts, num_hypotheses, max_len):
-        tables = prompts.tokens[:, 0]
-        return State(
-            position=jnp.zeros((), jnp.int32),
-            first_token=jnp.full_like(tables, self.start_token),
-            shared=tables,
-            kept=(),
-            cache=jnp.zeros((len(tables), num_hypotheses), jnp.int32),
-        )
+        scripts = prompts.tokens[:, 0]
+        first = jnp.full_like(scripts, self.start_token)
+        fed = jnp.zeros((len(scripts), num_hypotheses), jnp.int32)
+        return State(jnp.zeros((), jnp.int32), first, shared=scripts, kept=(), cache=fed)
 
     def step(self, params, state, tokens):
         return self.extend(params, state, tokens[..., None])
 
     def extend(self, params, state, tokens):
         position = state.position + tokens.shape[-1]
-        written = params[state.shared, position - 1]
-        logits = jnp.where(jnp.arange(self.vocab_size) == written[:, None, None], 0.0, -1e9)
-        logits = jnp.broadcast_to(logits, (*tokens.shape[:2], self.vocab_size))
+        written = jnp.broadcast_to(params[state.shared, position - 1][:, None], tokens.shape[:2])
+        logits = jnp.where(jnp.arange(self.vocab_size) == written[..., None], 0.0, -1e9)
         return Output(logits), state.replace(position=position)
