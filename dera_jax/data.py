@@ -30,7 +30,6 @@ _FEATURES = ("inputs", "targets")
 _REJECTED = "rejected"  # what tasks of pairs have beside their targets
 _KEYWORDS = "keywords"  # a task's text field: one keyword per line
 
-Batch = dict[str, np.ndarray]
 Row = dict[str, np.ndarray]
 
 

@@ -163,9 +163,9 @@ def _reasons(
 
 
 def _has_text(feature: seqio.Feature, ids: Padded) -> np.ndarray:
-    """Whether there is more than padding and the end token in ids [n, length]: bool [n]."""
-    special = [feature.vocabulary.eos_id, feature.vocabulary.pad_id]
-    return (np.asarray(ids.mask) & ~np.isin(ids.tokens, special)).any(axis=1)
+    """Whether there is more than the end token in ids [n, length]: bool [n]."""
+    ends = feature.vocabulary.eos_id
+    return (np.asarray(ids.mask) & (ids.tokens != ends)).any(axis=1)
 
 
 def _says_something(row: Row) -> bool:

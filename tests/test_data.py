@@ -3,6 +3,7 @@
 import itertools
 import logging as python_logging
 
+import jax
 import numpy as np
 import pytest
 import seqio
@@ -71,6 +72,22 @@ def ids(text, length):
     return tokens + [0] * (length - len(tokens))
 
 
+def assert_holds(found, texts, length):
+    """Padded sequences of the ids of these texts, as `ids` has them."""
+    expected = np.array([ids(text, length) for text in texts])
+    np.testing.assert_array_equal(found.tokens, expected)
+    np.testing.assert_array_equal(found.lengths, np.sum(expected > 0, axis=1))
+    assert found.tokens.dtype == found.lengths.dtype == np.int32
+
+
+def assert_equal(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def joined(batches):
+    return jax.tree.map(lambda *x: np.concatenate(x), *batches)
+
+
 def take(batches, count):
     return list(itertools.islice(batches, count))
 
@@ -82,17 +99,14 @@ def train(task="toy", batch_size=4, seed=7, start_step=0, **processes):
 def assert_same(left, right):
     assert len(left) == len(right) > 0
     for a, b in zip(left, right, strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            np.testing.assert_array_equal(a[name], b[name])
+        assert_equal(a, b)
 
 
 @pytest.mark.parametrize("task", ["toy", "toy_trimmed"])
 def test_epoch_holds_padded_ids_and_the_uncut_texts(task):
     examples = data.epoch(task, "train", LENGTHS, seed=0)
-    np.testing.assert_array_equal(examples.inputs, [ids(f"see {word}", 12) for word in WORDS])
-    np.testing.assert_array_equal(examples.targets, [ids(word, 6) for word in WORDS])
-    assert examples.inputs.dtype == examples.targets.dtype == np.int32
+    assert_holds(examples.inputs, [f"see {word}" for word in WORDS], 12)
+    assert_holds(examples.targets, WORDS, 6)
     np.testing.assert_array_equal(examples.example_id, np.arange(100, 111))
     assert examples.documents == [f"see {word}" for word in WORDS]
     assert examples.summaries == WORDS
@@ -160,10 +174,9 @@ def test_every_example_comes_once_per_epoch(batch_size):
 
 def test_rows_of_a_batch_belong_together():
     for batch in take(train(), 6):
-        for i, example_id in enumerate(batch["example_id"]):
-            word = WORDS[example_id - 100]
-            np.testing.assert_array_equal(batch["inputs"][i], ids(f"see {word}", 12))
-            np.testing.assert_array_equal(batch["targets"][i], ids(word, 6))
+        words = [WORDS[example_id - 100] for example_id in batch["example_id"]]
+        assert_holds(batch["inputs"], [f"see {word}" for word in words], 12)
+        assert_holds(batch["targets"], words, 6)
 
 
 @pytest.mark.parametrize("task", ["toy", "toy_random", "toy_mixture"])
@@ -177,8 +190,7 @@ def test_starting_at_a_step_continues_the_sequence(task, start):
 def test_rows_of_the_processes_make_up_the_batch(task):
     whole = take(train(task), 7)
     parts = [take(train(task, process_index=i, process_count=2), 7) for i in range(2)]
-    joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*parts)]
-    assert_same(joined, whole)
+    assert_same([joined(pair) for pair in zip(*parts, strict=True)], whole)
 
 
 def test_another_seed_gives_another_order():
@@ -188,7 +200,7 @@ def test_another_seed_gives_another_order():
 
 def test_random_preprocessors_draw_anew_in_each_epoch():
     def first_tokens(batch):
-        return batch["inputs"][np.argsort(batch["example_id"]), 0]
+        return batch["inputs"].tokens[np.argsort(batch["example_id"]), 0]
 
     one, two = take(train("toy_random", batch_size=11), 2)
     assert (first_tokens(one) != first_tokens(two)).sum() > 6
@@ -210,11 +222,13 @@ def test_evaluation_sees_each_example_once_and_in_order(batch_size, processes):
     parts = [list(data.eval_batches(examples, batch_size, i, processes)) for i in range(processes)]
     seen = []
     for batches in zip(*parts, strict=True):
-        batch = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
-        assert {len(array) for array in batch.values()} == {batch_size}
+        batch = joined(batches)
+        assert {len(array) for array in jax.tree.leaves(batch)} == {batch_size}
         assert (np.diff(batch["valid"].astype(int)) <= 0).all()  # the filling comes last
-        assert not batch["inputs"][~batch["valid"]].any()
-        assert not batch["targets"][~batch["valid"]].any()
+        for name in ("inputs", "targets", "example_id"):  # and is the last example
+            for row in np.flatnonzero(~batch["valid"]):
+                filling = jax.tree.map(lambda x, row=row: x[row], batch[name])
+                assert_equal(filling, jax.tree.map(lambda x: x[-1], getattr(examples, name)))
         seen += batch["example_id"][batch["valid"]].tolist()
     assert seen == list(range(100, 111))
 
@@ -272,9 +286,11 @@ def pairs_task():
 def test_rejected_texts_are_cut_as_targets_are(pairs_task):
     examples = data.epoch("toy_pairs", "train", LENGTHS, 0)
     # Of "a very long animal" both texts are cut to "a ver": it is left out.
-    assert examples.rejected.shape == examples.targets.shape == (len(WORDS) - 1, 6)
-    for row, text in zip(examples.rejected, WORDS[:-1], strict=True):
+    assert examples.rejected.tokens.shape == (len(WORDS) - 1, 6)
+    assert examples.targets.tokens.shape == (len(WORDS) - 1, 6)
+    for row, text in zip(examples.rejected.tokens, WORDS[:-1], strict=True):
         assert row.tolist() == [b + 3 for b in f"{text} or not"[:5].encode()] + [1]
+    assert examples.rejected.lengths.tolist() == [6] * (len(WORDS) - 1)
     data.check_pairs("toy_pairs", "train")
     with pytest.raises(ValueError, match="task 'toy' has no pairs: expected a feature 'rejected'"):
         data.check_pairs("toy", "train")
@@ -302,6 +318,7 @@ def test_batches_keep_what_belongs_together(pairs_task):
         rows = [row_of[int(x)] for x in batch["example_id"]]
         assert list(batch["documents"]) == [examples.documents[i] for i in rows]
         for name in ("inputs", "targets", "rejected", "keywords"):
-            np.testing.assert_array_equal(batch[name], getattr(examples, name)[rows])
+            of_rows = jax.tree.map(lambda x, rows=rows: x[rows], getattr(examples, name))
+            assert_equal(batch[name], of_rows)
     plain = next(data.train_batches("toy", "train", LENGTHS, 4, seed=1, start_step=0))
     assert set(plain) == {"inputs", "targets", "example_id"}

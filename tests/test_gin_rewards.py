@@ -12,7 +12,7 @@ import tasks  # noqa: F401 (registers `newswire`)
 from dera_jax import configure, main
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
-from dera_jax.models.heads import T5Value
+from dera_jax.models.heads import ValueHead
 from dera_jax.rewards import protocol, words
 from tests.experiments import small
 
@@ -166,7 +166,7 @@ def test_a_dry_run_with_a_user_s_function_has_two_calls(
 @pytest.mark.parametrize("file", REWARDS, ids=lambda path: path.stem)
 def test_every_reward_file_makes_a_reward(file, reference, tmp_path):
     loaded = load(reference)
-    value = T5Value(loaded.model)
+    value = ValueHead(loaded.model)
     params = value.init(loaded.params)
     save_model(tmp_path / "scalar", small.CONFIG, loaded.vocabulary, params, {})
     text = file.read_text()

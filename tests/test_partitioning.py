@@ -21,7 +21,7 @@ SPLIT = {
 }
 for version in golden.VERSIONS:
     model, params, _ = golden.load(version)
-    places, params = param_shardings(model.config, mesh), flatten_dict(params, sep="/")
+    places, params = param_shardings(model, mesh), flatten_dict(params, sep="/")
     assert places.keys() == params.keys()
     seen = set()
     for path, x in params.items():
@@ -35,7 +35,7 @@ for version in golden.VERSIONS:
     v1_0 = {"wi_0", "wi_1", "logits_dense"}
     assert seen == SPLIT.keys() - ({"wi"} if version == "v1_1" else v1_0)
 
-config = golden.load("v1_1")[0].config
+model = golden.load("v1_1")[0]
 for field, size, parameter in (
     ("num_heads", 6, r"(en|de)coder/relpos_bias/rel_embedding has shape \\(6, 32\\), whose 6 is"),
     ("mlp_dim", 66, r"mlp/w(i_0|i_1|o)/kernel has shape .*, whose 66 is"),
@@ -43,10 +43,11 @@ for field, size, parameter in (
 ):
     message = parameter + " not divisible by the 4 devices along 'model'"
     with pytest.raises(ValueError, match=message):
-        param_shardings(dataclasses.replace(config, **{field: size}), mesh)
-for model in (3, 16, 0, -2):
-    with pytest.raises(ValueError, match=f"{model} devices along 'model' does not fit 8 devices"):
-        make_mesh(model)
+        config = dataclasses.replace(model.config, **{field: size})
+        param_shardings(dataclasses.replace(model, config=config), mesh)
+for size in (3, 16, 0, -2):
+    with pytest.raises(ValueError, match=f"{size} devices along 'model' does not fit 8 devices"):
+        make_mesh(size)
 print("identical")
 """
 
@@ -59,12 +60,12 @@ LOADED = """
 import sys, jax, numpy as np
 from dera_jax.checkpoints.loading import load
 from dera_jax.decoding.sampling import Sampling, sample
-from dera_jax.models.language_model import streams
+from dera_jax.models.language_model import sequence_keys
 from dera_jax.partitioning import make_mesh, param_shardings
 from flax.traverse_util import flatten_dict
-from tests import golden
+from tests import golden, prompts
 
-inputs = golden.load("v1_1")[2]["encoder_input_tokens"]
+documents = prompts.zero_padded(golden.load("v1_1")[2]["encoder_input_tokens"])
 texts = []
 for path in PATHS:
     for mesh in (None, make_mesh(1), make_mesh(4)):
@@ -74,11 +75,11 @@ for path in PATHS:
             assert params[name].dtype == x.dtype
             np.testing.assert_array_equal(params[name], x, name)
         if mesh is not None:
-            places = param_shardings(loaded.model.config, mesh)
+            places = param_shardings(loaded.model, mesh)
             assert all(x.sharding == places[name] for name, x in params.items())
-        stream = streams(0, np.arange(4), [0, 1])
-        out = sample(loaded.model, loaded.params, inputs, np.zeros((4, 2), np.float32), stream,
-                     Sampling(max_length=16, eos_id=1))
+        keys = sequence_keys(0, np.arange(4), [0, 1])
+        sampling = Sampling(max_length=16, end_ids=(1,))
+        out = sample(loaded.model, loaded.params, documents, keys, sampling)
         texts.append(np.asarray(out.tokens))
 assert len(np.unique(texts[0])) > 20
 assert all(np.array_equal(x, texts[0]) for x in texts)

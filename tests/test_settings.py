@@ -147,7 +147,7 @@ NOT_SETTINGS = {
     "_Sheet": "of a drawing",
 }
 SIGNED = {"lam", "lams", "weight", "mean", "grid"}  # may be negative
-NEGATIVE = {"eos_id": -7}  # -1 means none
+NEGATIVE = {"end_ids": -7}  # -1 means none
 MAY_BE_EMPTY = {
     "trained", "retrained", "periods", "populations", "survivors", "lookaheads", "generations",
     "texts", "beams",

@@ -74,7 +74,7 @@ class Search:
     period: int = struct.field(pytree_node=False, default=1)
     reward_weight: float | Array = 0.0
     length_penalty: float | Array = 0.6
-    end_ids: Array | None = None
+    end_ids: tuple[int, ...] | Array | None = None
 
 
 @struct.dataclass

@@ -8,7 +8,6 @@ Axes: B prompts, K hypotheses, T output length, V vocabulary, E end tokens, C co
 """
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +49,7 @@ class Sampling:
     top_k: int | Array | None = None
     top_p: float | Array | None = None
     min_length: int | Array = 0
-    end_ids: Sequence[int] | Array | None = None
+    end_ids: tuple[int, ...] | Array | None = None
 
 
 @struct.dataclass

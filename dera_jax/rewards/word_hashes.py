@@ -40,7 +40,7 @@ class WordTable:
     """What finding words needs to know of a vocabulary and of Unicode.
 
     Attributes:
-        pieces: uint8 [V, P], the text of each id in UTF-8, 0 after it; none for id 0, padding.
+        pieces: uint8 [V, P], the text of each id in UTF-8, 0 after it.
         sizes: int32 [V], its bytes.
         codes: uint32 [C], what each code point adds to its word's hash.
         traits: uint8 [C], its kind, as of `segmentation.kinds` once it is folded, and four times
@@ -62,18 +62,17 @@ def word_table(pieces: Sequence[bytes]) -> WordTable:
         ValueError: no piece has text.
     """
     codes, traits = _characters()
-    texts = [b"", *pieces[1:]]
-    longest = max(map(len, texts))
+    longest = max(map(len, pieces))
     if not longest:
         raise ValueError(
             f"words need a vocabulary with text; all of its {len(pieces)} ids have b''"
         )
     return WordTable(
-        pieces=jnp.asarray(_rows(texts, longest)),
-        sizes=jnp.array([len(x) for x in texts], jnp.int32),
+        pieces=jnp.asarray(_rows(pieces, longest)),
+        sizes=jnp.array([len(x) for x in pieces], jnp.int32),
         codes=jnp.asarray(codes),
         traits=jnp.asarray(traits),
-        words_per_piece=max(1, *map(_most_words, texts)),
+        words_per_piece=max(1, *map(_most_words, pieces)),
     )
 
 

@@ -1,6 +1,7 @@
 """Models of Hugging Face's transformers: the torch models are the reference, both ways."""
 
 import dataclasses
+import functools
 import json
 
 import flax.traverse_util
@@ -18,13 +19,11 @@ from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.vocabulary import check_same
 from dera_jax.decoding.sampling import Sampling, sample
-from dera_jax.models.heads import start_teacher_forcing
-from dera_jax.models.language_model import streams
-from dera_jax.models.t5 import T5Config
+from dera_jax.models.language_model import next_token_logits, sequence_keys
+from dera_jax.models.t5 import T5Config, Transformer
 from dera_jax.models.t5_lm import T5
 from tasks import vocabularies
-from tests import golden
-from tests.compiled import compiled
+from tests import golden, prompts
 
 SIZES = {
     "d_model": 32, "d_kv": 12, "d_ff": 48, "num_heads": 4, "num_layers": 3, "num_decoder_layers": 2,
@@ -78,8 +77,8 @@ def batch(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def teacher_forced(model, params, inputs, targets):
-    state = start_teacher_forcing(model, params, jnp.asarray(inputs), 1)
-    return model.teacher_forced(params, state, jnp.asarray(targets)[:, None]).logits[:, 0]
+    targets = jnp.asarray(targets)[:, None]
+    return next_token_logits(model, params, prompts.zero_padded(inputs), targets)[:, 0]
 
 
 def compare(loaded, reference) -> None:
@@ -100,14 +99,15 @@ def compare(loaded, reference) -> None:
             do_sample=False,
             use_cache=False,
         )
-    ours = compiled(model, "apply", 1)(params, "encode", inputs)
+    encode = functools.partial(Transformer(model.config).apply, method="encode")
+    ours = jax.jit(encode)({"params": params}, inputs, inputs > 0)
     np.testing.assert_allclose(ours[inputs > 0], encoded.numpy()[inputs > 0], atol=1e-4)
     ours = jax.jit(lambda params: teacher_forced(model, params, inputs, targets))(params)
     assert np.std(ours) > 0.2
     np.testing.assert_allclose(ours, logits.numpy(), atol=1e-4)
-    stream = streams(0, np.arange(len(inputs)), [0])
+    keys = sequence_keys(0, np.arange(len(inputs)), [0])
     sampling = Sampling(max_length=STEPS, greedy=True)
-    out = sample(model, params, inputs, np.zeros(stream.shape), stream, sampling)
+    out = sample(model, params, prompts.zero_padded(inputs), keys, sampling)
     theirs = greedy[:, 1:].numpy()
     assert len(np.unique(theirs)) >= 3
     np.testing.assert_array_equal(out.tokens[:, 0, : theirs.shape[1]], theirs)
@@ -272,7 +272,7 @@ def test_the_start_token_of_a_config_is_fed_first(tmp_path):
         config.decoder_start_token_id, config.eos_token_id = 7, 5
     reference.save_pretrained(tmp_path)
     loaded = load(tmp_path)
-    assert (loaded.model.start_token, loaded.model.end_token) == (7, 5)
+    assert (loaded.model.start_token, loaded.model.end_ids) == (7, (5,))
     compare(loaded, reference)
 
 

@@ -17,7 +17,7 @@ from dera_jax.checkpoints.hugging_face import save_hugging_face
 from dera_jax.checkpoints.loading import load, load_params, read_config, read_value
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.models import t5, t5_lm
-from dera_jax.models.heads import T5Value
+from dera_jax.models.heads import ValueHead
 from dera_jax.models.t5 import T5Config, param_shapes
 from dera_jax.partitioning import make_mesh
 from tests import golden
@@ -286,7 +286,7 @@ def test_a_transposed_array_is_looked_at_too(theirs):
 
 
 def test_reward_models_are_looked_at_too(tmp_path):
-    name, value = "head/kernel", T5Value(t5_lm.T5(CONFIG))
+    name, value = "head/kernel", ValueHead(t5_lm.T5(CONFIG))
     params = parameters(value.param_shapes())
     save_model(tmp_path / "m", CONFIG, ByteVocabulary(), params, {})
     assert read_value(tmp_path / "m") == value

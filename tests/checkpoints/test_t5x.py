@@ -14,10 +14,10 @@ from flax import serialization
 from dera_jax.checkpoints.loading import load, open_checkpoint, read_config
 from dera_jax.decoding.beam_search import Search, beam_search
 from dera_jax.decoding.sampling import Sampling, sample
-from dera_jax.models.language_model import score, streams
+from dera_jax.models.language_model import score, sequence_keys
 from dera_jax.models.t5_lm import T5
 from tests import golden
-from tests.compiled import compiled
+from tests.compiled import compiled, start
 from tests.models.test_t5 import t5x_samples
 
 flat = lambda tree: flax.traverse_util.flatten_dict(tree, sep="/")
@@ -57,9 +57,9 @@ def test_logits_and_tokens_are_those_of_t5x(version, kind, tmp_path):
     loaded = load(golden.unpack(version, kind, tmp_path))
     model, params, (_, _, g) = loaded.model, loaded.params, golden.load(version)
     half = kind.endswith("bf16")
-    inputs, targets = g["encoder_input_tokens"], g["decoder_target_tokens"][:, None]
-    nothing, stream = np.zeros((4, 1), np.float32), streams(0, np.arange(4), [0])
-    state = compiled(model, "start", 4)(params, inputs, nothing, stream, 1)
+    prompts, targets = golden.prompts(g), g["decoder_target_tokens"][:, None]
+    keys = sequence_keys(0, np.arange(4), [0])
+    state = start(model, params, prompts)
     real = g["decoder_target_tokens"] > 0
     logits = compiled(model, "teacher_forced")(params, state, targets).logits[:, 0]
     np.testing.assert_allclose(logits[real], g["logits"][real], atol=0.2 if half else 1e-4)
@@ -67,15 +67,15 @@ def test_logits_and_tokens_are_those_of_t5x(version, kind, tmp_path):
     log_probs = scored(model, params, state, targets, real[:, None].sum(-1)).sum((1, 2))
     np.testing.assert_allclose(log_probs, g["sequence_scores"], rtol=1e-2 if half else 1e-5)
 
-    for name, length, eos_id in (("16", 16, 1), ("40_noeos", 40, -1)):
-        sampling = Sampling(max_length=length, greedy=True, eos_id=eos_id)
-        tokens = sample(model, params, inputs, nothing, stream, sampling).tokens[:, 0]
+    for name, length, end_id in (("16", 16, 1), ("40_noeos", 40, -1)):
+        sampling = Sampling(max_length=length, greedy=True, end_ids=(end_id,))
+        tokens = sample(model, params, prompts, keys, sampling).tokens[:, 0]
         np.testing.assert_array_equal(tokens, g[f"greedy{name}_tokens"])
-    np.testing.assert_array_equal(t5x_samples(model, params, inputs), g["sample16_tokens"])
-    for name, eos_id in (("", 1), ("_noeos", -1)):
-        search = Search(max_length=16, beams=4, top_k=8, eos_id=eos_id)
-        texts = beam_search(model, params, inputs, nothing, stream, search).texts
-        best_last = texts.tokens[:, 0, ::-1]
+    np.testing.assert_array_equal(t5x_samples(model, params, prompts), g["sample16_tokens"])
+    for name, end_id in (("", 1), ("_noeos", -1)):
+        search = Search(max_length=16, beams=4, top_k=8, end_ids=(end_id,))
+        found = beam_search(model, params, prompts, keys, search)
+        best_last = found.pool.tokens[:, 0, ::-1]
         np.testing.assert_array_equal(best_last, g[f"beam4{name}_tokens"])
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,10 +12,10 @@ from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabular
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation.lengths import LengthSurvey
 from dera_jax.evaluation.sweep import Documents
-from dera_jax.models.language_model import streams
+from dera_jax.models.language_model import Prompts, sequence_keys
 from dera_jax.rewards.length import share_in_range
 from tasks import vocabularies
-from tests import golden
+from tests import golden, prompts
 
 IDS = np.array([7, 3, 11])
 LIMIT = 8
@@ -24,11 +25,11 @@ LIMIT = 8
 class Given:
     """Stands for a split of a task."""
 
-    inputs: np.ndarray
+    prompts: Prompts
     task: str = "given"
 
     def read(self) -> Documents:
-        return Documents(self.inputs, IDS, ["a"] * len(IDS), ["b"] * len(IDS))
+        return Documents(self.prompts, IDS, ["a"] * len(IDS), ["b"] * len(IDS))
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +49,18 @@ def tasks_vocabulary(monkeypatch, vocabulary):
 def survey(vocabulary):
     model, params, g = golden.load("v1_1")
     loaded = Loaded(model, params, vocabulary, {})
-    documents = Given(g["encoder_input_tokens"][:3, :20])
+    documents = Given(prompts.zero_padded(g["encoder_input_tokens"][:3, :20]))
     return LengthSurvey(loaded, documents, LIMIT, num_samples=5, batch_size=2, seed=4)
 
 
 def test_sample_is_each_document_s_own_samples(survey):
     lengths, finished = survey.sample()
     assert lengths.shape == finished.shape == (3, 5)
-    for row, inputs in enumerate(survey.documents.inputs):
-        stream = streams(4, IDS[row : row + 1], np.arange(5))
-        lam = np.zeros((1, 5), np.float32)
+    for row in range(3):
+        prompt = jax.tree.map(lambda x, row=row: x[row : row + 1], survey.documents.prompts)
+        keys = sequence_keys(4, IDS[row : row + 1], np.arange(5))
         model = survey.model
-        alone = sample(model.model, model.params, inputs[None], lam, stream, Sampling(LIMIT))
+        alone = sample(model.model, model.params, prompt, keys, Sampling(LIMIT))
         np.testing.assert_array_equal(lengths[row], alone.lengths[0])
         np.testing.assert_array_equal(finished[row], alone.finished[0])
 

@@ -12,8 +12,8 @@ from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation import shards
 from dera_jax.evaluation.methods import Bench, Sampled, Searched, run
 from dera_jax.evaluation.sweep import measure
-from dera_jax.models.heads import T5Value
-from dera_jax.models.language_model import streams
+from dera_jax.models.heads import ValueHead
+from dera_jax.models.language_model import sequence_keys
 from dera_jax.models.t5_lm import T5
 from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.judge import Judge
@@ -33,7 +33,7 @@ def bench(tmp_path_factory) -> Bench:
 
 
 def read(bench: Bench) -> np.ndarray:
-    return np.sum(bench.documents.inputs > 0, axis=1)
+    return bench.documents.prompts.lengths
 
 
 @pytest.mark.parametrize("lam, models", [(0.0, 1), (1.0, 1), (0.5, 2)])
@@ -43,10 +43,10 @@ def test_a_sample_costs_its_input_and_its_tokens_for_each_model(bench, lam, mode
         answers.positions, models * (read(bench)[:, None] + answers.lengths)
     )
     # The model at λ = 0 or 1 alone gives what the pair gives there.
-    lams = np.full((4, 3), lam)
-    stream = streams(0, bench.documents.example_id, np.arange(3))
+    prompts = bench.documents.prompts.replace(lam=np.full((4, 1), lam))
+    keys = sequence_keys(0, bench.documents.example_id, np.arange(3))
     pair = Realigned(bench.models[0], bench.models[1:])
-    out = sample(pair, bench.params, bench.documents.inputs, lams, stream, Sampling(LENGTH))
+    out = sample(pair, bench.params, prompts, keys, Sampling(LENGTH))
     np.testing.assert_array_equal(answers.tokens, out.tokens)
 
 
@@ -70,7 +70,7 @@ def test_best_of_n_is_the_best_and_costs_all_n(bench):
 
 @pytest.mark.slow
 def test_what_a_reward_model_reads_is_counted(bench):
-    model = T5Value(T5(small.CONFIG))
+    model = ValueHead(T5(small.CONFIG))
     params = model.random(jax.random.key(0))
     learned = dataclasses.replace(
         bench, judge=Judge(RewardModel(model), params, bench.tokenizer.decode)
@@ -80,7 +80,7 @@ def test_what_a_reward_model_reads_is_counted(bench):
     paid = Sampled("best", n=n, best=True).answer(learned, ROWS).positions[:, 0]
     np.testing.assert_array_equal(paid, free + size + n * (LENGTH + 1))
     # Without an end token, in sight or not, every step of a search is taken: 8 rounds of 6 texts.
-    endless = dataclasses.replace(SEARCH, lookahead=0, eos_id=-1)
+    endless = dataclasses.replace(SEARCH, lookahead=0, end_ids=(-1,))
     searched = Searched("DeAL", endless).answer(learned, ROWS).positions[:, 0]
     np.testing.assert_array_equal(searched, size + 2 * LENGTH + 8 * (size + 6 * (LENGTH + 1)))
     often = dataclasses.replace(endless, period=4)  # 2 rounds of 6 candidates and 2 that wait
@@ -89,7 +89,7 @@ def test_what_a_reward_model_reads_is_counted(bench):
 
 
 def test_a_search_costs_its_beams_and_its_lookahead(bench):
-    endless = dataclasses.replace(SEARCH, eos_id=-1)
+    endless = dataclasses.replace(SEARCH, end_ids=(-1,))
     # 2 beams at 8 steps; 6 candidates look 2 tokens ahead, at the last but one step 1, at the last
     # none. At the first step there is one text to go on from, and 3 candidates.
     expected = 2 * LENGTH + 3 * 2 + 6 * (2 * (LENGTH - 3) + 1)
@@ -101,7 +101,7 @@ def test_a_search_costs_its_beams_and_its_lookahead(bench):
 @pytest.mark.slow
 def test_a_reward_in_python_searches_as_the_compiled_one(bench):
     def fn(documents, texts):
-        cut = [bench.tokenizer.decode(row) for row in bench.documents.inputs]
+        cut = [bench.tokenizer.decode(row) for row in bench.documents.prompts.tokens]
         of = dict(zip(bench.documents.texts, cut, strict=True))
         return [faithful_share(text, of[document]) for document, text in zip(documents, texts)]
 
@@ -145,21 +145,25 @@ def test_a_stopped_run_goes_on_and_ends_the_same(bench, tmp_path):
 
 
 def test_a_prompt_stands_before_the_document_and_cuts_nothing(bench):
-    inputs, plain = bench.inputs("use {keywords}. {text}", ROWS), bench.documents.inputs
+    read = lambda template, lam=0.0: bench.prompts(template, ROWS, lam)
+    ids = lambda prompts: [x[:n] for x, n in zip(prompts.tokens, prompts.lengths, strict=True)]
+    prompts, plain = read("use {keywords}. {text}"), bench.documents.prompts
     keywords = bytes(bench.documents.keywords[0, 0]).rstrip(b"\0").decode()
-    said = bench.tokenizer.decode(inputs[0])
+    said = bench.tokenizer.decode(prompts.tokens[0])
     assert said.startswith("use ") and keywords in said
-    for with_prompt, without in zip(inputs, plain, strict=True):
-        with_prompt, without = with_prompt[with_prompt > 0], without[without > 0]
+    for with_prompt, without in zip(ids(prompts), ids(plain), strict=True):
         np.testing.assert_array_equal(with_prompt[-len(without) :], without)  # and ends as it did
-    after = bench.inputs("{text} In short:", ROWS)[0]
-    assert after[after > 0][-1] == 1 and "In short:" in bench.tokenizer.decode(after)
-    np.testing.assert_array_equal(bench.inputs("{text}", ROWS), plain)
+    after = ids(read("{text} In short:"))[0]
+    assert after[-1] == 1 and "In short:" in bench.tokenizer.decode(after)
+    jax.tree.map(np.testing.assert_array_equal, read("{text}"), plain)
+    assert read("{text}").lam is read("{text}", 1.0).lam is None  # of single models
+    for template in ("{text}", "{text} In short:"):
+        np.testing.assert_array_equal(read(template, 0.5).lam, np.full((4, 1), 0.5))
     with pytest.raises(ValueError, match="no slot {text}"):
-        bench.inputs("summarize", ROWS)
+        read("summarize")
     without = dataclasses.replace(bench.documents, keywords=None)
     with pytest.raises(ValueError, match="the task no keywords"):
-        dataclasses.replace(bench, documents=without).inputs("{keywords} {text}", ROWS)
+        dataclasses.replace(bench, documents=without).prompts("{keywords} {text}", ROWS, 0.0)
 
 
 def test_what_cannot_be_meant_is_refused(bench):

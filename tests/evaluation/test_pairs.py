@@ -15,13 +15,12 @@ from dera_jax.checkpoints.rewriters import load_rewriter
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.evaluation.pairs import load_models, load_pair
-from dera_jax.models.heads import start_teacher_forcing
-from dera_jax.models.language_model import streams
+from dera_jax.models.language_model import UNUSED
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.training.supervised import finished_model, read_for_task
 from tasks import vocabularies
-from tests import golden
+from tests import golden, prompts
 from tests.compiled import compiled
 
 CONFIG = T5Config(
@@ -93,12 +92,12 @@ def test_tokenizer_agrees_with_seqio(folders):
 
 def logits_of(model, params, lam=None) -> np.ndarray:
     """Teacher-forced, of ids that all vocabularies here have."""
-    inputs, targets = jnp.array([[9, 8, 7, 1], [5, 6, 1, 0]]), jnp.array([[[3, 4, 1]], [[9, 2, 5]]])
-    if lam is None:
-        state = jax.jit(start_teacher_forcing, static_argnums=(0, 3))(model, params, inputs, 1)
-    else:
-        rows = jnp.full((2, 1), lam), streams(0, np.arange(2), [0])
-        state = compiled(model, "start", 4)(params, inputs, *rows, 1)
+    lam = None if lam is None else jnp.full((2, 1), lam)
+    some, targets = (
+        prompts.zero_padded([[9, 8, 7, 1], [5, 6, 1, 0]], lam),
+        jnp.array([[[3, 4, 1]], [[9, 2, 5]]]),
+    )
+    state = compiled(model, "start", 2, 3)(params, some, 1, 1)
     return np.asarray(compiled(model, "teacher_forced")(params, state, targets).logits)
 
 
@@ -156,7 +155,7 @@ def padded(model, params, rows: int):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("turned", [False, True])
-def test_rows_that_pad_the_larger_tables_are_cut(tmp_path, capsys, tied, turned):
+def test_rows_that_pad_the_larger_tables_are_not_produced(tmp_path, capsys, tied, turned):
     model = T5(dataclasses.replace(CONFIG, logits_via_embedding=tied))
     params = [varied(model.init(jax.random.key(i)), i) for i in range(2)]
     save_model(tmp_path / "small", model.config, shipped_vocabulary(), params[0], {})
@@ -167,20 +166,23 @@ def test_rows_that_pad_the_larger_tables_are_cut(tmp_path, capsys, tied, turned)
     order = [tmp_path / "small", tmp_path / "large"][:: -1 if turned else 1]
     found = load_models(order)
     for loaded, own in zip(found, expected[:: -1 if turned else 1], strict=True):
-        assert loaded.model.vocab_size == 4096
+        assert loaded.model.vocab_size == own.shape[-1]
         assert loaded.vocabulary == shipped_vocabulary()
-        np.testing.assert_allclose(
-            logits_of(loaded.model, loaded.params), own[..., :4096], atol=1e-5
-        )
+        logits = logits_of(loaded.model, loaded.params)
+        np.testing.assert_allclose(logits[..., :4096], own[..., :4096], atol=1e-5)
+        assert (logits[..., 4096:] == UNUSED).all()
     said = capsys.readouterr().err
     assert f"{tmp_path}/small 4,096" in said and f"{tmp_path}/large 4,112" in said
-    assert "ids from 4,096 on are padding, since the vocabulary has 4,096" in said
+    assert "ids from 4,096 on are padding, since the vocabulary has no more" in said
     pair = load_pair(order[0], [order[1]])
-    assert pair.model.vocab_size == 4096
-    assert logits_of(pair.model, pair.params, 0.5).shape[-1] == 4096
+    assert (pair.model.vocab_size, pair.model.num_ids) == (4112, 4096)
+    logits = logits_of(pair.model, pair.params, 0.5)
+    mean = (expected[0] + expected[1][..., :4096]) / 2
+    np.testing.assert_allclose(logits[..., :4096], mean, atol=1e-5)
+    assert (logits[..., 4096:] == UNUSED).all()
 
 
-def test_padding_of_two_sizes_is_cut_to_the_smaller(tmp_path, capsys):
+def test_padding_of_two_sizes_is_not_produced(tmp_path, capsys):
     """Both are larger than the vocabulary, as ByT5's and mT5's tables are."""
     model = T5(CONFIG)
     for name, rows in (("a", 32), ("b", 16)):
@@ -188,9 +190,10 @@ def test_padding_of_two_sizes_is_cut_to_the_smaller(tmp_path, capsys):
         save_model(tmp_path / name, config, None, wide, {})
     paths = [tmp_path / "a", tmp_path / "b"]
     found = load_models(paths, vocabulary=shipped_vocabulary())
-    assert [x.model.vocab_size for x in found] == [4112, 4112]
+    assert [x.model.vocab_size for x in found] == [4128, 4112]
+    assert [x.model.num_ids for x in found] == [4096, 4096]
     assert (
-        "ids from 4,112 on are padding, since the vocabulary has 4,096" in capsys.readouterr().err
+        "ids from 4,096 on are padding, since the vocabulary has no more" in capsys.readouterr().err
     )
     with pytest.raises(ValueError, match=r"a 4,128, .*b 4,112\).*no checkpoint says.*vocabulary="):
         load_models(paths)
@@ -231,7 +234,7 @@ def test_the_vocabulary_of_a_task_is_not_assumed_where_a_folder_should_say_its_o
 ):
     """A folder of ours without a vocabulary is of a T5X checkpoint: there it is the task's."""
     task = {"vocabulary": shipped_vocabulary(), "task": "docstrings"}
-    assert load_pair(exported / "same", [folders["reference"]], **task).model.end_token == 1
+    assert load_pair(exported / "same", [folders["reference"]], **task).model.end_ids == (1,)
     message = r"silent does not say what its ids mean: it has neither tokenizer.json nor spiece"
     for pair in ((exported / "silent", folders["same"]), (folders["same"], exported / "silent")):
         with pytest.raises(ValueError, match=message):

@@ -12,7 +12,7 @@ from dera_jax.decoding.sampling import Sampling
 from dera_jax.evaluation import shards
 from dera_jax.evaluation.methods import Bench, Sampled, run
 from dera_jax.evaluation.populations import TRACE, Bred, replacements
-from dera_jax.models.heads import T5Value
+from dera_jax.models.heads import ValueHead
 from dera_jax.models.t5_lm import T5
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.learned import RewardModel
@@ -80,9 +80,9 @@ def positions_by_trace(bench, details, row, read) -> int:
 
 
 def test_what_is_counted(bench):
-    never = dataclasses.replace(EVOLUTION, sampling=Sampling(LENGTH, eos_id=-1))
+    never = dataclasses.replace(EVOLUTION, sampling=Sampling(LENGTH, end_ids=(-1,)))
     answers = Bred("DARWIN", never, Unchanged()).answer(bench, ROWS)
-    size = np.sum(bench.documents.inputs > 0, axis=1)
+    size = bench.documents.prompts.lengths
     for b in range(4):
         drawn = LENGTH * (1 + 2 * 3)
         read = [size[b] * (1 + 2 * 3), drawn]
@@ -97,7 +97,7 @@ def test_what_is_counted(bench):
 
 def test_instructions_are_read_and_so_counted(bench):
     never = dataclasses.replace(
-        EVOLUTION, generations=1, period=LENGTH, sampling=Sampling(LENGTH, eos_id=-1)
+        EVOLUTION, generations=1, period=LENGTH, sampling=Sampling(LENGTH, end_ids=(-1,))
     )
     plain = Bred("plain", never, Unchanged()).answer(bench, ROWS).positions
     longer = TemplateBank(("briefly, {text}",))
@@ -118,7 +118,7 @@ class Costly:
 
 
 def test_models_that_mutate_and_judge_are_counted(bench):
-    model = T5Value(T5(small.CONFIG))
+    model = ValueHead(T5(small.CONFIG))
     params = model.random(jax.random.key(0))
     learned = dataclasses.replace(
         bench, judge=Judge(RewardModel(model), params, bench.tokenizer.decode)
@@ -126,7 +126,7 @@ def test_models_that_mutate_and_judge_are_counted(bench):
     one = dataclasses.replace(EVOLUTION, generations=1, period=LENGTH)
     free = Bred("free", one, Unchanged()).answer(bench, ROWS)
     paid = Bred("paid", one, Costly(100)).answer(learned, ROWS)
-    size = np.sum(bench.documents.inputs > 0, axis=1)
+    size = bench.documents.prompts.lengths
     # The seed's text alone, and three texts in the one round; see `RewardModel.positions`.
     judged = (size + LENGTH + 1) + (size + 3 * (LENGTH + 1))
     np.testing.assert_array_equal(paid.positions[:, 0], free.positions[:, 0] + 100 + judged)
@@ -138,15 +138,15 @@ def test_without_mutation_and_replacement_it_costs_best_of_n_and_more_inputs(ben
     bred = Bred("DARWIN", evolution, Unchanged()).answer(bench, ROWS)
     best = Sampled("best", n=4, best=True).answer(bench, ROWS)
     np.testing.assert_array_equal(bred.tokens, best.tokens)
-    size = np.sum(bench.documents.inputs > 0, axis=1)
+    size = bench.documents.prompts.lengths
     np.testing.assert_array_equal(bred.positions[:, 0], best.positions[:, 0] + 3 * size)
 
 
 def test_the_plain_prompt_is_what_the_task_reads(bench):
-    size = bench.documents.inputs.shape[1]  # all documents are longer, and cut
-    for row in ROWS:
-        ids = bench.encode(bench.prompt("{text}", row), size)
-        np.testing.assert_array_equal(ids, bench.documents.inputs[row])
+    plain = bench.documents.prompts
+    size = plain.tokens.shape[1]  # all documents are longer, and cut
+    found = bench.encode([bench.prompt("{text}", row) for row in ROWS], size, None)
+    jax.tree.map(np.testing.assert_array_equal, found, plain)
 
 
 def test_keywords_that_are_not_there_are_refused(bench):
@@ -165,7 +165,9 @@ def test_a_stopped_run_goes_on_and_ends_the_same(bench, tmp_path):
 
 def test_a_long_instruction_cuts_the_document(bench):
     prompt = Prompt(bench.documents.texts[0], "briefly, {text}")
-    whole, cut = bench.encode(prompt, 60), bench.encode(prompt, 12)
+    whole, cut = (bench.encode([prompt], size, None) for size in (60, 12))
+    assert cut.lengths.tolist() == [12]
+    whole, cut = whole.tokens[0], cut.tokens[0]
     around = bench.tokenizer.encode("briefly, ")
     np.testing.assert_array_equal(cut[:11], whole[:11])
     assert cut[-1] == 1 and cut[: len(around)].tolist() == around

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -44,10 +45,12 @@ SWEEP = Sweep((0.0, 0.5, 1.0), 2, Sampling(max_length=6), OddLength(), batch_siz
 @pytest.fixture(scope="module")
 def world():
     """model, params, five documents, ids to text."""
-    model, params, inputs, _, _ = worlds.realigned_t5()
-    inputs = np.concatenate([inputs, inputs[:1, ::-1]])
+    model, params, prompts, _ = worlds.realigned_t5()
+    prompts = prompts.replace(lam=None)
+    fifth = prompts.replace(tokens=prompts.tokens[:1, ::-1], lengths=prompts.lengths[:1])
+    prompts = jax.tree.map(lambda *x: np.concatenate(x), prompts, fifth)
     names = [f"document {i}" for i in range(5)]
-    documents = Documents(inputs, np.arange(100, 105), names, ["3 4 5"] * 5)
+    documents = Documents(prompts, np.arange(100, 105), names, ["3 4 5"] * 5)
     return model, params, documents, lambda ids: " ".join(str(int(i)) for i in ids)
 
 

@@ -13,6 +13,7 @@ from dera_jax.rewards.protocol import Reward, Source
 from dera_jax.rewards.tokens import LengthNear, Repetition, TokenOverlap
 from dera_jax.rewards.word_hashes import keyword_bytes
 from dera_jax.rewards.words import Faithfulness, KeywordCoverage, WordsInRange
+from tests import prompts
 
 EOS, B, K, T = 1, 3, 400, 8
 LETTERS = [b"a", b" ", b"b", b"c", b" "]
@@ -45,7 +46,12 @@ def random_texts(seed: int):
     inputs = rng.integers(2, 2 + len(LETTERS), (B, 6))
     inputs[:, :2] = 4, 3  # "b ", so that every document has a content word
     keywords = keyword_bytes([["a", "b"], ["c"], ["a b"]])
-    return Source(inputs, targets, keywords), tokens, lengths, finished
+    return (
+        Source(prompts.whole(inputs), prompts.zero_padded_targets(targets), keywords),
+        tokens,
+        lengths,
+        finished,
+    )
 
 
 def rewards_of(reward, seed: int = 0) -> np.ndarray:

@@ -11,8 +11,9 @@ from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import Reward, Source
+from tests import prompts
 
-SOURCE = Source(np.ones((2, 3), int))
+SOURCE = Source(prompts.whole(np.ones((2, 3))))
 TOKENS = np.array([[[5, 6, 1], [7, 1, 0]], [[8, 9, 5], [1, 0, 0]]])
 LENGTHS = np.array([[3, 2], [3, 1]])
 FINISHED = np.array([[True, True], [False, True]])

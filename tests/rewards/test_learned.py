@@ -15,8 +15,8 @@ from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.vocabulary import tokenizer
-from dera_jax.models.heads import T5Value
-from dera_jax.models.language_model import shift_right
+from dera_jax.models.heads import ValueHead
+from dera_jax.models.language_model import next_token_logits
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.rewards.combined import Combined, Part
@@ -24,6 +24,7 @@ from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.learned import Entailment, RewardModel
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import Source
+from tests import prompts
 
 CONFIG = T5Config(4096, 32, 2, 1, 1, 16, 64, ("relu",), True)
 DOCUMENTS = ["summarize: solve(a, b): the solution of a x = b.", "summarize: the mean of an array."]
@@ -44,7 +45,7 @@ def folders(tmp_path_factory, vocabulary):
     model = T5(CONFIG)
     params = model.init(jax.random.key(0))
     save_model(folder / "text", CONFIG, vocabulary, params, {})
-    value = T5Value(model).init(params)
+    value = ValueHead(model).init(params)
     value["head"] = {"kernel": jax.random.normal(jax.random.key(1), (32,)), "bias": jnp.ones(())}
     save_model(folder / "scalar", CONFIG, vocabulary, value, {})
     return folder
@@ -63,7 +64,7 @@ def batch(vocabulary):
     for index in np.ndindex(2, 2):
         ids = encode(TEXTS[index[0]][index[1]]) + [1] * int(finished[index])
         tokens[index][: len(ids)] = ids
-    return Source(inputs), tokens, np.sum(tokens > 0, axis=-1), finished
+    return Source(prompts.zero_padded(inputs)), tokens, np.sum(tokens > 0, axis=-1), finished
 
 
 def test_a_reward_model_reads_the_whole_text(folders, vocabulary, batch):
@@ -78,7 +79,9 @@ def test_a_reward_model_reads_the_whole_text(folders, vocabulary, batch):
         n = lengths[b, k]
         alone = np.append(tokens[b, k], 0)[None, None]
         alone[..., n] = 7  # what comes after the text is not read
-        values = values_of(params, source.inputs[b : b + 1], alone)[0, 0]
+        values = values_of(
+            params, jax.tree.map(lambda x, b=b: x[b : b + 1], source.prompts), alone
+        )[0, 0]
         assert found[b, k] == pytest.approx(float(values[: n + 1].mean()), abs=1e-4)
     changed = tokens.copy()
     changed[0, 0, lengths[0, 0] - 2] = 99  # the last word
@@ -100,10 +103,9 @@ def test_entailment_is_the_label_s_log_probability(folders, vocabulary, batch):
     for b, k in np.ndindex(2, 2):
         document = DOCUMENTS[b].removeprefix("summarize: ")
         prompt = [*encode(f"premise: {document} hypothesis: {TEXTS[b][k]}"), 1]
-        logits = loaded.model.apply(
-            loaded.params, "teacher_forced", np.array([prompt]),
-            shift_right(jnp.array(answer), 0)[None, None],
-        )[0, 0]  # fmt: skip
+        logits = next_token_logits(
+            loaded.model, loaded.params, prompts.whole([prompt]), jnp.array(answer)[None, None]
+        )[0, 0]
         log_probs = jax.nn.log_softmax(logits)
         expected = float(log_probs[np.arange(len(answer)), answer].sum())
         assert found[b, k] == pytest.approx(expected, abs=1e-3)
@@ -113,30 +115,32 @@ def test_a_prompt_is_the_tokens_of_its_text(folders, vocabulary, batch):
     reward = entailment(str(folders / "text"), max_length=64)
     params = reward.load(RunResources(vocabulary))
     source, tokens, lengths, finished = batch
-    prompts = reward.prompts(params, source.inputs, tokens, lengths - finished)
+    found = reward.prompts(params, source.prompts, tokens, lengths - finished)
     encode = tokenizer(vocabulary).encode
     text = f"premise: {DOCUMENTS[0].removeprefix('summarize: ')} hypothesis: {TEXTS[0][0]}"
     expected = [*encode(text), 1]
-    assert prompts.shape == (2, 2, 64)
-    assert prompts[0, 0].tolist() == expected + [0] * (64 - len(expected))
+    assert found.tokens.shape == (2, 2, 64) and found.lengths[0, 0] == len(expected)
+    assert found.tokens[0, 0, : len(expected)].tolist() == expected
 
 
 def test_a_long_document_leaves_room_for_the_text(folders, vocabulary):
     reward = entailment(str(folders / "text"), max_length=40)
     params = reward.load(RunResources(vocabulary))
-    inputs = np.full((1, 80), 500)
+    documents = prompts.whole(np.full((1, 80), 500))
     tokens = np.full((1, 1, MAX_LENGTH), 600)
-    prompt = np.asarray(reward.prompts(params, inputs, tokens, np.array([[MAX_LENGTH]])))[0, 0]
+    found = reward.prompts(params, documents, tokens, np.array([[MAX_LENGTH]]))
+    assert found.lengths.tolist() == [[40]]
+    prompt = np.asarray(found.tokens)[0, 0]
     assert (prompt == 600).sum() == MAX_LENGTH and prompt[-1] == 1
     words = sum(len(params[name]) for name in ("premise", "hypothesis"))
     assert (prompt == 500).sum() == 40 - words - MAX_LENGTH - 1
     with pytest.raises(ValueError, match="max_length 20 leaves no room for a document"):
-        entailment(str(folders / "text"), 20).prompts(params, inputs, tokens, np.array([[1]]))
+        entailment(str(folders / "text"), 20).prompts(params, documents, tokens, np.array([[1]]))
 
 
 def test_positions_of_networks_and_of_their_sum():
     """6 texts of up to 16 tokens about a document of 40, counted by hand."""
-    value = RewardModel(T5Value(T5(CONFIG)))
+    value = RewardModel(ValueHead(T5(CONFIG)))
     label = Entailment(T5(CONFIG), max_length=64)
     assert value.positions(40, 6, 16) == 40 + 6 * 17 == 142
     assert label.positions(40, 6, 16) == 6 * 64 == 384
@@ -147,7 +151,9 @@ def test_positions_of_networks_and_of_their_sum():
 
 
 def test_a_log_probability_is_bounded_and_a_head_is_not():
-    assert Entailment(T5(CONFIG)).highest == 0 and RewardModel(T5Value(T5(CONFIG))).highest is None
+    assert (
+        Entailment(T5(CONFIG)).highest == 0 and RewardModel(ValueHead(T5(CONFIG))).highest is None
+    )
 
 
 def test_a_model_of_another_vocabulary_is_refused(folders):

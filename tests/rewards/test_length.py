@@ -15,13 +15,16 @@ from dera_jax.rewards.length import (
     share_in_range,
 )
 from dera_jax.rewards.protocol import Source, check_limit
+from tests import prompts
 from tests.decoding import worlds
 
 
 def reward_of(reward, lengths, finished) -> np.ndarray:
     lengths, finished = np.array([lengths]), np.array([finished])
     tokens = np.zeros((*lengths.shape, 70), int)
-    return np.asarray(reward(None, Source(np.ones((1, 3), int)), tokens, lengths, finished))[0]
+    return np.asarray(
+        reward(None, Source(prompts.whole(np.ones((1, 3)))), tokens, lengths, finished)
+    )[0]
 
 
 def test_the_paper_s_range_is_the_default():
@@ -44,8 +47,7 @@ def test_an_empty_text_can_be_in_range():
 
 def test_reward_of_samples_is_what_counting_their_tokens_gives():
     model, (params,) = worlds.tabular_tower(1)
-    lam, stream = worlds.rows(200, 1.0)
-    samples = sample(model, params, np.zeros((1, 1), int), lam, stream, Sampling(worlds.HORIZON))
+    samples = sample(model, params, *worlds.rows(200), Sampling(worlds.HORIZON))
     reward = LengthInRange(low=1, high=1)
     found = jax.jit(reward)(
         None, None, samples.tokens, samples.lengths, samples.finished

@@ -7,23 +7,26 @@ import jax
 import numpy as np
 import pytest
 
+from dera_jax.models.language_model import Padded
 from dera_jax.rewards.protocol import Source, check_limit
 from dera_jax.rewards.tokens import LengthNear, Repetition, TokenOverlap
+from tests import prompts
 
 EOS, K, T = 1, 40, 9
 
 
 def batch(seed=0):
-    """Texts of few ids, so that they repeat; what comes after a text is anything."""
+    """Texts of few ids, 0 among them, so that they repeat; what comes after a text is anything."""
     rng = np.random.default_rng(seed)
-    tokens = rng.integers(2, 6, (3, K, T))
+    tokens = rng.choice([0, 2, 3, 4], (3, K, T))
     finished = rng.random((3, K)) < 0.7
     lengths = np.where(finished, rng.integers(1, T + 1, (3, K)), rng.integers(0, T + 1, (3, K)))
     for index in np.argwhere(finished):
         tokens[(*index, lengths[tuple(index)] - 1)] = EOS
-    targets = rng.integers(2, 8, (3, 7))
-    targets[0, 3:], targets[0, 3], targets[1, -1], targets[2] = 0, EOS, EOS, 0
-    return Source(np.ones((3, 4), int), targets), tokens, lengths, finished
+    targets = rng.choice([0, 2, 3, 4, 5, 6], (3, 7))
+    targets[0, 3], targets[1, -1] = EOS, EOS
+    source = Source(prompts.whole(np.ones((3, 4))), Padded(targets, np.array([4, 7, 0])))
+    return source, tokens, lengths, finished
 
 
 def assert_scores(reward, loop, seed=0, params=None):
@@ -32,7 +35,8 @@ def assert_scores(reward, loop, seed=0, params=None):
     expected = np.zeros((3, K))
     for b, k in np.ndindex(3, K):
         text = tokens[b, k, : lengths[b, k] - finished[b, k]].tolist()
-        expected[b, k] = loop(text, [x for x in source.targets[b].tolist() if x not in (0, EOS)])
+        target = source.targets.tokens[b, : source.targets.lengths[b]].tolist()
+        expected[b, k] = loop(text, [x for x in target if x != EOS])
     assert len(np.unique(expected)) > 4
     for function in (reward, jax.jit(reward)):
         found = function(params, *arguments)
@@ -79,7 +83,7 @@ def test_token_overlap_is_the_f1_of_multisets():
 
 
 def test_token_overlap_of_another_end_token():
-    source = Source(np.ones((1, 1), int), np.array([[1, 5, 9, 0]]))
+    source = Source(prompts.whole([[1]]), prompts.zero_padded_targets([[1, 5, 9, 0]]))
     tokens, lengths = np.array([[[1, 5, 9, 9], [9, 0, 0, 0]]]), np.array([[3, 1]])
     params = TokenOverlap().load(SimpleNamespace(end_id=9))
     found = TokenOverlap()(params, source, tokens, lengths, np.ones((1, 2), bool))
@@ -89,7 +93,7 @@ def test_token_overlap_of_another_end_token():
 def test_a_task_without_targets_is_refused():
     _, *arguments = batch()
     with pytest.raises(ValueError, match="this task has no targets"):
-        TokenOverlap()(None, Source(np.ones((3, 4), int)), *arguments)
+        TokenOverlap()(None, Source(prompts.whole(np.ones((3, 4)))), *arguments)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 import sentencepiece
 
 from dera_jax import log
+from dera_jax.models.language_model import Prompts
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.protocol import Source, check_limit
 from dera_jax.rewards.segmentation import words_of
@@ -27,6 +28,7 @@ from dera_jax.rewards.words import (
     faithful_share,
     words_within,
 )
+from tests import prompts
 
 SHIPPED = resources.files("dera_jax") / "assets" / "docstrings.model"
 SOME_WORDS = """return the value of array axis_0 numpy.ndarray float64 is not 3 1e-5 shape don't self
@@ -179,12 +181,12 @@ def test_bytes_that_are_no_utf8_separate_words(broken):
 
 def test_words_of_any_pieces_a_text_is_cut_into():
     rng = np.random.default_rng(1)
-    texts, pieces, tokens = [bytes(random_text(rng, 60)) for _ in range(30)], [b"never"], []
+    texts, pieces, tokens = [bytes(random_text(rng, 60)) for _ in range(30)], [b""], []
     for text in texts:
         cuts = np.sort(rng.integers(0, len(text), 20))
         first, parts = len(pieces), np.split(np.frombuffer(text, np.uint8), cuts)
         pieces += [bytes(x) for x in parts]
-        # with padding, and an id above the vocabulary
+        # with an id that has no text, and one above the vocabulary
         tokens.append(np.insert(np.arange(first, len(pieces)), 5, [0, 10_000, 0]))
     table = word_table(pieces)
     found = text_hashes(table, np.stack(tokens), np.full(30, 24))
@@ -247,7 +249,7 @@ def scored(reward, pieces, rows: list[list[int]], finished=False, **source) -> n
     if "keywords" in source:
         spare = np.subtract((1, 3, 20), source["keywords"].shape)
         source["keywords"] = np.pad(source["keywords"], [(0, x) for x in spare])
-    source = Source(**{"inputs": np.ones((1, 50), int)} | source)
+    source = Source(**{"prompts": prompts.whole(np.ones((1, 50)))} | source)
     arguments = (params, source, np.array([tokens]), np.array([size]), np.full((1, 8), finished))
     values, eagerly = _compiled(reward, *arguments), reward(*arguments)
     assert values.shape == (1, 8) and values.dtype == eagerly.dtype == jnp.float32
@@ -257,6 +259,13 @@ def scored(reward, pieces, rows: list[list[int]], finished=False, **source) -> n
 
 def bytes_as_ids(*texts: str) -> list[list[int]]:
     return [[x + 3 for x in text.encode()] for text in texts]
+
+
+def document_of(text: str) -> Prompts:
+    """A document of 50 ids at most, padded with the id of a letter."""
+    ids = bytes_as_ids(text)[0]
+    padded = np.pad(ids, (0, 50 - len(ids)), constant_values=ord("c") + 3)
+    return Prompts(padded[None], np.array([len(ids)]))
 
 
 def test_coverage_is_the_share_of_keywords_found_as_whole_words(byte_pieces):
@@ -324,8 +333,7 @@ def test_the_end_token_and_what_follows_it_are_no_text(byte_pieces):
     for finished, expected in [(True, [1, 0]), (False, [0, 1])]:
         values = scored(KeywordCoverage(), byte_pieces, rows, finished, keywords=keywords)
         np.testing.assert_array_equal(values, expected)
-        inputs = np.pad(bytes_as_ids("cat"), ((0, 0), (0, 47)))
-        values = scored(Faithfulness(), byte_pieces, rows, finished, inputs=inputs)
+        values = scored(Faithfulness(), byte_pieces, rows, finished, prompts=document_of("cat"))
         np.testing.assert_array_equal(values, expected)
 
 
@@ -371,7 +379,7 @@ def test_rewards_say_once_where_they_measure_something_else(caplog):
 
 def test_a_task_without_keywords_is_refused():
     with pytest.raises(ValueError, match="no field `keywords`"):
-        KeywordCoverage()(None, Source(np.ones((1, 1), int)), *[np.ones((1, 1), int)] * 3)
+        KeywordCoverage()(None, Source(prompts.whole(np.ones((1, 1)))), *[np.ones((1, 1), int)] * 3)
 
 
 def test_keyword_bytes_are_normalised_utf8_in_rows():
@@ -390,7 +398,6 @@ def test_a_keyword_without_a_letter_is_refused(keyword):
 
 def test_faithfulness_by_hand(byte_pieces):
     document = "Summarize: The x_1 of Zoë has 42 cats."
-    inputs = np.pad(bytes_as_ids(document), ((0, 0), (0, 50 - len(document.encode()))))
     texts = {
         "ZOË has the 42 CATS": 1,  # Zoë, 42 and cats; function words do not count
         "Zoë owns 43 cats": 2 / 4,
@@ -400,7 +407,9 @@ def test_faithfulness_by_hand(byte_pieces):
         "": 0,
     }
     expected = list(texts.values())
-    values = scored(Faithfulness(), byte_pieces, bytes_as_ids(*texts), inputs=inputs)
+    values = scored(
+        Faithfulness(), byte_pieces, bytes_as_ids(*texts), prompts=document_of(document)
+    )
     np.testing.assert_allclose(values, expected, atol=1e-6)
     np.testing.assert_allclose([faithful_share(x, document) for x in texts], expected)
 
@@ -523,7 +532,10 @@ def test_rewards_of_sentences_are_their_counterparts_on_text(shipped):
     pad = lambda rows: np.stack([np.pad(r, (0, 120 - len(r))) for r in map(np.int32, rows)])
     ids = [[[*shipped.encode(x), 1] for x in row] for row in texts]
     arguments = (
-        Source(pad([shipped.encode(x) for x in documents]), keywords=keyword_bytes(lists)),
+        Source(
+            prompts.zero_padded(pad([shipped.encode(x) for x in documents])),
+            keywords=keyword_bytes(lists),
+        ),
         np.stack([pad(row) for row in ids]),
         np.array([[len(x) for x in row] for row in ids]),
         np.ones((4, 8), bool),

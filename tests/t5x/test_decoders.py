@@ -12,7 +12,7 @@ from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample
-from dera_jax.models.language_model import streams
+from dera_jax.models.language_model import sequence_keys
 from dera_jax.models.t5_lm import T5
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.t5x.decoders import (
@@ -38,7 +38,8 @@ def world():
 def task(rows=slice(None), columns=slice(None)) -> Task:
     _, _, g = world()
     inputs = jnp.asarray(g["encoder_input_tokens"][rows][:, columns])
-    return Task(inputs, g["decoder_target_tokens"][rows], LENGTH, 1, RunResources(ByteVocabulary()))
+    resources = RunResources(ByteVocabulary())
+    return Task(inputs, g["decoder_target_tokens"][rows], LENGTH, (1,), resources)
 
 
 def decode(decoder, asked: Task):
@@ -49,11 +50,10 @@ def decode(decoder, asked: Task):
 
 def test_lam_0_and_1_are_the_single_models():
     model, params, _ = world()
-    inputs = task().inputs
     both = decode(SampleDecoder(lams=(0.0, 1.0), num_samples=2, seed=3), task())
-    stream = streams(3, example_ids(inputs), np.arange(2))
+    keys = sequence_keys(3, example_ids(task().inputs), np.arange(2))
     for i, p in enumerate(params):
-        single = sample(model.reference, p, inputs, np.zeros((4, 2)), stream, Sampling(LENGTH))
+        single = sample(model.reference, p, task().prompts(), keys, Sampling(LENGTH))
         rows = slice(2 * i, 2 * i + 2)
         np.testing.assert_array_equal(both.tokens[:, rows], single.tokens)
         name = ("reference_log_prob", "aligned_log_prob")[i]
@@ -114,9 +114,9 @@ def test_evolution_without_instructions_or_replacement_is_best_of_n():
         top_k=None,
     )  # fmt: skip
     found = decode(decoder, asked)
-    stream = streams(7, example_ids(asked.inputs), np.arange(1 + n))
-    lam = np.full(stream.shape, 0.5, np.float32)
-    out = sample(model, params, asked.inputs, lam, stream, Sampling(LENGTH))
+    keys = sequence_keys(7, example_ids(asked.inputs), np.arange(1 + n))
+    prompts = asked.prompts(np.full((4, 1), 0.5, np.float32))
+    out = sample(model, params, prompts, keys, Sampling(LENGTH))
     rewards = REWARD(None, asked.source, out.tokens, out.lengths, out.finished)
     best = np.argmax(rewards, axis=1)
     assert len(set(best.tolist())) > 1
@@ -132,13 +132,13 @@ def test_evolution_without_instructions_or_replacement_is_best_of_n():
 
 def test_instructions_stand_before_the_inputs_each_once_in_turn():
     decoder = EvolutionDecoder(REWARD, ("\x05", "\x06\x07"), population=5)  # bytes: ids 8, 9 10
-    keys = streams(0, np.arange(4), [0])[:, 0]
+    keys = sequence_keys(0, np.arange(4), [0])[:, 0]
     asked = task()
-    inputs = np.asarray(decoder._instructed(asked, keys))
-    assert inputs.shape == (4, 5, 2 + asked.inputs.shape[1])
-    for row, given in zip(inputs, np.asarray(asked.inputs), strict=True):
+    found = jax.tree.map(np.asarray, decoder._instructed(asked, keys))
+    assert found.tokens.shape == (4, 5, 2 + asked.inputs.shape[1])
+    for *row, given in zip(found.tokens, found.lengths, np.asarray(asked.inputs), strict=True):
         given = given[given > 0].tolist()
-        heads = [x[x > 0].tolist() for x in row]
+        heads = [x[:n].tolist() for x, n in zip(*row, strict=True)]
         expected = ([8, *given], [9, 10, *given])
         assert all(x in expected for x in heads)
         assert sorted(expected.index(x) for x in heads[:4]) == [0, 0, 1, 1]

@@ -10,7 +10,7 @@ from dera_jax.decoding.realign import realign_logits
 from dera_jax.models.t5_lm import T5
 from dera_jax.t5x.two_towers import TwoTowers
 from tests import golden
-from tests.models.test_t5 import start
+from tests.compiled import start
 from tests.t5x.pairs import pair
 
 flat = lambda tree: flax.traverse_util.flatten_dict(tree, sep="/")
@@ -122,7 +122,7 @@ def test_cached_steps_equal_teacher_forcing_of_the_mixture():
     tokens = jnp.asarray(t5x_greedy(module, params, inputs, 16))
     model = T5(config)
     parts = [
-        model.teacher_forced(p, start(model, p, inputs), tokens[:, None]).logits[:, 0]
+        model.teacher_forced(p, start(model, p, golden.prompts(g)), tokens[:, None]).logits[:, 0]
         for p in (params["reference"], params["aligned"])
     ]
     mixture = realign_logits(parts[0], parts[1:], jnp.array([0.5]))

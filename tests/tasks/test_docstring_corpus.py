@@ -245,10 +245,11 @@ def test_the_task_adds_prefix_end_of_sequence_and_a_stable_id(small_package):
     (pair,) = docstring_corpus.held_out("test")
     vocabulary = vocabularies.docstrings_vocabulary()
     expected = vocabulary.encode("summarize: " + pair.document) + [1]
-    assert examples.inputs[0, : len(expected)].tolist() == expected
-    assert examples.targets[0, : examples.targets[0].tolist().index(1)].tolist() == (
-        vocabulary.encode(pair.summary)
-    )
+    assert examples.inputs.tokens[0, : len(expected)].tolist() == expected
+    target = examples.targets.tokens[0].tolist()
+    assert target[: target.index(1)] == vocabulary.encode(pair.summary)
+    assert examples.targets.lengths[0] == target.index(1) + 1
+    assert examples.inputs.lengths[0] == len(expected)
     assert examples.example_id.tolist() == [int(pair.hash[:8], 16) % 2**31]
     assert examples.summaries == [pair.summary]
 

@@ -39,9 +39,10 @@ def test_a_file_becomes_examples(tmp_path):
     examples = data.epoch(name, "train", LENGTHS, seed=0)
     assert examples.documents == [f"tl;dr: {row['document']}" for row in PAIRS]
     assert examples.summaries == [row["summary"] for row in PAIRS]
-    for ids, row in zip(examples.inputs, PAIRS, strict=True):
+    for *ids, row in zip(examples.inputs.tokens, examples.inputs.lengths, PAIRS, strict=True):
         text = f"tl;dr: {row['document']}".encode()
-        assert ids.tolist() == [b + 3 for b in text] + [1] + [0] * (39 - len(text))
+        assert ids[0].tolist() == [b + 3 for b in text] + [1] + [0] * (39 - len(text))
+        assert ids[1] == len(text) + 1
 
 
 def test_example_ids_follow_the_document_not_the_line(tmp_path):
@@ -58,8 +59,9 @@ def test_long_documents_are_cut_and_keep_their_end(tmp_path):
         write(tmp_path / "a.jsonl", dump([{"document": "x" * 99, "summary": "y" * 99}]))
     )
     examples = data.epoch(name, "train", LENGTHS, 0)
-    assert examples.inputs.shape == (1, 40) and examples.inputs[0, -1] == 1
-    assert examples.targets.shape == (1, 20) and examples.targets[0, -1] == 1
+    for found, size in ((examples.inputs, 40), (examples.targets, 20)):
+        assert found.tokens.shape == (1, size) and found.tokens[0, -1] == 1
+        assert found.lengths.tolist() == [size]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,8 @@ def test_a_file_without_summaries_can_be_read_for_sampling(tmp_path):
     path = write(tmp_path / "a.jsonl", dump({"document": row["document"]} for row in PAIRS))
     examples = data.epoch(register(path, split="test"), "test", LENGTHS, 0)
     assert examples.summaries == [""] * len(PAIRS)
-    np.testing.assert_array_equal(examples.targets, [[1] + [0] * 19] * len(PAIRS))
+    np.testing.assert_array_equal(examples.targets.tokens, [[1] + [0] * 19] * len(PAIRS))
+    np.testing.assert_array_equal(examples.targets.lengths, 1)
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])

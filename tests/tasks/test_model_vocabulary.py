@@ -56,8 +56,10 @@ def test_a_task_has_the_ids_of_the_model(folder):
     finally:
         seqio.TaskRegistry.remove(TASK)
     assert vocabulary.stored.pieces == PIECES
-    np.testing.assert_array_equal(examples.inputs, [[3, 4, 6, 5, 1, 0], [3, 4, 1, 0, 0, 0]])
-    np.testing.assert_array_equal(examples.targets, [[5, 1], [4, 1]])
+    np.testing.assert_array_equal(examples.inputs.tokens, [[3, 4, 6, 5, 1, 0], [3, 4, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(examples.inputs.lengths, [5, 3])
+    np.testing.assert_array_equal(examples.targets.tokens, [[5, 1], [4, 1]])
+    np.testing.assert_array_equal(examples.targets.lengths, [2, 2])
     assert vocabulary.decode([3, 4, 6, 5, 1, 7]) == "say red<sep> größe"
     assert vocabulary.decode_tf(np.array([3, 5, 1, 4])).numpy().decode() == "say größe"
 

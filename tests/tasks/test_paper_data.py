@@ -134,7 +134,7 @@ def test_tldr_posts(tmp_path):
             for i in numbers
         ]
         assert found.summaries == [f"My {i} beans did not grow." for i in numbers]
-        assert BYTES.decode(found.inputs[0].tolist()) == found.documents[0]
+        assert BYTES.decode(found.inputs.tokens[0].tolist()) == found.documents[0]
 
 
 def test_tldr_comparisons(tmp_path):
@@ -239,7 +239,7 @@ def test_hh_rlhf_cuts_the_beginning_of_a_long_dialogue(tmp_path):
     name = next(_names)
     hh_rlhf.register(name, str(tmp_path), BYTES)
     examples = data.epoch(name, "train", {"inputs": 30, "targets": 8}, seed=0)
-    for ids, document in zip(examples.inputs, examples.documents, strict=True):
+    for ids, document in zip(examples.inputs.tokens, examples.documents, strict=True):
         assert BYTES.decode(ids.tolist()) == document[-29:]
         assert ids[-1] == 1
 

@@ -30,7 +30,7 @@ def test_jsonl_route(tmp_path):
         examples = data.epoch("xsum_bytes", split, LENGTHS, 0)
         assert examples.documents == [f"summarize: {split} article {i}" for i in range(3)]
         assert examples.summaries == [f"{split} {i}" for i in range(3)]
-        assert BYTES.decode(examples.inputs[0].tolist()) == examples.documents[0]
+        assert BYTES.decode(examples.inputs.tokens[0].tolist()) == examples.documents[0]
 
 
 def test_default_task_reads_the_folder_of_the_environment(tmp_path, monkeypatch):
@@ -55,7 +55,8 @@ def test_tfds_route_on_mock_data():
     assert examples.documents == [f"summarize: {row['document'].decode()}" for row in raw]
     assert examples.summaries == [row["summary"].decode() for row in raw]
     assert examples.example_id.min() >= 0
-    ends = np.take_along_axis(examples.inputs, (examples.inputs > 0).sum(1)[:, None] - 1, axis=1)
+    ids, lengths = examples.inputs.tokens, examples.inputs.lengths
+    ends = np.take_along_axis(ids, lengths[:, None] - 1, axis=1)
     assert (ends == 1).all()
 
 

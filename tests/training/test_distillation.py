@@ -12,6 +12,7 @@ from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import Reward, Source
 from dera_jax.training import distillation, optimizers, ppo
+from tests import prompts
 from tests.decoding import worlds
 from tests.training.test_ppo import exact, kl, optimum
 
@@ -64,7 +65,7 @@ def test_the_policy_becomes_the_optimum():
     setup = setup_of(model, TabularCritic(model))
     step = distillation.make_step(setup, Judge(REWARD, None, to_text))
     state = distillation.initial_state(setup.optimizers, reference, setup.critic.init())
-    source, ids = Source(jnp.zeros((64, 1), int)), np.arange(64)
+    source, ids = Source(prompts.whole(np.zeros((64, 1)))), np.arange(64)
     for _ in range(300):
         state, metrics = step(state, reference, source, ids)
     target = optimum(exact(reference), np.where(GOOD, 0.0, -1.0), BETA)
@@ -83,7 +84,7 @@ def test_the_critic_learns_first_and_then_the_policy_alone():
     setup = dataclasses.replace(setup, optimizers=ppo.Optimizers(at_once, at_once))
     step = distillation.make_step(setup, Judge(REWARD, None, to_text))
     state = distillation.initial_state(setup.optimizers, reference, setup.critic.init())
-    source, changed = Source(jnp.zeros((64, 1), int)), []
+    source, changed = Source(prompts.whole(np.zeros((64, 1)))), []
     for _ in range(4):
         before = [np.array(x.params) for x in (state.critic, state.policy)]
         state, metrics = step(state, reference, source, np.arange(64))
@@ -102,12 +103,12 @@ def test_the_critic_learns_from_written_tokens_alone():
     at_once = optimizers.adamw(optimizers.constant(0.1, 0), clip_norm=1.0, weight_decay=0.0)
     setup = dataclasses.replace(setup, optimizers=ppo.Optimizers(at_once, at_once))
     state = distillation.initial_state(setup.optimizers, reference, setup.critic.init())
-    inputs = jnp.zeros((1, 1), int)
-    samples = distillation.roll_out(setup, state, reference, inputs, jnp.arange(1))
+    prompt = prompts.whole([[0]])
+    samples = distillation.roll_out(setup, state, reference, prompt, jnp.arange(1))
     short = samples.replace(
         tokens=jnp.full((1, 4, worlds.HORIZON), worlds.EOS), lengths=jnp.ones((1, 4), int)
     )
-    learnt, _ = distillation.learn_critic(setup, state, inputs, short, jnp.zeros((1, 4)))
+    learnt, _ = distillation.learn_critic(setup, state, prompt, short, jnp.zeros((1, 4)))
     changed = np.argwhere(np.asarray(learnt.critic.params) != 0)
     np.testing.assert_array_equal(changed, [[0, 0, worlds.EOS]])
 

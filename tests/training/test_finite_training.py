@@ -9,6 +9,7 @@ from dera_jax.models.heads import TabularValue
 from dera_jax.rewards.protocol import Source
 from dera_jax.training import loop, optimizers, ppo, preferences
 from dera_jax.training.progress import Progress
+from tests import prompts
 from tests.decoding import worlds
 
 VOCAB = 3
@@ -100,7 +101,7 @@ def ppo_step():
     def call(policy, rewards):
         state = ppo.initial_state(setup.optimizers, policy, actors.value.init())
         fixed = ppo.Fixed(reference, jnp.asarray(rewards))
-        return step(state, fixed, Source(jnp.zeros((4, 1), int)), jnp.arange(4))[1]
+        return step(state, fixed, Source(prompts.whole(np.zeros((4, 1)))), jnp.arange(4))[1]
 
     return reference, call
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import sentencepiece
@@ -12,7 +11,7 @@ from dera_jax import data
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.decoding.sampling import Sampling, sample
-from dera_jax.models.language_model import streams
+from dera_jax.models.language_model import sequence_keys
 from dera_jax.models.t5 import T5Config
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.training import alignment, optimizers, ppo, supervised, validation
@@ -84,20 +83,21 @@ def model(tmp_path_factory):
 
 def test_targets_end_with_the_vocabulary_s_end_token():
     examples = data.epoch(TASK, "train", LENGTHS, seed=0)
-    assert (np.sum(examples.targets == END, axis=1) == 1).all()
-    assert (np.sum(examples.inputs == END, axis=1) == 1).all()
+    for x in (examples.targets, examples.inputs):
+        assert (np.sum(x.tokens == END, axis=1) == 1).all()
+        assert (x.tokens[np.arange(len(examples)), x.lengths - 1] == END).all()
     assert data.vocabulary_of(TASK).end_id == END
 
 
 @pytest.mark.slow
 def test_a_model_learns_to_end_with_it(model):
-    assert model.model.end_token == END and model.model.num_ids == 12
+    assert model.model.end_ids == (END,) and model.model.num_ids == 12
     examples = data.epoch(TASK, "train", LENGTHS, seed=0)
-    stream = streams(0, examples.example_id, [0])
-    lam = jnp.zeros(stream.shape)
-    out = sample(model.model, model.params, examples.inputs, lam, stream, Sampling(4, greedy=True))
+    keys = sequence_keys(0, examples.example_id, [0])
+    out = sample(model.model, model.params, examples.inputs, keys, Sampling(4, greedy=True))
     assert out.finished.all()
-    np.testing.assert_array_equal(out.tokens[:, 0], examples.targets)
+    np.testing.assert_array_equal(out.tokens[:, 0], examples.targets.tokens)
+    np.testing.assert_array_equal(out.lengths[:, 0], examples.targets.lengths)
     words = LengthInRange(1, 2)(None, None, out.tokens, out.lengths, out.finished)
     np.testing.assert_array_equal(words, 0)
 

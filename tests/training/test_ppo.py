@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from dera_jax.decoding.sampling import Sampling, sample
-from dera_jax.models.heads import T5Value, TabularValue
-from dera_jax.models.language_model import score, streams
+from dera_jax.models.heads import TabularValue, ValueHead
+from dera_jax.models.language_model import score, sequence_keys
 from dera_jax.rewards.length import LengthInRange, share_in_range
 from dera_jax.rewards.protocol import Source
 from dera_jax.training import optimizers, ppo
-from tests import golden
+from tests import golden, prompts
 from tests.decoding import worlds
 
 VOCAB = 3
@@ -56,7 +56,7 @@ def tabular_ppo(reference, reward, reward_params, beta: float):
     objective = ppo.Objective(reward, worlds.HORIZON, beta)
     step = ppo.make_step(ppo.Setup(actors, objective, updates, optimizers_of, seed=0))
     state = ppo.initial_state(optimizers_of, reference, actors.value.init())
-    source, ids = Source(jnp.zeros((DOCUMENTS, 1), int)), jnp.arange(DOCUMENTS)
+    source, ids = Source(prompts.whole(np.zeros((DOCUMENTS, 1)))), jnp.arange(DOCUMENTS)
     for _ in range(STEPS):
         state, metrics = step(state, ppo.Fixed(reference, reward_params), source, ids)
     return state.policy.params, metrics
@@ -102,40 +102,40 @@ def test_ppo_on_the_length_reward_gives_the_share_in_closed_form():
 
 @pytest.fixture(scope="module")
 def t5():
-    """A small T5 world: actors, objective, updates, params, inputs [4, S], ids [4]."""
+    """A small T5 world: actors, objective, updates, params, prompts [4, S], ids [4]."""
     model, params, g = golden.load("v1_1")
-    actors = ppo.Actors(model, T5Value(model))
+    actors = ppo.Actors(model, ValueHead(model))
     objective = ppo.Objective(LengthInRange(2, 4), max_length=6, beta=0.1)
     updates = ppo.Updates(rollouts=3, epochs=2, minibatches=2)
-    return actors, objective, updates, params, g["encoder_input_tokens"][:4, :20], np.arange(4)
+    documents = prompts.zero_padded(g["encoder_input_tokens"][:4, :20])
+    return actors, objective, updates, params, documents, np.arange(4)
 
 
 def first_rollout(t5, policy):
-    actors, objective, updates, params, inputs, ids = t5
+    actors, objective, updates, params, documents, ids = t5
     rates = constant_optimizers(1e-3, 1e-3)
     setup = ppo.Setup(actors, objective, updates, rates, seed=0)
     state = ppo.initial_state(rates, policy, actors.value.init(params))
-    samples = ppo.roll_out(setup, state, ppo.Fixed(params), inputs, ids)
+    samples = ppo.roll_out(setup, state, ppo.Fixed(params), documents, ids)
     texts = samples.tokens, samples.lengths, samples.finished
-    reward = objective.reward(None, Source(inputs), *texts)
-    experience = ppo.judged(setup, state, inputs, samples, reward)
+    reward = objective.reward(None, Source(documents), *texts)
+    experience = ppo.judged(setup, state, documents, samples, reward)
     return experience, ppo.observe(objective.reward, samples, reward, {})
 
 
 def test_a_rollout_is_what_the_policy_alone_samples_and_scores(t5):
-    actors, objective, updates, params, inputs, ids = t5
+    actors, objective, updates, params, documents, ids = t5
     policy = jax.tree.map(lambda x: 1.05 * x, params)
     experience, metrics = first_rollout(t5, policy)
-    stream = streams(0, ids, np.arange(updates.rollouts))
-    lam = np.ones(stream.shape, np.float32)
-    alone = sample(actors.model, policy, inputs, lam, stream, Sampling(objective.max_length))
+    keys = sequence_keys(0, ids, np.arange(updates.rollouts))
+    alone = sample(actors.model, policy, documents, keys, Sampling(objective.max_length))
     np.testing.assert_array_equal(experience.tokens, alone.tokens)
 
     model = actors.model
-    state = model.start(policy, inputs, lam, stream, 1)
+    state = model.start(policy, documents, updates.rollouts, 1)
     log_prob = score(model, policy, state, alone.tokens, alone.lengths)
     np.testing.assert_allclose(experience.old_log_prob, log_prob, atol=1e-4)
-    state = model.start(params, inputs, lam, stream, 1)
+    state = model.start(params, documents, updates.rollouts, 1)
     reference = score(model, params, state, alone.tokens, alone.lengths)
     log_ratio = np.asarray(log_prob - reference, np.float64)
     assert float(metrics["kl"]) == pytest.approx(log_ratio.sum(-1).mean(), abs=1e-3)
@@ -191,7 +191,7 @@ COMPILED = {}  # rate -> step, since compiling it takes longer than all its call
 
 
 def t5_steps(t5, count: int, rate: float = 1e-3) -> list[dict]:
-    actors, objective, updates, params, inputs, ids = t5
+    actors, objective, updates, params, documents, ids = t5
     rates = constant_optimizers(rate, rate)
     if rate not in COMPILED:
         COMPILED[rate] = ppo.make_step(ppo.Setup(actors, objective, updates, rates, seed=3))
@@ -199,7 +199,7 @@ def t5_steps(t5, count: int, rate: float = 1e-3) -> list[dict]:
     state = ppo.initial_state(rates, params, actors.value.init(params))
     seen = []
     for _ in range(count):
-        state, metrics = step(state, ppo.Fixed(params), Source(inputs), ids)
+        state, metrics = step(state, ppo.Fixed(params), Source(documents), ids)
         seen.append({name: float(x) for name, x in metrics.items()} | {"step": int(state.step)})
     return seen
 
@@ -220,13 +220,13 @@ def test_each_step_draws_anew_for_the_same_documents(t5):
 
 
 def test_a_batch_that_minibatches_do_not_divide_is_refused(t5):
-    actors, objective, _, params, inputs, ids = t5
+    actors, objective, _, params, documents, ids = t5
     rates = constant_optimizers(1e-3, 1e-3)
     setup = ppo.Setup(actors, objective, ppo.Updates(minibatches=3), rates, seed=0)
     step = ppo.make_step(setup)
     state = ppo.initial_state(rates, params, actors.value.init(params))
     with pytest.raises(ValueError, match=r"4 documents .* Updates.minibatches \(3\)"):
-        step(state, ppo.Fixed(params), Source(inputs), ids)
+        step(state, ppo.Fixed(params), Source(documents), ids)
 
 
 def test_bad_objectives_are_refused():

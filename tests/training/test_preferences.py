@@ -19,6 +19,7 @@ from dera_jax.training import metrics, optimizers, preferences, supervised
 from dera_jax.training.losses import bradley_terry
 from tasks import preferences as pairs_task
 from tasks import vocabularies
+from tests import prompts
 from tests.decoding import worlds
 
 VOCAB, BETA = 3, 0.45
@@ -57,10 +58,10 @@ def train_on_population(world, probability: np.ndarray, steps: int):
     probability: [K, K] that the first text of a pair is preferred.
     """
     scorer, reference, tokens, lengths, _ = world
-    inputs = jnp.zeros((1, 1), int)
+    prompt = prompts.whole([[0]])
 
     def loss(table):
-        s = scorer.scores(table, reference, inputs, tokens, lengths)[0]
+        s = scorer.scores(table, reference, prompt, tokens, lengths)[0]
         return jnp.mean(bradley_terry(s[:, None] - s[None, :], probability))
 
     solver = optax.lbfgs()
@@ -114,7 +115,7 @@ def test_dpo_on_hard_labels_does_not(world):
 def test_dpo_s_score_is_beta_times_the_log_ratio(world):
     scorer, reference, tokens, lengths, _ = world
     policy = reference + np.random.default_rng(1).normal(size=reference.shape)
-    found = scorer.scores(policy, reference, jnp.zeros((1, 1), int), tokens, lengths)[0]
+    found = scorer.scores(policy, reference, prompts.whole([[0]]), tokens, lengths)[0]
     expected = BETA * np.log(exact(policy) / exact(reference))
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
@@ -177,8 +178,8 @@ def test_a_reward_model_learns_what_was_chosen_for(tmp_path):
     params = load_params(tmp_path / "best", model.random, ByteVocabulary(), "this test")
     texts = np.array([[[ord("b") + 3, ord(c) + 3, 1] for c in "!?"]])
     scorer = preferences.ScalarHead(model)
-    inputs, lengths = np.full((1, 16), 5), np.full((1, 2), 3)
-    good, bad = scorer.scores(params, None, inputs, texts, lengths)[0]
+    prompt, lengths = prompts.whole(np.full((1, 16), 5)), np.full((1, 2), 3)
+    good, bad = scorer.scores(params, None, prompt, texts, lengths)[0]
     assert good > bad + 1
     with pytest.raises(ValueError, match="holds a reward model"):
         load(tmp_path / "best")
@@ -191,9 +192,9 @@ def test_dpo_raises_the_chosen_texts(tmp_path):
     found = load(tmp_path / "best")
     first = supervised.new_model(CONFIG, seed=0).read().params
     texts = np.array([[[ord("b") + 3, ord(c) + 3, 1] for c in "!?"]])
-    inputs, lengths = np.full((1, 16), 5), np.full((1, 2), 3)
+    prompt, lengths = prompts.whole(np.full((1, 16), 5)), np.full((1, 2), 3)
     scorer = preferences.LogRatio(found.model, 1.0)
-    good, bad = scorer.scores(found.params, first, inputs, texts, lengths)[0]
+    good, bad = scorer.scores(found.params, first, prompt, texts, lengths)[0]
     assert good > bad + 1
     assert found.card["beta"] == 0.5
 
@@ -236,7 +237,6 @@ def test_bad_beta_is_refused():
 def test_log_probability_of_whole_texts_is_summed(world):
     """`score` leaves out what is behind a text."""
     scorer, reference, tokens, lengths, _ = world
-    zeros = np.zeros(lengths.shape)
-    state = scorer.model.start(reference, jnp.zeros((1, 1), int), zeros, zeros, 1)
+    state = scorer.model.start(reference, prompts.whole([[0]]), lengths.shape[1], 1)
     total = score(scorer.model, reference, state, tokens, lengths).sum(-1)[0]
     np.testing.assert_allclose(np.exp(total), exact(reference), rtol=1e-4)

@@ -13,11 +13,12 @@ from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
-from dera_jax.models.language_model import shift_right
+from dera_jax.models.language_model import next_token_logits
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.training import metrics, optimizers, supervised, validation
 from dera_jax.training.train_step import Loss, initial_state, make_step
+from tests import prompts
 
 CONFIG = T5Config(
     vocab_size=259,
@@ -97,8 +98,8 @@ def test_validation_loss_is_the_mean_over_target_tokens(tmp_path):
     for i, row in enumerate(_words("validation", False).as_numpy_iterator()):
         inputs[i, :9] = [*np.frombuffer(row["inputs"], np.uint8) + 3, 1, 0][:9]
         targets[i, :4] = [*np.frombuffer(row["targets"], np.uint8) + 3, 1]
-    logits = best.model.apply(
-        best.params, "teacher_forced", inputs, shift_right(jnp.array(targets), 0)[:, None]
+    logits = next_token_logits(
+        best.model, best.params, prompts.zero_padded(inputs), jnp.array(targets)[:, None]
     )[:, 0]
     log_probs = np.asarray(jax.nn.log_softmax(logits), np.float64)
     picked = np.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
@@ -139,7 +140,7 @@ def test_a_model_smaller_than_the_vocabulary_is_refused(tmp_path):
 def test_dropout_depends_on_seed_and_step_alone():
     still = optimizers.adamw(lambda step: 0.0, clip_norm=1.0)
     params = T5(CONFIG).init(jax.random.key(0))
-    batch = jnp.full((2, 4), 5), jnp.full((2, 3), 7)
+    batch = prompts.whole(np.full((2, 4), 5)), prompts.zero_padded_targets(np.full((2, 3), 7))
 
     def losses(config: T5Config, seed: int, steps: list[int]) -> list[float]:
         step_fn = make_step(T5(config), still, Loss(), seed)
