@@ -25,7 +25,7 @@ CHECKPOINTS = (
 def load(version: str, dtype: str = "float32"):
     """(model, params, dict of T5X's inputs and outputs) of one of VERSIONS."""
     described = json.loads((FOLDER / version / "config.json").read_text())
-    network = described["network"] | {"end_token": described["eos_id"]}
+    network = described["network"] | {"end_ids": (described["eos_id"],)}
     network.pop("float32_attention_logits")  # ours always are
     model = T5(T5Config(**(network | {"dtype": dtype})))
     params = unflatten_dict(dict(np.load(FOLDER / version / "params.npz")), sep="/")

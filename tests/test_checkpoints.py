@@ -31,7 +31,7 @@ CONFIG = T5Config(
     num_decoder_layers=1,
     mlp_dim=12,
     mlp_activations=("gelu", "linear"),
-    end_token=1,
+    end_ids=(1,),
 )
 
 

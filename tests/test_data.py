@@ -9,7 +9,8 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from dera_jax import data, log
+from dera_jax import data, examples, log
+from dera_jax.examples import eval_batches, train_batches
 from tasks import jsonl, preferences
 
 LENGTHS = {"inputs": 12, "targets": 6}
@@ -92,8 +93,9 @@ def take(batches, count):
     return list(itertools.islice(batches, count))
 
 
-def train(task="toy", batch_size=4, seed=7, start_step=0, **processes):
-    return data.train_batches(task, "train", LENGTHS, batch_size, seed, start_step, **processes)
+def train(task="toy", batch_size=4, seed=7, start_step=0, **more):
+    read = lambda seed: data.epoch(task, "train", LENGTHS, seed)
+    return train_batches(read, batch_size, seed, start_step, **more)
 
 
 def assert_same(left, right):
@@ -189,7 +191,7 @@ def test_starting_at_a_step_continues_the_sequence(task, start):
 @pytest.mark.parametrize("task", ["toy", "toy_random"])
 def test_rows_of_the_processes_make_up_the_batch(task):
     whole = take(train(task), 7)
-    parts = [take(train(task, process_index=i, process_count=2), 7) for i in range(2)]
+    parts = [take(train(task, process=(i, 2)), 7) for i in range(2)]
     assert_same([joined(pair) for pair in zip(*parts, strict=True)], whole)
 
 
@@ -208,7 +210,7 @@ def test_random_preprocessors_draw_anew_in_each_epoch():
 
 def test_order_is_pinned():
     """Seeds must not change their order with a new numpy: these numbers are on record."""
-    np.testing.assert_array_equal(data._order(8, seed=3, number=2), ORDER_OF_SEED_3_EPOCH_2)
+    np.testing.assert_array_equal(examples._order(8, seed=3, number=2), ORDER_OF_SEED_3_EPOCH_2)
 
 
 ORDER_OF_SEED_3_EPOCH_2 = [2, 3, 6, 4, 1, 7, 5, 0]
@@ -218,8 +220,8 @@ ORDER_OF_SEED_3_EPOCH_2 = [2, 3, 6, 4, 1, 7, 5, 0]
     "batch_size, processes", [(1, 1), (4, 1), (11, 1), (4, 2), (16, 2), (6, 3)]
 )
 def test_evaluation_sees_each_example_once_and_in_order(batch_size, processes):
-    examples = data.epoch("toy", "train", LENGTHS, seed=0)
-    parts = [list(data.eval_batches(examples, batch_size, i, processes)) for i in range(processes)]
+    read = data.epoch("toy", "train", LENGTHS, seed=0)
+    parts = [list(eval_batches(read, batch_size, (i, processes))) for i in range(processes)]
     seen = []
     for batches in zip(*parts, strict=True):
         batch = joined(batches)
@@ -228,7 +230,7 @@ def test_evaluation_sees_each_example_once_and_in_order(batch_size, processes):
         for name in ("inputs", "targets", "example_id"):  # and is the last example
             for row in np.flatnonzero(~batch["valid"]):
                 filling = jax.tree.map(lambda x, row=row: x[row], batch[name])
-                assert_equal(filling, jax.tree.map(lambda x: x[-1], getattr(examples, name)))
+                assert_equal(filling, jax.tree.map(lambda x: x[-1], getattr(read, name)))
         seen += batch["example_id"][batch["valid"]].tolist()
     assert seen == list(range(100, 111))
 
@@ -263,9 +265,9 @@ def test_missing_or_impossible_lengths_are_errors(lengths, message):
 def test_batch_size_must_divide_among_processes():
     message = "batch_size 5 cannot be divided among 2 processes"
     with pytest.raises(ValueError, match=message):
-        train(batch_size=5, process_index=0, process_count=2)
+        train(batch_size=5, process=(0, 2))
     with pytest.raises(ValueError, match=message):
-        data.eval_batches(data.epoch("toy", "train", LENGTHS, 0), 5, 0, 2)
+        eval_batches(data.epoch("toy", "train", LENGTHS, 0), 5, (0, 2))
 
 
 @pytest.fixture(scope="module")
@@ -309,16 +311,14 @@ def test_keywords_are_bytes(pairs_task):
 
 def test_batches_keep_what_belongs_together(pairs_task):
     """Rows of every array, and the texts if they are wanted, are of one example."""
-    examples = data.epoch("toy_pairs", "train", LENGTHS, 0)
-    row_of = {int(x): i for i, x in enumerate(examples.example_id)}
-    batches = data.train_batches(
-        "toy_pairs", "train", LENGTHS, 4, seed=1, start_step=0, with_documents=True
-    )
+    pairs = data.epoch("toy_pairs", "train", LENGTHS, 0)
+    row_of = {int(x): i for i, x in enumerate(pairs.example_id)}
+    batches = train("toy_pairs", seed=1, with_documents=True)
     for batch in itertools.islice(batches, 6):  # two epochs
         rows = [row_of[int(x)] for x in batch["example_id"]]
-        assert list(batch["documents"]) == [examples.documents[i] for i in rows]
+        assert list(batch["documents"]) == [pairs.documents[i] for i in rows]
         for name in ("inputs", "targets", "rejected", "keywords"):
-            of_rows = jax.tree.map(lambda x, rows=rows: x[rows], getattr(examples, name))
+            of_rows = jax.tree.map(lambda x, rows=rows: x[rows], getattr(pairs, name))
             assert_equal(batch[name], of_rows)
-    plain = next(data.train_batches("toy", "train", LENGTHS, 4, seed=1, start_step=0))
+    plain = next(train("toy", seed=1))
     assert set(plain) == {"inputs", "targets", "example_id"}

@@ -15,6 +15,7 @@ import pytest
 import dera_jax
 import tasks  # noqa: F401 (registers `newswire`)
 from dera_jax.checkpoints.orbax import Saving
+from dera_jax.data import Data
 from dera_jax.decoding.beam_search import Search, check_search
 from dera_jax.decoding.evolution import Evolution, check_evolution
 from dera_jax.decoding.mutation import Rewriter, Unchanged
@@ -37,7 +38,7 @@ from dera_jax.experiments.search_setting import Setting
 from dera_jax.experiments.search_study import SearchStudy, TradeOff
 from dera_jax.experiments.stages import Reference
 from dera_jax.experiments.two_rewards import TwoRewards
-from dera_jax.models.heads import T5Critic
+from dera_jax.models.heads import CriticHead
 from dera_jax.models.tabular import TabularLM
 from dera_jax.rewards import learned, length, tokens, words
 from dera_jax.rewards.combined import Combined, Part, Statistics
@@ -68,7 +69,7 @@ OPTIMIZER = optimizers.adamw(optimizers.constant(1e-3, 2), 1.0)
 BOTH = ppo.Optimizers(OPTIMIZER, OPTIMIZER)
 OBJECTIVE = ppo.Objective(REWARD, 8)
 UPDATES = ppo.Updates(2, 1, 2)
-DATA = supervised.Data("newswire", 16, 16, 4)
+DATA = Data("newswire", 16, 16, 4)
 REFERENCE = Reference("folder")
 SETTING = Setting(REFERENCE, DOCUMENTS, 8, 2, 0, "aligned", None, 0.1)
 ON_TABLES = exact.Alignment(UPDATES, BOTH, 4, 2)
@@ -90,7 +91,7 @@ MADE = [  # one of each class, whose fields are then changed one by one
     Loss(),
     Statistics("length", 0.0, 1.0),
     TABLE,
-    T5Critic(None, 3),
+    CriticHead(None, 3),
     Rewriter(TabularLM(50, 3), None, nothing, nothing, 8),
     learned.Entailment(None),
     tokens.LengthNear(3),
@@ -102,7 +103,7 @@ MADE = [  # one of each class, whose fields are then changed one by one
     preferences.Validation(1),
     preferences.LogRatio(None, 0.1),
     preferences.PreferenceTraining(
-        preferences.Start(None, FINISHED), supervised.Data("newswire_pairs", 16, 16, 4), OPTIMIZER,
+        preferences.Start(None, FINISHED), Data("newswire_pairs", 16, 16, 4), OPTIMIZER,
         4, 0, preferences.Validation(1), Saving(),
     ),
     supervised.Training(FINISHED, DATA, OPTIMIZER, 4, 0, Validation(1), Loss(), Saving()),

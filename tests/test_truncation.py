@@ -133,5 +133,5 @@ def test_documents_without_keywords_are_no_cases_of_a_reward_about_them(said):
 
 def test_training_and_evaluation_read_the_same_examples():
     name = register(**PAIRS | {"chosen": ["same 1", "good"]})
-    batch = next(data.train_batches(name, "test", {"inputs": 9, "targets": 5}, 2, 0, 0))
+    batch = next(data.Data(name, 9, 5, 2, "test").batches(0, 0))
     assert len(set(batch["example_id"].tolist())) == 1

@@ -54,7 +54,7 @@ def test_no_bit_changes_on_the_way_from_t5x_to_hugging_face_and_back(version, ki
     for name, format_ in (("ours", "dera_jax"), ("theirs", "Hugging Face"), ("again", "dera_jax")):
         assert open_checkpoint(tmp_path / name).kind == format_
         found = load(tmp_path / name)
-        assert found.model == T5(dataclasses.replace(model.config, end_token=1), num_ids=96)
+        assert found.model == T5(dataclasses.replace(model.config, end_ids=(1,)), num_ids=96)
         assert bits(found.params) == bits(expected.params)
         assert found.vocabulary.extra_ids == 20
         assert found.vocabulary.content() == pieces.read_bytes()
@@ -89,7 +89,7 @@ def test_a_vocabulary_of_bytes(run, tmp_path):
 
 def test_start_and_end_token_are_written_back_as_they_were(run, tmp_path):
     """Through a folder of ours; ids that are not T5's."""
-    config = dataclasses.replace(golden.load("v1_1")[0].config, start_token=5, end_token=7)
+    config = dataclasses.replace(golden.load("v1_1")[0].config, start_token=5, end_ids=(7,))
     save_hugging_face(tmp_path / "theirs", config, None, golden.load("v1_1")[1], "float32")
     run(tmp_path / "theirs", tmp_path / "ours")
     run(tmp_path / "ours", tmp_path / "again", "--to", "hugging_face")

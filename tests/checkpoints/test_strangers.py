@@ -24,7 +24,7 @@ from tests import golden
 
 CONFIG = T5Config(
     vocab_size=300, emb_dim=8, num_heads=2, head_dim=4, num_encoder_layers=2, num_decoder_layers=1,
-    mlp_dim=12, mlp_activations=("gelu", "linear"), end_token=1,
+    mlp_dim=12, mlp_activations=("gelu", "linear"), end_ids=(1,),
 )  # fmt: skip
 SCALE = "encoder/encoder_norm/scale"
 

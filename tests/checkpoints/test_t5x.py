@@ -37,7 +37,7 @@ def orbax(tmp_path):
 
 def silent(model):
     """Without its end token, of which T5X's checkpoints say nothing."""
-    return T5(dataclasses.replace(model.config, end_token=None))
+    return T5(dataclasses.replace(model.config, end_ids=()))
 
 
 @pytest.mark.parametrize(("version", "kind"), golden.CHECKPOINTS)

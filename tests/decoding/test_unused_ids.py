@@ -15,7 +15,7 @@ from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 
 IDS, ROWS, K = 17, 24, 6
-CONFIG = T5Config(ROWS, 16, 2, 1, 1, 8, 16, end_token=1)
+CONFIG = T5Config(ROWS, 16, 2, 1, 1, 8, 16, end_ids=(1,))
 LAMS = (0.0, 1.0, 0.5, 3.0, -2.0)
 PROMPTS = Prompts(np.array([[3, 4, 5, 1], [9, 1, 0, 0]]), np.array([4, 2]))
 KEYS = sequence_keys(0, [0, 1], np.arange(K))
@@ -97,7 +97,7 @@ def test_no_search_finds_them(pair):
 def test_end_tokens_are_the_model_s_unless_another_is_given(pair):
     """The end token of a model ends its texts in sampling and search."""
     _, params = pair[0]
-    model = T5(dataclasses.replace(CONFIG, end_token=5), IDS)
+    model = T5(dataclasses.replace(CONFIG, end_ids=(5,)), IDS)
     by_model = sample(model, params, PROMPTS, KEYS, Sampling(8))
     given = sample(T5(CONFIG, IDS), params, PROMPTS, KEYS, Sampling(8, end_ids=(5,)))
     np.testing.assert_array_equal(by_model.tokens, given.tokens)
@@ -108,7 +108,7 @@ def test_end_tokens_are_the_model_s_unless_another_is_given(pair):
 
 @pytest.mark.parametrize("settings", [Sampling(8), Search(8)])
 def test_a_model_that_does_not_say_its_end_token_is_refused(pair, settings):
-    model = T5(dataclasses.replace(CONFIG, end_token=None))
+    model = T5(dataclasses.replace(CONFIG, end_ids=()))
     decode = sample if isinstance(settings, Sampling) else beam_search
     with pytest.raises(ValueError, match=f"{type(settings).__name__}.end_ids is not given"):
         decode(model, pair[0][1], PROMPTS, KEYS, settings)

@@ -14,11 +14,12 @@ from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.rewriters import load_rewriter
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.vocabulary import tokenizer
+from dera_jax.data import Data
 from dera_jax.evaluation.pairs import load_models, load_pair
 from dera_jax.models.language_model import UNUSED
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
-from dera_jax.training.supervised import finished_model, read_for_task
+from dera_jax.training.supervised import finished_model, read_for_data
 from tasks import vocabularies
 from tests import golden, prompts
 from tests.compiled import compiled
@@ -132,7 +133,7 @@ def test_a_checkpoint_of_t5x_makes_a_pair_with_a_folder_of_ours(tmp_path, turned
 def test_the_same_parameters_in_two_formats_are_one_model(tmp_path):
     model, params, _ = golden.load("v1_1")
     theirs = golden.unpack("v1_1", "legacy", tmp_path)
-    silent = dataclasses.replace(model.config, end_token=None)
+    silent = dataclasses.replace(model.config, end_ids=())
     save_model(tmp_path / "ours", silent, None, params, {})
     one, other = load_models([theirs, tmp_path / "ours"])
     assert one.model == other.model
@@ -217,7 +218,7 @@ def exported(tmp_path_factory):
     root = tmp_path_factory.mktemp("exported")
     other = root / "other.model"
     vocabularies.train(["some words to make other pieces from, and yet more"] * 9, str(other), 76)
-    config = dataclasses.replace(CONFIG, end_token=1)
+    config = dataclasses.replace(CONFIG, end_ids=(1,))
     params = T5(config).init(jax.random.key(0))
     found = {
         "same": shipped_vocabulary(),
@@ -252,14 +253,17 @@ def test_a_rewriter_needs_a_vocabulary(exported):
         load_rewriter(str(exported / "silent"), 8, 8)
 
 
+DOCSTRINGS = Data("docstrings", 8, 8, 1)
+
+
 def test_training_does_not_assume_it_either(exported, monkeypatch):
     monkeypatch.setattr(data, "vocabulary_of", lambda task: shipped_vocabulary())
     with pytest.raises(ValueError, match="silent does not say what its ids mean"):
-        read_for_task(finished_model(str(exported / "silent"), 0.0), "docstrings")
+        read_for_data(finished_model(str(exported / "silent"), 0.0), DOCSTRINGS)
     with pytest.raises(
         ValueError, match="differ at id 3: .* in the model, .* in task 'docstrings'"
     ):
-        read_for_task(finished_model(str(exported / "other"), 0.0), "docstrings")
+        read_for_data(finished_model(str(exported / "other"), 0.0), DOCSTRINGS)
 
 
 def test_ids_beyond_the_vocabulary_are_known_where_tables_are_padded(tmp_path):

@@ -9,12 +9,12 @@ import tasks  # noqa: F401 (registers `newswire`)
 from dera_jax import data
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
+from dera_jax.data import Data
 from dera_jax.evaluation.jobs import Split
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.training import optimizers, ppo
 from dera_jax.training.alignment import Alignment
-from dera_jax.training.supervised import Data
 
 CONFIG = T5Config(1024, 16, 2, 1, 1, 8, 32, ("relu",), True)
 DOCUMENTS = Split("newswire", "test", inputs=16, documents=4)

@@ -8,6 +8,7 @@ import pytest
 
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.resources import RunResources
+from dera_jax.data import Data
 from dera_jax.evaluation import shards
 from dera_jax.experiments.reward_study import (
     FIGURE,
@@ -22,7 +23,6 @@ from dera_jax.rewards.learned import Entailment
 from dera_jax.rewards.tokens import Repetition
 from dera_jax.rewards.words import Faithfulness
 from dera_jax.training import alignment, metrics, preferences, supervised, validation
-from dera_jax.training.supervised import Data
 from dera_jax.training.train_step import Loss
 from tasks import newswire
 from tests.experiments import small

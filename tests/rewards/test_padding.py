@@ -21,7 +21,7 @@ from tests import prompts
 
 EOS, K, T = 1, 6, 7
 PIECES = [b"", b"", b" ab", b" cd", b" ef", b"g", b" hi", b" jk", b" lm", b" no"]
-MODEL = T5(T5Config(len(PIECES), 16, 2, 1, 1, 8, 16, ("relu",), True, end_token=EOS))
+MODEL = T5(T5Config(len(PIECES), 16, 2, 1, 1, 8, 16, ("relu",), True, end_ids=(EOS,)))
 LENGTHS = np.array([12, 5, 9])  # of the documents, which have room for 12 tokens
 
 

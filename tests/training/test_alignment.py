@@ -11,12 +11,12 @@ import tasks  # noqa: F401 (registers `newswire`)
 from dera_jax import data
 from dera_jax.checkpoints.loading import Loaded, load
 from dera_jax.checkpoints.orbax import Saving
+from dera_jax.data import Data
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.training import metrics, optimizers, ppo
 from dera_jax.training.alignment import MODEL, Alignment
-from dera_jax.training.supervised import Data
 
 STEPS = 4
 
@@ -69,16 +69,16 @@ def test_a_run_that_died_ends_with_the_same_bits(alignment, tmp_path, monkeypatc
         for x, y in zip(whole, jax.tree.leaves(alignment.reference.params), strict=True)
     )
 
-    all_batches = data.train_batches
+    all_batches = Data.batches
 
-    def three_batches(*args, **more):
+    def three_batches(*args):
         yield from itertools.islice(all_batches(*args), 3)
         raise Killed
 
-    monkeypatch.setattr(data, "train_batches", three_batches)
+    monkeypatch.setattr(Data, "batches", three_batches)
     with pytest.raises(Killed):  # after step 3; the checkpoint is of step 2
         alignment.run(tmp_path / "cut")
-    monkeypatch.setattr(data, "train_batches", all_batches)
+    monkeypatch.setattr(Data, "batches", all_batches)
     scores = alignment.run(tmp_path / "cut")
     for x, y in zip(leaves(tmp_path / "cut"), whole, strict=True):
         np.testing.assert_array_equal(x, y)

@@ -10,6 +10,7 @@ import seqio
 from dera_jax import data
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.orbax import Saving
+from dera_jax.data import Data
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.models.language_model import sequence_keys
 from dera_jax.models.t5 import T5Config
@@ -70,7 +71,7 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sft")
     supervised.Training(
         start=supervised.new_model(CONFIG, seed=0),
-        data=supervised.Data(TASK, **LENGTHS, batch_size=12),
+        data=Data(TASK, **LENGTHS, batch_size=12),
         optimizer=constant(1e-2),
         steps=60,
         seed=0,
@@ -107,7 +108,7 @@ def test_rewards_of_ppo_count(model, tmp_path):
     rate = constant(1e-4, warmup=1)
     scores = alignment.Alignment(
         reference=model,
-        data=supervised.Data(TASK, **LENGTHS, batch_size=4),
+        data=Data(TASK, **LENGTHS, batch_size=4),
         objective=ppo.Objective(LengthInRange(1, 2), max_length=4, beta=0.1),
         updates=ppo.Updates(rollouts=2, epochs=1, minibatches=1),
         optimizers=ppo.Optimizers(rate, rate),
@@ -120,9 +121,9 @@ def test_rewards_of_ppo_count(model, tmp_path):
 
 
 def test_a_model_with_another_end_token_is_refused(tmp_path):
-    start = supervised.new_model(dataclasses.replace(CONFIG, end_token=1), seed=0)
+    start = supervised.new_model(dataclasses.replace(CONFIG, end_ids=(1,)), seed=0)
     with pytest.raises(ValueError, match=r"ends sequences with id 2, '</s>', the model with id 1"):
-        supervised.read_for_task(start, TASK)
+        supervised.read_for_data(start, Data(TASK, **LENGTHS, batch_size=1))
 
 
 def test_a_vocabulary_whose_id_0_is_not_padding_is_refused(registered):

@@ -18,7 +18,7 @@ from dera_jax.training.validation import token_losses
 from tests import prompts
 
 EOS, B, K, S, T, VOCAB = 1, 4, 3, 9, 6, 12
-MODEL = T5(T5Config(VOCAB, 16, 2, 1, 1, 8, 16, ("relu",), True, end_token=EOS))
+MODEL = T5(T5Config(VOCAB, 16, 2, 1, 1, 8, 16, ("relu",), True, end_ids=(EOS,)))
 RATE = optimizers.adamw(optimizers.constant(1e-2, 0), clip_norm=1.0, weight_decay=0.0)
 RATES = ppo.Optimizers(RATE, RATE)
 OBJECTIVE = ppo.Objective(TokenOverlap(), max_length=T, beta=0.2)

@@ -13,6 +13,7 @@ import pytest
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.loading import load, load_params, read_value
 from dera_jax.checkpoints.orbax import Saving
+from dera_jax.data import Data
 from dera_jax.models.language_model import score
 from dera_jax.models.t5 import T5Config
 from dera_jax.training import metrics, optimizers, preferences, supervised
@@ -155,7 +156,7 @@ def files(tmp_path_factory):
 def training(kind, **changes) -> preferences.PreferenceTraining:
     default = preferences.PreferenceTraining(
         start=kind(supervised.new_model(CONFIG, seed=0)),
-        data=supervised.Data(TASK, inputs=16, targets=4, batch_size=16),
+        data=Data(TASK, inputs=16, targets=4, batch_size=16),
         optimizer=optimizers.adamw(optimizers.constant(1e-2, 2), clip_norm=1.0),
         steps=40,
         seed=0,
@@ -224,7 +225,7 @@ def test_the_first_loss_is_that_of_no_knowledge(tmp_path):
 def test_a_task_without_pairs_is_refused(tmp_path):
     import tasks  # noqa: F401 (registers newswire)
 
-    data = supervised.Data("newswire", inputs=16, targets=4, batch_size=16)
+    data = Data("newswire", inputs=16, targets=4, batch_size=16)
     with pytest.raises(ValueError, match=r"'newswire' has no pairs: expected a feature 'rejected'"):
         training(preferences.reward_model, data=data).run(tmp_path)
 

@@ -13,6 +13,7 @@ from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
+from dera_jax.data import Data
 from dera_jax.models.language_model import next_token_logits
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
@@ -60,7 +61,7 @@ def training(**changes) -> supervised.Training:
     rate = optimizers.constant(1e-2, warmup_steps=2)
     default = supervised.Training(
         start=supervised.new_model(CONFIG, seed=0),
-        data=supervised.Data(TASK, inputs=12, targets=6, batch_size=8),
+        data=Data(TASK, inputs=12, targets=6, batch_size=8),
         optimizer=optimizers.adamw(rate, clip_norm=1.0),
         steps=6,
         seed=3,
