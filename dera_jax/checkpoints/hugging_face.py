@@ -7,12 +7,14 @@ What else is there says what the ids mean: `hugging_face_tokenizer`. What belong
 models is in a module of its own, see `importers`.
 """
 
+import math
 import shutil
 from pathlib import Path
 
 import flax.traverse_util
 import jax.numpy as jnp
 import safetensors.flax
+from jax import Array
 
 from dera_jax import json_files
 from dera_jax.checkpoints import importers
@@ -27,6 +29,7 @@ from dera_jax.checkpoints.storage import REAL, Folder, StoredArray, naming
 from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.models.finite import check_params
 from dera_jax.models.language_model import PyTree
+from dera_jax.models.registry import model_of
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OTHER_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "flax_model.msgpack")
@@ -54,13 +57,13 @@ def open_hugging_face(folder: Folder) -> tuple[object, dict[str, StoredArray]]:
     """
     config, stored = config_of(folder), _arrays(folder)
     importer = importers.of(config)
-    found, places = {}, set(importer.UNUSED)
-    for ours, theirs, transposed in importer.names_of(config):
+    found, places, shapes = {}, set(importer.UNUSED), dict(model_of(config).param_shapes())
+    for ours, theirs, inputs in importer.names_of(config):
         places.update(theirs)
         name = next((name for name in theirs if name in stored), None)
         if name is None:
             raise ValueError(f"{folder.where}: the parameters lack {theirs[0]!r}")
-        found[ours] = stored[name].transposed() if transposed else stored[name]
+        found[ours] = _as_ours(stored[name], inputs, shapes[ours])
     parameters = {name for name, x in stored.items() if x.dtype in REAL}  # the others are buffers
     if left := sorted(parameters - places):
         raise ValueError(
@@ -92,8 +95,8 @@ def save_hugging_face(
         raise FileExistsError(f"{folder} exists; choose another folder, or remove it")
     flat, importer = flax.traverse_util.flatten_dict(params, sep="/"), importers.of(config)
     arrays = {
-        theirs[0]: jnp.asarray(flat[ours].T if transposed else flat[ours], dtype)
-        for ours, theirs, transposed in importer.names_of(config)
+        theirs[0]: jnp.asarray(_as_theirs(flat[ours], inputs), dtype)
+        for ours, theirs, inputs in importer.names_of(config)
     }
     check_params(arrays, f"the model to be written to {folder}")
     draft = folder.with_name(f".{folder.name}.draft")
@@ -106,6 +109,20 @@ def save_hugging_face(
     if vocabulary is not None:
         save_tokenizer(draft, vocabulary)
     draft.rename(folder)
+
+
+def _as_ours(array: StoredArray, inputs: int, shape: tuple[int, ...]) -> StoredArray:
+    """A stored array in our shape; see `importers` for `inputs`."""
+    array = array.transposed() if inputs else array
+    fits = math.prod(array.shape) == math.prod(shape)  # a wrong size is named by who compares them
+    return array if array.shape == shape or not fits else array.reshaped(shape)
+
+
+def _as_theirs(array: Array, inputs: int) -> Array:
+    """One of our parameters as it is stored."""
+    if not inputs:
+        return array
+    return array.reshape(math.prod(array.shape[:inputs]), -1).T
 
 
 def _arrays(folder: Folder) -> dict[str, StoredArray]:

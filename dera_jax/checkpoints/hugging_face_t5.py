@@ -120,43 +120,43 @@ def described(config: T5Config, dtype: str) -> dict[str, object]:
     }
 
 
-def names_of(config: T5Config) -> Iterator[tuple[str, tuple[str, ...], bool]]:
-    """Of every parameter: our name, theirs (the first is written), whether it is transposed."""
+def names_of(config: T5Config) -> Iterator[tuple[str, tuple[str, ...], int]]:
+    """See `importers`."""
     table = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-    yield _EMBEDDING, table, False
+    yield _EMBEDDING, table, 0
     for stack, layers in (
         ("encoder", config.num_encoder_layers),
         ("decoder", config.num_decoder_layers),
     ):
-        yield f"{stack}/{stack}_norm/scale", (f"{stack}.final_layer_norm.weight",), False
+        yield f"{stack}/{stack}_norm/scale", (f"{stack}.final_layer_norm.weight",), 0
         bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        yield f"{stack}/relpos_bias/rel_embedding", (bias,), True
+        yield f"{stack}/relpos_bias/rel_embedding", (bias,), 1
         for i in range(layers):
-            for ours, theirs, transposed in _layer(stack, len(config.mlp_activations)):
+            for ours, theirs, inputs in _layer(stack, len(config.mlp_activations)):
                 yield (
                     f"{stack}/layers_{i}/{ours}",
                     (f"{stack}.block.{i}.layer.{theirs}",),
-                    transposed,
+                    inputs,
                 )
     if not config.logits_via_embedding:
-        yield _LOGITS, ("lm_head.weight", *table), True
+        yield _LOGITS, ("lm_head.weight", *table), 1
 
 
-def _layer(stack: str, num_wi: int) -> Iterator[tuple[str, str, bool]]:
+def _layer(stack: str, num_wi: int) -> Iterator[tuple[str, str, int]]:
     own = "attention" if stack == "encoder" else "self_attention"
     parts = [(own, "SelfAttention")]
     if stack == "decoder":
         parts.append(("encoder_decoder_attention", "EncDecAttention"))
     norms = {own: own, "encoder_decoder_attention": "cross_attention"}
     for at, (ours, theirs) in enumerate(parts):
-        yield f"pre_{norms[ours]}_layer_norm/scale", f"{at}.layer_norm.weight", False
+        yield f"pre_{norms[ours]}_layer_norm/scale", f"{at}.layer_norm.weight", 0
         for name in ("query", "key", "value", "out"):
             short = {"out": "o"}.get(name, name[0])
-            yield f"{ours}/{name}/kernel", f"{at}.{theirs}.{short}.weight", True
+            yield f"{ours}/{name}/kernel", f"{at}.{theirs}.{short}.weight", 1
     at = len(parts)
-    yield "pre_mlp_layer_norm/scale", f"{at}.layer_norm.weight", False
+    yield "pre_mlp_layer_norm/scale", f"{at}.layer_norm.weight", 0
     for name in [*(["wi"] if num_wi == 1 else [f"wi_{i}" for i in range(num_wi)]), "wo"]:
-        yield f"mlp/{name}/kernel", f"{at}.DenseReluDense.{name}.weight", True
+        yield f"mlp/{name}/kernel", f"{at}.DenseReluDense.{name}.weight", 1
 
 
 def check(

@@ -6,7 +6,9 @@ CLASS           the class of transformers that loads such a model
 MODEL_TYPES     its names as model_type in Hugging Face's config.json
 GGUF            its names as general.architecture in GGUF files
 config_of       (settings, where, start_token, end_ids) -> the configuration of a config.json
-names_of        of a configuration's parameters our name, theirs, and whether it is transposed
+names_of        of a configuration's parameters our name, theirs (the first is written), and how many
+                of our first axes are inputs of a matrix that is stored [out, in]; 0 where it is stored
+                as it is
 described       (config, dtype) -> config.json;   special_ids: the ids in it
 check, UNUSED   what else may be stored
 """

@@ -160,6 +160,12 @@ class StoredArray:
         read = lambda index: np.transpose(self.read(index[::-1]))
         return StoredArray(self.shape[::-1], self.dtype, read, self.where)
 
+    def reshaped(self, shape: tuple[int, ...]) -> "StoredArray":
+        """With other axes of as many numbers; all of them are read for any part."""
+        everything = tuple(slice(0, size) for size in self.shape)
+        read = lambda index: self.read(everything).reshape(shape)[index]
+        return StoredArray(shape, self.dtype, read, self.where)
+
 
 def in_memory(array: np.ndarray, where: str) -> StoredArray:
     """An array that has been read already."""

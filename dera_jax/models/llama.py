@@ -39,6 +39,7 @@ class LlamaConfig:
         logits_via_embedding: whether the output table is the embedding (tied) or its own.
         dtype: of activations and operands of matrix products, 'float32' or 'bfloat16'. Softmax, norms,
             rotations and logits are float32; parameters are what they are given as.
+        end_ids: the tokens that end a sequence; empty where nothing has said them yet.
 
     Raises:
         ValueError: naming an invalid field, and what is accepted.
@@ -55,6 +56,7 @@ class LlamaConfig:
     norm_epsilon: float = 1e-5
     logits_via_embedding: bool = False
     dtype: str = "float32"
+    end_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
         size = checks.whole(1, 2**31 - 1)
@@ -71,6 +73,7 @@ class LlamaConfig:
             norm_epsilon=checks.number(above=0),
             logits_via_embedding=checks.FLAG,
             dtype=dtype,
+            end_ids=checks.several(checks.whole(0, self.vocab_size - 1), "(1,)", least=0),
         )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(

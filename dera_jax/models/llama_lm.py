@@ -33,11 +33,14 @@ class Llama:
 
     config: LlamaConfig
     num_ids: int | None = None
-    end_ids: tuple[int, ...] = ()
 
     @property
     def vocab_size(self) -> int:
         return self.config.vocab_size
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        return self.config.end_ids
 
     @property
     def start_token(self) -> None:
@@ -105,6 +108,11 @@ class Llama:
 
     def embedding(self, params: PyTree) -> Array:
         return params["token_embedder"]["embedding"]
+
+    def sharpened(self, params: PyTree, temperature: float) -> PyTree:
+        """Parameters that divide all logits by `temperature`, by way of the last norm's scale."""
+        norm = jax.tree.map(lambda scale: scale / temperature, params["final_norm"])
+        return {**params, "final_norm": norm}
 
     def _forced(self, params: PyTree, state: State, tokens: Array) -> Array:
         """Hidden states [B, K, N + 1, E] of the first token and tokens[B, K, N] after it."""
