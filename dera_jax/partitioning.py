@@ -17,6 +17,8 @@ RULES = (
     ("mlp", "model"),
     ("heads", "model"),
     ("joined_kv", "model"),
+    ("kv_heads", None),
+    ("kv", None),
     ("embed", None),
     ("relpos_buckets", None),
 )
