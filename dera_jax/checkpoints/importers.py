@@ -16,11 +16,11 @@ check, UNUSED   what else may be stored
 from collections.abc import Mapping
 from types import ModuleType
 
-from dera_jax.checkpoints import hugging_face_t5, t5x
+from dera_jax.checkpoints import hugging_face_llama, hugging_face_t5, t5x
 from dera_jax.checkpoints.mismatch import Shape
 from dera_jax.models.registry import family_of
 
-IMPORTERS = {"t5": hugging_face_t5}  # by the family's name
+IMPORTERS = {"t5": hugging_face_t5, "llama": hugging_face_llama}  # by the family's name
 TREES = (t5x.config_of,)  # (shapes by path, where) -> configuration, of T5X's checkpoints
 
 

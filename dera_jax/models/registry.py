@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from dera_jax import checks
 from dera_jax.models.language_model import TrainableModel
+from dera_jax.models.llama import LlamaConfig
+from dera_jax.models.llama_lm import Llama
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 
@@ -29,7 +31,7 @@ class Family:
     model: Callable[..., TrainableModel]
 
 
-FAMILIES = (Family("t5", T5Config, T5),)
+FAMILIES = (Family("t5", T5Config, T5), Family("llama", LlamaConfig, Llama))
 CONFIG = checks.instance(*(family.config for family in FAMILIES))
 
 

@@ -1,0 +1,95 @@
+"""Llama checkpoints: what transformers wrote is read, and what is written here transformers reads."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from dera_jax.checkpoints.hugging_face import save_hugging_face
+from dera_jax.checkpoints.loading import load, read_config
+from dera_jax.checkpoints.model_folder import save_model
+from dera_jax.models.language_model import Prompts, next_token_logits
+from dera_jax.models.registry import model_of
+from tests import tiny
+
+TOKENS = np.array([[[5, 0, 9, 3, 7]], [[2, 2, 40, 0, 1]]])
+PROMPTS = Prompts(np.array([[7, 3, 0, 9], [4, 9, 9, 9]], np.int32), np.array([4, 1], np.int32))
+
+
+def theirs(tied: bool, **more) -> transformers.LlamaForCausalLM:
+    config = tiny.LLAMA
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=config.vocab_size, hidden_size=config.emb_dim, head_dim=config.head_dim,
+            num_attention_heads=config.num_heads, num_key_value_heads=config.num_kv_heads,
+            num_hidden_layers=config.num_layers, intermediate_size=config.mlp_dim,
+            rope_theta=500.0, rms_norm_eps=1e-3, tie_word_embeddings=tied,
+            bos_token_id=1, eos_token_id=[0, 2], pad_token_id=3, **more,
+        )
+    )  # fmt: skip
+
+
+def logits_of(model, params) -> np.ndarray:
+    """Those that predict TOKENS after PROMPTS."""
+    forward = jax.jit(lambda p: next_token_logits(model, p, PROMPTS, TOKENS))
+    return np.asarray(forward(params)[:, 0])
+
+
+def their_logits(model) -> np.ndarray:
+    found = []
+    for tokens, length, text in zip(PROMPTS.tokens, PROMPTS.lengths, TOKENS[:, 0], strict=True):
+        ids = torch.tensor([[*tokens[:length].tolist(), *text.tolist()]])
+        with torch.no_grad():
+            found.append(model(ids).logits[0, length - 1 : -1].numpy())
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_are_those_of_transformers_and_back(tied, tmp_path):
+    model = theirs(tied).eval()
+    model.save_pretrained(tmp_path / "theirs")
+    found = load(tmp_path / "theirs")
+    assert found.model.end_ids == (0, 2) and found.model.start_token is None
+    expected = their_logits(model)
+    np.testing.assert_allclose(logits_of(found.model, found.params), expected, atol=1e-4)
+
+    save_hugging_face(tmp_path / "again", found.model.config, None, found.params, "float32")
+    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "again").eval()
+    np.testing.assert_array_equal(their_logits(again), expected)
+    assert again.generation_config.eos_token_id == [0, 2]
+
+
+def test_a_folder_of_ours_names_its_architecture(tmp_path):
+    config = dataclasses.replace(tiny.LLAMA, end_ids=(0,))
+    model = model_of(config)
+    save_model(tmp_path / "m", config, None, tiny.params(model), {})
+    found = load(tmp_path / "m")
+    assert found.model == model
+    jax.tree.map(np.testing.assert_array_equal, found.params, tiny.params(model))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}},
+            "RoPE is scaled by 'llama3'",
+        ),
+        ({"attention_bias": True}, "attention_bias is True; only False is supported"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu' is supported"),
+        ({"num_hidden_layers": 2.0}, "num_hidden_layers is 2.0; it must be an integer"),
+        ({"num_key_value_heads": 2}, "num_heads must be a multiple of num_kv_heads, 2"),
+        ({"model_type": "mistral3"}, "unknown architecture 'mistral3'; model_type must be .*llama"),
+    ],
+)
+def test_what_is_not_supported_is_refused(changes, message, tmp_path):
+    theirs(False).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ValueError, match=message):
+        read_config(tmp_path)
