@@ -14,6 +14,7 @@ import pytest
 
 import dera_jax
 import tasks  # noqa: F401 (registers `newswire`)
+from dera_jax.checkpoints.loading import load, load_models
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.data import Data
 from dera_jax.decoding.beam_search import Search, check_search
@@ -26,7 +27,6 @@ from dera_jax.evaluation.choose import Choice, Rule
 from dera_jax.evaluation.jobs import Decoding, Split
 from dera_jax.evaluation.lengths import LengthSurvey
 from dera_jax.evaluation.methods import Bench, Sampled, Searched
-from dera_jax.evaluation.pairs import load_models, load_pair
 from dera_jax.evaluation.populations import Bred
 from dera_jax.evaluation.statistics import RewardStatistics
 from dera_jax.evaluation.sweep import Sweep
@@ -305,9 +305,9 @@ def test_a_method_checks_its_search():
         (lambda: optimizers.adamw(abs, 1.0, weight_decay=-1), "adamw.weight_decay .*at least 0"),
         (lambda: optimizers.adafactor(abs, -1.0), "adafactor.clip_norm .*above 0"),
         (lambda: optimizers.adafactor(abs, 1.0, 2.0), r"adafactor.decay_rate .*\(0, 1\]"),
-        (lambda: load_pair("a", "path"), r"load_pair.aligned .*\['a/folder'\].*; found 'path'"),
-        (lambda: load_pair("a", []), r"load_pair.aligned must be a non-empty .*; found \[\]"),
-        (lambda: load_pair(["a"], ["b"]), r"load_pair.reference must be a path.*found \['a'\]"),
+        (lambda: load(["a"], "b"), r"load.reference must be a path.*found \['a'\]"),
+        (lambda: load("a", ["b"]), r"load_models.paths must be .*\['a/folder'\].*; found"),
+        (lambda: load("a", ""), r"load_models.paths must be .*\['a/folder'\].*; found"),
         (lambda: load_models("ab"), r"load_models.paths must be .*\['a/folder'\].*found 'ab'"),
         (lambda: Realigned(TABLE, TABLE), "Realigned.aligned must be a tuple or list such as"),
         (lambda: supervised.new_model(None, "a"), "new_model.seed must be an integer"),
