@@ -385,7 +385,7 @@ def check_evolution(
     """
     checks.check("Evolution.sampling", evolution.sampling, checks.instance(Sampling))
     check_sampling(evolution.sampling, vocab_size)
-    if any(np.ndim(x) for x in jax.tree.leaves(evolution.sampling)):
+    if any(np.ndim(x) for x in jax.tree.leaves(evolution.sampling.replace(end_ids=None))):
         raise ValueError("Evolution.sampling must hold one number for each setting, no arrays.")
     checks.check_traced(evolution, population=checks.whole(2))
     checks.check_traced(
