@@ -300,7 +300,7 @@ def test_rejected_texts_are_cut_as_targets_are(pairs_task):
 
 
 def test_keywords_are_bytes(pairs_task):
-    lengths = {"inputs": 12, "targets": 40}
+    lengths = {"inputs": 40, "targets": 40}
     keywords = data.epoch("toy_pairs", "train", lengths, 0).keywords
     assert keywords.shape == (len(WORDS), 4, 6) and keywords.dtype == np.uint8
     last = [bytes(x).rstrip(b"\0").decode() for x in keywords[-1]]

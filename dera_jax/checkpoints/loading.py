@@ -89,7 +89,7 @@ def over_vocabulary(model: TrainableModel, vocabulary: Vocabulary, where: str) -
     if model.end_ids and end not in model.end_ids:
         raise ValueError(
             f"{where}: the vocabulary ends sequences with id {end}, {vocabulary.pieces[end]!r}, the "
-            f"model with {', '.join(map(str, model.end_ids))} (its end_ids, or eos_token_id of a Hugging Face "
+            f"model with id {', '.join(map(str, model.end_ids))} (its end_ids, or eos_token_id of a Hugging Face "
             "config.json); they must agree"
         )
     config = dataclasses.replace(model.config, end_ids=model.end_ids or (end,))

@@ -144,7 +144,7 @@ def test_tldr_comparisons(tmp_path):
         found = examples(name, split)
         chosen = [("First", "Second")[i % 2] for i in range(4)]
         assert found.summaries == [f"{place} of {i}." for i, place in enumerate(chosen)]
-        rejected = [BYTES.decode(ids.tolist()) for ids in found.rejected]
+        rejected = [BYTES.decode(ids.tolist()) for ids in found.rejected.tokens]
         assert rejected == [f"{('Second', 'First')[i % 2]} of {i}." for i in range(4)]
         assert found.documents[0] == tldr.prompt(post(0), "")
 
@@ -195,7 +195,7 @@ def test_hh_rlhf(tmp_path, suffix):
         for i in range(2)
     ]
     assert found.summaries == ["Yes 0.", "Yes 1."]
-    assert [BYTES.decode(ids.tolist()) for ids in found.rejected] == ["No 0.", "No 1."]
+    assert [BYTES.decode(ids.tolist()) for ids in found.rejected.tokens] == ["No 0.", "No 1."]
     parts = [{row["document"] for row in rows_of(name, split)} for split in ("train", "validation")]
     assert not parts[0] & parts[1] and len(parts[0] | parts[1]) == 60
     assert 8 <= len(parts[1]) <= 28

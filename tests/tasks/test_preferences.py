@@ -53,7 +53,9 @@ def test_the_loader_takes_chosen_as_targets(tmp_path):
     name = register(write(tmp_path / "a.jsonl", PAIRS))
     found = data.epoch(name, "train", {"inputs": 40, "targets": 20}, seed=0)
     assert found.summaries == [pair["chosen"] for pair in PAIRS]
-    assert [BYTES.decode(ids.tolist()) for ids in found.rejected] == [p["rejected"] for p in PAIRS]
+    assert [BYTES.decode(ids.tolist()) for ids in found.rejected.tokens] == [
+        p["rejected"] for p in PAIRS
+    ]
 
 
 def test_every_pair_of_a_document_has_an_id_of_its_own(tmp_path):
