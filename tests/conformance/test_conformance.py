@@ -104,17 +104,27 @@ def test_a_compiled_reward_is_the_same_reward_in_python(method, name):
     assert_same(decode(method, name, Setting(on_host=True)), decode(method, name), exact=False)
 
 
-@pytest.mark.parametrize("ends", [ENDS, (0, -1)])
-@every_model
-@every_method
-def test_end_tokens_end_sequences_and_stand_nowhere_else(method, name, ends):
-    found = decode(method, name, Setting(ends=ends))
+def assert_ends(found: table.Found, ends: tuple[int, ...]) -> None:
+    """Some sequences end, at an end id and at their first; the others are as long as can be."""
     place, length = np.arange(table.T), found.lengths[..., None]
     is_end = np.isin(found.tokens, ends) & (place < length)
     np.testing.assert_array_equal(is_end, found.finished[..., None] & (place == length - 1))
     assert not np.any(found.tokens[np.broadcast_to(place >= length, found.tokens.shape)])
     assert set(np.unique(found.lengths[~found.finished])) <= {0, table.T}
     assert found.finished.any()
+
+
+@pytest.mark.parametrize("ends", [ENDS, (0, -1)])
+@every_model
+@every_method
+def test_end_tokens_end_sequences_and_stand_nowhere_else(method, name, ends):
+    assert_ends(decode(method, name, Setting(ends=ends)), ends)
+
+
+@every_method
+def test_one_end_token_alone(method):
+    """Another program, since the number of end ids is a shape; it does not depend on the model."""
+    assert_ends(decode(method, "tabular", Setting(ends=(0,))), (0,))
 
 
 @every_model
