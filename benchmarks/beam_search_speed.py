@@ -30,11 +30,11 @@ import naive_search
 import numpy as np
 
 import tasks  # noqa: F401 (registers `docstrings`)
+from dera_jax.checkpoints.loading import Pair, load
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.decoding.beam_search import NBest, Search, beam_search
 from dera_jax.decoding.search import Guide
 from dera_jax.evaluation.jobs import Split
-from dera_jax.evaluation.pairs import Pair, load_pair
 from dera_jax.evaluation.sweep import Documents
 from dera_jax.models.language_model import Prompts, PyTree, sequence_keys
 from dera_jax.models.t5 import T5Config
@@ -146,8 +146,8 @@ def guide(reward: Reward, params: PyTree, source: Source) -> Guide:
     return Guide(Judge(reward, params, str), source)
 
 
-def load() -> World:
-    pair = load_pair("dera_jax/assets/reference", ["dera_jax/assets/aligned"])
+def load_world() -> World:
+    pair = load("dera_jax/assets/reference", "dera_jax/assets/aligned")
     documents = Split("docstrings", "test", INPUTS, BATCH).read()
     judging = REWARD.load(RunResources(pair.vocabulary))
     return World(pair, jax.device_put(pair.params), documents, judging)
@@ -560,7 +560,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--quick is to try the script: its numbers are not to be written")
     load_average, plan = os.getloadavg()[0], QUICK if options.quick else FULL
     plan = dataclasses.replace(plan, runs=options.runs or plan.runs)
-    times, measured = measure(load(), plan), memory(plan.widths)
+    times, measured = measure(load_world(), plan), memory(plan.widths)
     text = page(times, measured, plan, load_average)
     print(text)
     if options.write:

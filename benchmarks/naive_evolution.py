@@ -223,6 +223,7 @@ def _scores(output: Output, state: State, keys: Array, sampling: Sampling) -> Ar
     """float32 [N, V]: the logits to sample from and the noise of keys[N] at this slot."""
     slot = state.position - 1  # of the token fed last, as many as a text has
     lengths = jnp.broadcast_to(slot, output.logits.shape[:2])
+    sampling = sampling.replace(end_ids=jnp.asarray(sampling.end_ids))
     logits = sampling_logits(output.logits, lengths, sampling)[:, 0]
     noise = lambda key: jax.random.gumbel(jax.random.fold_in(key, slot), logits.shape[-1:])
     return logits + jax.vmap(noise)(keys)

@@ -70,6 +70,10 @@ class Data:
         """For messages."""
         return f"task {self.task!r}"
 
+    def described(self) -> dict[str, object]:
+        """The attributes, for the card of a model."""
+        return dataclasses.asdict(self)
+
     def vocabulary(self) -> Vocabulary:
         """See `vocabulary_of`."""
         return vocabulary_of(self.task)

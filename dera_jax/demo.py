@@ -16,11 +16,11 @@ import numpy as np
 from absl import logging
 
 from dera_jax import command_line, run_folder
+from dera_jax.checkpoints.loading import Pair, load
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.sampling import Sampling, sample, sweep_rows
 from dera_jax.destinations import output_folder
 from dera_jax.evaluation.jobs import Split
-from dera_jax.evaluation.pairs import Pair, load_pair
 from dera_jax.evaluation.sweep import Documents, Sweep, decode, format_table, write_report
 from dera_jax.models.language_model import sequence_keys
 from dera_jax.rewards.length import LengthInRange
@@ -37,12 +37,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """The demo; raises as `load_pair`, `run_folder.claim` and `decode` do."""
+    """The demo; raises as `load`, `run_folder.claim` and `decode` do."""
     import tasks  # noqa: F401 (registers `docstrings`; TensorFlow, so not before it is needed)
 
     folder = output_folder(options.output)
     logging.set_verbosity(logging.WARNING)
-    pair = load_pair(options.reference, [options.aligned])
+    pair = load(options.reference, options.aligned)
     low, high = pair.cards[1]["length_range"]
     sampling = Sampling(max_length=pair.cards[1]["max_length"])
     reward = LengthInRange(low, high)

@@ -10,7 +10,7 @@ import sentencepiece as sentencepiece_library
 import seqio
 import tensorflow as tf
 
-from dera_jax.checkpoints.loading import open_checkpoint
+from dera_jax.checkpoints.recognise import open_checkpoint
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.vocabulary import Vocabulary, check_end
 

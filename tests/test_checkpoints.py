@@ -17,10 +17,11 @@ from dera_jax.checkpoints.mismatch import check_shapes
 from dera_jax.checkpoints.model_folder import restore_replaced, save_model
 from dera_jax.checkpoints.orbax import Checkpoints, Saving
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
-from dera_jax.models.heads import start_teacher_forcing
+from dera_jax.models.language_model import next_token_logits
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from tasks import vocabularies
+from tests.prompts import whole
 
 CONFIG = T5Config(
     vocab_size=300,
@@ -85,7 +86,7 @@ def test_a_sharpened_model_is_the_model_at_a_lower_temperature(tmp_path, tied):
     assert sharp.card == {"temperature": 0.5, "from": {"loss": 2.5}}
     inputs, tokens = jnp.array([[3, 4, 1]]), jnp.array([[[5, 6, 1]]])
     logits = [
-        np.asarray(x.teacher_forced(p, start_teacher_forcing(x, p, inputs, 1), tokens).logits)
+        np.asarray(next_token_logits(x, p, whole(inputs), tokens))
         for x, p in ((model, params), (model, sharp.params))
     ]
     assert np.abs(logits[0]).max() > 0.5
@@ -231,8 +232,8 @@ def test_every_file_of_a_checkpoint_counts_or_is_named(tmp_path, damage):
         file: file.read_bytes() for file in (tmp_path / "c" / "1").rglob("*") if file.is_file()
     }
     named = 0
-    for file, whole in content.items():
-        file.write_bytes(whole[: len(whole) // 2 if damage == "cut off" else 0])
+    for file, complete in content.items():
+        file.write_bytes(complete[: len(complete) // 2 if damage == "cut off" else 0])
         if damage == "missing":
             file.unlink()
         try:
@@ -242,7 +243,7 @@ def test_every_file_of_a_checkpoint_counts_or_is_named(tmp_path, damage):
             assert f"checkpoint {tmp_path}/c/1 cannot be read" in str(error)
             assert "remove that folder to resume" in str(error)
             assert len(str(error)) < 600 and "\n" not in str(error)
-        file.write_bytes(whole)
+        file.write_bytes(complete)
     assert named >= 2
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from dera_jax import main
-from dera_jax.checkpoints import loading
+from dera_jax.checkpoints import recognise
 
 PAIR = {"REFERENCE": "'no/model'", "ALIGNED": "'no/model'", "TASK": "'newswire'"}
 ONE = {"REFERENCE": "'no/model'", "TASK": "'newswire'"}
@@ -122,7 +122,7 @@ REFUSED = [
 )
 def test_an_invalid_macro_is_refused(run, macro, value, message, tmp_path, monkeypatch):
     reading = lambda path: pytest.fail(f"{path} was read before the settings were checked")
-    monkeypatch.setattr(loading, "open_folder", reading)
+    monkeypatch.setattr(recognise, "open_folder", reading)
     files, bindings = RUNS[run]
     out = tmp_path / "out"
     given = {"MODEL_DIR": f"'{out}'"} | bindings | {macro: value}

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import dera_jax
+from dera_jax.checkpoints import loading
+from dera_jax.decoding import sampling
+
 ROOT = Path(__file__).resolve().parents[1]
 LIGHT = ["dera_jax.models", "dera_jax.decoding", "dera_jax.rewards"]  # with all their modules
 HEAVY = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "gin", "t5x", "orbax"}
@@ -50,3 +54,22 @@ def test_warm_import_is_fast(name):
     seconds = min(import_in_new_process(name)["seconds"] for _ in range(2))
     print(f"import {name}: the faster of 2 warm imports took {seconds:.2f} CPU seconds")
     assert seconds < MAX_SECONDS
+
+
+def test_training_loads_no_data_or_config_library():
+    """It keeps its checkpoints by orbax."""
+    loaded = (HEAVY | {"clu"}) - {"orbax"}
+    loaded &= set(import_in_new_process("dera_jax.training", "all")["roots"])
+    assert not loaded, f"importing dera_jax.training loads {sorted(loaded)}"
+
+
+def test_the_few_names_that_a_user_needs():
+    assert set(dera_jax.__all__) == {
+        "load", "sample", "sweep", "search", "evolve", "best_of_n", "rewards",
+    }  # fmt: skip
+    assert set(dera_jax.__all__) <= set(dir(dera_jax))
+    assert dera_jax.sample is sampling.sample and dera_jax.load is loading.load
+    for name in dera_jax.__all__:
+        assert f"\n{name} " in dera_jax.__doc__ and getattr(dera_jax, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'smaple'"):
+        dera_jax.smaple  # noqa: B018

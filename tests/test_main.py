@@ -236,7 +236,7 @@ def test_a_dry_run_tells_what_the_experiment_needs(
     arguments = [f"--gin_file={EXPERIMENTS}/{name}.gin", f'--gin.MODEL_DIR="{out}"', *sizes]
     main.main([*arguments, "--dry_run"])
     said = capsys.readouterr().out
-    sft = f"training step on {name.partition('_')[0]}"
+    sft = f"training step on task '{name.partition('_')[0]}'"
     assert re.findall(r"^(.+): [\d,]+ tokens", said, re.MULTILINE) == [
         sft,
         "PPO step",

@@ -11,7 +11,6 @@ from dera_jax import demo
 from dera_jax.checkpoints.loading import load
 from dera_jax.evaluation.card import samples_of_the_pair
 from dera_jax.evaluation.jobs import Split
-from dera_jax.evaluation.pairs import load_pair
 from dera_jax.evaluation.sweep import table
 from dera_jax.rewards.length import share_in_range
 
@@ -48,7 +47,7 @@ def test_the_main_job_shows_realignment(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_aligned_model_is_in_range_on_held_out_documents():
-    pair = load_pair(demo.ASSETS / "reference", [demo.ASSETS / "aligned"])
+    pair = load(demo.ASSETS / "reference", demo.ASSETS / "aligned")
     documents = Split("docstrings", "test", demo.INPUTS).read()
     rows = {row["lam"]: row for row in table(samples_of_the_pair(pair, documents))}
     assert rows[1]["share_in_range"] >= 0.6 > 2 * rows[0]["share_in_range"]

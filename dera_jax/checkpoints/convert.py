@@ -46,7 +46,7 @@ def convert(
     """
     if output_folder(target).exists():
         raise FileExistsError(f"{target} exists; choose another folder, or remove it")
-    found = load(source, vocabulary, dtype=dtype)
+    found = load(source, vocabulary=vocabulary, dtype=dtype)
     content = found.model.config, found.vocabulary, found.params
     if to == KINDS[0]:
         save_model(Path(target), *content, found.card, dtype)

@@ -95,7 +95,7 @@ def _replaced(folder: Path) -> Path:
 
 
 def open_model(folder: Folder) -> dict[str, object]:
-    """Sizes, parameters (not read yet), vocabulary, card and head, as `loading.Checkpoint` has them.
+    """Sizes, parameters (not read yet), vocabulary, card and head, as `recognise.Checkpoint` has them.
 
     Raises:
         FileNotFoundError: a file of the folder is missing.

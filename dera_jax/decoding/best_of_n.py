@@ -20,7 +20,8 @@ from jax import Array
 
 from dera_jax import checks
 from dera_jax.decoding.arguments import check_prompts
-from dera_jax.decoding.sampling import Samples, Sampling, check_scores, checked, sample
+from dera_jax.decoding.sampling import Samples, Sampling, checked, sample
+from dera_jax.decoding.scores import check_scores
 from dera_jax.decoding.search import Guide
 from dera_jax.models.finite import check_values
 from dera_jax.models.language_model import LanguageModel, Prompts, PyTree
@@ -73,19 +74,19 @@ def best_of_n(
         samples = sample(model, params, prompts, keys, sampling)
         rewards, _ = guide.score((samples.tokens, samples.lengths, samples.finished))
         return _best(samples, rewards, n)
-    begun = model, params, prompts, keys, sampling
-    best, scores = _best_of_n(*begun, n, reward, guide.judge.params, guide.source)
+    scored = guide.judge.params, guide.source
+    best, scores = _best_of_n(model, params, prompts, keys, sampling, n, reward, scored)
     check_scores(scores, prompts.lam)
     check_rewards(best.rewards, reward)
     return best
 
 
 @functools.partial(jax.jit, static_argnames=("model", "n", "reward"))
-def _best_of_n(model, params, prompts, keys, sampling, n, reward, reward_params, source):
+def _best_of_n(model, params, prompts, keys, sampling, n, reward, scored):
     """The winners, and the scores of all."""
     samples = sample(model, params, prompts, keys, sampling)
     texts = samples.tokens, samples.lengths, samples.finished
-    return _best(samples, reward(reward_params, source, *texts), n), samples.scores
+    return _best(samples, reward(*scored, *texts), n), samples.scores
 
 
 def _best(samples: Samples, rewards: Array, n: int) -> Best:

@@ -12,11 +12,11 @@ import numpy as np
 from absl import logging
 
 from dera_jax import demo, json_files
+from dera_jax.checkpoints.loading import Pair, load
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation import metrics
 from dera_jax.evaluation.jobs import Split
-from dera_jax.evaluation.pairs import Pair, load_pair
 from dera_jax.evaluation.shards import full_batches
 from dera_jax.evaluation.sweep import (
     Documents,
@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--output", default="docs/model_card.md")
     options = parser.parse_args()
     logging.set_verbosity(logging.ERROR)
-    pair = load_pair(options.reference, [options.aligned])
+    pair = load(options.reference, options.aligned)
     documents = Split("docstrings", "test", demo.INPUTS).read()
     corpus_hash = tasks.docstrings.docstring_corpus.shipped()["corpus_hash"]
     Path(options.output).write_text(card(pair, documents, corpus_hash), encoding="utf-8")

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from dera_jax import checks, data
+from dera_jax.checkpoints import loading
+from dera_jax.checkpoints.loading import Pair
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.sampling import Prefilled
-from dera_jax.evaluation.pairs import Pair, load_pair
 from dera_jax.evaluation.sweep import Documents, Sweep, decode, format_table, write_report
 from dera_jax.log import warn_once
 from dera_jax.models.language_model import PyTree
@@ -173,7 +174,7 @@ def load(
     """
     reward = sweep.reward
     theirs = data.vocabulary_of(documents.task)
-    pair = load_pair(reference, aligned, theirs, task=documents.task)
+    pair = loading.load(reference, *aligned, vocabulary=theirs, task=documents.task)
     reward_params = reward and reward.load(RunResources(pair.vocabulary))
     read = documents.read(reward)
     if reward is not None:

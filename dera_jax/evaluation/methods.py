@@ -19,12 +19,7 @@ from jax import Array
 
 from dera_jax import checks, fingerprints
 from dera_jax.checkpoints.vocabulary import Tokenizer
-from dera_jax.decoding.beam_search import (
-    NBest,
-    Search,
-    beam_search,
-    check_search,
-)
+from dera_jax.decoding.beam_search import NBest, Search, beam_search, check_search
 from dera_jax.decoding.best_of_n import winners
 from dera_jax.decoding.mutation import Prompt, check_template
 from dera_jax.decoding.realign import LAMBDA, Realigned
@@ -32,13 +27,7 @@ from dera_jax.decoding.sampling import Sampling, check_sampling, prefill, sample
 from dera_jax.decoding.search import Guide
 from dera_jax.evaluation import shards
 from dera_jax.evaluation.sweep import PART, Documents, about, keyword_texts
-from dera_jax.models.language_model import (
-    LanguageModel,
-    Prompts,
-    PyTree,
-    padded,
-    sequence_keys,
-)
+from dera_jax.models.language_model import LanguageModel, Prompts, PyTree, padded, sequence_keys
 from dera_jax.rewards.combined import Combined
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Reward

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from dera_jax import checks, data
-from dera_jax.checkpoints.loading import Loaded, load
+from dera_jax.checkpoints.loading import Loaded, load, load_models
 from dera_jax.checkpoints.resources import RunResources, ShapesOnly
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.beam_search import Search, beam_search, check_search
@@ -19,7 +19,6 @@ from dera_jax.decoding.search import Guide
 from dera_jax.evaluation.jobs import SPLIT, Split
 from dera_jax.evaluation.method_tables import GUIDE
 from dera_jax.evaluation.methods import TEXT, Bench, Searched, check_prompt
-from dera_jax.evaluation.pairs import load_models
 from dera_jax.evaluation.sweep import PART, Documents, about, values
 from dera_jax.experiments.stages import Reference, Stage
 from dera_jax.models.language_model import sequence_keys

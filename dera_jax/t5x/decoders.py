@@ -23,14 +23,8 @@ from dera_jax.decoding.arguments import NO_END
 from dera_jax.decoding.beam_search import Search, beam_search, check_search
 from dera_jax.decoding.evolution import Evolution, check_evolution, generation
 from dera_jax.decoding.realign import LAMBDA, Realigned
-from dera_jax.decoding.sampling import (
-    Sampling,
-    Tokens,
-    check_sampling,
-    sample,
-    score_tokens,
-    sweep_rows,
-)
+from dera_jax.decoding.sampling import Sampling, check_sampling, sample, sweep_rows
+from dera_jax.decoding.scores import Tokens, score_tokens
 from dera_jax.decoding.search import Guide
 from dera_jax.models.language_model import Padded, Prompts, PyTree, padded, sequence_keys
 from dera_jax.rewards.judge import Judge

@@ -200,7 +200,7 @@ def _recipe(alignment: Alignment, reference: Loaded, start: Loaded) -> dict[str,
     """What the aligned model's card says of its making."""
     objective = alignment.objective
     recipe = {
-        "data": dataclasses.asdict(alignment.data),
+        "data": alignment.data.described(),
         "reward": repr(objective.reward),
         "beta": objective.beta,
         "max_length": objective.max_length,

@@ -331,7 +331,7 @@ def margins(
 def _card(training: PreferenceTraining, step: int, scores: Mapping, start: dict) -> dict:
     scorer = training.start.scorer
     return {
-        "data": dataclasses.asdict(training.data),
+        "data": training.data.described(),
         "score": type(scorer).__name__,
         **({"beta": scorer.beta} if isinstance(scorer, LogRatio) else {}),
         "step": step,

@@ -49,6 +49,9 @@ class TrainingData(Protocol):
     ) -> Iterator[Batch]:
         """The endless batches of training from a step on."""
 
+    def described(self) -> dict[str, object]:
+        """What a model's card says of it, as JSON."""
+
     def left_out(self) -> dict[str, dict[str, int]]:
         """By split and reason the number of examples that were left out."""
 
@@ -164,7 +167,14 @@ def finished_model(folder: str, dropout_rate: float) -> Start:
     """A model from its folder, to be trained further with this dropout, in [0, 1)."""
     rate = checks.number(least=0, below=1)
     dropout_rate = checks.check("finished_model.dropout_rate", dropout_rate, rate)
-    config = dataclasses.replace(read_config(folder), dropout_rate=dropout_rate)
+    config = read_config(folder)
+    if hasattr(config, "dropout_rate"):
+        config = dataclasses.replace(config, dropout_rate=dropout_rate)
+    elif dropout_rate:
+        raise ValueError(
+            f"{folder} holds a {type(config).__name__}, which has no dropout; found the rate "
+            f"{dropout_rate}, set DROPOUT_RATE to 0"
+        )
     return Start(model_of(config), lambda: load(folder))
 
 
@@ -256,7 +266,7 @@ def _keep_best(
     folder: Path,
 ) -> None:
     card = {
-        "data": dataclasses.asdict(training.data),
+        "data": training.data.described(),
         "step": int(state.step),
         "steps": training.steps,
         "seed": training.seed,

@@ -117,7 +117,7 @@ def warm_start(run: WarmStart, folder: Path) -> dict[str, float]:
     card = {
         "step": int(state.step),
         "training": scores,
-        "data": dataclasses.asdict(task),
+        "data": task.described(),
         "reward": repr(objective.reward),
         "beta": objective.beta,
         "max_length": objective.max_length,

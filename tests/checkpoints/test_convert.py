@@ -14,8 +14,9 @@ import pytest
 from dera_jax.checkpoints import convert
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.hugging_face import save_hugging_face
-from dera_jax.checkpoints.loading import load, open_checkpoint
+from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
+from dera_jax.checkpoints.recognise import open_checkpoint
 from dera_jax.models.t5_lm import T5
 from tasks import vocabularies
 from tests import golden

@@ -229,8 +229,11 @@ def test_the_user_s_own_path_may_go_up(ours, monkeypatch):
         load(".")
     with pytest.raises(FileNotFoundError, match=f"no model folder {ours.parent}/nowhere"):
         load("ours/../nowhere")
-    for path in ("", "/"):
-        with pytest.raises(ValueError, match="is no folder of a checkpoint"):
+    for path, message in (
+        ("", "load.reference must be a path"),
+        ("/", "no folder of a checkpoint"),
+    ):
+        with pytest.raises(ValueError, match=message):
             load(path)
 
 

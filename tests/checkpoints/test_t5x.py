@@ -11,7 +11,8 @@ import pytest
 import tensorstore as ts
 from flax import serialization
 
-from dera_jax.checkpoints.loading import load, open_checkpoint, read_config
+from dera_jax.checkpoints.loading import load, read_config
+from dera_jax.checkpoints.recognise import open_checkpoint
 from dera_jax.decoding.beam_search import Search, beam_search
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.models.language_model import score, sequence_keys

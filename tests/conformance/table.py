@@ -40,6 +40,8 @@ SINGLE = {
     "llama": Llama(dataclasses.replace(tiny.LLAMA, vocab_size=V)),
 }
 MODELS = (*SINGLE, *(f"realigned {name}" for name in SINGLE))
+# Of the reference; the aligned model's is one more. Under these every method ends some sequences.
+SEEDS = {"tabular": 3, "t5": 53, "llama": 7}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Setting:
         width: of the prompts' array.
         padding: the id after each prompt.
         lam: see LAM; single models have none.
+        lam_step: by how much each row of ROWS has a larger λ than the one before.
         ends: end ids.
         on_host: whether the reward is the Python function.
         aligned: whether a single model has the parameters of the aligned one.
@@ -60,6 +63,7 @@ class Setting:
     width: int = WIDTH
     padding: int = 0
     lam: tuple[float, float] = LAM
+    lam_step: float = 0.1
     ends: tuple[int, ...] = ENDS
     on_host: bool = False
     aligned: bool = False
@@ -127,12 +131,13 @@ def world(name: str, setting: Setting) -> World:
     rows = [ROWS[i] for i in setting.rows]
     tokens, lengths = padded(rows, setting.width)
     tokens = np.where(within(lengths, setting.width), tokens, setting.padding).astype(np.int32)
-    prompts, single = Prompts(tokens, lengths), SINGLE[name.removeprefix("realigned ")]
-    params = (_params(single, 1), _params(single, 2))
+    prompts, base = Prompts(tokens, lengths), name.removeprefix("realigned ")
+    single, params = SINGLE[base], tuple(_params(SINGLE[base], SEEDS[base] + i) for i in range(2))
     ids = np.array(setting.rows) + 10
     if name in SINGLE:
         return World(single, params[setting.aligned], prompts, ids, setting)
-    lam = np.tile(np.array([setting.lam], np.float32), (len(rows), 1))
+    lam = np.array([setting.lam], np.float32) + setting.lam_step * np.array([setting.rows]).T
+    lam = lam.astype(np.float32)
     return World(Realigned(single, (single,)), params, prompts.replace(lam=lam), ids, setting)
 
 
@@ -186,8 +191,9 @@ def _beam_search(world: World, guided: bool, **settings) -> Found:
     pool = found.pool
     flat = lambda x: np.reshape(x, (len(x), -1, *x.shape[3:]))
     values = {"scores": found.scores, "log_probs": pool.log_probs, "rewards": pool.rewards}
-    # One beam at first, then all; a lookahead ends at the length limit.
-    ahead = [min(search.lookahead, T - t - 1) * (BEAMS if t else 1) * TOP_K for t in range(T)]
+    # Every search.period tokens each candidate is continued, but for those of copies of one beam.
+    scored = [*range(search.period, T, search.period), T]
+    ahead = [min(search.lookahead, T - t) * (BEAMS if t > 1 else 1) * TOP_K for t in scored]
     expected = BEAMS * T + sum(ahead)
     return Found(
         *map(flat, (pool.tokens, pool.lengths, pool.finished)), values, found.positions, expected
@@ -208,7 +214,12 @@ def _generation(world: World) -> Found:
     keys = world.keys(np.arange(N))
     found = generation(world.model, world.params, own, keys, evolution, guide)
     texts, history = found.texts, found.history
-    values = {"rewards": found.rewards, "log_probs": history.log_probs, "donors": history.donors}
+    held = np.arange(history.donors.shape[-1]) < found.rounds[:, None, None]  # else says nothing
+    values = {
+        "rewards": found.rewards,
+        "log_probs": np.where(held, history.log_probs, 0.0),
+        "donors": np.where(held, history.donors, 0),
+    }
     adopted = np.sum(history.donors != np.arange(N)[:, None], axis=1)  # [B, periods]
     steps = PERIOD * np.arange(1, adopted.shape[1] + 1)
     ahead = np.clip(T - steps, 0, LOOKAHEAD)
@@ -221,11 +232,12 @@ METHODS: dict[str, Callable[[World], Found]] = {
     "greedy": functools.partial(_sampled, greedy=True),
     "best of n": _best_of_n,
     "beam search": functools.partial(_beam_search, guided=False),
-    "beam search, lookahead": functools.partial(_beam_search, guided=True, lookahead=LOOKAHEAD),
-    "beam search, period": functools.partial(_beam_search, guided=True, period=PERIOD),
+    "guided beam search": functools.partial(
+        _beam_search, guided=True, lookahead=LOOKAHEAD, period=PERIOD
+    ),
     "generation": _generation,
 }
-REWARDED = tuple(METHODS)[2:3] + tuple(METHODS)[4:]
+REWARDED = ("best of n", "guided beam search", "generation")
 
 
 @functools.cache

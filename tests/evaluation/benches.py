@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.evaluation.methods import Bench
-from dera_jax.evaluation.pairs import load_pair
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.words import Faithfulness, WordsInRange
@@ -18,7 +18,7 @@ def of_random_models(folder: Path) -> Bench:
     """A pair, four documents, faithfulness as the reward, and a limit of words that is measured."""
     names = enumerate(("reference", "aligned"))
     folders = [small.reference_folder(folder / name, seed) for seed, name in names]
-    pair = load_pair(folders[0], folders[1:])
+    pair = load(*folders)
     text = tokenizer(pair.vocabulary)
     judge = lambda reward: Judge(reward, reward.load(RunResources(pair.vocabulary)), text.decode)
     limit = Part("words", WordsInRange(high=3), 0.0)

@@ -75,7 +75,7 @@ def test_parameters_to_start_from_are_looked_at_before_the_first_step(tmp_path):
 
 def test_pairs_without_a_finite_score_are_named(monkeypatch):
     batches = [{"inputs": None, "targets": None, "rejected": None}] * 2
-    monkeypatch.setattr(preferences.data, "eval_batches", lambda *_: batches)
+    monkeypatch.setattr(preferences, "eval_batches", lambda *_: batches)
     monkeypatch.setattr(preferences, "_margin_of", lambda *_: np.array([0.5, np.nan]))
     with pytest.raises(
         FloatingPointError, match="score's margin of pair 1 .* is nan; 1 of 3 values"

@@ -126,14 +126,15 @@ def test_a_model_with_another_end_token_is_refused(tmp_path):
         supervised.read_for_data(start, Data(TASK, **LENGTHS, batch_size=1))
 
 
-def test_a_vocabulary_whose_id_0_is_not_padding_is_refused(registered):
-    """Where a task is made over it, and where one is read."""
-    message = r"id 0 of the vocabulary is '<unk>', and must be padding.*--pad_id=0"
-    with pytest.raises(ValueError, match=f"{registered}: {message}"):
-        vocabularies.sentencepiece(registered)
-    for read in (lambda: data.epoch(WRONG, "train", LENGTHS, 0), lambda: data.vocabulary_of(WRONG)):
-        with pytest.raises(ValueError, match=f"task '{WRONG}': {message}"):
-            read()
+def test_a_vocabulary_whose_id_0_is_no_padding_is_read_with_lengths(registered):
+    """SentencePiece's default ids: 0 is the unknown piece, 2 the end."""
+    assert vocabularies.sentencepiece(registered).eos_id == 2
+    assert data.vocabulary_of(WRONG).end_id == 2
+    found = data.epoch(WRONG, "train", LENGTHS, 0)
+    for padded in (found.inputs, found.targets):
+        last = np.take_along_axis(padded.tokens, padded.lengths[:, None] - 1, axis=1)
+        np.testing.assert_array_equal(last, 2)
+        assert not padded.tokens[~np.asarray(padded.mask)].any()
 
 
 def test_a_vocabulary_without_end_of_sequence_is_refused(tmp_path):

@@ -10,12 +10,12 @@ import pytest
 from dera_jax import data
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.hugging_face import save_hugging_face
+from dera_jax.checkpoints.loading import load, load_models
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.rewriters import load_rewriter
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.data import Data
-from dera_jax.evaluation.pairs import load_models, load_pair
 from dera_jax.models.language_model import UNUSED
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
@@ -60,7 +60,7 @@ def folders(tmp_path_factory):
 
 
 def test_a_pair_loads(folders):
-    pair = load_pair(folders["reference"], [folders["same"]])
+    pair = load(folders["reference"], folders["same"])
     assert len(pair.params) == 2 and pair.model.vocab_size == 4096
 
 
@@ -77,7 +77,7 @@ def test_a_pair_loads(folders):
 )
 def test_other_vocabularies_are_refused(folders, name, message):
     with pytest.raises(ValueError, match=message):
-        load_pair(folders["reference"], [folders[name]])
+        load(folders["reference"], folders[name])
 
 
 def test_tokenizer_agrees_with_seqio(folders):
@@ -118,7 +118,7 @@ def test_a_checkpoint_of_t5x_makes_a_pair_with_a_folder_of_ours(tmp_path, turned
     other = varied(params, 0)
     save_model(tmp_path / "ours", model.config, None, other, {})
     order = [(theirs, params), (tmp_path / "ours", other)][:: -1 if turned else 1]
-    pair = load_pair(order[0][0], [order[1][0]])
+    pair = load(order[0][0], order[1][0])
     assert pair.vocabulary is None
     expected = [logits_of(model, params) for _, params in order]
     assert np.abs(expected[0] - expected[1]).max() > 0.5
@@ -175,7 +175,7 @@ def test_rows_that_pad_the_larger_tables_are_not_produced(tmp_path, capsys, tied
     said = capsys.readouterr().err
     assert f"{tmp_path}/small 4,096" in said and f"{tmp_path}/large 4,112" in said
     assert "ids from 4,096 on are padding, since the vocabulary has no more" in said
-    pair = load_pair(order[0], [order[1]])
+    pair = load(order[0], order[1])
     assert (pair.model.vocab_size, pair.model.num_ids) == (4112, 4096)
     logits = logits_of(pair.model, pair.params, 0.5)
     mean = (expected[0] + expected[1][..., :4096]) / 2
@@ -209,7 +209,7 @@ def test_a_table_smaller_than_the_vocabulary_is_refused(tmp_path, folders):
     small = write(tmp_path / "small", None, dataclasses.replace(CONFIG, vocab_size=4095))
     message = r"vocabulary of .*reference has 4,096 ids, the model's tables only 4,095 rows"
     with pytest.raises(ValueError, match=message):
-        load_pair(folders["reference"], [small])
+        load(folders["reference"], small)
 
 
 @pytest.fixture(scope="module")
@@ -235,16 +235,16 @@ def test_the_vocabulary_of_a_task_is_not_assumed_where_a_folder_should_say_its_o
 ):
     """A folder of ours without a vocabulary is of a T5X checkpoint: there it is the task's."""
     task = {"vocabulary": shipped_vocabulary(), "task": "docstrings"}
-    assert load_pair(exported / "same", [folders["reference"]], **task).model.end_ids == (1,)
+    assert load(exported / "same", folders["reference"], **task).model.end_ids == (1,)
     message = r"silent does not say what its ids mean: it has neither tokenizer.json nor spiece"
     for pair in ((exported / "silent", folders["same"]), (folders["same"], exported / "silent")):
         with pytest.raises(ValueError, match=message):
-            load_pair(pair[0], [pair[1]], **task)
+            load(pair[0], pair[1], **task)
     with pytest.raises(
         ValueError, match="differ at id 3: .* in the model, .* in task 'docstrings'"
     ):
-        load_pair(exported / "other", [exported / "other"], **task)
-    named = load_pair(exported / "silent", [exported / "silent"], task["vocabulary"])
+        load(exported / "other", exported / "other", **task)
+    named = load(exported / "silent", exported / "silent", vocabulary=task["vocabulary"])
     assert named.vocabulary == task["vocabulary"]
 
 
@@ -270,5 +270,5 @@ def test_ids_beyond_the_vocabulary_are_known_where_tables_are_padded(tmp_path):
     """Of one size, so that nothing is cut."""
     vocabulary = dataclasses.replace(shipped_vocabulary(), extra_ids=90)
     paths = [write(tmp_path / name, vocabulary) for name in "ab"]
-    pair = load_pair(paths[0], paths[1:])
+    pair = load(*paths)
     assert (pair.model.vocab_size, pair.model.num_ids) == (4096, 4090)
