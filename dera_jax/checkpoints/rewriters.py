@@ -23,4 +23,5 @@ def load_rewriter(folder: str, inputs: int, max_length: int) -> Rewriter:
         raise ValueError(found.no_vocabulary)
     text = tokenizer(found.vocabulary, folder)
     sampling = dataclasses.replace(RELEASED, max_length=max_length)
-    return Rewriter(found.model, found.params, text.encode, text.decode, inputs, sampling)
+    encode = lambda request, size: [*text.encode(request)[: size - 1], text.end_id]
+    return Rewriter(found.model, found.params, encode, text.decode, inputs, sampling)
