@@ -226,9 +226,8 @@ def _norm(config: LlamaConfig, params: Params, x: Array) -> Array:
 
 def _mlp(config: LlamaConfig, params: Params, x: Array) -> Array:
     """SwiGLU of x[B, K, N, E]: down(silu(gate(x))·up(x))."""
-    gate = _project(config, params["gate"], "bkne,em->bknm", x)
-    up = _project(config, params["up"], "bkne,em->bknm", x)
-    return _project(config, params["down"], "bknm,me->bkne", jax.nn.silu(gate) * up)
+    gate, up = (_project(config, params[name], x) for name in ("gate", "up"))
+    return _project(config, params["down"], jax.nn.silu(gate) * up)
 
 
 def _attention(
@@ -241,14 +240,14 @@ def _attention(
 ) -> tuple[Array, KeysValues]:
     """x[B, K, N, E] -> [B, K, N, E], and keys and values [B, K, G, L, D] of its hypotheses."""
     queries, keys, values = (
-        _project(config, params[name], "bkne,ehd->bkhnd", x) for name in ("query", "key", "value")
+        jnp.moveaxis(_project(config, params[name], x), 3, 2) for name in ("query", "key", "value")
     )
     queries, keys = _rotate(queries, context.rotation), _rotate(keys, context.rotation)
     own = _remember(cache, (keys, values), context.slots)
     blocks = [own] if prompt is None else [prompt, own]
     grouped = queries.reshape(*x.shape[:2], config.num_kv_heads, -1, config.head_dim)
     attended = _attend(config, grouped, blocks, context.mask).reshape(queries.shape)
-    return _project(config, params["out"], "bkhnd,hde->bkne", attended), own
+    return _project(config, params["out"], jnp.moveaxis(attended, 2, 3), num_axes=2), own
 
 
 def _attend(
@@ -304,5 +303,13 @@ def _rotate(x: Array, rotation: tuple[Array, Array]) -> Array:
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
-def _project(config: LlamaConfig, params: Params, spec: str, x: Array) -> Array:
-    return einsum(spec, x, params["kernel"], config.dtype).astype(config.dtype)
+def _project(config: LlamaConfig, params: Params, x: Array, num_axes: int = 1) -> Array:
+    """Contracts the last axes of x[..., inputs] with the first of the kernel[inputs, outputs].
+
+    As a product of two matrices: else XLA on CPUs writes a transposed kernel at every step.
+    """
+    kernel = params["kernel"]
+    inputs = math.prod(kernel.shape[:num_axes])
+    out = einsum("ni,io->no", x.reshape(-1, inputs), kernel.reshape(inputs, -1), config.dtype)
+    shape = *x.shape[: x.ndim - num_axes], *kernel.shape[num_axes:]
+    return out.reshape(shape).astype(config.dtype)
