@@ -27,6 +27,10 @@ def pytest_configure(config):
     config.compiled = tempfile.mkdtemp(prefix="compiled")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compiled  # jax reads it when it is imported
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    if config.getoption("markexpr") == "not slow":
+        # Most of the time is XLA's, and a third of it goes without its optimizations; what is marked
+        # slow runs with them.
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
 def pytest_unconfigure(config):
