@@ -60,7 +60,7 @@ EXTRAS = {
 setup(
     name="dera_jax",
     version=VERSION,
-    description="Decoding-time realignment of T5 language models in JAX",
+    description="Decoding-time alignment of language models in JAX",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
