@@ -10,7 +10,13 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def cross_entropy(logits: Array, targets: Array, label_smoothing: float, z_loss: float) -> Array:
+def cross_entropy(
+    logits: Array,
+    targets: Array,
+    label_smoothing: float,
+    z_loss: float,
+    num_ids: int | None = None,
+) -> Array:
     """Cross-entropy of each token in nats, as T5X defines it.
 
     Smoothed targets hold 1 − ε at the target and ε / (V − 1) elsewhere, and their entropy is
@@ -21,6 +27,8 @@ def cross_entropy(logits: Array, targets: Array, label_smoothing: float, z_loss:
         targets: int32 [...], in [0, V).
         label_smoothing: ε, in [0, 1).
         z_loss: weight of (log Z)², T5 uses 1e-4.
+        num_ids: the first so many of the V ids may be produced, over which targets are smoothed; None
+            for all. The logits of the others are `language_model.UNUSED`.
 
     Returns:
         float32 [...], unweighted.
@@ -30,9 +38,9 @@ def cross_entropy(logits: Array, targets: Array, label_smoothing: float, z_loss:
     at_target = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1) - log_z
     loss = -at_target
     if label_smoothing:
-        vocab_size = logits.shape[-1]
-        confidence, other = 1.0 - label_smoothing, label_smoothing / (vocab_size - 1)
-        everywhere = jnp.sum(logits, axis=-1) - vocab_size * log_z
+        used = logits[..., :num_ids]
+        confidence, other = 1.0 - label_smoothing, label_smoothing / (used.shape[-1] - 1)
+        everywhere = jnp.sum(used, axis=-1) - used.shape[-1] * log_z
         loss = -(confidence - other) * at_target - other * everywhere
         loss += confidence * math.log(confidence) + label_smoothing * math.log(other)
     return loss + z_loss * jnp.square(log_z)

@@ -74,7 +74,8 @@ def make_step(model: TrainableModel, optimizer: Optimizer, loss: Loss, seed: int
 
     def mean_loss(params: PyTree, prompts: Prompts, targets: Padded, key: Array) -> Array:
         logits = next_token_logits(model, params, prompts, targets.tokens[:, None], key)[:, 0]
-        tokens = cross_entropy(logits, targets.tokens, loss.label_smoothing, loss.z_loss)
+        settings = loss.label_smoothing, loss.z_loss, model.num_ids
+        tokens = cross_entropy(logits, targets.tokens, *settings)
         return weighted_mean(tokens, targets.mask)
 
     @functools.partial(jax.jit, donate_argnums=0)

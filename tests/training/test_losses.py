@@ -1,10 +1,16 @@
 """Cross-entropy against a plain loop in float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dera_jax.models.language_model import UNUSED, Padded, Prompts
+from dera_jax.models.t5 import T5Config
+from dera_jax.models.t5_lm import T5
+from dera_jax.training import optimizers
 from dera_jax.training.losses import cross_entropy, weighted_mean
+from dera_jax.training.train_step import Loss, initial_state, make_step
 
 
 def loop_cross_entropy(logits, targets, smoothing, z_loss):
@@ -40,3 +46,25 @@ def test_smoothed_cross_entropy_of_the_smoothed_target_is_zero():
 def test_weighted_mean_leaves_out_what_has_no_weight():
     assert float(weighted_mean(jnp.array([1.0, 5.0, 9.0]), jnp.array([1, 1, 0]))) == 3.0
     assert float(weighted_mean(jnp.array([1.0]), jnp.array([0]))) == 0.0
+
+
+def test_smoothed_targets_leave_out_ids_that_are_not_produced():
+    """Rows that only pad a table have no part in the loss, however small their logits are made."""
+    used = jax.random.normal(jax.random.key(0), (2, 3, 5))
+    targets = jnp.array([[0, 4, 2], [1, 1, 3]])
+    expected = cross_entropy(used, targets, 0.1, 1e-4)
+    masked = jnp.concatenate([used, jnp.full((2, 3, 3), UNUSED)], axis=-1)
+    found = cross_entropy(masked, targets, 0.1, 1e-4, num_ids=5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    over_the_whole_table = cross_entropy(masked, targets, 0.1, 1e-4)
+    assert np.all(np.abs(over_the_whole_table - expected) > 1e6)
+
+
+def test_a_step_with_smoothed_targets_is_over_the_ids_of_the_vocabulary():
+    model = T5(T5Config(64, 16, 2, 1, 1, 8, 16, ("relu",), True, 0.0), num_ids=50)
+    optimizer = optimizers.adamw(optimizers.constant(1e-3, 0), clip_norm=1.0)
+    step = make_step(model, optimizer, Loss(label_smoothing=0.1, z_loss=1e-4), seed=0)
+    state = initial_state(model.init(jax.random.key(0)), optimizer)
+    tokens, lengths = jnp.ones((2, 4), jnp.int32), jnp.full(2, 4)
+    _, metrics = step(state, Prompts(tokens, lengths), Padded(tokens, lengths))
+    assert 0 < metrics["loss"] < 2 * np.log(50)
