@@ -9,8 +9,10 @@ from dera_jax.models.t5_lm import T5
 
 
 def whole(tokens, lam=None) -> Prompts:
-    """Prompts of tokens[B, S], all of which count."""
+    """Prompts of tokens[B, S], all of which count; λ [B, G], or one number for all."""
     tokens = np.asarray(tokens, np.int32)
+    if np.ndim(lam) == 0 and lam is not None:
+        lam = np.full((len(tokens), 1), lam, np.float32)
     return Prompts(tokens, np.full(len(tokens), tokens.shape[1], np.int32), lam)
 
 

@@ -121,6 +121,8 @@ def _size(settings: Mapping, name: str, where: str) -> int:
 def _rope_base(settings: Mapping, where: str) -> float:
     """RoPE's base, which transformers 5 writes into `rope_parameters`."""
     parameters = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    if not isinstance(parameters, dict):
+        raise ValueError(f"{where}: rope_parameters is {parameters!r}; it must be an object")  # noqa: TRY004
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind != "default":
         raise ValueError(f"{where}: RoPE is scaled by {kind!r}; only plain RoPE is supported")

@@ -21,7 +21,6 @@ from dera_jax.checkpoints.mismatch import Shape
 from dera_jax.models.registry import family_of
 
 IMPORTERS = {"t5": hugging_face_t5, "llama": hugging_face_llama}  # by the family's name
-TREES = (t5x.config_of,)  # (shapes by path, where) -> configuration, of T5X's checkpoints
 
 
 def of(config: object) -> ModuleType:
@@ -50,5 +49,4 @@ def by_tree(shapes: Mapping[str, Shape], where: str) -> object:
     Raises:
         ValueError: no family has such parameters.
     """
-    (recognise,) = TREES
-    return recognise(shapes, where)
+    return t5x.config_of(shapes, where)  # T5X's own networks are T5s

@@ -121,10 +121,11 @@ def open_model(folder: Folder) -> dict[str, object]:
 def _config(names: Mapping) -> object:
     """The configuration. Earlier versions wrote T5s alone, without `architecture`, and `end_token`."""
     sizes, kind = names["model"], family_named(names.get("architecture", "t5")).config
-    fields = dataclasses.fields(kind)
+    fields, is_earlier = dataclasses.fields(kind), "architecture" not in names
     needed = {x.name for x in fields if x.default is dataclasses.MISSING}
-    _check_keys("'model'", sizes, needed, possible={x.name for x in fields} | {"end_token"})
-    if "end_token" in sizes:
+    possible = {x.name for x in fields} | ({"end_token"} if is_earlier else set())
+    _check_keys("'model'", sizes, needed, possible)
+    if is_earlier and "end_token" in sizes:
         end = sizes["end_token"]
         sizes = {k: x for k, x in sizes.items() if k != "end_token"}
         sizes |= {} if end is None else {"end_ids": (end,)}

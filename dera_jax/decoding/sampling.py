@@ -143,9 +143,8 @@ def prefill(
     Raises:
         ValueError: as `sample`.
     """
-    sizes = {"num_hypotheses": num_hypotheses, "max_length": max_length}
-    for name, size in sizes.items():
-        checks.check(name, size, checks.whole(1))
+    num_hypotheses = checks.check("num_hypotheses", num_hypotheses, checks.whole(1))
+    max_length = checks.check("max_length", max_length, checks.whole(1))
     check_prompts(model, prompts, num_hypotheses)
     room = _room(max_length)
     return Prefilled(_start(model, params, prompts, num_hypotheses, room), num_hypotheses, room)

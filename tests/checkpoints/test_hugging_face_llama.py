@@ -80,6 +80,7 @@ def test_a_folder_of_ours_names_its_architecture(tmp_path):
             {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}},
             "RoPE is scaled by 'llama3'",
         ),
+        ({"rope_parameters": [1]}, r"rope_parameters is \[1\]; it must be an object"),
         ({"attention_bias": True}, "attention_bias is True; only False is supported"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu' is supported"),
         ({"num_hidden_layers": 2.0}, "num_hidden_layers is 2.0; it must be an integer"),

@@ -17,17 +17,10 @@ from dera_jax.models.t5_lm import T5
 from dera_jax.models.tabular import TabularLM
 from dera_jax.rewards.protocol import Reward
 from tests import golden
+from tests.prompts import whole
 
 EOS = 1
 HORIZON = 3
-
-
-def whole(tokens, lam=None) -> Prompts:
-    """Prompts of tokens[B, S] without padding; λ [B, G], or one number for all."""
-    tokens = np.asarray(tokens, np.int32)
-    if np.ndim(lam) == 0 and lam is not None:
-        lam = np.full((len(tokens), 1), lam, np.float32)
-    return Prompts(tokens, np.full(len(tokens), tokens.shape[1], np.int32), lam)
 
 
 def each(tokens, lam=None) -> Prompts:
