@@ -30,7 +30,7 @@ every_single_model = pytest.mark.parametrize("name", slow_t5(SINGLE))
 @pytest.fixture(autouse=True, scope="module")
 def _compile_quickly():
     """Nearly all the time is XLA's, and a third of it goes without its optimizations."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
