@@ -1,4 +1,4 @@
-"""What commands share: errors in one line, interrupts in one line, exit statuses.
+"""What commands share: errors in one line, interrupts in one line, exit statuses, JAX's compilation cache.
 
 0    done
 1    an error
@@ -16,6 +16,8 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from dera_jax import compilation_cache
 
 _PACKAGE = Path(__file__).resolve().parent
 _OURS = (_PACKAGE, _PACKAGE.parent / "tasks")
@@ -44,6 +46,7 @@ def run(
     number, line = None, None
     with _signals() as received:
         try:
+            compilation_cache.switch_on()
             command()
         except (KeyboardInterrupt, Exception) as error:
             # An interrupt inside of a conversion comes out of some libraries as another error.

@@ -7,16 +7,13 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-
-def directory() -> Path:
-    """`$DERA_JAX_CACHE`, by default `~/.cache/dera_jax`."""
-    return Path(os.environ.get("DERA_JAX_CACHE") or Path.home() / ".cache" / "dera_jax")
+from dera_jax.cache_folder import cache_folder
 
 
 def path(name: str, key: Mapping[str, object], suffix: str) -> Path:
     """The file of `name` for everything its content depends on, such as package versions."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-    return directory() / f"{name}-{digest}{suffix}"
+    return cache_folder() / f"{name}-{digest}{suffix}"
 
 
 def write_atomically(target: Path, write: Callable[[Path], None]) -> None:

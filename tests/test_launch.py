@@ -1,5 +1,6 @@
 """What is refused before a run begins, and how errors of a run read."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -235,7 +236,7 @@ def test_two_real_processes_are_refused(source, tmp_path):
         port = free.getsockname()[1]
     options = [f"--gin_search_paths={source}", "--gin_file=double.gin"]
     options.append(f'--gin.MODEL_DIR="{tmp_path}/out"')
-    environment = {"PYTHONPATH": f"{ROOT}:{source}", "PATH": "/usr/bin:/bin"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{source}"}
     started = [
         subprocess.Popen(
             [sys.executable, "-c", TWO, str(port), str(i), *options],

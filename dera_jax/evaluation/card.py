@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from dera_jax import demo, json_files
+from dera_jax import compilation_cache, demo, json_files
 from dera_jax.checkpoints.loading import Pair, load
 from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.sampling import Sampling, sample
@@ -201,6 +201,7 @@ def main() -> None:
     parser.add_argument("--aligned", default=str(demo.ASSETS / "aligned"))
     parser.add_argument("--output", default="docs/model_card.md")
     options = parser.parse_args()
+    compilation_cache.switch_on()
     logging.set_verbosity(logging.ERROR)
     pair = load(options.reference, options.aligned)
     documents = Split("docstrings", "test", demo.INPUTS).read()
