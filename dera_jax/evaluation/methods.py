@@ -30,7 +30,7 @@ from dera_jax.evaluation.sweep import PART, Documents, about, keyword_texts
 from dera_jax.models.language_model import LanguageModel, Prompts, PyTree, padded, sequence_keys
 from dera_jax.rewards.combined import Combined
 from dera_jax.rewards.judge import Judge
-from dera_jax.rewards.protocol import Reward
+from dera_jax.rewards.protocol import Reward, check_rewards
 from dera_jax.rewards.words import WordsInRange, words_within
 
 _ROWS = 64  # texts of a document sampled in one call, at most
@@ -244,12 +244,14 @@ class Sampled:
         self, bench: Bench, rows: np.ndarray, texts: Sequence[np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rewards [B, n], and the positions [B, 1] that judging took, a piece at a time."""
-        rewards, positions = [], 0
+        guide, pieces, positions = bench.guide(rows), [], 0
         for start in range(0, self.n, _ROWS):
-            piece = [x[:, start : start + _ROWS] for x in texts]
-            rewards.append(_judged(bench.judge, bench.documents, rows, *piece)[0])
+            piece = tuple(x[:, start : start + _ROWS] for x in texts)
+            pieces.append(guide.score(piece)[0])
             positions = positions + judging(bench, rows, texts=piece[1].shape[1])
-        return np.concatenate(rewards, axis=1), positions[:, None]
+        rewards = np.concatenate(pieces, axis=1)
+        check_rewards(rewards, bench.judge.reward)
+        return rewards, positions[:, None]
 
 
 @dataclasses.dataclass(frozen=True)

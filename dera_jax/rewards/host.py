@@ -40,6 +40,8 @@ class HostReward(Reward):
     def score(self, documents: Sequence[str] | None, texts: Sequence[Sequence[str]]) -> np.ndarray:
         """float32 [B, K] of the K texts of each of B documents, in one call of the function.
 
+        Without documents, as on a process whose prompts all only fill the batch, there is no call.
+
         Raises:
             ValueError: no documents, or not one finite number for each text. What the function
                 raises is passed on.
@@ -48,7 +50,7 @@ class HostReward(Reward):
             raise ValueError(f"the host reward {self._name} needs the documents' texts")
         repeated = [document for document, row in zip(documents, texts, strict=True) for _ in row]
         flat = [text for row in texts for text in row]
-        values = self._floats(self.fn(repeated, flat))
+        values = self._floats(self.fn(repeated, flat) if flat else [])
         if values.shape != (len(flat),):
             raise ValueError(
                 f"the host reward {self._name} returned values of shape {values.shape} for "
@@ -60,7 +62,7 @@ class HostReward(Reward):
                 f"the host reward {self._name} returned {values[bad[0]]} for the text "
                 f"{flat[bad[0]]!r}; rewards must be finite"
             )
-        return values.reshape(len(texts), -1)
+        return values.reshape(len(texts), len(texts[0]) if flat else 0)
 
     def _floats(self, values: object) -> np.ndarray:
         try:

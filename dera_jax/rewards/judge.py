@@ -53,6 +53,7 @@ class Judge:
         _check_documents(documents, len(lengths))
         if isinstance(reward, HostReward):
             total, parts = reward.score(documents, self._texts(tokens, lengths)), {}
+            total = total.reshape(lengths.shape)  # [0, K] if there is no document
         elif reward.on_host:
             total, parts = self._combine(source, documents, tokens, lengths, finished)
         else:

@@ -68,6 +68,24 @@ def test_best_of_n_is_the_best_and_costs_all_n(bench):
     np.testing.assert_array_equal(best.positions[:, 0], cost)
 
 
+def test_python_sees_no_document_that_only_fills_a_batch(bench, tmp_path):
+    seen = []
+
+    def remember(documents, texts):
+        seen.extend(documents)
+        return [float(len(text)) for text in texts]
+
+    judge = Judge(HostReward(remember), None, bench.tokenizer.decode)
+    with_python = dataclasses.replace(bench, judge=judge)
+    n = 3
+    records = run(Sampled("best", n=n, best=True), with_python, tmp_path / "best")
+    assert seen == [text for text in bench.documents.texts for _ in range(n)]
+    every = run(Sampled("sampling", n=n), bench, tmp_path / "every")  # batches of 3, 1 filled up
+    for record, all_of_it in zip(records, every, strict=True):
+        longest = max((x["text"] for x in all_of_it["samples"]), key=len)
+        assert record["samples"][0]["text"] == longest
+
+
 @pytest.mark.slow
 def test_what_a_reward_model_reads_is_counted(bench):
     model = ValueHead(T5(small.CONFIG))

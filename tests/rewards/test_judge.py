@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -120,6 +121,17 @@ def test_a_sum_may_have_parts_in_python():
     compiled, _ = judge(COMPILED, values)(*ROUND)
     np.testing.assert_array_equal(parts["host"], [[19, 17], [20, 16]])
     np.testing.assert_allclose(total, compiled + 0.1 * parts["host"], rtol=1e-6)
+
+
+def test_without_documents_nothing_is_asked():
+    """As on a process whose prompts all only fill the batch."""
+    asked = HostReward(lambda documents, texts: pytest.fail("asked"))
+    source, _, *texts = ROUND
+    nothing = jax.tree.map(lambda x: x[:0], source), [], *(x[:0] for x in texts)
+    assert judge(asked)(*nothing)[0].shape == (0, 2)
+    mixed = Combined((*COMPILED.terms, Part("host", asked)))
+    total, parts = judge(mixed, Both(np.ones(10)))(*nothing)
+    assert total.shape == (0, 2) and {x.shape for x in parts.values()} == {(0, 2)}
 
 
 def test_standardised_parts_have_the_given_mean_and_spread():
