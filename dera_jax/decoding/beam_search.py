@@ -186,7 +186,7 @@ class BeamRules:
         """All beams hold the empty hypothesis, of which one counts."""
         search, searches = self.search, keys.shape
         n, room = search.beams, search.max_length + search.lookahead
-        first = jnp.where(jnp.arange(n) == 0, 0.0, _COPY)
+        first = jnp.where(jnp.arange(n) == 0, jnp.float32(0), _COPY)
         empty = functools.partial(pools.empty, searches, search.max_length)
         return _Beams(
             state=model.start(params, prompts, searches[1] * n, room),

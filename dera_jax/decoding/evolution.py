@@ -193,14 +193,15 @@ class EvolutionRules:
         room = periods * _period(evolution) + evolution.lookahead
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), prompts)
         none, nothing = jnp.zeros(shape, jnp.int32), jnp.zeros((*shape, room), jnp.int32)
-        never, zeros = jnp.zeros((*shape, periods), bool), jnp.zeros((*shape, periods))
+        zeros = jnp.zeros((*shape, periods))
+        never, no_one = zeros > 0, zeros.astype(jnp.int32)
         return _Population(
             state=model.start(params, flat, 1, room),
             keys=keys,
             texts=Completions(nothing, lengths=none, finished=none > 0),
             rewards=jnp.zeros(shape),
             written=nothing,
-            history=History(zeros, never, never, never * 0, zeros, never * 0),
+            history=History(zeros, never, never, no_one, zeros, no_one),
             positions=none[:, 0],
             rounds=none[:, 0],
             steps=jnp.zeros((), jnp.int32),

@@ -38,7 +38,7 @@ def empty(searches: tuple[int, int], max_length: int, size: int) -> Pool:
         tokens=jnp.zeros((*shape, max_length), jnp.int32),
         lengths=none,
         finished=none > 0,
-        log_probs=jnp.full(shape, EMPTY),
+        log_probs=jnp.full(shape, EMPTY, jnp.float32),
         rewards=jnp.zeros(shape),
     )
 

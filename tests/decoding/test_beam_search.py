@@ -690,7 +690,9 @@ IN_A_ROUND = B * G * (4 * 3 + 4)  # candidates, and places for texts that ended 
 def test_a_reward_in_python_finds_what_a_compiled_one_does():
     world, (settings, reward) = tables(), random_settings(HOST_SHAPE)
     watched = Watched(world.rewards)
+    driver._explore.clear_cache()
     found = search_in_python(Bounded(watched), None, settings)
+    assert driver._explore._cache_size() == 1  # for the first round as for the others
     same(found, world.search(settings, reward))
     assert [len(texts) for texts in watched.calls] == [IN_A_ROUND] * 4  # at 2, 4, 6 and 7 tokens
     assert found.parts == {} and found.rounds.max() == 4

@@ -315,7 +315,9 @@ def live_in_python(table, evolution, documents=4):
 
 def test_the_reward_may_be_called_from_python(table):
     evolution = dataclasses.replace(EVOLUTION, lookahead=2)
+    driver._explore.clear_cache()
     found, calls = live_in_python(table, evolution)
+    assert driver._explore._cache_size() == 1  # for the first round as for the others
     expected = live(table, evolution)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert calls == [4 * N] * int(expected.rounds.max())
