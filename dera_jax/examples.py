@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from dera_jax import checks
-from dera_jax.models.language_model import Padded, Prompts
+from dera_jax.models.language_model import Padded, Prompts, check_padded
 
 Batch = dict[str, object]
 _COLUMNS = ("inputs", "targets", "example_id", "rejected", "keywords")
@@ -33,6 +33,10 @@ class Examples:
         notes: every other string field of the task, by name, n texts each.
         rejected: [n, T], of tasks of pairs (`tasks.preferences`), where `targets` is chosen.
         keywords: uint8 [n, W, L] in UTF-8, of tasks with a field `keywords`, a keyword per line.
+
+    Raises:
+        ValueError: an array of another type or shape, a length beyond its row, an input without a
+            token, or another number of texts.
     """
 
     inputs: Prompts
@@ -43,6 +47,20 @@ class Examples:
     notes: dict[str, list[str]]
     rejected: Padded | None = None
     keywords: np.ndarray | None = None
+
+    def __post_init__(self):
+        n, _ = check_padded("Examples.inputs", self.inputs, least=1, n=None, S=None)
+        _, size = check_padded("Examples.targets", self.targets, n=n, T=None)
+        if self.rejected is not None:
+            check_padded("Examples.rejected", self.rejected, n=n, T=size)
+        array = checks.check_array
+        array("Examples.example_id", self.example_id, "ids", np.integer, n=n)
+        if self.keywords is not None:
+            array("Examples.keywords", self.keywords, "bytes", np.uint8, n=n, W=None, L=None)
+        texts = {"documents": self.documents, "summaries": self.summaries, **self.notes}
+        for name, column in texts.items():
+            if isinstance(column, str) or len(column) != n:
+                raise ValueError(f"Examples: {name} must be n = {n} texts, as many as inputs.")
 
     def __len__(self) -> int:
         return len(self.example_id)

@@ -25,7 +25,13 @@ from dera_jax.decoding.evolution import Evolution, Generation, check_evolution, 
 from dera_jax.decoding.mutation import Mutator, Offspring, Prompt
 from dera_jax.decoding.sampling import Samples, sample
 from dera_jax.decoding.search import Guide
-from dera_jax.models.language_model import LanguageModel, Prompts, PyTree, sequence_keys
+from dera_jax.models.language_model import (
+    LanguageModel,
+    Prompts,
+    PyTree,
+    check_padded,
+    sequence_keys,
+)
 from dera_jax.rewards.protocol import check_rewards
 
 OFFERED = 2  # individuals of a generation that may enter the archive
@@ -47,6 +53,12 @@ class Questions:
     encode: Callable[[Sequence[Sequence[Prompt]]], Prompts]
     example_ids: np.ndarray
     guide: Guide
+
+    def __post_init__(self):
+        """Raises ValueError unless there are B ids, and a guide for B documents."""
+        batch = len(self.prompts)
+        checks.check_array("Questions.example_ids", self.example_ids, "ids", np.integer, B=batch)
+        self.guide.check(batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +138,7 @@ def evolve(
     seed = checks.check("seed", seed, checks.SEED)
     n, ids = evolution.population, questions.example_ids
     prompts = questions.encode([[prompt] for prompt in questions.prompts])
+    check_padded("the result of encode", prompts, least=1, B=len(ids), N=1, S=None)
     read = np.sum(prompts.lengths, axis=1)
     own = jax.tree.map(lambda x: x[:, 0], prompts)
     begun = sample(model, params, own, sequence_keys(seed, ids, [0]), evolution.sampling)

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from dera_jax import checks
-from dera_jax.models.language_model import LanguageModel, Prompts, PyTree
+from dera_jax.models.language_model import LanguageModel, Prompts, PyTree, check_padded
 
 NO_END = -1  # an end token that no token is
 
@@ -29,30 +29,34 @@ def check_prompts(model: LanguageModel, prompts: Prompts, keys: Array | int) -> 
             as `LanguageModel.check`.
     """
     checks.check("prompts", prompts, checks.instance(Prompts))
-    batch, size = checks.check_array(
-        "prompts.tokens", prompts.tokens, "token ids", jnp.integer, B=None, S=None
-    )
-    check_lengths(prompts.lengths, batch, size)
+    batch, _ = check_padded("prompts", prompts, least=1, B=None, S=None)
     model.check(prompts, keys if isinstance(keys, int) else check_keys(keys, batch)[1])
-
-
-def check_lengths(lengths: Array, batch: int, size: int) -> None:
-    """Raises ValueError unless lengths are [B] whole numbers in [1, S], where they are known here."""
-    checks.check_array("prompts.lengths", lengths, "lengths", jnp.integer, B=batch)
-    if not checks.is_known(lengths):
-        return
-    wrong = np.flatnonzero((np.asarray(lengths) < 1) | (np.asarray(lengths) > size))
-    if len(wrong):
-        raise ValueError(
-            f"prompts.lengths must be in [1, {size}]: a prompt has at least one token, and {size} at "
-            f"most here; found {np.asarray(lengths)[wrong[0]]} for prompt {wrong[0]}."
-        )
 
 
 def check_keys(keys: Array, batch: int | None = None) -> tuple[int, int]:
     """The shape (B, K) of keys; raises ValueError if they are none, or of another B."""
     words = "PRNG keys (see `sequence_keys`)"
     return checks.check_array("keys", keys, words, jax.dtypes.prng_key, B=batch, K=None)
+
+
+def check_by_row(settings: PyTree, rows: tuple[int, int], *names: str) -> None:
+    """Validates the shapes of settings that may differ by row; others would be broadcast silently.
+
+    Args:
+        settings: a dataclass.
+        rows: (B, K), the shape of the keys.
+        names: of its fields that may be one number or an array [B, K].
+
+    Raises:
+        ValueError: a field of another shape.
+    """
+    for name in names:
+        shape = np.shape(getattr(settings, name))
+        if shape not in ((), rows):
+            raise ValueError(
+                f"{type(settings).__name__}.{name} must be one number, or an array of the shape of "
+                f"the keys {rows}; found shape {shape}."
+            )
 
 
 def with_end_ids(settings: PyTree, model: LanguageModel) -> PyTree:
@@ -64,6 +68,7 @@ def with_end_ids(settings: PyTree, model: LanguageModel) -> PyTree:
     ids = model.end_ids if settings.end_ids is None else settings.end_ids
     name = f"{type(settings).__name__}.end_ids"
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(ids)):
+        checks.check_array(name, jnp.asarray(ids), "token ids", jnp.integer, E=None)
         return settings.replace(end_ids=jnp.asarray(ids, jnp.int32))
     if not np.size(ids):
         raise ValueError(

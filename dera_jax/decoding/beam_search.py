@@ -35,7 +35,7 @@ from jax import Array, lax
 
 from dera_jax import checks
 from dera_jax.decoding import pools
-from dera_jax.decoding.arguments import check_prompts, end_ids, with_end_ids
+from dera_jax.decoding.arguments import check_by_row, check_prompts, end_ids, with_end_ids
 from dera_jax.decoding.lookahead import look_ahead
 from dera_jax.decoding.pools import EMPTY, Pool
 from dera_jax.decoding.sampling import is_end
@@ -163,6 +163,9 @@ def beam_search(
     search = with_end_ids(search, model)
     check_search(search, model.vocab_size, reward)
     check_prompts(model, prompts, keys)
+    check_by_row(search, keys.shape, "reward_weight", "length_penalty")
+    if guide is not None:
+        guide.check(len(keys))
     rules = BeamRules(search, reward.highest if reward else 0.0)
     found = run(rules, model, params, prompts, keys, guide)
     values = {"log-probability": found.pool.log_probs, f"reward {reward}": found.pool.rewards}

@@ -19,13 +19,13 @@ from flax import struct
 from jax import Array
 
 from dera_jax import checks
-from dera_jax.decoding.arguments import check_prompts
-from dera_jax.decoding.sampling import Samples, Sampling, checked, sample
+from dera_jax.decoding.arguments import check_by_row, check_prompts
+from dera_jax.decoding.sampling import BY_ROW, Samples, Sampling, checked, sample
 from dera_jax.decoding.scores import check_scores
 from dera_jax.decoding.search import Guide
 from dera_jax.models.finite import check_values
 from dera_jax.models.language_model import LanguageModel, Prompts, PyTree
-from dera_jax.rewards.protocol import check_rewards
+from dera_jax.rewards.protocol import check_rewards, rewards_of
 
 
 @struct.dataclass
@@ -68,6 +68,8 @@ def best_of_n(
     """
     sampling = checked(sampling, model)  # here, since a compiled call sees no values
     check_prompts(model, prompts, keys)
+    check_by_row(sampling, keys.shape, *BY_ROW)
+    guide.check(len(keys))
     _check_groups(keys.shape[1], n)
     reward = guide.judge.reward
     if reward.on_host:
@@ -86,7 +88,7 @@ def _best_of_n(model, params, prompts, keys, sampling, n, reward, scored):
     """The winners, and the scores of all."""
     samples = sample(model, params, prompts, keys, sampling)
     texts = samples.tokens, samples.lengths, samples.finished
-    return _best(samples, reward(*scored, *texts), n), samples.scores
+    return _best(samples, rewards_of(reward, *scored, *texts), n), samples.scores
 
 
 def _best(samples: Samples, rewards: Array, n: int) -> Best:
@@ -98,10 +100,10 @@ def winners(rewards: Array, n: int) -> Array:
     """int32 [B, G]: of every n of rewards[B, K] the place of the highest, the first if several are.
 
     Raises:
-        ValueError: K is not a multiple of n.
+        ValueError: no array of numbers [B, K], or K is not a multiple of n.
         FloatingPointError: a reward is NaN or infinite (seen outside of jit only): none is highest.
     """
-    batch, rows = rewards.shape
+    batch, rows = checks.check_array("rewards", rewards, "numbers", jnp.number, B=None, K=None)
     _check_groups(rows, n)
     check_values({"reward": rewards}, ("input", "hypothesis"))
     best = jnp.argmax(rewards.reshape(batch, rows // n, n), axis=-1)

@@ -27,7 +27,7 @@ from flax import struct
 from jax import Array, lax
 
 from dera_jax import checks
-from dera_jax.decoding.arguments import check_keys, check_lengths, with_end_ids
+from dera_jax.decoding.arguments import check_keys, with_end_ids
 from dera_jax.decoding.replacement import (
     AHEAD,
     Adoption,
@@ -39,7 +39,7 @@ from dera_jax.decoding.replacement import (
 from dera_jax.decoding.sampling import Hypotheses, Sampling, check_sampling, decode_step
 from dera_jax.decoding.search import Candidates, Guide, search
 from dera_jax.models.finite import check_values
-from dera_jax.models.language_model import LanguageModel, Prompts, PyTree, State
+from dera_jax.models.language_model import LanguageModel, Prompts, PyTree, State, check_padded
 from dera_jax.rewards.protocol import Reward, check_limit
 
 
@@ -171,6 +171,7 @@ def generation(
     evolution = evolution.replace(sampling=with_end_ids(evolution.sampling, model))
     check_evolution(evolution, model.vocab_size, reward)
     _check_population(model, prompts, keys, evolution.population)
+    guide.check(len(keys))
     found = search(EvolutionRules(evolution), model, params, prompts, keys, guide)
     history = found.history
     values = {"log-probability": history.log_probs, f"reward {reward}": history.rewards}
@@ -351,9 +352,7 @@ def _scored(evolution: Evolution, texts: Completions) -> Candidates:
 
 def _check_population(model: LanguageModel, prompts: Prompts, keys: Array, population: int) -> None:
     checks.check("prompts", prompts, checks.instance(Prompts))
-    shape = checks.check_array(
-        "prompts.tokens", prompts.tokens, "token ids", jnp.integer, B=None, N=None, S=None
-    )
+    shape = check_padded("prompts", prompts, least=1, B=None, N=None, S=None)
     expected = shape[0], population
     if shape[:2] != expected or check_keys(keys) != expected:
         raise ValueError(
@@ -367,7 +366,6 @@ def _check_population(model: LanguageModel, prompts: Prompts, keys: Array, popul
                 f"{np.shape(x)}"
             )
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), prompts)
-    check_lengths(flat.lengths, len(flat.tokens), shape[2])
     model.check(flat, 1)
 
 

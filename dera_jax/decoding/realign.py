@@ -47,7 +47,15 @@ def realign_logits(reference: Array, aligned: Sequence[Array], lam: Array) -> Ar
 
     Returns:
         float32 [..., V].
+
+    Raises:
+        ValueError: λ of another number of models.
     """
+    if np.shape(lam)[-1:] != (len(aligned),):
+        raise ValueError(
+            f"realign_logits needs lam [..., M] for M = {len(aligned)} aligned models; found shape "
+            f"{np.shape(lam)}."
+        )
     mixture = (1.0 - jnp.sum(lam, axis=-1, keepdims=True)) * reference.astype(jnp.float32)
     for i, logits in enumerate(aligned):
         mixture = mixture + lam[..., i, None] * logits.astype(jnp.float32)

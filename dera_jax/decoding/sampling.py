@@ -17,7 +17,13 @@ from jax import Array
 
 from dera_jax import checks
 from dera_jax.decoding import transforms
-from dera_jax.decoding.arguments import check_keys, check_prompts, end_ids, with_end_ids
+from dera_jax.decoding.arguments import (
+    check_by_row,
+    check_keys,
+    check_prompts,
+    end_ids,
+    with_end_ids,
+)
 from dera_jax.decoding.realign import LAMBDAS
 from dera_jax.decoding.scores import Tokens, check_scores, score_tokens
 from dera_jax.models.language_model import LanguageModel, Prompts, PyTree, State, rewind
@@ -26,6 +32,7 @@ _TEMPERATURE = checks.Check(
     "a finite number above 0 (for the most likely token set greedy=True)",
     checks.number(above=0).allows,
 )
+BY_ROW = ("temperature", "top_k", "top_p", "min_length")  # settings that may be [B, K]
 CHUNK = 8  # steps between two looks at whether every row has ended
 
 
@@ -125,6 +132,7 @@ def sample(
     """
     sampling = checked(sampling, model)
     check_prompts(model, prompts, keys)
+    check_by_row(sampling, keys.shape, *BY_ROW)
     samples = _sample(model, params, prompts, keys, sampling)
     check_scores(samples.scores, prompts.lam)
     return samples
@@ -170,6 +178,7 @@ def sample_from(
             f"prefilled for {expected} hypotheses of at most {prefilled.room} tokens; found "
             f"{(batch, num_hypotheses)} of {sampling.max_length}."
         )
+    check_by_row(sampling, keys.shape, *BY_ROW)
     samples = _sample_from(model, params, prefilled.state, keys, sampling)
     check_scores(samples.scores)
     return samples

@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from dera_jax import checks
 from dera_jax.models.language_model import LanguageModel, Prompts, PyTree
 from dera_jax.rewards.judge import Judge, score
-from dera_jax.rewards.protocol import Source
+from dera_jax.rewards.protocol import Source, check_source, rewards_of
 
 Progress = PyTree
 Candidates = tuple[Array, Array, Array]  # tokens [B, R, T], lengths and finished [B, R]
@@ -69,6 +69,16 @@ class Guide:
 
     def __post_init__(self):
         checks.check_fields(self, judge=checks.instance(Judge), source=checks.instance(Source))
+
+    def check(self, batch: int) -> None:
+        """Raises ValueError unless the source is of B = `batch` documents, and the texts of at most B."""
+        check_source(self.source, batch, "Guide.source")
+        texts = self.documents
+        if texts is not None and (isinstance(texts, str) or len(texts) > batch):
+            found = "one string" if isinstance(texts, str) else f"{len(texts)} of them"
+            raise ValueError(
+                f"Guide.documents must be a list of at most B = {batch} texts; found {found}."
+            )
 
     def score(self, candidates: Candidates) -> tuple[Array, Mapping[str, Array]]:
         """Rewards float32 [B, R] and their named parts [B, R]; raises as the judge."""
@@ -120,7 +130,7 @@ def _compiled(rules: Rules, model, params, prompts, keys, reward, reward_params,
         explored, candidates = rules.explore(model, params, progress)
         rewards = jnp.zeros(candidates[1].shape)
         if reward is not None:
-            rewards = reward(reward_params, source, *candidates)
+            rewards = rewards_of(reward, reward_params, source, *candidates)
         return rules.settle(model, params, explored, rewards)
 
     progress = rules.begin(model, params, prompts, keys)

@@ -34,12 +34,13 @@ from dera_jax.models.language_model import (
     Padded,
     Prompts,
     PyTree,
+    check_padded,
     sequence_keys,
 )
 from dera_jax.rewards import words
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.length import LengthInRange
-from dera_jax.rewards.protocol import REWARD, Reward, Source, check_limit
+from dera_jax.rewards.protocol import REWARD, Reward, Source, check_limit, check_source
 
 PART = "reward_"  # begins the column of a part of the reward
 
@@ -57,7 +58,7 @@ class Documents:
         keywords: uint8 [n, W, L], see `rewards.protocol.Source`; None if the task has none.
 
     Raises:
-        ValueError: prompts or example_id of another type or shape, or another number of texts.
+        ValueError: an array of another type or shape, or another number of texts.
     """
 
     prompts: Prompts
@@ -68,10 +69,10 @@ class Documents:
     keywords: np.ndarray | None = None
 
     def __post_init__(self):
-        ids = functools.partial(checks.check_array, dtype=np.integer)
         checks.check("Documents.prompts", self.prompts, checks.instance(Prompts))
-        n, _ = ids("Documents.prompts.tokens", self.prompts.tokens, "token ids", n=None, S=None)
-        ids("Documents.example_id", self.example_id, "ids", n=n)
+        n, _ = check_padded("Documents.prompts", self.prompts, least=1, n=None, S=None)
+        checks.check_array("Documents.example_id", self.example_id, "ids", np.integer, n=n)
+        check_source(Source(self.prompts, self.targets, self.keywords), n, "Documents")
         for name in ("texts", "summaries"):
             texts = getattr(self, name)
             if isinstance(texts, str) or len(texts) != n:

@@ -173,6 +173,38 @@ def padded(sequences: Sequence[Sequence[int]], size: int) -> tuple[np.ndarray, n
     return tokens, np.array([len(ids) for ids in sequences], np.int32)
 
 
+def check_padded(
+    name: str, sequences: Padded | Prompts, least: int = 0, **axes: int | None
+) -> tuple[int, ...]:
+    """Validates the tokens and lengths of sequences, and returns the shape of the tokens.
+
+    Args:
+        name: of the argument.
+        sequences: what was given.
+        least: tokens that each has at least.
+        axes: of the tokens, as of `checks.check_array`; the lengths have all but the last.
+
+    Raises:
+        ValueError: an array of another type or shape, or a length that is not in [least, S]. Lengths
+            whose values are not known on this process are skipped.
+    """
+    tokens, lengths = sequences.tokens, sequences.lengths
+    shape = checks.check_array(f"{name}.tokens", tokens, "token ids", jnp.integer, **axes)
+    leading = dict(zip(list(axes)[:-1], shape[:-1], strict=True))
+    checks.check_array(f"{name}.lengths", lengths, "lengths", jnp.integer, **leading)
+    if not checks.is_known(lengths):
+        return shape
+    lengths = np.asarray(lengths)
+    wrong = np.argwhere((lengths < least) | (lengths > shape[-1]))
+    if len(wrong):
+        place = tuple(map(int, wrong[0]))
+        raise ValueError(
+            f"{name}.lengths must be in [{least}, {shape[-1]}], for {name}.tokens of shape {shape}; "
+            f"found {lengths[place]} at {list(place)}."
+        )
+    return shape
+
+
 def check_single(prompts: Prompts, num_ids: int) -> None:
     """Validates the prompts of a single model outside of jit, see `LanguageModel.check`.
 
@@ -264,7 +296,11 @@ def score(model: LanguageModel, params: PyTree, state: State, tokens: Array, len
     """Log-probabilities float32 [B, K, T] of tokens[B, K, T] under teacher forcing.
 
     Zero at and after lengths[B, K]. Uses the prefilled prompts of `state` and leaves its caches alone.
+
+    Raises:
+        ValueError: tokens or lengths of another type or shape.
     """
+    check_padded("sequences", Padded(tokens, lengths), B=None, K=None, T=None)
     return _log_probs(model.teacher_forced(params, state, tokens).logits, tokens, lengths)
 
 
@@ -272,6 +308,7 @@ def score_sequences(
     model: TrainableModel, params: PyTree, prompts: Prompts, tokens: Array, lengths: Array
 ) -> Array:
     """What `score` gives, from the prompts themselves: float32 [B, K, T], differentiable."""
+    check_padded("sequences", Padded(tokens, lengths), B=len(prompts.tokens), K=None, T=None)
     return _log_probs(next_token_logits(model, params, prompts, tokens), tokens, lengths)
 
 
@@ -291,13 +328,13 @@ def sequence_keys(seed: int | Array, example_ids: Array, numbers: Array | Sequen
             numbers).
 
     Raises:
-        ValueError: a seed that is not in [0, 2^32), or arrays of other ranks.
+        ValueError: a seed that is not in [0, 2^32), or what are no int32 arrays of these shapes.
     """
     if not isinstance(seed, jax.core.Tracer):
         seed = checks.check("seed", seed, checks.SEED)
-    example_ids = jnp.asarray(example_ids, jnp.int32)
-    numbers = jnp.asarray(numbers, jnp.int32)
-    if example_ids.ndim != 1 or numbers.ndim not in (1, 2):
+    example_ids, numbers = _as_int32("example_ids", example_ids), _as_int32("numbers", numbers)
+    rows = example_ids.shape[:1] if numbers.ndim == 2 else ()
+    if example_ids.ndim != 1 or numbers.ndim not in (1, 2) or numbers.shape[:-1] != rows:
         raise ValueError(
             "sequence_keys needs example_ids [B] and numbers [K] or [B, K]; found arrays of shapes "
             f"{example_ids.shape} and {numbers.shape}."
@@ -306,3 +343,18 @@ def sequence_keys(seed: int | Array, example_ids: Array, numbers: Array | Sequen
     root = jax.random.key(seed, impl="threefry2x32")
     example_keys = jax.vmap(jax.random.fold_in, (None, 0))(root, example_ids)
     return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(example_keys, numbers)
+
+
+def _as_int32(name: str, values: Array | Sequence[int]) -> Array:
+    """The values as int32; a cast would round fractions and wrap around what is too large."""
+    values = values if isinstance(values, Array) else np.asarray(values)
+    limits = np.iinfo(np.int32)
+    fits = jnp.issubdtype(values.dtype, jnp.integer)
+    if fits and isinstance(values, np.ndarray):
+        fits = bool(np.all((values >= limits.min) & (values <= limits.max)))
+    if not fits:
+        raise ValueError(
+            f"sequence_keys needs {name} that are integers of 32 bits; found {values.dtype} values "
+            f"of shape {values.shape}."
+        )
+    return jnp.asarray(values, jnp.int32)

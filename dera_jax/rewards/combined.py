@@ -14,7 +14,7 @@ from jax import Array
 
 from dera_jax import checks
 from dera_jax.models.language_model import PyTree
-from dera_jax.rewards.protocol import REWARD, Resources, Reward, Source
+from dera_jax.rewards.protocol import REWARD, Resources, Reward, Source, rewards_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Combined(Reward):
     ) -> Mapping[str, Array]:
         """The rewards of the parts, as they are: neither standardised nor weighted."""
         return {
-            term.name: term.reward(part, source, tokens, lengths, finished)
+            term.name: rewards_of(term.reward, part, source, tokens, lengths, finished)
             for term, part in zip(self.terms, params, strict=True)
         }
 

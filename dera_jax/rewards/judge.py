@@ -8,14 +8,22 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from dera_jax import checks
-from dera_jax.models.language_model import PyTree
+from dera_jax.models.language_model import Padded, PyTree, check_padded
 from dera_jax.rewards.combined import Combined
 from dera_jax.rewards.host import HostReward
-from dera_jax.rewards.protocol import REWARD, Reward, Source, check_rewards
+from dera_jax.rewards.protocol import (
+    REWARD,
+    Reward,
+    Source,
+    check_rewards,
+    check_source,
+    rewards_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +53,13 @@ class Judge:
             tokens, lengths, finished: of the texts, [B, K, T], [B, K], [B, K].
 
         Raises:
-            ValueError: a reward of another shape, a host reward without documents or that gives
-                what is not finite, or another number of documents.
+            ValueError: an array of another type or shape, given or as the reward; a host reward
+                without documents or that gives what is not finite; another number of documents.
             FloatingPointError: a compiled reward or a sum is not finite.
         """
         reward, params = self.reward, self.params
+        shape = check_padded("texts", Padded(tokens, lengths), B=None, K=None, T=None)
+        checks.check_array("finished", finished, "flags", jnp.bool_, B=shape[0], K=shape[1])
         _check_documents(documents, len(lengths))
         if isinstance(reward, HostReward):
             total, parts = reward.score(documents, self._texts(tokens, lengths)), {}
@@ -97,8 +107,9 @@ def _check_documents(documents: Sequence[str] | None, batch: int) -> None:
 def score(
     reward: Reward, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
 ) -> tuple[Array, Mapping[str, Array]]:
-    """The reward [B, K] and its named parts, compiled."""
+    """The reward [B, K] and its named parts, compiled; raises as `check_source` and `rewards_of`."""
+    check_source(source, len(tokens))
     parts = reward.parts(params, source, tokens, lengths, finished)
     if isinstance(reward, Combined):
         return reward.total(parts), parts
-    return reward(params, source, tokens, lengths, finished), parts
+    return rewards_of(reward, params, source, tokens, lengths, finished), parts

@@ -8,12 +8,13 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
 from dera_jax import checks
 from dera_jax.models.finite import check_values
-from dera_jax.models.language_model import Padded, Prompts, PyTree
+from dera_jax.models.language_model import Padded, Prompts, PyTree, check_padded
 
 
 @struct.dataclass
@@ -140,6 +141,32 @@ REWARD = checks.instance(
     "keywords, length_and_faithfulness, overlap, repetition, reward_model, soft_length or words "
     "(.gin) of gin_configs/rewards gives REWARD",
 )
+
+
+def rewards_of(
+    reward: Reward, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
+) -> Array:
+    """Calls a compiled reward, and validates what it gives: float32 [B, K].
+
+    Raises:
+        ValueError: an array of another shape, which would be broadcast silently, or of no real numbers.
+    """
+    found = reward(params, source, tokens, lengths, finished)
+    batch, hypotheses = lengths.shape
+    name = f"the result of the reward {reward}"
+    checks.check_array(name, found, "rewards", jnp.floating, B=batch, K=hypotheses)
+    return found.astype(jnp.float32)
+
+
+def check_source(source: Source, batch: int, name: str = "source") -> None:
+    """Raises ValueError unless the arrays of a source have their types and are of B = `batch`."""
+    check_padded(f"{name}.prompts", source.prompts, B=batch, S=None)
+    if source.targets is not None:
+        check_padded(f"{name}.targets", source.targets, B=batch, R=None)
+    keywords = source.keywords
+    if keywords is not None:
+        name = f"{name}.keywords"
+        checks.check_array(name, keywords, "bytes", jnp.uint8, B=batch, W=None, L=None)
 
 
 def check_limit(reward: Reward, max_length: int) -> None:

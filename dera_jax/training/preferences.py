@@ -38,6 +38,7 @@ from dera_jax.models.language_model import (
     Prompts,
     PyTree,
     TrainableModel,
+    check_padded,
     score_sequences,
 )
 from dera_jax.training import loop, supervised
@@ -302,7 +303,14 @@ def margin_of(
     chosen: Padded,
     rejected: Padded,
 ) -> Array:
-    """s(chosen) − s(rejected), float32 [B]."""
+    """s(chosen) − s(rejected), float32 [B].
+
+    Raises:
+        ValueError: prompts or sequences of another type or shape than [B, S], [B, T], [B, T].
+    """
+    batch, _ = check_padded("prompts", prompts, B=None, S=None)
+    _, size = check_padded("chosen", chosen, B=batch, T=None)
+    check_padded("rejected", rejected, B=batch, T=size)
     texts = jax.tree.map(lambda *x: jnp.stack(x, axis=1), chosen, rejected)
     scores = scorer.scores(params, fixed, prompts, texts.tokens, texts.lengths)
     return scores[:, 0] - scores[:, 1]

@@ -19,6 +19,7 @@ from dera_jax.models.language_model import (
     Prompts,
     PyTree,
     TrainableModel,
+    check_padded,
     next_token_logits,
 )
 from dera_jax.training.losses import cross_entropy, weighted_mean
@@ -69,6 +70,9 @@ def make_step(model: TrainableModel, optimizer: Optimizer, loss: Loss, seed: int
     """Compiles (state, prompts, targets) -> (state, metrics); `state` is donated.
 
     Metrics: loss, grad_norm (before clipping), learning_rate, tokens (padding not counted).
+
+    Raises:
+        ValueError: (when a shape is new) prompts or targets of another type or shape than [B, S], [B, T].
     """
     root = jax.random.key(seed)
 
@@ -80,6 +84,8 @@ def make_step(model: TrainableModel, optimizer: Optimizer, loss: Loss, seed: int
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, prompts: Prompts, targets: Padded):
+        batch, _ = check_padded("prompts", prompts, B=None, S=None)
+        check_padded("targets", targets, B=batch, T=None)
         key = jax.random.fold_in(root, state.step)
         value, grads = jax.value_and_grad(mean_loss)(state.params, prompts, targets, key)
         updates, opt_state = optimizer.transformation.update(grads, state.opt_state, state.params)

@@ -230,7 +230,7 @@ def test_a_prompt_without_a_token_is_an_error(world, length):
     lengths = np.array(prompts.lengths)
     lengths[1] = length
     keys = sequence_keys(0, np.arange(B), np.arange(K))
-    with pytest.raises(ValueError, match=rf"at least one token, .*; found {length} for prompt 1"):
+    with pytest.raises(ValueError, match=rf"lengths must be in \[1, .*; found {length} at \[1\]"):
         sample(model, params, prompts.replace(lengths=lengths), keys, Sampling(T))
 
 

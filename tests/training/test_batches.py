@@ -1,0 +1,102 @@
+"""Batches and examples of a user's own: arrays that do not fit are named before anything is trained."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from dera_jax.examples import Examples
+from dera_jax.models.language_model import Padded, Prompts
+from dera_jax.models.tabular import TabularLM
+from dera_jax.training import optimizers, preferences, train_step
+
+B, S, T = 3, 4, 5
+PROMPTS = Prompts(np.ones((B, S), np.int32), np.array([4, 1, 2]))
+SEQUENCES = Padded(np.ones((B, T), np.int64), np.array([5, 0, 2]))
+TEXTS = ["a", "b", "c"]
+EXAMPLES = Examples(PROMPTS, SEQUENCES, np.arange(B), TEXTS, TEXTS, {"note": TEXTS}, SEQUENCES)
+
+MODEL = TabularLM(4, T)
+RATE = optimizers.adamw(lambda step: 1e-3, clip_norm=1.0, weight_decay=0.0)
+
+WRONG = [
+    ({"tokens": np.ones((B, T))}, "tokens must be an array .* of token ids.*; found float"),
+    (
+        {"tokens": np.ones((1, T), int)},
+        r"tokens must be an array .* = 3.*; found int\d+ of shape \(1",
+    ),
+    ({"tokens": np.ones((B, 1, T), int)}, "tokens must be an array .*; found int"),
+    ({"lengths": np.ones((B, 1), int)}, "lengths must be an array .*; found int"),
+    ({"lengths": np.ones(1, int)}, r"lengths must be an array .* = 3.*; found int\d+ of shape \(1"),
+    ({"lengths": np.ones(B)}, "lengths must be an array .*; found float"),
+]
+WRONG_LENGTHS = [
+    ({"lengths": np.array([6, 0, 2])}, r"lengths must be in \[0, 5\], .*; found 6 at \[0\]"),
+    ({"lengths": np.array([5, 0, -2])}, r"lengths must be in \[0, 5\], .*; found -2 at \[2\]"),
+]
+
+
+def test_right_examples_are_those_that_are_picked():
+    assert len(EXAMPLES.at(slice(2))) == 2 and EXAMPLES.at(np.array([2])).documents == ["c"]
+    assert len(EXAMPLES.at(slice(0))) == 0
+
+
+@pytest.mark.parametrize("name", ["targets", "rejected"])
+@pytest.mark.parametrize(("change", "message"), WRONG + WRONG_LENGTHS)
+def test_sequences_of_examples_fit(name, change, message):
+    with pytest.raises(ValueError, match=f"Examples.{name}.{message}"):
+        dataclasses.replace(EXAMPLES, **{name: SEQUENCES.replace(**change)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inputs": PROMPTS.replace(lengths=np.array([4, 0, 1]))}, r"\.inputs.lengths .* \[1, 4\]"),
+        ({"inputs": PROMPTS.replace(tokens=np.ones((B, S)))}, r"\.inputs.tokens .*; found float64"),
+        ({"rejected": Padded(np.ones((B, 2), int), np.ones(B, int))}, r"\.rejected.* T = 5; found"),
+        ({"example_id": np.arange(2)}, r"\.example_id must be an array \[n\] of ids with n = 3"),
+        ({"example_id": np.ones(B)}, r"\.example_id must be .*; found float64"),
+        ({"keywords": np.zeros((B, 2), np.uint8)}, r"\.keywords must be an array \[n, W, L\]"),
+        ({"documents": TEXTS[:2]}, ": documents must be n = 3 texts, as many as inputs"),
+        ({"summaries": "abc"}, ": summaries must be n = 3 texts"),
+        ({"notes": {"topic": TEXTS * 2}}, ": topic must be n = 3 texts"),
+    ],
+)
+def test_columns_of_examples_fit(change, message):
+    with pytest.raises(ValueError, match=f"Examples{message}"):
+        dataclasses.replace(EXAMPLES, **change)
+
+
+def supervised_step(prompts, targets):
+    step = train_step.make_step(MODEL, RATE, train_step.Loss(), seed=0)
+    state = train_step.initial_state(MODEL.init(jax.random.key(0)), RATE)
+    return step(state, prompts, targets)
+
+
+def preference_step(prompts, chosen, rejected=SEQUENCES):
+    params = MODEL.init(jax.random.key(0))
+    step = preferences.make_step(preferences.LogRatio(MODEL, 0.1), RATE)
+    return step(train_step.initial_state(params, RATE), params, prompts, chosen, rejected)
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG)
+def test_batches_fit(change, message):
+    wrong = SEQUENCES.replace(**change)
+    with pytest.raises(ValueError, match=f"targets.{message}"):
+        supervised_step(PROMPTS, wrong)
+    with pytest.raises(ValueError, match=f"rejected.{message}"):
+        preference_step(PROMPTS, SEQUENCES, wrong)
+
+
+def test_both_sequences_of_a_pair_have_the_same_room():
+    shorter = Padded(np.ones((B, 2), int), np.ones(B, int))
+    with pytest.raises(ValueError, match="rejected.tokens .* with B = 3, T = 5; found"):
+        preference_step(PROMPTS, SEQUENCES, shorter)
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG[:1] + WRONG[3:])
+def test_prompts_of_a_batch_fit(change, message):
+    for step in (supervised_step, preference_step):
+        with pytest.raises(ValueError, match=f"prompts.{message}"):
+            step(PROMPTS.replace(**change), SEQUENCES)
