@@ -148,7 +148,7 @@ def guide(reward: Reward, params: PyTree, source: Source) -> Guide:
 
 def load_world() -> World:
     pair = load("dera_jax/assets/reference", "dera_jax/assets/aligned")
-    documents = Split("docstrings", "test", INPUTS, BATCH).read()
+    documents = Split("docstrings", "test", INPUTS, BATCH).read(pair.tokenizer)
     judging = REWARD.load(RunResources(pair.vocabulary))
     return World(pair, jax.device_put(pair.params), documents, judging)
 

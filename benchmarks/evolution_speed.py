@@ -39,17 +39,13 @@ from beam_search_speed import (
     timed,
 )
 
-from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.evolution import Evolution, Generation, generation
-from dera_jax.decoding.mutation import RELEASED, InputEdits, Prompt
+from dera_jax.decoding.mutation import RELEASED, InputEdits
 from dera_jax.decoding.search import Guide
-from dera_jax.evaluation.sweep import keyword_texts
 from dera_jax.models.language_model import Prompts, padded, sequence_keys
 from dera_jax.rewards.judge import score
-from tasks.vocabularies import docstrings_vocabulary
 
-MUTATOR = InputEdits(prefix="summarize: ")
-END = docstrings_vocabulary().eos_id
+MUTATOR = InputEdits()
 NEAR = 1e-4  # between scores of tokens that only rounding tells apart
 PAGE, FIGURE = RESULTS / "evolution_speed.md", RESULTS / "evolution_speed.png"
 
@@ -117,7 +113,7 @@ class Case:
 
     @property
     def evolution(self) -> Evolution:
-        sampling = RELEASED.replace(max_length=MAX_LENGTH, end_ids=(END,))
+        sampling = RELEASED.replace(max_length=MAX_LENGTH)
         return Evolution(sampling, self.population, self.period, survivors=self.population // 2)
 
 
@@ -171,12 +167,9 @@ class Found:
 def instructions(world: World, population: int) -> Prompts:
     """[BATCH, N, INPUTS]: the mutated documents."""
     documents = world.documents
-    ids, encode = documents.example_id[:BATCH], tokenizer(world.pair.vocabulary).encode
-    keywords = [tuple(keyword_texts(x)) for x in documents.keywords[:BATCH]]
-    texts = zip(documents.texts[:BATCH], keywords, strict=True)
-    prompts = [Prompt(text, keywords=words) for text, words in texts]
+    ids, prompts = documents.example_id[:BATCH], documents.asked[:BATCH]
     mutated = MUTATOR(prompts, population, sequence_keys(0, ids, [-1])[:, 0]).children
-    read = [[*encode(x.render())[: INPUTS - 1], END] for row in mutated for x in row]
+    read = [world.pair.encode_prompt(x, INPUTS).ids for row in mutated for x in row]
     tokens, lengths = padded(read, INPUTS)
     return Prompts(tokens.reshape(BATCH, population, -1), lengths.reshape(BATCH, population))
 

@@ -27,7 +27,7 @@ import numpy as np
 import tasks  # noqa: F401 (registers `docstrings`)
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.resources import RunResources
-from dera_jax.checkpoints.vocabulary import Tokenizer, tokenizer
+from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.decoding.best_of_n import best_of_n, winners
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.decoding.search import Guide
@@ -74,10 +74,10 @@ class World:
 
 def read_world() -> World:
     loaded = load("dera_jax/assets/reference")
-    documents = Split("docstrings", "test", INPUTS, BATCH).read()
+    documents = Split("docstrings", "test", INPUTS, BATCH).read(loaded.tokenizer)
     resources = RunResources(loaded.vocabulary)
     params = jax.device_put(loaded.params)
-    return World(loaded.model, params, documents, tokenizer(loaded.vocabulary), resources)
+    return World(loaded.model, params, documents, loaded.tokenizer, resources)
 
 
 def inside(world: World, reward: Reward, params) -> np.ndarray:

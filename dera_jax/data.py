@@ -1,36 +1,37 @@
 """From a seqio task to examples as arrays, read as a whole (int32 ids, 4 bytes a token).
 
-The batch of a step is a pure function of (task, split, lengths, seed, step): the same whatever the
-number of processes, and wherever a run was killed and resumed.
+A task yields texts, which the model's tokenizer encodes (all of ours do), or ids of a vocabulary that
+must be the model's. The batch of a step is a pure function of (task, split, sizes, seed, step): the
+same whatever the number of processes, and wherever a run was killed and resumed.
 
 A task registers itself when its module is imported (`import tasks`), as everywhere in seqio.
-
-Axes: n examples of one epoch, S input length, T target length, W keywords, L bytes.
 """
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import jax
 import numpy as np
 import seqio
 import tensorflow as tf
 
-from dera_jax import checks, truncation
+from dera_jax import checks, encoding
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
-from dera_jax.checkpoints.vocabulary import Vocabulary, check_end, check_same
-from dera_jax.example_ids import distinct
+from dera_jax.checkpoints.tokenizer import EncodedPrompt, Tokenizer
+from dera_jax.checkpoints.vocabulary import VOCABULARY, Vocabulary, check_end, check_same
+from dera_jax.encoding import KEYWORDS, Ids, Sizes, Texts
 from dera_jax.examples import Batch, Examples, train_batches
-from dera_jax.models.language_model import Prompts
-from dera_jax.rewards.word_hashes import keyword_bytes
+from dera_jax.prompts import DOCUMENT, Prompt
 
 _FEATURES = ("inputs", "targets")
 _REJECTED = "rejected"  # what tasks of pairs have beside their targets
-_KEYWORDS = "keywords"  # a task's text field: one keyword per line
+_COMPLETIONS = ("targets", _REJECTED)
+_TEXTS = ("inputs", *_COMPLETIONS, "document", "template")  # all others are notes
+_AS_TEXT = "_pretokenized"
 
-Row = dict[str, np.ndarray]
+Row = dict[str, object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +40,11 @@ class Data:
 
     Attributes:
         task: its name.
-        inputs: tokens of an input, the end of sequence included.
+        inputs: tokens of an input, control tokens included.
         targets: tokens of a target, likewise.
         batch_size: examples of a step.
         split: to train on.
+        vocabulary: what the ids of a model mean whose checkpoint does not say it: T5X's, and new ones.
 
     Raises:
         ValueError: unknown task or split, or a size that is not positive.
@@ -53,10 +55,17 @@ class Data:
     targets: int
     batch_size: int
     split: str = "train"
+    vocabulary: Vocabulary | None = None
 
     def __post_init__(self):
         sizes = dict.fromkeys(("inputs", "targets", "batch_size"), checks.whole(1))
-        checks.check_fields(self, task=checks.TEXT, split=checks.TEXT, **sizes)
+        checks.check_fields(
+            self,
+            task=checks.TEXT,
+            split=checks.TEXT,
+            vocabulary=checks.optional(VOCABULARY),
+            **sizes,
+        )
         self.check(self.split)
 
     def check(self, *splits: str, pairs: bool = False) -> None:
@@ -71,16 +80,35 @@ class Data:
         return f"task {self.task!r}"
 
     def described(self) -> dict[str, object]:
-        """The attributes, for the card of a model."""
-        return dataclasses.asdict(self)
+        """The task and its sizes, for the card of a model."""
+        fields = dataclasses.fields(self)
+        return {x.name: getattr(self, x.name) for x in fields if x.name != "vocabulary"}
 
-    def vocabulary(self) -> Vocabulary:
-        """See `vocabulary_of`."""
-        return vocabulary_of(self.task)
+    def known_vocabulary(self) -> Vocabulary | None:
+        """See `known_vocabulary`."""
+        return known_vocabulary(self.task, self.vocabulary)
+
+    def encoded_by(self, tokenizer: Tokenizer) -> "EncodedData":
+        """The data as a model with this tokenizer reads them."""
+        return EncodedData(self, tokenizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedData:
+    """Data as a model reads them.
+
+    Attributes:
+        data: the task and its sizes.
+        tokenizer: of the model.
+    """
+
+    data: Data
+    tokenizer: Tokenizer
 
     def read(self, split: str, seed: int = 0) -> Examples:
         """One pass over a split; raises as `epoch`."""
-        return epoch(self.task, split, {"inputs": self.inputs, "targets": self.targets}, seed)
+        sizes = Sizes(self.data.inputs, self.data.targets)
+        return epoch(self.data.task, split, self.tokenizer, sizes, seed)
 
     def batches(
         self,
@@ -97,45 +125,67 @@ class Data:
 
         def read(seed: int) -> Examples:
             nonlocal checked
-            found = self.read(self.split, seed)
+            found = self.read(self.data.split, seed)
             if not checked:
                 check_documents(found.documents)
                 checked = True
             return found
 
-        return train_batches(read, self.batch_size, seed, start_step, with_documents)
+        return train_batches(read, self.data.batch_size, seed, start_step, with_documents)
 
     def left_out(self) -> dict[str, dict[str, int]]:
-        """By split and reason the examples that were left out, see `truncation`."""
-        counts = {x: truncation.left_out(self.task, x) for x in (self.split, "validation", "test")}
+        """By split and reason the examples that were left out, see `encoding`."""
+        splits = self.data.split, "validation", "test"
+        counts = {x: encoding.left_out(_name(self.data.task, x)) for x in splits}
         return {split: reasons for split, reasons in counts.items() if reasons}
 
 
-def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> Examples:
+def epoch(
+    task_name: str, split: str, tokenizer: Tokenizer, sizes: Sizes, seed: int = 0
+) -> Examples:
     """Reads one pass of a seqio task or mixture.
 
     Args:
         task_name: a registered seqio task or mixture with features `inputs` and `targets`.
         split: one of its splits.
-        lengths: S under `inputs` and T under `targets`, in tokens, the end of sequence included.
+        tokenizer: of the model that reads the examples.
+        sizes: to which they are cut. Targets that are cut still end with the end token.
         seed: for preprocessors that draw (span corruption); others ignore it.
 
     Returns:
-        The examples. What is too long is cut, still ends in EOS if the feature does, and is
-        reported once per task, split and feature. Examples of which cutting leaves nothing are left
-        out and reported with their ids, see `truncation`.
+        The examples. What is cut is reported, and so are examples that are left out since nothing
+        would be left of them, see `encoding`.
 
     Raises:
-        ValueError: unknown task or split, a length missing or not positive, no example in the
-            split, none of which cutting leaves something, or a vocabulary without an end token.
+        ValueError: unknown task or split, no example in the split, none of which cutting leaves
+            something, or ids of another vocabulary than the model's.
     """
-    _check_lengths(lengths)
     task = _task(task_name, split)
-    lengths = {name: lengths[name] for name in _FEATURES}
+    rows = _rows(task, split, sizes, seed)
+    if yields_text(task):
+        texts, ids = _encoded(_Rows(rows), tokenizer, sizes)
+    else:
+        check_same(
+            known_vocabulary(task_name), tokenizer.vocabulary, f"task {task_name!r}", "the model"
+        )
+        texts, ids = _of_ids(task, rows, sizes)
+    return encoding.examples_of(texts, ids, sizes, tokenizer.decode, _name(task_name, split))
+
+
+def yields_text(task: seqio.Task | seqio.Mixture) -> bool:
+    """Whether a task leaves it to the model to encode its texts."""
+    return tf.as_dtype(task.output_features["inputs"].dtype) == tf.string
+
+
+def _name(task: str, split: str) -> str:
+    return f"{task}, {split}"
+
+
+def _rows(task: seqio.Task | seqio.Mixture, split: str, sizes: Sizes, seed: int) -> list[Row]:
+    """Texts as str."""
+    lengths = {"inputs": sizes.inputs, "targets": sizes.targets}
     if _REJECTED in task.output_features:
-        lengths[_REJECTED] = lengths["targets"]
-    for name in lengths:  # their errors say more than TensorFlow's graph
-        check_end(as_stored(task.output_features[name].vocabulary), f"task {task_name!r}")
+        lengths[_REJECTED] = sizes.targets
     dataset = task.get_dataset(
         lengths,
         split,
@@ -145,48 +195,119 @@ def epoch(task_name: str, split: str, lengths: Mapping[str, int], seed: int) -> 
         trim_output_features=False,
         try_in_mem_cache=False,  # what is read is kept here
     )
-    rows = list(dataset.as_numpy_iterator())
+    text = lambda x: x.decode() if isinstance(x, bytes) else x
+    rows = [{k: text(x) for k, x in row.items()} for row in dataset.as_numpy_iterator()]
     if not rows:
-        raise ValueError(f"task {task_name!r} has no example in split {split!r}")
-    ids = {
-        name: truncation.fit(task, name, rows, length, split) for name, length in lengths.items()
-    }
-    example_id = distinct(
-        np.array([row.get("example_id", i) for i, row in enumerate(rows)], np.int32),
-        f"{task_name}, {split}",
+        raise ValueError(f"task {task.name!r} has no example in split {split!r}")
+    return rows
+
+
+class _Rows(tuple):
+    """Rows to be compared with those of the epoch before: most tasks yield the same ones."""
+
+    def __hash__(self) -> int:
+        return len(self)
+
+
+@functools.lru_cache(maxsize=2)
+def _encoded(rows: _Rows, tokenizer: Tokenizer, sizes: Sizes) -> tuple[Texts, Ids]:
+    columns = {name: [row[name] for row in rows] for name in _COMPLETIONS if name in rows[0]}
+    texts = _texts(rows, [_asked(row) for row in rows], columns)
+    return texts, encoding.encode(texts, tokenizer, sizes)
+
+
+def _asked(row: Row) -> Prompt:
+    """Of a row of texts; `inputs` are all of it where nothing else is said."""
+    template, document = row.get("template", DOCUMENT), row.get("document", row["inputs"])
+    return Prompt(document, template, _keywords(row), bool(row.get("keep_end", False)))
+
+
+def _keywords(row: Row) -> tuple[str, ...]:
+    return tuple(row[KEYWORDS].split("\n")) if row.get(KEYWORDS) else ()
+
+
+def _texts(rows: Sequence[Row], asked: list[Prompt], completions: Mapping[str, list[str]]) -> Texts:
+    notes = [
+        name
+        for name, value in rows[0].items()
+        if isinstance(value, str) and name not in _TEXTS and not name.endswith(_AS_TEXT)
+    ]
+    return Texts(
+        asked=asked,
+        targets=completions["targets"],
+        example_id=np.array([row.get("example_id", i) for i, row in enumerate(rows)], np.int32),
+        rejected=completions.get(_REJECTED),
+        notes={name: [row[name] for row in rows] for name in notes},
     )
-    kept = truncation.leave_out(task, split, lengths, rows, ids)
-    if not kept.all():
-        rows = [row for row, is_kept in zip(rows, kept, strict=True) if is_kept]
-        example_id, ids = jax.tree.map(lambda x: x[kept], (example_id, ids))
-    rows = truncation.drop_lost_keywords(task, split, rows, ids["inputs"])
-    notes = _notes(rows)
-    return Examples(
-        inputs=Prompts(ids["inputs"].tokens, ids["inputs"].lengths),
+
+
+def _of_ids(
+    task: seqio.Task | seqio.Mixture, rows: Sequence[Row], sizes: Sizes
+) -> tuple[Texts, Ids]:
+    """The examples of a task that yields ids: its texts are what it says they were, or decoded."""
+    features = task.output_features
+    names = [name for name in ("inputs", *_COMPLETIONS) if name in features]
+    lengths = dict.fromkeys(names, sizes.targets) | {"inputs": sizes.inputs}
+    ids = {x: [_uncut(row, x, features[x], lengths[x]) for row in rows] for x in names}
+    text = {x: [_text(row, x, features[x]) for row in rows] for x in names}
+    prompts = [
+        Prompt(x, DOCUMENT, _keywords(row)) for x, row in zip(text["inputs"], rows, strict=True)
+    ]
+    ends = {x: [features[x].vocabulary.eos_id] * features[x].add_eos for x in names}
+    end = ends["inputs"]
+    return _texts(rows, prompts, text), Ids(
+        prompts=[_cut(x, end, sizes.inputs) for x in ids["inputs"]],
+        bare=[False] * len(rows),
+        documents=[x[: len(x) - len(end)] if x[-1:] == end else x for x in ids["inputs"]],
         targets=ids["targets"],
-        example_id=example_id,
-        documents=_texts(task, "inputs", rows),
-        summaries=_texts(task, "targets", rows),
-        notes=notes,
         rejected=ids.get(_REJECTED),
-        keywords=_keywords(notes),
+        end_id=next(iter(ends["targets"]), None),
     )
 
 
-def vocabulary_of(task_name: str) -> Vocabulary:
-    """The vocabulary of a task, as model folders store it.
+def _text(row: Row, name: str, feature: seqio.Feature) -> str:
+    given = row.get(name + _AS_TEXT)
+    return feature.vocabulary.decode(row[name].tolist()) if given is None else given
+
+
+def _uncut(row: Row, name: str, feature: seqio.Feature, size: int) -> list[int]:
+    """The ids, with those that the task itself cut off (seqio's append_eos_after_trim does)."""
+    ids, text = row[name].tolist(), row.get(name + _AS_TEXT)
+    if len(ids) != size or text is None:
+        return ids
+    whole = feature.vocabulary.encode(text) + [feature.vocabulary.eos_id] * feature.add_eos
+    return whole if whole[: size - 1] == ids[: size - 1] else ids
+
+
+def _cut(ids: list[int], end: list[int], size: int) -> EncodedPrompt:
+    if len(ids) <= size:
+        return EncodedPrompt(ids, 0)
+    return EncodedPrompt(ids[: size - len(end)] + end, len(ids) - size)
+
+
+def known_vocabulary(task_name: str, named: Vocabulary | None = None) -> Vocabulary | None:
+    """What the ids of a run mean, as far as its data say it.
+
+    Args:
+        task_name: of a task that yields ids, which says it, or texts, which does not.
+        named: VOCABULARY of the run.
 
     Raises:
-        ValueError: unknown task, features of different vocabularies, as `as_stored`, or no end
-            token.
+        ValueError: unknown task, features of different vocabularies, as `as_stored`, no end token, or
+            another vocabulary than the one named.
     """
-    features = _task(task_name).output_features
+    task = _task(task_name)
+    if yields_text(task):
+        return named
+    features = task.output_features
     found = as_stored(features["targets"].vocabulary)
     check_end(found, f"task {task_name!r}")
     for name in (*_FEATURES, _REJECTED):
         if name in features and features[name].vocabulary != features["targets"].vocabulary:
             theirs = as_stored(features[name].vocabulary)
             check_same(found, theirs, f"targets of task {task_name!r}", f"{name} of it")
+    if named is not None:
+        check_same(found, named, f"task {task_name!r}", "VOCABULARY")
     return found
 
 
@@ -203,11 +324,8 @@ def as_stored(vocabulary: seqio.Vocabulary) -> Vocabulary:
     """A seqio vocabulary as model folders store it.
 
     Raises:
-        ValueError: it is neither SentencePiece's, nor bytes, nor a model's own
-            (`tasks.vocabularies.of_model`), or its file cannot be read.
+        ValueError: it is neither SentencePiece's nor bytes, or its file cannot be read.
     """
-    if hasattr(vocabulary, "stored"):
-        return vocabulary.stored
     _read(vocabulary)
     if isinstance(vocabulary, seqio.SentencePieceVocabulary):
         return SentencePieceVocabulary(vocabulary.sentencepiece_model_file, vocabulary.extra_ids)
@@ -220,17 +338,15 @@ def as_stored(vocabulary: seqio.Vocabulary) -> Vocabulary:
 
 
 def _read(vocabulary: seqio.Vocabulary) -> None:
-    """Reads the file, and makes it first where that is done on first use."""
+    """Reads the file."""
     try:
         vocabulary.vocab_size  # noqa: B018
     except (OSError, RuntimeError, tf.errors.OpError) as error:  # RuntimeError: SentencePiece's
         file = getattr(vocabulary, "sentencepiece_model_file", "")
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"the task's vocabulary {file} cannot be read ({reason}). For tasks with T5's public "
-            "vocabulary, such as 'xsum', set DERA_JAX_T5_VOCABULARY to a local copy of its "
-            "sentencepiece.model (tasks/xsum.py says where the texts go); or set TASK to another "
-            "task: docstrings and newswire need no files"
+            f"the task's vocabulary {file} cannot be read ({reason}); register the task with a local "
+            "copy of it, or as texts (tasks.jsonl), which the model encodes"
         ) from error
 
 
@@ -242,16 +358,6 @@ def check_pairs(task_name: str, split: str) -> None:
             f"task {task_name!r} has no pairs: expected a feature {_REJECTED!r} (see "
             f"tasks.preferences), found {sorted(features)}"
         )
-
-
-def _check_lengths(lengths: Mapping[str, int]) -> None:
-    for name in _FEATURES:
-        if name not in lengths:
-            raise ValueError(
-                f"lengths: expected the keys {list(_FEATURES)}, found {sorted(lengths)}; "
-                f"add a number of tokens for {name!r}"
-            )
-        checks.check(f"lengths[{name!r}]", lengths[name], checks.whole(1))
 
 
 def _task(name: str, *splits: str) -> seqio.Task | seqio.Mixture:
@@ -273,25 +379,3 @@ def _task(name: str, *splits: str) -> seqio.Task | seqio.Mixture:
             f"found {sorted(task.output_features)}"
         )
     return task
-
-
-def _texts(task: seqio.Task | seqio.Mixture, name: str, rows: list[Row]) -> list[str]:
-    if f"{name}_pretokenized" in rows[0]:
-        return [row[f"{name}_pretokenized"].decode() for row in rows]
-    vocabulary = task.output_features[name].vocabulary
-    return [vocabulary.decode(row[name].tolist()) for row in rows]
-
-
-def _notes(rows: list[Row]) -> dict[str, list[str]]:
-    names = [
-        name
-        for name, value in rows[0].items()
-        if isinstance(value, bytes) and not name.endswith("_pretokenized")
-    ]
-    return {name: [row[name].decode() for row in rows] for name in names}
-
-
-def _keywords(notes: dict[str, list[str]]) -> np.ndarray | None:
-    if _KEYWORDS not in notes:
-        return None
-    return keyword_bytes([text.split("\n") if text else [] for text in notes[_KEYWORDS]])

@@ -17,7 +17,6 @@ from absl import logging
 
 from dera_jax import command_line, run_folder
 from dera_jax.checkpoints.loading import Pair, load
-from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.sampling import Sampling, sample, sweep_rows
 from dera_jax.destinations import output_folder
 from dera_jax.evaluation.jobs import Split
@@ -47,16 +46,15 @@ def run(options: argparse.Namespace) -> None:
     sampling = Sampling(max_length=pair.cards[1]["max_length"])
     reward = LengthInRange(low, high)
     sweep = Sweep(tuple(options.lam), options.samples, sampling, reward, BATCH_SIZE, options.seed)
-    documents = Split("docstrings", "test", INPUTS, options.documents).read()
+    documents = Split("docstrings", "test", INPUTS, options.documents).read(pair.tokenizer)
     config = "".join(f"{k} = {v!r}\n" for k, v in sorted(vars(options).items()))
     print(
         f"{len(documents.texts)} held-out documents x {len(options.lam)} λ x {options.samples} "
         f"samples; reward 0 for {low} to {high} tokens, else -1; "
         f"aligned at β = {pair.cards[1]['beta']}"
     )
-    to_text = tokenizer(pair.vocabulary).decode
     with run_folder.claim(folder, config):
-        records = decode(pair.model, pair.params, documents, sweep, to_text, folder)
+        records = decode(pair.model, pair.params, documents, sweep, pair.decode, folder)
         rows = write_report(records, folder)
     print(format_table(rows))
     for record in records[: options.shown]:

@@ -1,22 +1,56 @@
 """Examples as arrays, and the batches of training and evaluation that are made of them.
 
-Axes: n examples of one epoch, B examples of a batch, S input length, T target length, W keywords, L
-bytes.
+Axes: n examples of one epoch, B examples of a batch, S input length, D document length, T target
+length, W keywords, L bytes.
 """
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 
 from dera_jax import checks
-from dera_jax.models.language_model import Padded, Prompts, check_padded
+from dera_jax.models.language_model import Padded, Prompts, check_padded, narrowed
+from dera_jax.prompts import Prompt
 
 Batch = dict[str, object]
-_COLUMNS = ("inputs", "targets", "example_id", "rejected", "keywords")
+_COLUMNS = ("inputs", "targets", "example_id", "document", "rejected", "keywords")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ragged:
+    """Sequences of token ids end to end; rows of it are padded when they are taken.
+
+    Documents are not cut, and one of them may be a hundred times as long as most.
+
+    Attributes:
+        ids: int32 [total].
+        ends: int64 [n], where each ends.
+    """
+
+    ids: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]]) -> "Ragged":
+        """Of n sequences."""
+        ids = np.fromiter(itertools.chain.from_iterable(sequences), np.int32)
+        return cls(ids, np.cumsum([len(x) for x in sequences], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, rows: np.ndarray) -> Padded:
+        """Rows [B], padded to [B, D] with the longest of all n."""
+        lengths = np.diff(self.ends, prepend=0)
+        place = np.arange(max(int(lengths.max(initial=0)), 1))
+        at = (self.ends - lengths)[rows, None] + place
+        found = self.ids[np.minimum(at, len(self.ids) - 1)] if len(self.ids) else np.zeros_like(at)
+        inside = place < lengths[rows, None]
+        return Padded(np.where(inside, found, 0).astype(np.int32), lengths[rows].astype(np.int32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +62,10 @@ class Examples:
         targets: [n, T].
         example_id: int32 [n], all different: the task's own where they first occur, or the position
             if the task has none.
-        documents: n texts, the uncut `inputs_pretokenized` (decoded ids if the task has none).
-        summaries: n texts, the same for the targets.
+        asked: n prompts as text, with their documents uncut.
+        summaries: n texts, the uncut targets.
         notes: every other string field of the task, by name, n texts each.
+        document: the ids of the uncut documents, without the prompt around them.
         rejected: [n, T], of tasks of pairs (`tasks.preferences`), where `targets` is chosen.
         keywords: uint8 [n, W, L] in UTF-8, of tasks with a field `keywords`, a keyword per line.
 
@@ -42,9 +77,10 @@ class Examples:
     inputs: Prompts
     targets: Padded
     example_id: np.ndarray
-    documents: list[str]
+    asked: list[Prompt]
     summaries: list[str]
     notes: dict[str, list[str]]
+    document: Ragged | Padded | None = None
     rejected: Padded | None = None
     keywords: np.ndarray | None = None
 
@@ -57,13 +93,18 @@ class Examples:
         array("Examples.example_id", self.example_id, "ids", np.integer, n=n)
         if self.keywords is not None:
             array("Examples.keywords", self.keywords, "bytes", np.uint8, n=n, W=None, L=None)
-        texts = {"documents": self.documents, "summaries": self.summaries, **self.notes}
+        texts = {"asked": self.asked, "summaries": self.summaries, **self.notes}
         for name, column in texts.items():
             if isinstance(column, str) or len(column) != n:
                 raise ValueError(f"Examples: {name} must be n = {n} texts, as many as inputs.")
 
     def __len__(self) -> int:
         return len(self.example_id)
+
+    @property
+    def documents(self) -> list[str]:
+        """The texts of the documents."""
+        return [prompt.document for prompt in self.asked]
 
     def at(self, rows: np.ndarray | slice) -> "Examples":
         """The examples of these rows."""
@@ -74,7 +115,7 @@ class Examples:
             for name, x in _columns(self).items()
         }
         return Examples(
-            documents=pick(self.documents),
+            asked=pick(self.asked),
             summaries=pick(self.summaries),
             notes={name: pick(texts) for name, texts in self.notes.items()},
             **columns,
@@ -109,8 +150,9 @@ def train_batches(
 
     Yields:
         inputs (`Prompts`), targets (`Padded`) and example_id int32 of B / processes examples, if the
-        examples have them `rejected` and `keywords`, and if wanted `documents`, texts; the processes'
-        rows, concatenated, are the batch.
+        examples have them `document`, `rejected` and `keywords`, and if wanted `documents`, texts; the
+        processes' rows, concatenated, are the batch. Inputs are as wide as the longest of the whole batch
+        needs, see `narrowed`.
 
     Raises:
         ValueError: as `read`, or `batch_size` not divisible by the processes.
@@ -128,9 +170,12 @@ def train_batches(
 
     def batches() -> Iterator[Batch]:
         for step in itertools.count(start_step):
-            position = step * batch_size + np.arange(rows.start, rows.stop)
-            number, offset = np.divmod(position, size)
-            yield _join([_take(*shuffled(int(e)), offset[number == e]) for e in np.unique(number)])
+            number, offset = np.divmod(step * batch_size + np.arange(batch_size), size)
+            whole = [(e, offset[number == e]) for e in np.unique(number)]
+            longest = max(_longest(*shuffled(int(e)), places) for e, places in whole)
+            number, offset = number[rows.start : rows.stop], offset[rows.start : rows.stop]
+            parts = [_take(*shuffled(int(e)), offset[number == e]) for e in np.unique(number)]
+            yield _narrowed(_join(parts), longest)
 
     size = len(shuffled(0)[1])  # before the first batch is asked for, so that errors come early
     return batches()
@@ -158,7 +203,8 @@ def eval_batches(
         for start in range(0, len(examples), batch_size):
             index = start + np.arange(rows.start, rows.stop)
             some = jax.tree.map(lambda x: x[np.minimum(index, len(examples) - 1)], arrays)  # noqa: B023
-            yield some | {"valid": index < len(examples)}
+            longest = int(np.max(examples.inputs.lengths[start : start + batch_size]))
+            yield _narrowed(some, longest) | {"valid": index < len(examples)}
 
     return batches()
 
@@ -198,6 +244,15 @@ def _arrays(examples: Examples) -> Batch:
 def _take(arrays: Batch, order: np.ndarray, offset: np.ndarray) -> Batch:
     index = order[offset % len(order)]
     return jax.tree.map(lambda x: x[index], arrays)
+
+
+def _longest(arrays: Batch, order: np.ndarray, offset: np.ndarray) -> int:
+    return int(np.max(arrays["inputs"].lengths[order[offset % len(order)]]))
+
+
+def _narrowed(batch: Batch, longest: int) -> Batch:
+    """All processes' shares of a batch have one width."""
+    return batch | {"inputs": narrowed(batch["inputs"], longest)}
 
 
 def _join(parts: list[Batch]) -> Batch:

@@ -8,10 +8,8 @@ our own. Lists of arguments can be made of sets such as IBM's 30,000 (Gretz et a
 1911.11408); TensorFlow Datasets has none. In the split `test` all lines may lack `text`.
 
 The document is the list, "topic: Ban cars pro: Quiet streets. con: Villages have no trains.", after
-the prefix "rewrite: "; the summary is the prose. One file for all splits: `register_one_file`.
-
-The vocabulary is T5's (see `tasks.xsum`); a folder or a vocabulary of your own: `register`, under
-another name.
+"rewrite: "; the summary is the prose. A folder of your own: `register`, under another name; one file
+for all splits: `register_one_file`.
 """
 
 import functools
@@ -20,13 +18,13 @@ from collections.abc import Mapping
 
 import seqio
 
-from tasks import jsonl, preferences, xsum
+from tasks import jsonl, preferences
 
 SPLITS = ("train", "validation", "test")
-PREFIX = "rewrite: "
+TEMPLATE = "rewrite: {document}"
 
 
-def register(name: str, folder: str, vocabulary: seqio.Vocabulary) -> seqio.Task:
+def register(name: str, folder: str) -> seqio.Task:
     """Registers a task over a folder with one JSONL file per split.
 
     Raises:
@@ -34,12 +32,10 @@ def register(name: str, folder: str, vocabulary: seqio.Vocabulary) -> seqio.Task
             line number: a text that is missing or empty, a list that is none, no argument at all.
     """
     rows = functools.partial(_rows, folder)
-    return jsonl.register_pairs(name, rows, SPLITS, vocabulary, PREFIX)
+    return jsonl.register_pairs(name, rows, SPLITS, TEMPLATE)
 
 
-def register_one_file(
-    name: str, path: str, shares: Mapping[str, float], vocabulary: seqio.Vocabulary
-) -> seqio.Task:
+def register_one_file(name: str, path: str, shares: Mapping[str, float]) -> seqio.Task:
     """Registers a task over one file, of whose documents each split gets a share.
 
     shares: by split, such as `{"train": 0.6, "validation": 0.2, "test": 0.2}`
@@ -52,7 +48,7 @@ def register_one_file(
     def rows(split: str) -> dict[str, list[str]]:
         return preferences.split_rows(_read(path, need_text=True), shares)[split]
 
-    return jsonl.register_pairs(name, rows, list(shares), vocabulary, PREFIX)
+    return jsonl.register_pairs(name, rows, list(shares), TEMPLATE)
 
 
 def _rows(folder: str, split: str) -> dict[str, list[str]]:
@@ -87,4 +83,4 @@ def _default_rows(split: str) -> dict[str, list[str]]:
     return _rows(jsonl.folder_of("DERA_JAX_ARGUMENTS", "arguments", files), split)
 
 
-jsonl.register_pairs("arguments", _default_rows, SPLITS, xsum.t5_vocabulary(), PREFIX)
+jsonl.register_pairs("arguments", _default_rows, SPLITS, TEMPLATE)

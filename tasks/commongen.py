@@ -14,8 +14,7 @@ Task `commongen_tfds` reads `gem/common_gen` of TensorFlow Datasets, the same se
 every split has the rows that it has there, with `target` as the summary, which may be empty in
 `test`.
 
-Both use T5's public vocabulary (see `tasks.xsum`). A folder or a vocabulary of your own: `register`
-and `register_tfds`, under another name.
+A folder of your own: `register`, under another name.
 """
 
 import functools
@@ -26,16 +25,16 @@ import seqio
 import tensorflow as tf
 
 from dera_jax.rewards.segmentation import words_of
-from tasks import jsonl, xsum
+from tasks import jsonl
 
-PREFIX = "generate a sentence with: "
+TEMPLATE = "generate a sentence with: {document}"
 SPLITS = ("train", "validation", "test")
 _TFDS_NAME = "gem/common_gen:1.1.0"
 _ROW = ("document", "summary")  # a document of `train` has several rows
 _TAG = re.compile(r"_[NV]$")
 
 
-def register(name: str, folder: str, vocabulary: seqio.Vocabulary) -> seqio.Task:
+def register(name: str, folder: str) -> seqio.Task:
     """Registers a task over a folder with one JSONL file per split.
 
     Raises:
@@ -43,17 +42,7 @@ def register(name: str, folder: str, vocabulary: seqio.Vocabulary) -> seqio.Task
             line number: no concepts, no scenes where they are needed, an empty one.
     """
     rows = functools.partial(_rows, folder)
-    return jsonl.register_pairs(name, rows, SPLITS, vocabulary, PREFIX, identity=_ROW)
-
-
-def register_tfds(name: str, vocabulary: seqio.Vocabulary) -> seqio.Task:
-    """Registers a task over TFDS's `gem/common_gen`. Raises ValueError if the name is taken."""
-    return seqio.TaskRegistry.add(
-        name,
-        source=seqio.TfdsDataSource(_TFDS_NAME, splits=SPLITS),
-        preprocessors=[_from_tfds, *jsonl.preprocessors(PREFIX, identity=_ROW)],
-        output_features=jsonl.features(vocabulary),
-    )
+    return jsonl.register_pairs(name, rows, SPLITS, TEMPLATE, identity=_ROW)
 
 
 @seqio.map_over_dataset
@@ -96,7 +85,10 @@ def _default_rows(split: str) -> dict[str, list[str]]:
     return _rows(jsonl.folder_of("DERA_JAX_COMMONGEN", "commongen", files), split)
 
 
-jsonl.register_pairs(
-    "commongen", _default_rows, SPLITS, xsum.t5_vocabulary(), PREFIX, identity=_ROW
+jsonl.register_pairs("commongen", _default_rows, SPLITS, TEMPLATE, identity=_ROW)
+seqio.TaskRegistry.add(
+    "commongen_tfds",
+    source=seqio.TfdsDataSource(_TFDS_NAME, splits=SPLITS),
+    preprocessors=[_from_tfds, *jsonl.preprocessors(TEMPLATE, identity=_ROW)],
+    output_features=jsonl.features(),
 )
-register_tfds("commongen_tfds", xsum.t5_vocabulary())

@@ -29,8 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import seqio
-
+from dera_jax.prompts import DOCUMENT
 from tasks import (
     docstring_corpus,
     docstrings,
@@ -40,7 +39,6 @@ from tasks import (
     newswire_words,
     preferences,
     text,
-    vocabularies,
 )
 
 _SEED = 0
@@ -273,21 +271,13 @@ def _register(
     corpus: str,
     pairs: Callable[[str], Columns],
     splits: Iterable[str],
-    vocabulary: seqio.Vocabulary,
-    prefix: str,
 ) -> None:
     def claims(split: str) -> Columns:
         return entailment(pairs(split))
 
-    preferences.register_pairs(f"{corpus}_pairs", pairs, splits, vocabulary, prefix)
-    jsonl.register_pairs(f"{corpus}_entailment", claims, splits, vocabulary, "")
+    preferences.register_pairs(f"{corpus}_pairs", pairs, splits, jsonl.SUMMARIZE)
+    jsonl.register_pairs(f"{corpus}_entailment", claims, splits, DOCUMENT)
 
 
-_register(
-    "docstrings",
-    docstrings_pairs,
-    docstring_corpus.SPLITS,
-    vocabularies.docstrings_vocabulary(),
-    docstrings.PREFIX,
-)
-_register("newswire", newswire_pairs, newswire.SIZES, newswire.vocabulary(), newswire.PREFIX)
+_register("docstrings", docstrings_pairs, docstring_corpus.SPLITS)
+_register("newswire", newswire_pairs, newswire.SIZES)

@@ -6,10 +6,7 @@ The field `keywords` has the words to be covered, one per line (see `keywords`).
 import seqio
 import tensorflow as tf
 
-from dera_jax.truncation import DOCUMENT_BYTES
-from tasks import docstring_corpus, jsonl, text, vocabularies
-
-PREFIX = "summarize: "
+from tasks import docstring_corpus, jsonl, text
 
 _MOST_KEYWORDS = 3
 _WORDS = """
@@ -24,7 +21,7 @@ _EMPTY_WORDS = frozenset(_WORDS.split())
 
 
 def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
-    """Examples: `inputs` (with the prefix), `targets`, `keywords`, `example_id`, `document_bytes`.
+    """Examples: `document`, `targets`, `keywords`, `example_id`.
 
     `example_id` is a non-negative int32 made from the document's hash: the same document has the
     same id in every run. Held-out splits come from the shipped list, and `train` needs the
@@ -58,10 +55,9 @@ def pairs(split: str) -> list[docstring_corpus.Pair]:
 
 def _columns(found: list[docstring_corpus.Pair]) -> dict[str, list]:
     return {
-        "inputs": [PREFIX + pair.document for pair in found],
+        "document": [pair.document for pair in found],
         "targets": [pair.summary for pair in found],
         "keywords": ["\n".join(keywords(pair)) for pair in found],
-        DOCUMENT_BYTES: tf.constant([len(pair.document.encode()) for pair in found], tf.int32),
         "example_id": tf.constant([example_id(pair) for pair in found], tf.int32),
     }
 
@@ -90,18 +86,15 @@ def example_id(pair: docstring_corpus.Pair) -> int:
     return int(pair.hash[:8], 16) & 0x7FFFFFFF
 
 
-def register(name: str, features: dict[str, seqio.Feature]) -> seqio.Task:
-    """Registers the corpus under `name` for other features, such as another vocabulary."""
-    return seqio.TaskRegistry.add(
-        name,
-        source=seqio.FunctionDataSource(dataset, splits=docstring_corpus.SPLITS),
-        preprocessors=[
-            seqio.preprocessors.tokenize,
-            seqio.CacheDatasetPlaceholder(),
-            seqio.preprocessors.append_eos_after_trim,
-        ],
-        output_features=features,
-    )
+@seqio.map_over_dataset
+def _asked(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    template = tf.constant(jsonl.SUMMARIZE)
+    return row | {"inputs": jsonl.render(template, row["document"]), "template": template}
 
 
-register("docstrings", jsonl.features(vocabularies.docstrings_vocabulary()))
+seqio.TaskRegistry.add(
+    "docstrings",
+    source=seqio.FunctionDataSource(dataset, splits=docstring_corpus.SPLITS),
+    preprocessors=[_asked],
+    output_features=jsonl.features(),
+)

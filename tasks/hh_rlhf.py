@@ -7,15 +7,15 @@ Lines are of `{"chosen", "rejected"}`, two dialogues that differ in the last ans
 
     "\\n\\nHuman: ...\\n\\nAssistant: ...\\n\\nHuman: ...\\n\\nAssistant: ..."
 
-The document is the dialogue up to and with the last "Assistant:", without a prefix; the two answers
+The document is the dialogue up to and with the last "Assistant:", of which a long one loses its
+beginning; the two answers
 are the pair. The published sets have no validation split: 5 % of the training dialogues are taken
 for it, by a hash of the first turn, so that all pairs of one conversation fall on the same side.
 
 A line whose dialogues differ earlier, or that has an empty answer or twice the same one, stops the
 run. To train on files that have such lines use `register` with `leave_out_bad`.
 
-TensorFlow Datasets does not have this set. The vocabulary is T5's (see `tasks.xsum`); a folder or a
-vocabulary of your own: `register`, under another name.
+TensorFlow Datasets does not have this set. A folder of your own: `register`, under another name.
 """
 
 import functools
@@ -25,7 +25,8 @@ from collections.abc import Callable
 import seqio
 import tensorflow as tf
 
-from tasks import jsonl, preferences, xsum
+from dera_jax.prompts import DOCUMENT
+from tasks import jsonl, preferences
 
 SPLITS = ("train", "validation", "test")
 VALIDATION_SHARE = 0.05
@@ -35,14 +36,13 @@ _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 def register(
     name: str,
     folder: str,
-    vocabulary: seqio.Vocabulary,
     validation_share: float = VALIDATION_SHARE,
     leave_out_bad: bool = False,
 ) -> seqio.Task:
     """Registers a task over a folder of published files.
 
     Args:
-        name, vocabulary: see `jsonl.register`.
+        name: see `jsonl.register`.
         folder: with `train.jsonl` and `test.jsonl`, or these with `.gz`.
         validation_share: of the conversations in the training file.
         leave_out_bad: leave out the lines that are refused, which the log reports.
@@ -53,15 +53,11 @@ def register(
     """
     preferences.check_shares(_shares(validation_share))
     rows = functools.partial(_rows, folder, validation_share, leave_out_bad)
-    return _register(name, rows, vocabulary)
+    return _register(name, rows)
 
 
-def _register(
-    name: str, rows: Callable[[str], dict[str, list[str]]], vocabulary: seqio.Vocabulary
-) -> seqio.Task:
-    return preferences.register_pairs(
-        name, rows, SPLITS, vocabulary, "", key=_opening, keep_end=True
-    )
+def _register(name: str, rows: Callable[[str], dict[str, list[str]]]) -> seqio.Task:
+    return preferences.register_pairs(name, rows, SPLITS, DOCUMENT, key=_opening, keep_end=True)
 
 
 def _shares(validation_share: float) -> dict[str, float]:
@@ -124,4 +120,4 @@ def _default_rows(split: str) -> dict[str, list[str]]:
     return _rows(folder, VALIDATION_SHARE, False, split)
 
 
-_register("hh_rlhf", _default_rows, xsum.t5_vocabulary())
+_register("hh_rlhf", _default_rows)

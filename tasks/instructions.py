@@ -15,30 +15,31 @@ import functools
 import seqio
 import tensorflow as tf
 
-from tasks import docstrings, newswire, xsum  # noqa: F401 (they register what is taken up here)
+from dera_jax import data
+from tasks import docstrings, jsonl, newswire, xsum  # noqa: F401 (they register what is taken up here)
 
-SLOT = "{text}"
+SLOT = "{prompt}"  # of the task's own template
 SHORT = (
-    "briefly, {text}",
-    "in a few words, {text}",
-    "as short as possible, {text}",
+    "briefly, {prompt}",
+    "in a few words, {prompt}",
+    "as short as possible, {prompt}",
 )
 LONG = (
-    "in detail, {text}",
-    "at length, {text}",
-    "with all the facts, {text}",
+    "in detail, {prompt}",
+    "at length, {prompt}",
+    "with all the facts, {prompt}",
 )
 NEUTRAL = (
-    "please {text}",
-    "in plain words, {text}",
-    "read this and {text}",
+    "please {prompt}",
+    "in plain words, {prompt}",
+    "read this and {prompt}",
 )
-_FIELDS = ("inputs", "targets", "example_id")
+_FIELDS = ("template", "document", "targets", "example_id")
 
 
-def bank() -> tuple[str, ...]:
-    """All templates, the plain slot first; what comes before the slot is the instruction."""
-    return (SLOT, *NEUTRAL, *SHORT, *LONG)
+def bank(template: str = jsonl.SUMMARIZE) -> tuple[str, ...]:
+    """A task's template with every instruction before it, first without any."""
+    return tuple(x.replace(SLOT, template) for x in (SLOT, *NEUTRAL, *SHORT, *LONG))
 
 
 def register(name: str, of: str, short: int, long: int) -> seqio.Task:
@@ -46,8 +47,7 @@ def register(name: str, of: str, short: int, long: int) -> seqio.Task:
 
     Args:
         name: of the new task; each name can be registered once.
-        of: the name of a registered task, no mixture, that has the step
-            `seqio.preprocessors.tokenize` and before it the fields that `phrase` needs.
+        of: the name of a registered task of texts, no mixture, with the fields that `phrase` needs.
         short, long: see `phrase`.
 
     Raises:
@@ -55,16 +55,13 @@ def register(name: str, of: str, short: int, long: int) -> seqio.Task:
     """
     _check(short, long)
     task = seqio.TaskRegistry.get(of)
-    steps = list(task.preprocessors)
-    if seqio.preprocessors.tokenize not in steps:
-        raise ValueError(
-            f"task {of!r} has no step `seqio.preprocessors.tokenize`, before which instructions "
-            "could be put"
-        )
-    place = steps.index(seqio.preprocessors.tokenize)
-    steps.insert(place, functools.partial(phrase, short=short, long=long))
+    if not data.yields_text(task):
+        raise ValueError(f"task {of!r} yields ids, into which no instruction can be put")
     return seqio.TaskRegistry.add(
-        name, source=task.source, preprocessors=steps, output_features=task.output_features
+        name,
+        source=task.source,
+        preprocessors=[*task.preprocessors, functools.partial(phrase, short=short, long=long)],
+        output_features=task.output_features,
     )
 
 
@@ -72,7 +69,8 @@ def phrase(dataset: tf.data.Dataset, short: int, long: int) -> tf.data.Dataset:
     """Puts instructions before the inputs, the same in every run: see the module.
 
     Args:
-        dataset: of examples with the texts `inputs` and `targets` and the integer `example_id`.
+        dataset: of examples with the texts `template`, `document` and `targets` and the integer
+            `example_id`.
         short: the most words, divided by white space, of a target that `SHORT` fits; it fits an
             empty target too, as in splits without summaries.
         long: the fewest words of a target that `LONG` fits.
@@ -87,7 +85,13 @@ def phrase(dataset: tf.data.Dataset, short: int, long: int) -> tf.data.Dataset:
             f"instructions need the fields {', '.join(_FIELDS)}; the examples have no "
             f"{', '.join(missing)}, only {', '.join(sorted(dataset.element_spec))}"
         )
-    return dataset.map(lambda row: row | {"inputs": _fill(_template(row, short, long), row)})
+
+    def instructed(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        before, after = tf.unstack(tf.strings.split(_template(row, short, long), SLOT), num=2)
+        template = tf.strings.join([before, row["template"], after])
+        return row | {"template": template, "inputs": jsonl.render(template, row["document"])}
+
+    return dataset.map(instructed)
 
 
 def _check(short: int, long: int) -> None:
@@ -95,11 +99,6 @@ def _check(short: int, long: int) -> None:
         raise ValueError(
             f"expected 0 < short < long, numbers of words; found short={short}, long={long}"
         )
-
-
-def _fill(template: tf.Tensor, row: dict[str, tf.Tensor]) -> tf.Tensor:
-    before, after = tf.unstack(tf.strings.split(template, SLOT), num=2)
-    return tf.strings.join([before, row["inputs"], after])
 
 
 def _template(row: dict[str, tf.Tensor], short: int, long: int) -> tf.Tensor:

@@ -1,18 +1,18 @@
 """A seqio task over a user's own files of `{"document": ..., "summary": ...}` lines.
 
-    from tasks import jsonl, vocabularies
+    from tasks import jsonl
     jsonl.register(
         "my_news",
         {"train": "news/train.jsonl", "validation": "news/dev.jsonl", "test": "news/test.jsonl"},
-        vocabularies.sentencepiece("news/pieces.model"),
     )
 
-in a module that the gin file imports. A line may also have `"keywords": ["solar power", ...]`, which
+in a module that the gin file imports. The task yields texts, as all tasks here do: the model that
+reads them encodes them. A line may also have `"keywords": ["solar power", ...]`, which
 the reward for keyword coverage reads; other keys are ignored. A bad line stops the run, with its file
 and number: nothing is skipped. What a file may look like: `tasks.json_lines`.
 
 Summaries: every line of a file has one, or none has. Files without can be sampled from, and their
-targets hold the end of sequence only; `train` and `validation` must have summaries.
+targets are empty; `train` and `validation` must have summaries.
 """
 
 import functools
@@ -23,11 +23,12 @@ import seqio
 import tensorflow as tf
 
 from dera_jax.log import warn_once
+from dera_jax.prompts import DOCUMENT, check_template
 from dera_jax.rewards.segmentation import words_of
-from dera_jax.truncation import DOCUMENT_BYTES
 from tasks import json_lines
 
 NEED_SUMMARIES = ("train", "validation")
+SUMMARIZE = "summarize: {document}"  # as T5 was trained
 _SUMMARY = {"targets": "summary"}
 _MOST_REASONS = 10  # shown in the log, of lines that were left out
 
@@ -35,24 +36,19 @@ Row = dict[str, str]
 Parse = Callable[[dict[str, object], str], Iterable[Row]]
 
 
-def register(
-    name: str, paths: Mapping[str, str], vocabulary: seqio.Vocabulary, prefix: str = "summarize: "
-) -> seqio.Task:
+def register(name: str, paths: Mapping[str, str], template: str = SUMMARIZE) -> seqio.Task:
     """Registers a task that reads one JSONL file per split.
 
     Args:
         name: of the task; each name can be registered once.
         paths: file by split, local or `gs://`; read when the split is, not before.
-        vocabulary: for documents and summaries.
-        prefix: what the model sees before each document, T5's by default.
+        template: what the model is asked about each document, with one slot {document}.
 
     Raises:
-        ValueError: no split, or the name is taken. Reading a split raises as `read`.
+        ValueError: no split, no slot, or the name is taken. Reading a split raises as `read`.
     """
     check_paths(name, paths)
-    return register_pairs(
-        name, functools.partial(_rows, dict(paths)), list(paths), vocabulary, prefix
-    )
+    return register_pairs(name, functools.partial(_rows, dict(paths)), list(paths), template)
 
 
 def check_paths(name: str, paths: Mapping[str, str]) -> None:
@@ -65,20 +61,18 @@ def register_pairs(
     name: str,
     rows: Callable[[str], Mapping[str, list[str]]],
     splits: Iterable[str],
-    vocabulary: seqio.Vocabulary,
-    prefix: str,
+    template: str,
     identity: Sequence[str] = ("document",),
 ) -> seqio.Task:
     """Registers a task over columns of text held in memory.
 
     Args:
         rows: for a split, equally long columns `document` and `summary`; further ones are kept.
-        name, vocabulary, prefix: see `register`.
+        name, template: see `register`.
         identity: the columns whose hash is an example's id; where a document occurs several times,
             these have to tell its rows apart.
     """
-    steps = preprocessors(prefix, identity=identity)
-    return register_columns(name, rows, splits, steps, features(vocabulary))
+    return register_columns(name, rows, splits, preprocessors(template, identity=identity))
 
 
 def register_columns(
@@ -86,9 +80,9 @@ def register_columns(
     rows: Callable[[str], Mapping[str, list[str]]],
     splits: Iterable[str],
     steps: Sequence[Callable[..., tf.data.Dataset]],
-    output_features: Mapping[str, seqio.Feature],
+    names: Sequence[str] = ("inputs", "targets"),
 ) -> seqio.Task:
-    """As `register_pairs`, for other `preprocessors` and `features` than a summary's."""
+    """As `register_pairs`, for other `preprocessors`, and names of features, than a summary's."""
 
     def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         del shuffle_files, seed  # the order is the file's; the loader shuffles
@@ -99,69 +93,59 @@ def register_columns(
         name,
         source=seqio.FunctionDataSource(dataset, splits=splits),
         preprocessors=steps,
-        output_features=output_features,
+        output_features=features(names),
     )
 
 
 def preprocessors(
-    prefix: str,
+    template: str,
     outputs: Mapping[str, str] = _SUMMARY,
     identity: Sequence[str] = ("document",),
     keep_end: bool = False,
 ) -> list[Callable[..., tf.data.Dataset]]:
-    """From rows of texts to ids.
+    """From rows of columns to examples as `dera_jax.data` reads them.
 
-    outputs: column by feature; the inputs are the column `document`
-    identity: the columns whose hash is an example's id
-    keep_end: of inputs that are too long cut the beginning, not the end
+    Args:
+        template: see `register`.
+        outputs: column by feature; the document is the column `document`.
+        identity: the columns whose hash is an example's id.
+        keep_end: of documents that are too long cut the beginning, not the end.
     """
-    return [
-        functools.partial(
-            _to_example, prefix=prefix, outputs=outputs, identity=identity, keep_end=keep_end
-        ),
-        seqio.preprocessors.tokenize,
-        *([_cut_beginning] if keep_end else []),
-        seqio.preprocessors.append_eos_after_trim,
-    ]
+    check_template(template, "the task")
+    settings = {"template": template, "outputs": outputs, "identity": identity}
+    return [functools.partial(_to_example, **settings, keep_end=keep_end)]
 
 
-def _cut_beginning(
-    dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None
-) -> tf.data.Dataset:
-    if not sequence_length:
-        return dataset
-    room = sequence_length["inputs"] - 1  # for the end of sequence
-    return dataset.map(lambda row: row | {"inputs": row["inputs"][-room:]})
+def features(names: Sequence[str] = ("inputs", "targets")) -> dict[str, seqio.Feature]:
+    """Features that are texts."""
+    text = seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string, rank=0)
+    return dict.fromkeys(names, text)
 
 
-def features(
-    vocabulary: seqio.Vocabulary, names: Sequence[str] = ("inputs", "targets")
-) -> dict[str, seqio.Feature]:
-    """Inputs and targets in one vocabulary, all with an end of sequence."""
-    return {name: seqio.Feature(vocabulary, add_eos=True, required=True) for name in names}
+def render(template: tf.Tensor, document: tf.Tensor) -> tf.Tensor:
+    """The feature `inputs`: a template with its document, as text."""
+    before, after = tf.unstack(tf.strings.split(template, DOCUMENT), num=2)
+    return tf.strings.join([before, document, after])
 
 
 @seqio.map_over_dataset
 def _to_example(
     row: dict[str, tf.Tensor],
-    prefix: str,
+    template: str,
     outputs: Mapping[str, str],
     identity: Sequence[str],
     keep_end: bool,
 ) -> dict[str, tf.Tensor]:
-    used = ("document", *outputs.values())
-    others = {key: value for key, value in row.items() if key not in used}
+    others = {key: value for key, value in row.items() if key not in outputs.values()}
     number = tf.strings.to_hash_bucket_fast(
         tf.strings.join([row[key] for key in identity], "\x1f"), 2**31 - 1
     )
-    inputs = tf.strings.join([prefix, row["document"]])
+    template = tf.constant(template)
     return (
         others
-        | {"inputs": inputs}
-        # Where the beginning is cut, it is the prompt that goes first.
-        | {DOCUMENT_BYTES: tf.strings.length(inputs if keep_end else row["document"])}
+        | {"inputs": render(template, row["document"]), "template": template}
         | {feature: row[column] for feature, column in outputs.items()}
-        | {"example_id": tf.cast(number, tf.int32)}
+        | {"example_id": tf.cast(number, tf.int32), "keep_end": tf.constant(keep_end)}
     )
 
 

@@ -1,6 +1,6 @@
 """The seqio task `newswire`: generated reports, and the vocabulary trained on them.
 
-Fields besides the ids: `facts` (a JSON object, value by role) and `keywords` (one per line);
+Fields besides the texts: `facts` (a JSON object, value by role) and `keywords` (one per line);
 `newswire_corpus.check` compares a summary with the facts.
 """
 
@@ -9,38 +9,31 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import sentencepiece
-import seqio
 
+from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
+from dera_jax.prompts import DOCUMENT
 from tasks import cache, jsonl, newswire_corpus, newswire_words
 
 SIZES = {"train": 8000, "validation": 400, "test": 400}
-PREFIX = "summarize: "
 _SEED = 0
 _MOST_PIECES = 1000
-
-
-class _Vocabulary(seqio.SentencePieceVocabulary):
-    """Trained when first used, since importing this module should cost nothing."""
-
-    def _model_context(self):
-        target = Path(self.sentencepiece_model_file)
-        if not target.exists():
-            model = _train()
-            cache.write_atomically(target, lambda temporary: temporary.write_bytes(model))
-        return super()._model_context()
+_PREFIX = jsonl.SUMMARIZE.replace(DOCUMENT, "")
 
 
 @functools.cache
-def vocabulary() -> seqio.SentencePieceVocabulary:
+def vocabulary() -> SentencePieceVocabulary:
     """Some 650 pieces: every word of the corpus, and the 256 bytes for all other text.
 
-    0 pads, 1 ends, 2 is unknown. Made on first use, then kept in the cache folder.
+    0 pads, 1 ends, 2 is unknown. Made when first called, then kept in the cache folder.
     """
     key = {"kinds": repr(newswire_words.KINDS), "seed": _SEED, "size": SIZES["train"]}
-    return _Vocabulary(str(cache.path("newswire", key, ".model")))
+    target = cache.path("newswire", key, ".model")
+    if not target.exists():
+        model = _train()
+        cache.write_atomically(target, lambda temporary: temporary.write_bytes(model))
+    return SentencePieceVocabulary(str(target))
 
 
 @functools.cache
@@ -51,7 +44,9 @@ def reports(split: str) -> list[newswire_corpus.Report]:
 
 def _train() -> bytes:
     """Whole words by decree: SentencePiece left to itself splits rare numbers and names."""
-    texts = [PREFIX] + [t for report in reports("train") for t in (report.document, report.summary)]
+    texts = [_PREFIX] + [
+        t for report in reports("train") for t in (report.document, report.summary)
+    ]
     words = sorted({word for text in texts for word in re.findall(r"\w+", text)})
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -96,8 +91,8 @@ def truth(documents: Sequence[str], texts: Sequence[str]) -> list[float]:
 
 @functools.cache
 def _facts() -> dict[str, dict[str, str]]:
-    """The facts by document, with the prefix that the task puts before it."""
-    return {PREFIX + r.document: r.facts for split in SIZES for r in reports(split)}
+    """The facts by document."""
+    return {r.document: r.facts for split in SIZES for r in reports(split)}
 
 
-jsonl.register_pairs("newswire", _columns, SIZES, vocabulary(), PREFIX)
+jsonl.register_pairs("newswire", _columns, SIZES, jsonl.SUMMARIZE)

@@ -1,14 +1,13 @@
 """Tasks of preference pairs: of two texts about a document, `chosen` is better than `rejected`.
 
-    from tasks import preferences, vocabularies
+    from tasks import preferences
     preferences.register(
         "my_pairs",
         {"train": "pairs/train.jsonl", "validation": "pairs/dev.jsonl", "test": "pairs/test.jsonl"},
-        vocabularies.sentencepiece("pairs/pieces.model"),
     )
 
 reads lines of `{"document": ..., "chosen": ..., "rejected": ...}`; `register_one_file` divides one
-file by shares that you set. The features are `inputs` (the document after the prefix), `targets`
+file by shares that you set. The features are `inputs` (the document in the template), `targets`
 (the chosen text, so that a task of pairs can also be used for fine-tuning) and `rejected`.
 
 Every task of pairs that has a split `train` has its two halves too, `train_a` and `train_b`, divided
@@ -26,21 +25,18 @@ from collections.abc import Callable, Iterable, Mapping
 
 import seqio
 
-from dera_jax.truncation import DOCUMENT_BYTES
 from tasks import jsonl, text
 
 TEXTS = ("document", "chosen", "rejected")
 FEATURES = ("inputs", "targets", "rejected")
 _OUTPUTS = {"targets": "chosen", "rejected": "rejected"}
 _HALVES = {"train_a": 0.5, "train_b": 0.5}
-_OWN_FIELDS = ("inputs", "targets", "example_id", DOCUMENT_BYTES)
+_OWN_FIELDS = ("inputs", "targets", "example_id", "template", "keep_end")
 
 Columns = Mapping[str, list[str]]
 
 
-def register(
-    name: str, paths: Mapping[str, str], vocabulary: seqio.Vocabulary, prefix: str = "summarize: "
-) -> seqio.Task:
+def register(name: str, paths: Mapping[str, str], template: str = jsonl.SUMMARIZE) -> seqio.Task:
     """Registers a task that reads one JSONL file of pairs per split. Arguments as `jsonl.register`.
 
     Raises:
@@ -48,20 +44,19 @@ def register(
     """
     jsonl.check_paths(name, paths)
     files = dict(paths)
-    return register_pairs(name, lambda split: read(files[split]), files, vocabulary, prefix)
+    return register_pairs(name, lambda split: read(files[split]), files, template)
 
 
 def register_one_file(
     name: str,
     path: str,
     shares: Mapping[str, float],
-    vocabulary: seqio.Vocabulary,
-    prefix: str = "summarize: ",
+    template: str = jsonl.SUMMARIZE,
 ) -> seqio.Task:
     """Registers a task over one file of pairs, of which each split gets a share.
 
     Args:
-        name, vocabulary, prefix: see `register`.
+        name, template: see `register`.
         path: of the file, local or `gs://`; read when a split is, not before.
         shares: of the documents, by split, such as `{"train": 0.9, "validation": 0.1}`.
 
@@ -70,15 +65,14 @@ def register_one_file(
     """
     check_shares(shares)
     rows = functools.partial(_share, path, dict(shares))
-    return register_pairs(name, rows, list(shares), vocabulary, prefix)
+    return register_pairs(name, rows, list(shares), template)
 
 
 def register_pairs(
     name: str,
     rows: Callable[[str], Columns],
     splits: Iterable[str],
-    vocabulary: seqio.Vocabulary,
-    prefix: str,
+    template: str,
     key: Callable[[str], str] = str,
     keep_end: bool = False,
 ) -> seqio.Task:
@@ -87,12 +81,12 @@ def register_pairs(
     Args:
         rows: for a split, equally long columns `document`, `chosen` and `rejected`; further ones
             are kept.
-        name, vocabulary, prefix: see `register`.
+        name, template: see `register`.
         key: what of a document decides in which half of `train` it falls, by default all of it.
-        keep_end: of inputs that are too long cut the beginning, not the end.
+        keep_end: of documents that are too long cut the beginning, not the end.
     """
     # A document may have several pairs: only all three texts together tell them apart.
-    steps = jsonl.preprocessors(prefix, _OUTPUTS, identity=TEXTS, keep_end=keep_end)
+    steps = jsonl.preprocessors(template, _OUTPUTS, identity=TEXTS, keep_end=keep_end)
     splits = list(splits)
     halves = list(_HALVES) if "train" in splits else []
 
@@ -102,8 +96,7 @@ def register_pairs(
     def half(document: str) -> str:  # another hash than the one that may have made `train`
         return f"half of {key(document)}"
 
-    features = jsonl.features(vocabulary, FEATURES)
-    return jsonl.register_columns(name, columns, splits + halves, steps, features)
+    return jsonl.register_columns(name, columns, splits + halves, steps, FEATURES)
 
 
 def read(path: str) -> dict[str, list[str]]:

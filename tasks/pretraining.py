@@ -1,8 +1,8 @@
 """seqio task `prose`: self-supervised examples from the prose of the installed packages.
 
 Every passage occurs once per epoch under an objective of `tasks.objectives` drawn from the seed,
-and every docstring that is not held out once as in the task `docstrings` (body in, first line
-out). Another seed draws other objectives and other spans.
+and every docstring that is not held out once as in the task `docstrings` (body in, first
+line out). It yields ids, since spans are corrupted in ids. Another seed draws other objectives and other spans.
 """
 
 import functools
@@ -14,8 +14,8 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from dera_jax.prompts import DOCUMENT
 from tasks import cache, docstring_corpus, jsonl, objectives, prose_corpus, vocabularies
-from tasks.docstrings import PREFIX
 
 SPLITS = ("train", "validation")
 PASSAGE = 64  # tokens at most
@@ -76,7 +76,8 @@ def _tokenized(prose: list[prose_corpus.Prose]) -> Columns:
     for file in prose:
         columns["passages"] += pack(tokenizer.encode(file.paragraphs))
         for document, summary in file.headlines:
-            columns["documents"].append(tokenizer.encode(PREFIX + document)[:HEADLINE_INPUT])
+            asked = jsonl.SUMMARIZE.replace(DOCUMENT, document)
+            columns["documents"].append(tokenizer.encode(asked)[:HEADLINE_INPUT])
             columns["summaries"].append(tokenizer.encode(summary)[:HEADLINE_TARGET])
     stored = {}
     for name, rows in columns.items():
@@ -121,5 +122,8 @@ seqio.TaskRegistry.add(
     "prose",
     source=seqio.FunctionDataSource(dataset, splits=SPLITS),
     preprocessors=[seqio.CacheDatasetPlaceholder(), seqio.preprocessors.append_eos_after_trim],
-    output_features=jsonl.features(vocabularies.docstrings_vocabulary()),
+    output_features={
+        name: seqio.Feature(vocabularies.docstrings_vocabulary(), add_eos=True)
+        for name in ("inputs", "targets")
+    },
 )

@@ -11,14 +11,13 @@ Both tasks read OpenAI's files from the folder named by `DERA_JAX_TLDR` (local o
   files by batch, whose lines name their split in the key `split` (`train`, `valid1`, `valid2`): put
   them together by it. The batches about news articles have another `info` and are refused.
 
-The inputs are the paper's prompt, without a prefix: `SUBREDDIT: r/... TITLE: ... POST: ... TL;DR:`,
-an empty line between the parts. Spaces around a text are taken off. Other keys are ignored. A post
-that is longer than a run's inputs loses its end, and "TL;DR:" with it.
+The inputs are the paper's prompt: `SUBREDDIT: r/... TITLE: ... POST: ... TL;DR:`, an empty line
+between the parts; the document is all but "TL;DR:", which stays where a post is cut. Spaces around a
+text are taken off. Other keys are ignored.
 
 TensorFlow Datasets has neither: its `reddit` and `reddit_tifu` are other collections.
 
-Both use T5's public vocabulary (see `tasks.xsum`). A folder or a vocabulary of your own: `register`
-and `register_comparisons`, under another name.
+A folder of your own: `register` and `register_comparisons`, under another name.
 """
 
 import functools
@@ -26,18 +25,17 @@ import os
 
 import seqio
 
-from tasks import jsonl, preferences, xsum
+from tasks import jsonl, preferences
 
 SPLITS = ("train", "validation", "test")
+TEMPLATE = "{document}\n\nTL;DR:"
 
 
-def register(
-    name: str, folder: str, vocabulary: seqio.Vocabulary, leave_out_bad: bool = False
-) -> seqio.Task:
+def register(name: str, folder: str, leave_out_bad: bool = False) -> seqio.Task:
     """Registers a task over a folder of posts with summaries.
 
     Args:
-        name, vocabulary: see `jsonl.register`.
+        name: see `jsonl.register`.
         folder: with `train.jsonl`, `validation.jsonl` and `test.jsonl`.
         leave_out_bad: leave out the lines that are refused, which the log reports.
 
@@ -45,23 +43,21 @@ def register(
         ValueError: the name is taken. Reading a split raises as `jsonl.read`.
     """
     rows = functools.partial(_posts, folder, leave_out_bad)
-    return jsonl.register_pairs(name, rows, SPLITS, vocabulary, "")
+    return jsonl.register_pairs(name, rows, SPLITS, TEMPLATE)
 
 
-def register_comparisons(
-    name: str, folder: str, vocabulary: seqio.Vocabulary, leave_out_bad: bool = False
-) -> seqio.Task:
+def register_comparisons(name: str, folder: str, leave_out_bad: bool = False) -> seqio.Task:
     """As `register`, over `comparisons_train.jsonl` and so on. Raises as `preferences.register`."""
     rows = functools.partial(_comparisons, folder, leave_out_bad)
-    return preferences.register_pairs(name, rows, SPLITS, vocabulary, "")
+    return preferences.register_pairs(name, rows, SPLITS, TEMPLATE)
 
 
 def prompt(row: dict[str, object], where: str) -> str:
-    """The inputs for a post. Raises as `jsonl.text_of`."""
+    """The document of a post. Raises as `jsonl.text_of`."""
     subreddit, title, post = (
         jsonl.text_of(row, key, where).strip() for key in ("subreddit", "title", "post")
     )
-    return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+    return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}"
 
 
 def _posts(folder: str, leave_out_bad: bool, split: str) -> dict[str, list[str]]:
@@ -103,13 +99,11 @@ jsonl.register_pairs(
     "tldr",
     lambda split: _posts(_default_folder("tldr"), False, split),
     SPLITS,
-    xsum.t5_vocabulary(),
-    "",
+    TEMPLATE,
 )
 preferences.register_pairs(
     "tldr_pairs",
     lambda split: _comparisons(_default_folder("tldr_pairs"), False, split),
     SPLITS,
-    xsum.t5_vocabulary(),
-    "",
+    TEMPLATE,
 )

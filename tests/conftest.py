@@ -6,6 +6,7 @@ the processes they start share; a process that holds much of them in memory is m
 
 import ctypes
 import gc
+import importlib.metadata
 import importlib.util
 import os
 import resource
@@ -27,9 +28,14 @@ def pytest_configure(config):
     config.compiled = tempfile.mkdtemp(prefix="compiled")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compiled  # jax reads it when it is imported
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    # Most of the time is XLA's: more than half of it goes without the emitters of fused loops, and some
+    # without optimizations. The main job (test_shipped.py) is run as users run it.
+    if importlib.metadata.version("jaxlib").startswith(
+        "0.10."
+    ):  # XLA stops at a flag it does not know
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".strip()
     if config.getoption("markexpr") == "not slow":
-        # Most of the time is XLA's, and a third of it goes without its optimizations; what is marked
-        # slow runs with them.
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 

@@ -10,10 +10,12 @@ import seqio
 import tensorflow as tf
 
 from dera_jax import data, examples, log
+from dera_jax.encoding import Sizes
 from dera_jax.examples import eval_batches, train_batches
 from tasks import jsonl, preferences
+from tests.texts import BYTES
 
-LENGTHS = {"inputs": 12, "targets": 6}
+SIZES = Sizes(12, 6)
 WORDS = [
     "ant",
     "bee",
@@ -94,7 +96,7 @@ def take(batches, count):
 
 
 def train(task="toy", batch_size=4, seed=7, start_step=0, **more):
-    read = lambda seed: data.epoch(task, "train", LENGTHS, seed)
+    read = lambda seed: data.epoch(task, "train", BYTES, SIZES, seed)
     return train_batches(read, batch_size, seed, start_step, **more)
 
 
@@ -106,7 +108,7 @@ def assert_same(left, right):
 
 @pytest.mark.parametrize("task", ["toy", "toy_trimmed"])
 def test_epoch_holds_padded_ids_and_the_uncut_texts(task):
-    examples = data.epoch(task, "train", LENGTHS, seed=0)
+    examples = data.epoch(task, "train", BYTES, SIZES, seed=0)
     assert_holds(examples.inputs, [f"see {word}" for word in WORDS], 12)
     assert_holds(examples.targets, WORDS, 6)
     np.testing.assert_array_equal(examples.example_id, np.arange(100, 111))
@@ -116,7 +118,7 @@ def test_epoch_holds_padded_ids_and_the_uncut_texts(task):
 
 
 def test_task_without_texts_or_ids_gets_decoded_texts_and_positions():
-    examples = data.epoch("toy_no_texts", "train", {"inputs": 30, "targets": 30}, seed=0)
+    examples = data.epoch("toy_no_texts", "train", BYTES, Sizes(30, 30), seed=0)
     assert examples.summaries == WORDS
     assert examples.notes == {}
     np.testing.assert_array_equal(examples.example_id, np.arange(len(WORDS)))
@@ -127,7 +129,7 @@ def test_cut_examples_are_counted_and_said_once(task, caplog):
     log.forget()
     with caplog.at_level(python_logging.WARNING, logger="absl"):
         for seed in range(3):
-            data.epoch(task, "train", LENGTHS, seed)
+            data.epoch(task, "train", BYTES, SIZES, seed)
     said = [r.getMessage() for r in caplog.records if "were cut" in r.getMessage()]
     # "see " + 8 letters would make 13 tokens, a word of 6 letters 7: only the long animal is cut.
     assert said == [
@@ -139,19 +141,19 @@ def test_cut_examples_are_counted_and_said_once(task, caplog):
 def test_repeated_documents_get_ids_of_their_own_and_are_said_once(tmp_path, caplog):
     """The first of them keeps its id: what was drawn for it before, is drawn again."""
     log.forget()
-    lengths = {"inputs": 40, "targets": 6}
+    read = lambda seed: data.epoch("toy_repeated", "train", BYTES, Sizes(40, 6), seed).example_id
     texts = ["an ant", "a bee", "an ant", "a cat", "an ant", "a bee"]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(f'{{"document": "{x}", "summary": "y"}}\n' for x in texts))
-    jsonl.register("toy_repeated", {"train": str(file)}, seqio.ByteVocabulary())
+    jsonl.register("toy_repeated", {"train": str(file)})
     with caplog.at_level(python_logging.WARNING, logger="absl"):
-        found = [data.epoch("toy_repeated", "train", lengths, seed).example_id for seed in (0, 1)]
+        found = [read(seed) for seed in (0, 1)]
     said = [r.getMessage() for r in caplog.records if "repeat the id" in r.getMessage()]
     assert len(said) == 1 and said[0].startswith("toy_repeated, train: 3 of 6 examples repeat")
     np.testing.assert_array_equal(*found)
     assert len(set(found[0])) == 6 and found[0].min() >= 0
     file.write_text("".join(f'{{"document": "{x}", "summary": "y"}}\n' for x in sorted({*texts})))
-    alone = data.epoch("toy_repeated", "train", lengths, 0).example_id
+    alone = read(0)
     np.testing.assert_array_equal(alone, found[0][[1, 3, 0]])
 
 
@@ -160,7 +162,7 @@ def test_rows_that_just_fit_are_not_counted_as_cut(caplog):
     longest = max(len(word) for word in WORDS)
     with caplog.at_level(python_logging.WARNING, logger="absl"):
         for task in ("toy", "toy_trimmed"):
-            data.epoch(task, "train", {"inputs": longest + 5, "targets": longest + 1}, 0)
+            data.epoch(task, "train", BYTES, Sizes(longest + 5, longest + 1), 0)
     assert not [r for r in caplog.records if "were cut" in r.getMessage()]
 
 
@@ -220,7 +222,7 @@ ORDER_OF_SEED_3_EPOCH_2 = [2, 3, 6, 4, 1, 7, 5, 0]
     "batch_size, processes", [(1, 1), (4, 1), (11, 1), (4, 2), (16, 2), (6, 3)]
 )
 def test_evaluation_sees_each_example_once_and_in_order(batch_size, processes):
-    read = data.epoch("toy", "train", LENGTHS, seed=0)
+    read = data.epoch("toy", "train", BYTES, SIZES, seed=0)
     parts = [list(eval_batches(read, batch_size, (i, processes))) for i in range(processes)]
     seen = []
     for batches in zip(*parts, strict=True):
@@ -237,29 +239,22 @@ def test_evaluation_sees_each_example_once_and_in_order(batch_size, processes):
 
 def test_unknown_task_names_the_near_ones():
     with pytest.raises(ValueError, match="unknown task 'toi'.*toy"):
-        data.epoch("toi", "train", LENGTHS, 0)
+        data.epoch("toi", "train", BYTES, SIZES, 0)
 
 
 def test_unknown_split_names_the_known_ones():
     with pytest.raises(ValueError, match="no split 'tain'.*'empty', 'train'"):
-        data.epoch("toy", "tain", LENGTHS, 0)
+        data.epoch("toy", "tain", BYTES, SIZES, 0)
 
 
 def test_empty_split_is_an_error():
     with pytest.raises(ValueError, match="'toy' has no example in split 'empty'"):
-        data.epoch("toy", "empty", LENGTHS, 0)
+        data.epoch("toy", "empty", BYTES, SIZES, 0)
 
 
-@pytest.mark.parametrize(
-    "lengths, message",
-    [
-        ({"inputs": 4}, "add a number of tokens for 'targets'"),
-        ({"inputs": 0, "targets": 4}, "found 0"),
-    ],
-)
-def test_missing_or_impossible_lengths_are_errors(lengths, message):
-    with pytest.raises(ValueError, match=message):
-        data.epoch("toy", "train", lengths, 0)
+def test_impossible_sizes_are_errors():
+    with pytest.raises(ValueError, match=r"Sizes.inputs must be .*found 0"):
+        Sizes(0, 4)
 
 
 def test_batch_size_must_divide_among_processes():
@@ -267,7 +262,7 @@ def test_batch_size_must_divide_among_processes():
     with pytest.raises(ValueError, match=message):
         train(batch_size=5, process=(0, 2))
     with pytest.raises(ValueError, match=message):
-        eval_batches(data.epoch("toy", "train", LENGTHS, 0), 5, (0, 2))
+        eval_batches(data.epoch("toy", "train", BYTES, SIZES, 0), 5, (0, 2))
 
 
 @pytest.fixture(scope="module")
@@ -282,11 +277,11 @@ def pairs_task():
             "keywords": ["\n".join(text.split()) for text in WORDS],
         }
 
-    preferences.register_pairs("toy_pairs", rows, ["train"], seqio.ByteVocabulary(), "")
+    preferences.register_pairs("toy_pairs", rows, ["train"], "{document}")
 
 
 def test_rejected_texts_are_cut_as_targets_are(pairs_task):
-    examples = data.epoch("toy_pairs", "train", LENGTHS, 0)
+    examples = data.epoch("toy_pairs", "train", BYTES, SIZES, 0)
     # Of "a very long animal" both texts are cut to "a ver": it is left out.
     assert examples.rejected.tokens.shape == (len(WORDS) - 1, 6)
     assert examples.targets.tokens.shape == (len(WORDS) - 1, 6)
@@ -296,22 +291,21 @@ def test_rejected_texts_are_cut_as_targets_are(pairs_task):
     data.check_pairs("toy_pairs", "train")
     with pytest.raises(ValueError, match="task 'toy' has no pairs: expected a feature 'rejected'"):
         data.check_pairs("toy", "train")
-    assert data.epoch("toy", "train", LENGTHS, 0).rejected is None
+    assert data.epoch("toy", "train", BYTES, SIZES, 0).rejected is None
 
 
 def test_keywords_are_bytes(pairs_task):
-    lengths = {"inputs": 40, "targets": 40}
-    keywords = data.epoch("toy_pairs", "train", lengths, 0).keywords
+    keywords = data.epoch("toy_pairs", "train", BYTES, Sizes(40, 40)).keywords
     assert keywords.shape == (len(WORDS), 4, 6) and keywords.dtype == np.uint8
     last = [bytes(x).rstrip(b"\0").decode() for x in keywords[-1]]
     assert last == ["a", "very", "long", "animal"]
     assert not keywords[0, 1:].any()
-    assert data.epoch("toy", "train", LENGTHS, 0).keywords is None
+    assert data.epoch("toy", "train", BYTES, SIZES, 0).keywords is None
 
 
 def test_batches_keep_what_belongs_together(pairs_task):
     """Rows of every array, and the texts if they are wanted, are of one example."""
-    pairs = data.epoch("toy_pairs", "train", LENGTHS, 0)
+    pairs = data.epoch("toy_pairs", "train", BYTES, SIZES, 0)
     row_of = {int(x): i for i, x in enumerate(pairs.example_id)}
     batches = train("toy_pairs", seed=1, with_documents=True)
     for batch in itertools.islice(batches, 6):  # two epochs
@@ -321,4 +315,4 @@ def test_batches_keep_what_belongs_together(pairs_task):
             of_rows = jax.tree.map(lambda x, rows=rows: x[rows], getattr(pairs, name))
             assert_equal(batch[name], of_rows)
     plain = next(train("toy", seed=1))
-    assert set(plain) == {"inputs", "targets", "example_id"}
+    assert set(plain) == {"inputs", "targets", "example_id", "document"}

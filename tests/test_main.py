@@ -309,6 +309,7 @@ import letters
 include 'gin_configs/runs/pretrain.gin'
 include 'gin_configs/models/micro.gin'
 TASK = 'letters'
+VOCABULARY = 'bytes'
 INPUTS = 12
 TARGETS = 8
 BATCH_SIZE = 4
@@ -320,10 +321,9 @@ SAVE_STEPS = 5
 """
 
 TASK = """
-import seqio
-from tasks import jsonl, vocabularies
+from tasks import jsonl
 paths = {split: f"{__file__}.{split}" for split in ("train", "validation")}
-jsonl.register("letters", paths, vocabularies.bytes_vocabulary(), "s: ")
+jsonl.register("letters", paths, "s: {document}")
 """
 
 

@@ -22,6 +22,7 @@ from dera_jax.decoding.evolution import Evolution, check_evolution
 from dera_jax.decoding.mutation import Rewriter, Unchanged
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, check_sampling
+from dera_jax.encoding import Sizes
 from dera_jax.evaluation.best_of import BestOf
 from dera_jax.evaluation.choose import Choice, Rule
 from dera_jax.evaluation.jobs import Decoding, Split
@@ -40,6 +41,7 @@ from dera_jax.experiments.stages import Reference
 from dera_jax.experiments.two_rewards import TwoRewards
 from dera_jax.models.heads import CriticHead
 from dera_jax.models.tabular import TabularLM
+from dera_jax.prompts import Prompt
 from dera_jax.rewards import learned, length, tokens, words
 from dera_jax.rewards.combined import Combined, Part, Statistics
 from dera_jax.rewards.protocol import Reward
@@ -82,6 +84,8 @@ MADE = [  # one of each class, whose fields are then changed one by one
     Choice(DECODING, Rule(max_kl=1.0), 1),
     LengthSurvey(nothing, DOCUMENTS, 8),
     RewardStatistics(nothing, DOCUMENTS, Combined((PART,)), 8),
+    Sizes(16, 16),
+    Prompt("a"),
     Bench((), (), None, None, None, None, 8, 2, 0),
     Sampled("sampling"),
     Searched("DeAL", SEARCH),
@@ -118,7 +122,7 @@ MADE = [  # one of each class, whose fields are then changed one by one
     Given("length", REWARD),
     FromComparisons("preferred", nothing),
     RewardStudy(REFERENCE, (Given("a", REWARD),), nothing, 8, 0.1, 0, (0.0,), DOCUMENTS, 1, 1, ""),
-    SearchStudy(SETTING, REWARD, SEARCH, 0.5, "{text}", (1.0, 2.0), (0, 2), "reward", "title"),
+    SearchStudy(SETTING, REWARD, SEARCH, 0.5, "{document}", (1.0, 2.0), (0, 2), "reward", "title"),
     TradeOff(SETTING, (PART, Part("other", REWARD)), (0.0, 1.0), SEARCH, "title"),
     PopulationStudy(SETTING, REWARD, EVOLUTION, *STUDY, "reward", "title"),
     SampleDecoder(),
@@ -133,6 +137,8 @@ CHECKED_BY = {
 }
 NOT_SETTINGS = {
     "Adoption": "made by a search from its settings",
+    "Ids": "encoded from texts",
+    "Tokenizer": "made from a model and its vocabulary",
     "Llama": "its id is a constant",
     "LlamaConfig": "read from config.json too; tests/models/test_llama.py",
     "Budget": "computed from rows of tables",
@@ -145,7 +151,6 @@ NOT_SETTINGS = {
     "WarmedUp": "made by schedules, which check their arguments",
     "ByteVocabulary": "as SentencePieceVocabulary",
     "SentencePieceVocabulary": "read from files; tests/checkpoints/test_vocabulary.py",
-    "Tokenizer": "made from a vocabulary",
     "Plan": "made by runs from their settings",
     "Owner": "of a lock; tests/test_store.py",
     "_Sheet": "of a drawing",

@@ -23,6 +23,10 @@ class ByteVocabulary:
         return 0
 
     @property
+    def begin_id(self) -> None:
+        return None
+
+    @property
     def end_id(self) -> int:
         return 1
 
@@ -32,6 +36,9 @@ class ByteVocabulary:
 
     def encode(self, text: str) -> list[int]:
         return [byte + _OFFSET for byte in text.encode()]
+
+    def encode_text(self, text: str) -> list[int]:
+        return self.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         known = (int(i) - _OFFSET for i in ids if int(i) in _BYTES)

@@ -9,18 +9,15 @@ import argparse
 from pathlib import Path
 
 from dera_jax import command_line
-from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.hugging_face import save_hugging_face
-from dera_jax.checkpoints.json_vocabulary import JsonVocabulary
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
-from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
+from dera_jax.checkpoints.named_vocabulary import BYTES, named_vocabulary
 from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.destinations import output_folder
 
 KINDS = ("dera_jax", "hugging_face")
 DTYPES = ("float32", "bfloat16")
-BYTES = "bytes"
 
 
 def convert(
@@ -54,16 +51,6 @@ def convert(
         save_hugging_face(Path(target), *content, dtype)
 
 
-def _vocabulary(file: str | None, extra_ids: int) -> Vocabulary | None:
-    if file is None:
-        return None
-    if file == BYTES:
-        return ByteVocabulary(extra_ids)
-    if file.endswith(".json"):
-        return JsonVocabulary(file)
-    return SentencePieceVocabulary(file, extra_ids)
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -75,16 +62,19 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of what is written")
     parser.add_argument(
         "--vocabulary",
-        help="of a checkpoint that does not hold it: a SentencePiece file, a tokenizer.json, or "
-        f"'{BYTES}' for ByT5's",
+        help="of a checkpoint that does not hold it: a SentencePiece file (….model), a tokenizer.json, "
+        f"'{BYTES}' for ByT5's, or a model's folder",
     )
     parser.add_argument(
         "--extra_ids", type=int, default=0, help="sentinels that are not pieces of that file"
     )
     options = parser.parse_args()
-    vocabulary = _vocabulary(options.vocabulary, options.extra_ids)
-    arguments = options.source, options.target, options.to, options.dtype, vocabulary
-    command_line.run(lambda: convert(*arguments), lambda: options.target)
+    arguments = options.source, options.target, options.to, options.dtype
+
+    def run() -> None:
+        convert(*arguments, named_vocabulary(options.vocabulary, options.extra_ids))
+
+    command_line.run(run, lambda: options.target)
 
 
 if __name__ == "__main__":

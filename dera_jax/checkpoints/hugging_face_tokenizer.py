@@ -10,6 +10,7 @@ config.json, generation_config.json   ids of end, padding and the decoder's firs
 Where two files say the same thing, they must agree.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,6 +25,7 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 PIECES, TOKENIZER = "spiece.model", "tokenizer_config.json"
 SPECIAL, ADDED = "special_tokens_map.json", "added_tokens.json"
 _SENTINELS = 100  # of a T5 whose tokenizer_config.json does not say
+_BEGIN = ("bos_token", None)
 _NAMES = {"end": ("eos_token", "</s>"), "padding": ("pad_token", "<pad>"), "unknown": ("unk_token", "<unk>")}  # fmt: skip
 
 
@@ -43,6 +45,7 @@ def vocabulary_of(folder: Folder) -> Vocabulary | None:
     if not folder.has(JSON):
         return pieces and _with_named_end(folder, pieces, described)
     vocabulary = JsonVocabulary(folder.path(JSON), **tokens)
+    vocabulary = dataclasses.replace(vocabulary, begin=_begin(folder, described, vocabulary))
     _check_added(folder, vocabulary, _added_tokens(folder, described))
     if pieces:
         check_same(pieces, vocabulary, folder.path(PIECES), folder.path(JSON))
@@ -114,9 +117,12 @@ def save_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
             "end": vocabulary.end,
             "padding": vocabulary.padding,
             "unknown": vocabulary.unknown,
+            "begin": vocabulary.begin,
         }
         described["tokenizer_class"] = "PreTrainedTokenizerFast"
-        described |= {_NAMES[name][0]: text for name, text in tokens.items() if text is not None}
+        described["add_bos_token"] = vocabulary.begin is not None
+        names = {name: key for name, (key, _) in {**_NAMES, "begin": _BEGIN}.items()}
+        described |= {names[name]: text for name, text in tokens.items() if text is not None}
         (folder / JSON).write_bytes(vocabulary.content())
     json_files.write(folder / TOKENIZER, described, sort_keys=True)
 
@@ -227,6 +233,20 @@ def _token(folder: Folder, described: Mapping, key: str, default: str) -> str | 
         listed = " and ".join(f"{text!r} in {name}" for name, text in said.items())
         raise ValueError(f"{folder.where}: {key} is {listed}; they must agree")
     return next(iter(said.values()), default)
+
+
+def _begin(folder: Folder, described: Mapping, vocabulary: JsonVocabulary) -> str | None:
+    """The token before every prompt: where `add_bos_token` does not say it, what the file adds."""
+    said = described.get("add_bos_token")
+    if said is None:
+        return vocabulary.first_added()
+    token = _token(folder, described, *_BEGIN)
+    if said and (token is None or vocabulary.tokenizer.token_to_id(token) is None):
+        raise ValueError(
+            f"{folder.path(TOKENIZER)}: add_bos_token is true, and bos_token is {token!r}; it must be "
+            f"a token of {JSON}"
+        )
+    return token if said else None
 
 
 def _special_ids(folder: Folder, key: str) -> tuple[int, ...]:

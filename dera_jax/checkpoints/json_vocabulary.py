@@ -14,6 +14,7 @@ from dera_jax.checkpoints.vocabulary import is_sentinel
 
 JSON = "tokenizer.json"  # the kind, as a model folder's config.json names it
 _NOTHING = "(no piece)"  # of an id between others that has none
+_UNWRITABLE = "\uffff"  # Unicode has no such character and never will
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +27,14 @@ class JsonVocabulary:
     Attributes:
         file: its path or URL.
         end, padding, unknown: tokens, by their text; None where there is none.
+        begin: the token that a decoder's prompts begin with; None where they do with their text.
     """
 
     file: str
     end: str | None = "</s>"
     padding: str | None = "<pad>"
     unknown: str | None = "<unk>"
+    begin: str | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "file", str(self.file))
@@ -59,17 +62,29 @@ class JsonVocabulary:
         """
         content = self.content()
         try:
-            found = tokenizers.Tokenizer.from_str(content.decode())
+            return _plain(tokenizers.Tokenizer.from_str(content.decode()))
         except Exception as error:  # tokenizers raises nothing more special
             raise ValueError(f"{self.file} is no file of tokenizers ({error})") from error
-        found.no_truncation()
-        found.no_padding()
-        return found
+
+    @functools.cached_property
+    def _of_texts(self) -> tokenizers.Tokenizer:
+        """The same, for which control tokens that a text spells are characters."""
+        names = {self.pieces[i] for i in self._control}
+        return _plain(tokenizers.Tokenizer.from_str(_unwritable(self.content(), names)))
 
     @functools.cached_property
     def pieces(self) -> Sequence[str]:
         by_id = {i: piece for piece, i in self.tokenizer.get_vocab(with_added_tokens=True).items()}
         return tuple(by_id.get(i, _NOTHING) for i in range(max(by_id) + 1))
+
+    @property
+    def begin_id(self) -> int | None:
+        return self._id(self.begin)
+
+    def first_added(self) -> str | None:
+        """The special token that the file itself puts before a text; None if none."""
+        found = self.tokenizer.encode("a")
+        return found.tokens[0] if found.special_tokens_mask[:1] == [1] else None
 
     @property
     def end_id(self) -> int | None:
@@ -89,19 +104,27 @@ class JsonVocabulary:
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
+    def encode_text(self, text: str) -> list[int]:
+        return self._of_texts.encode(text, add_special_tokens=False).ids
+
     def decode(self, ids: Sequence[int]) -> str:
         kept = [int(i) for i in ids if 0 <= i < len(self.pieces) and i not in self._silent]
         return self.tokenizer.decode(kept, skip_special_tokens=True)
 
     @functools.cached_property
+    def _control(self) -> frozenset[int]:
+        """Ids of special tokens and sentinels."""
+        added = self.tokenizer.get_added_tokens_decoder()
+        named = {self.begin_id, self.end_id, self.padding_id}
+        special = {i for i, token in added.items() if token.special or i in named}
+        return frozenset(special | {i for i, x in enumerate(self.pieces) if is_sentinel(x)})
+
+    @functools.cached_property
     def _silent(self) -> frozenset[int]:
         """Ids that stand for no text: special tokens, sentinels, those without a piece."""
-        added = self.tokenizer.get_added_tokens_decoder()
-        special = {i for i, token in added.items() if token.special}
-        nothing = {i for i, x in enumerate(self.pieces) if x == _NOTHING or is_sentinel(x)}
-        return frozenset(
-            special | nothing | {x for x in (self.end_id, self.padding_id) if x is not None}
-        )
+        nothing = {i for i, x in enumerate(self.pieces) if x == _NOTHING}
+        named = {self.begin_id, self.end_id, self.padding_id} - {None}
+        return self._control | nothing | named
 
     def piece_bytes(self) -> list[bytes]:
         added = self.tokenizer.get_added_tokens_decoder()
@@ -122,10 +145,38 @@ class JsonVocabulary:
             "end": self.end,
             "padding": self.padding,
             "unknown": self.unknown,
-        }
+        } | ({"begin": self.begin} if self.begin else {})
 
     def file_content(self) -> Mapping[str, bytes]:
         return {self.name: self.content()}
+
+
+def _plain(found: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Neither cuts nor pads."""
+    found.no_truncation()
+    found.no_padding()
+    return found
+
+
+def _unwritable(content: bytes, names: set[str]) -> str:
+    """A tokenizer.json whose tokens of these names have others, that no text spells.
+
+    It is not enough that tokenizers leaves them out of its search for added tokens: a Unigram model,
+    T5's, finds those among its pieces that it has.
+    """
+    described = json.loads(content)
+    renamed = lambda name: _UNWRITABLE + name if name in names else name
+    for token in described["added_tokens"]:
+        if token["content"] in names:
+            token |= {"content": renamed(token["content"]), "normalized": False}
+    model = described["model"]
+    if isinstance(model["vocab"], list):
+        model["vocab"] = [[renamed(name), score] for name, score in model["vocab"]]
+    else:
+        model["vocab"] = {renamed(name): i for name, i in model["vocab"].items()}
+    if "unk_token" in model:
+        model["unk_token"] = renamed(model["unk_token"])
+    return json.dumps(described)
 
 
 def _to_bytes(decoder: Mapping | None, where: str) -> Callable[[str], bytes]:

@@ -10,11 +10,9 @@ def reward_model(folder: str) -> RewardModel:
     return RewardModel(read_value(folder), folder)
 
 
-def entailment(
-    folder: str, max_length: int, label: str = "entailment", instruction: str = "summarize:"
-) -> Entailment:
+def entailment(folder: str, max_length: int, label: str = "entailment") -> Entailment:
     """A text-to-text model that answers with `label`; see `rewards.learned.Entailment`.
 
     Raises as `loading.load` does.
     """
-    return Entailment(model_of(read_config(folder)), folder, max_length, instruction, label=label)
+    return Entailment(model_of(read_config(folder)), folder, max_length, label=label)

@@ -1,6 +1,7 @@
 """One `load` for models and pairs, from every kind of checkpoint (see `recognise`)."""
 
 import dataclasses
+import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from dera_jax.checkpoints import model_folder
 from dera_jax.checkpoints.mismatch import check_shapes
 from dera_jax.checkpoints.recognise import Checkpoint, open_checkpoint
 from dera_jax.checkpoints.storage import read_arrays
+from dera_jax.checkpoints.tokenizer import EncodedPrompt, Tokenizer, tokenizer
 from dera_jax.checkpoints.vocabulary import (
     Vocabulary,
     agreed,
@@ -27,10 +29,32 @@ from dera_jax.decoding.realign import Realigned
 from dera_jax.models.heads import ValueHead
 from dera_jax.models.language_model import PyTree, TrainableModel
 from dera_jax.models.registry import model_of
+from dera_jax.prompts import Prompt
+
+
+class Reads:
+    """What models and pairs have in common: text to ids and back, see `tokenizer.Tokenizer`."""
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Raises ValueError where nobody says what the ids mean."""
+        return tokenizer(self.vocabulary, self.model.ends_prompts)
+
+    def encode_prompt(self, prompt: Prompt | str, max_tokens: int) -> EncodedPrompt:
+        """See `Tokenizer.encode_prompt`."""
+        return self.tokenizer.encode_prompt(prompt, max_tokens)
+
+    def encode_completion(self, text: str) -> list[int]:
+        """See `Tokenizer.encode_completion`."""
+        return self.tokenizer.encode_completion(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer.decode`."""
+        return self.tokenizer.decode(ids)
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded:
+class Loaded(Reads):
     """A model.
 
     Attributes:
@@ -48,8 +72,12 @@ class Loaded:
     card: dict
     no_vocabulary: str = ""
 
-    def agreeing_with(self, vocabulary: Vocabulary, name: str) -> "Loaded":
+    def agreeing_with(self, vocabulary: Vocabulary | None, name: str) -> "Loaded":
         """With this vocabulary, if its own is the same, or its kind of checkpoint holds none.
+
+        Args:
+            vocabulary: what the data's ids mean; None where the data are texts.
+            name: of the data.
 
         Raises:
             ValueError: its own differs, naming the first piece; `no_vocabulary`; or as
@@ -57,6 +85,8 @@ class Loaded:
         """
         if self.no_vocabulary:
             raise ValueError(self.no_vocabulary)
+        if vocabulary is None:
+            return self
         own = agreed(self.vocabulary, vocabulary, "the model", name)
         model = over_vocabulary(self.model, own, name)
         return dataclasses.replace(self, vocabulary=own, model=model)
@@ -97,7 +127,7 @@ def over_vocabulary(model: TrainableModel, vocabulary: Vocabulary, where: str) -
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
+class Pair(Reads):
     """A realigned model with its parameters (reference's first) and the text around it."""
 
     model: Realigned

@@ -183,7 +183,7 @@ def _vocabulary(folder: Folder, names: Mapping | None) -> Vocabulary | None:
         )
     if names.get("kind") == JSON:
         special = (names[token] for token in ("end", "padding", "unknown"))
-        vocabulary = JsonVocabulary(file, *special)
+        vocabulary = JsonVocabulary(file, *special, names.get("begin"))
     else:
         added = tuple(names.get("added", ()))
         vocabulary = SentencePieceVocabulary(file, names["extra_ids"], added)

@@ -7,7 +7,8 @@ import jax
 from jax import Array
 
 from dera_jax.checkpoints.loading import load_params
-from dera_jax.checkpoints.vocabulary import Vocabulary, tokenizer
+from dera_jax.checkpoints.tokenizer import tokenizer
+from dera_jax.checkpoints.vocabulary import Vocabulary
 
 PyTree = object
 _PIECE_BYTES = 16  # of the longest piece in most vocabularies
@@ -33,6 +34,10 @@ class RunResources:
         """Token ids of a text, without the end of sequence."""
         return tokenizer(self.vocabulary).encode(text)
 
+    def control_tokens(self, ends_prompts: bool) -> tuple[list[int], list[int]]:
+        """See `Tokenizer.control_tokens`."""
+        return tokenizer(self.vocabulary, ends_prompts).control_tokens
+
     def params(self, folder: str | None, init: Callable[[Array], PyTree]) -> PyTree:
         """The parameters of a finished model's folder; raises as `rewards.protocol.Resources`."""
         if folder is None:
@@ -52,6 +57,9 @@ class ShapesOnly:
 
     def encode(self, text: str) -> list[int]:
         return [0] * len(text.split())
+
+    def control_tokens(self, ends_prompts: bool) -> tuple[list[int], list[int]]:
+        return ([], [self.end_id]) if ends_prompts else ([0], [])
 
     def params(self, folder: str | None, init: Callable[[Array], PyTree]) -> PyTree:
         del folder

@@ -3,7 +3,6 @@
 import dataclasses
 
 from dera_jax.checkpoints.loading import load
-from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.mutation import RELEASED, Rewriter
 
 
@@ -21,7 +20,6 @@ def load_rewriter(folder: str, inputs: int, max_length: int) -> Rewriter:
     found = load(folder)
     if found.no_vocabulary:
         raise ValueError(found.no_vocabulary)
-    text = tokenizer(found.vocabulary, folder)
     sampling = dataclasses.replace(RELEASED, max_length=max_length)
-    encode = lambda request, size: [*text.encode(request)[: size - 1], text.end_id]
-    return Rewriter(found.model, found.params, encode, text.decode, inputs, sampling)
+    encode = lambda request, size: found.encode_prompt(request, size).ids
+    return Rewriter(found.model, found.params, encode, found.decode, inputs, sampling)

@@ -15,6 +15,7 @@ from sentencepiece import sentencepiece_model_pb2
 from dera_jax.checkpoints.storage import read_file
 from dera_jax.checkpoints.vocabulary import is_sentinel, sentinel
 
+_Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 _UNKNOWN = " \N{DOUBLE QUESTION MARK} ".encode()  # how SentencePiece writes an unknown piece
 
 
@@ -66,6 +67,12 @@ class SentencePieceVocabulary:
         except (DecodeError, RuntimeError) as error:
             raise ValueError(f"{self.file} is no SentencePiece model ({error})") from error
 
+    @functools.cached_property
+    def _of_texts(self) -> sentencepiece.SentencePieceProcessor:
+        """The same, for which sentinels that a text spells are characters."""
+        self.processor  # noqa: B018 (its errors)
+        return _processor(self.content(), self.extra_ids, writable=False)
+
     @property
     def pieces(self) -> Sequence[str]:
         return (*_pieces(self.processor), *self.added)
@@ -73,6 +80,10 @@ class SentencePieceVocabulary:
     @property
     def padding_id(self) -> int | None:
         return _known(self.processor.pad_id())
+
+    @property
+    def begin_id(self) -> int | None:
+        return _known(self.processor.bos_id())
 
     @property
     def end_id(self) -> int | None:
@@ -83,13 +94,19 @@ class SentencePieceVocabulary:
         return _known(self.processor.unk_id())
 
     def encode(self, text: str) -> list[int]:
-        processor = self.processor
+        return self._encode(self.processor, text)
+
+    def encode_text(self, text: str) -> list[int]:
+        return self._encode(self._of_texts, text)
+
+    def _encode(self, processor: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
         if not self.added:
             return processor.encode(text)
         longest_first = sorted(self.added, key=len, reverse=True)
         parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+        size = processor.vocab_size()
         ids = [
-            [processor.vocab_size() + self.added.index(part)] if i % 2 else processor.encode(part)
+            [size + self.added.index(part)] if i % 2 else processor.encode(part)
             for i, part in enumerate(parts)
         ]
         return list(itertools.chain.from_iterable(ids))
@@ -124,11 +141,16 @@ class SentencePieceVocabulary:
 
 
 @functools.lru_cache(maxsize=8)
-def _processor(content: bytes, extra_ids: int) -> sentencepiece.SentencePieceProcessor:
+def _processor(
+    content: bytes, extra_ids: int, writable: bool = True
+) -> sentencepiece.SentencePieceProcessor:
+    """`writable` says whether what spells a sentinel is one, also of those that the file holds."""
     model = sentencepiece_model_pb2.ModelProto.FromString(content)
     for i in reversed(range(extra_ids)):
-        kind = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
-        model.pieces.add(piece=f"▁<extra_id_{i}>", score=0.0, type=kind)
+        model.pieces.add(piece=f"▁<extra_id_{i}>", score=0.0, type=_Piece.USER_DEFINED)
+    for piece in model.pieces:
+        if not writable and is_sentinel(piece.piece):
+            piece.type = _Piece.UNUSED
     return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
 
 

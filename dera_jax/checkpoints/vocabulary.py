@@ -9,9 +9,12 @@ ByteVocabulary            UTF-8 bytes, no file (`byte_vocabulary`)
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from dera_jax import checks
+
+VOCABULARY = dataclasses.replace(checks.having("piece_bytes"), words="a vocabulary")
 _SENTINEL = re.compile(r"▁?(<extra_id_\d+>)")
 
 
@@ -27,6 +30,10 @@ class Vocabulary(Protocol):
         """The piece of every id, sentinels as <extra_id_0>, whatever file they are from."""
 
     @property
+    def begin_id(self) -> int | None:
+        """The id that a decoder's prompts begin with; None if they do with their text."""
+
+    @property
     def end_id(self) -> int | None:
         """The id of the end of sequence; None if there is none."""
 
@@ -39,7 +46,10 @@ class Vocabulary(Protocol):
         """The id of what has no piece; None if there is none."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without the end of sequence."""
+        """Ids of a text, without the end of sequence. What spells a token is that token."""
+
+    def encode_text(self, text: str) -> list[int]:
+        """As `encode`, of a text that somebody wrote: what spells a control token is characters."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; those that stand for none are left out, those of no piece too."""
@@ -76,11 +86,13 @@ def check_same(first: Vocabulary, second: Vocabulary, first_name: str, second_na
                 f"vocabularies differ at id {i}: {a!r} in {first_name}, {b!r} in {second_name}; "
                 "ids can only be shared, and logits combined, over the same vocabulary"
             )
-    if first.end_id != second.end_id:
-        raise ValueError(
-            f"vocabularies differ in the end token: id {first.end_id} in {first_name}, "
-            f"{second.end_id} in {second_name}"
-        )
+    for token in ("begin", "end"):
+        a, b = (getattr(x, f"{token}_id") for x in (first, second))
+        if a != b:
+            raise ValueError(
+                f"vocabularies differ in the {token} token: id {a} in {first_name}, {b} in "
+                f"{second_name}"
+            )
 
 
 def agreed(
@@ -115,42 +127,3 @@ def check_room(vocabulary: Vocabulary, rows: int, where: str) -> None:
             "use the vocabulary that the model was trained with (for a new model raise "
             "vocab_size)"
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokenizer:
-    """Text to ids and back, without TensorFlow; ids as from the seqio vocabulary of the same file.
-
-    Attributes:
-        encode: ids of a text, without the end of sequence.
-        decode: text of ids.
-        end_id: the id of the end of sequence.
-    """
-
-    encode: Callable[[str], list[int]]
-    decode: Callable[[Sequence[int]], str]
-    end_id: int
-
-
-def tokenizer(vocabulary: Vocabulary | None, where: str = "this checkpoint") -> Tokenizer:
-    """The tokenizer of a vocabulary.
-
-    Decoding leaves out ids that stand for no text: padding, the end of sequence, sentinels, and
-    those that a table padded to a round size has beyond the vocabulary.
-
-    Args:
-        vocabulary: of a checkpoint.
-        where: the checkpoint, for the message.
-
-    Raises:
-        ValueError: the vocabulary is not known, or `check_end` fails.
-    """
-    if vocabulary is None:
-        raise ValueError(
-            f"{where} does not say what its ids mean: looked for were a tokenizer.json, a "
-            "spiece.model and a vocabulary in config.json, and T5X's checkpoints hold none. Name it, "
-            "as in load(path, vocabulary=SentencePieceVocabulary('spiece.model', extra_ids=100)), "
-            "or once for all with python -m dera_jax.checkpoints.convert --vocabulary"
-        )
-    check_end(vocabulary, where)
-    return Tokenizer(vocabulary.encode, vocabulary.decode, vocabulary.end_id)

@@ -22,7 +22,7 @@ from jax import Array
 
 from dera_jax import checks
 from dera_jax.decoding.evolution import Evolution, Generation, check_evolution, generation
-from dera_jax.decoding.mutation import Mutator, Offspring, Prompt
+from dera_jax.decoding.mutation import Mutator, Offspring
 from dera_jax.decoding.sampling import Samples, sample
 from dera_jax.decoding.search import Guide
 from dera_jax.models.language_model import (
@@ -32,6 +32,7 @@ from dera_jax.models.language_model import (
     check_padded,
     sequence_keys,
 )
+from dera_jax.prompts import Prompt
 from dera_jax.rewards.protocol import check_rewards
 
 OFFERED = 2  # individuals of a generation that may enter the archive

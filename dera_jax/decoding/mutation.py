@@ -1,14 +1,14 @@
-"""Mutation: other instructions for the same text, from which evolutionary decoding explores.
+"""Mutation: other instructions for the same document, from which evolutionary decoding explores.
 
 DARWIN (Hung et al. 2024, arXiv 2406.15193) has a language model rewrite the instruction. The other
-mutators here need no model: a bank of templates, edits of the text, or no change at all.
+mutators here need no model: a bank of templates, edits of the document, or no change at all.
 
 Axes: B inputs.
 """
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import jax
@@ -17,7 +17,8 @@ from jax import Array
 
 from dera_jax import checks
 from dera_jax.decoding.sampling import Sampling, check_sampling, sample
-from dera_jax.models.language_model import LanguageModel, Prompts, PyTree, padded
+from dera_jax.models.language_model import LanguageModel, Prompts, PyTree, narrowed, padded
+from dera_jax.prompts import DOCUMENT, KEYWORDS, Prompt, check_slots, check_template, fill
 from dera_jax.rewards.segmentation import words_of
 
 # The instruction comes first: a request that is too long loses its end.
@@ -30,33 +31,6 @@ _ASKED = 5  # rewrites in an answer, as in the release
 _TRIES = 8  # at an edit that no other child has
 _SENTENCE_END = re.compile(r"(?<=[.!?;])(\s+)")
 _NUMBER = re.compile(r"(?<!\S)([0-9]+)[.)](?!\S)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-    """An instruction and the text it is about.
-
-    Attributes:
-        text: the document.
-        template: the instruction; has the slot {text} once, and may have {keywords}.
-        keywords: of the document.
-
-    Raises:
-        ValueError: the template does not have the slot {text} once.
-    """
-
-    text: str
-    template: str = "{text}"
-    keywords: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        keywords = checks.several(checks.STRING, "('tax',)", least=0)
-        checks.check_fields(self, text=checks.STRING, template=checks.TEXT, keywords=keywords)
-        check_template(self.template, "Prompt")
-
-    def render(self) -> str:
-        """The template with its slots filled; braces in the text or the keywords mean nothing."""
-        return _fill(self.template, {"{text}": self.text, "{keywords}": ", ".join(self.keywords)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,20 +69,20 @@ class Unchanged:
 
 @dataclasses.dataclass(frozen=True)
 class TemplateBank:
-    """Templates of a bank, each once before any is drawn again; text and keywords stay.
+    """Templates of a bank, each once before any is drawn again; document and keywords stay.
 
     The parent's own is not drawn, unless the bank has no other: the parent is no member of a
     population.
 
     Raises:
-        ValueError: the bank is empty, a template has no slot {text}, or (when called) a template
+        ValueError: the bank is empty, a template has no slot {document}, or (when called) a template
             has the slot {keywords} and a parent has no keywords.
     """
 
     templates: tuple[str, ...]
 
     def __post_init__(self):
-        checks.check_fields(self, templates=checks.several(checks.TEXT, "('{text}',)"))
+        checks.check_fields(self, templates=checks.several(checks.TEXT, "('{document}',)"))
         for template in self.templates:
             check_template(template, "TemplateBank")
 
@@ -122,7 +96,7 @@ class TemplateBank:
         return _without_model(children)
 
     def _check_keywords(self, parents: Sequence[Prompt]) -> None:
-        asking = [x for x in self.templates if "{keywords}" in x]
+        asking = [x for x in self.templates if KEYWORDS in x]
         without = [b for b, parent in enumerate(parents) if not parent.keywords]
         if asking and without:
             raise ValueError(
@@ -134,38 +108,28 @@ class TemplateBank:
 
 @dataclasses.dataclass(frozen=True)
 class InputEdits:
-    """Edits of the parent's text; template and keywords stay.
+    """Edits of the parent's document; template and keywords stay.
 
     An edit is to drop a sentence, to move one elsewhere, or to keep only the sentences that have a
-    keyword as whole words in any case: drawn uniformly among those that change the text, then the
+    keyword as whole words in any case: drawn uniformly among those that change the document, then the
     sentence and its new place uniformly; drawn again, a few times, if it gives what another child
-    has. White space between sentences keeps its places. A text that no edit changes gives copies,
-    each a fallback.
-
-    Attributes:
-        prefix: a beginning of every text that stays where it is, as "summarize: ".
-
-    Raises:
-        ValueError: when called, a text does not begin with the prefix.
+    has. White space around and between sentences keeps its places. A document that no edit changes
+    gives copies, each a fallback.
     """
-
-    prefix: str = ""
-
-    def __post_init__(self):
-        checks.check_fields(self, prefix=checks.STRING)
 
     def __call__(self, parents: Sequence[Prompt], number: int, keys: Array) -> Offspring:
         children, fallbacks = [], []
         for parent, rng in zip(parents, _generators(keys), strict=True):
             texts = self._edited(parent, number, rng)
             fallbacks.append(number - len(texts))
-            texts = texts or [parent.text] * number
-            children.append([dataclasses.replace(parent, text=x) for x in texts])
+            texts = texts or [parent.document] * number
+            children.append([dataclasses.replace(parent, document=x) for x in texts])
         return _without_model(children, fallbacks)
 
     def _edited(self, parent: Prompt, number: int, rng: np.random.Generator) -> list[str]:
-        """`number` edited texts; none if no edit changes the text."""
-        before, core, after = self._split(parent.text)
+        """`number` edited documents; none if no edit changes it."""
+        core = parent.document.strip()
+        before, after = parent.document.split(core) if core else ("", "")
         sentences, gaps = split_sentences(core)
         edits = _edits(sentences, parent.keywords)
         texts = []
@@ -178,37 +142,25 @@ class InputEdits:
             texts.append(text)
         return texts
 
-    def _split(self, text: str) -> tuple[str, str, str]:
-        """What stays at the beginning, what is edited, and the white space at the end."""
-        if not text.startswith(self.prefix):
-            raise ValueError(
-                f"InputEdits.prefix is {self.prefix!r}, and a text begins with {text[:40]!r}; set "
-                "it to what all texts begin with, or to ''."
-            )
-        body = text.removeprefix(self.prefix)
-        after = len(body.rstrip())
-        before = min(len(body) - len(body.lstrip()), after)
-        return self.prefix + body[:before], body[before:after], body[after:]
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rewriter:
-    """A language model rewrites the instruction, all B in one call; text and keywords stay.
+    """A language model rewrites the instruction, all B in one call; document and keywords stay.
 
     As in the authors' release an answer is to be a numbered list of five, and several answers are
     drawn where more children are asked for. Whatever cannot be read gives five copies of the parent
-    and is one fallback. A rewrite that has the slot {text} not once
+    and is one fallback. A rewrite that has the slot {document} not once
     gets it at its end.
 
     Attributes:
         model: a language model, no mixture: a request has no λ.
         params: its parameters.
-        encode: (text, max_tokens) -> token ids of a prompt with what ends it, at most so many.
+        encode: (text, max_tokens) -> token ids of a prompt, at most so many.
         decode: token ids to text.
         inputs: tokens of a request at most.
         sampling: how to draw; `RELEASED` has the release's temperature and top-k.
         request: what the model reads, with the slots {number} and {instruction}: the parent's
-            template without its slot {text}.
+            template without its slot {document}.
         unsaid: the instruction of a template that is nothing but its slot.
 
     Raises:
@@ -236,7 +188,7 @@ class Rewriter:
             unsaid=checks.TEXT,
         )
         check_sampling(self.sampling, self.model.vocab_size)
-        _check_slots(self.request, "Rewriter: the request", "{number}", "{instruction}")
+        check_slots(self.request, "Rewriter: the request", "{number}", "{instruction}")
         if not self.model.end_ids:
             raise ValueError(
                 "Rewriter.model does not say its end tokens; load it with a vocabulary"
@@ -263,11 +215,12 @@ class Rewriter:
         return Offspring(children, requests.lengths + np.sum(lengths, axis=1), fallbacks)
 
     def _request(self, parent: Prompt, number: int) -> str:
-        instruction = parent.template.replace("{text}", "").strip() or self.unsaid
-        return _fill(self.request, {"{number}": str(number), "{instruction}": instruction})
+        instruction = parent.template.replace(DOCUMENT, "").strip() or self.unsaid
+        return fill(self.request, {"{number}": str(number), "{instruction}": instruction})
 
     def _encode(self, texts: Sequence[str]) -> Prompts:
-        return Prompts(*padded([self.encode(text, self.inputs) for text in texts], self.inputs))
+        encoded = [self.encode(text, self.inputs) for text in texts]
+        return narrowed(Prompts(*padded(encoded, self.inputs)))
 
 
 def parse_numbered(text: str, number: int) -> list[str] | None:
@@ -340,8 +293,8 @@ def _with_keyword(sentences: list[str], keywords: Sequence[str]) -> list[str]:
 def _rewritten(parent: Prompt, rewrites: list[str] | None, number: int) -> list[Prompt]:
     if rewrites is None:
         return [parent] * number
-    bare = lambda rewrite: rewrite.replace("{text}", "").strip()
-    whole = [x if x.count("{text}") == 1 else f"{bare(x)} {{text}}" for x in rewrites]
+    bare = lambda rewrite: rewrite.replace(DOCUMENT, "").strip()
+    whole = [x if x.count(DOCUMENT) == 1 else f"{bare(x)} {DOCUMENT}" for x in rewrites]
     return [dataclasses.replace(parent, template=x) for x in whole]
 
 
@@ -361,23 +314,3 @@ def _without_model(
 ) -> Offspring:
     none = np.zeros(len(children), int)
     return Offspring(children, none, none if fallbacks is None else np.array(fallbacks, int))
-
-
-def check_template(template: str, name: str) -> None:
-    """Raises ValueError unless the template is a string with the slot {text} once."""
-    checks.check(f"{name}: the template", template, checks.TEXT)
-    _check_slots(template, f"{name}: the template", "{text}")
-    if template.count("{text}") > 1:
-        raise ValueError(f"{name}: the template {template!r} has two slots {{text}}; leave one.")
-
-
-def _check_slots(template: str, name: str, *slots: str) -> None:
-    for slot in slots:
-        if slot not in template:
-            raise ValueError(f"{name} {template!r} has no slot {slot}; put it where it belongs.")
-
-
-def _fill(template: str, values: Mapping[str, str]) -> str:
-    """The template with its slots replaced, all at once: what a value holds is left alone."""
-    slots = "|".join(map(re.escape, values))
-    return re.sub(slots, lambda slot: values[slot[0]], template)

@@ -128,6 +128,10 @@ class Realigned:
         return self.reference.start_token
 
     @property
+    def ends_prompts(self) -> bool:
+        return self.reference.ends_prompts
+
+    @property
     def end_ids(self) -> tuple[int, ...]:
         """Those of the models that say them."""
         return next((model.end_ids for model in self.models if model.end_ids), ())

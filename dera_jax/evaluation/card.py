@@ -13,7 +13,6 @@ from absl import logging
 
 from dera_jax import compilation_cache, demo, json_files
 from dera_jax.checkpoints.loading import Pair, load
-from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation import metrics
 from dera_jax.evaluation.jobs import Split
@@ -56,14 +55,13 @@ Data: docstrings of the installed, pinned packages (`tasks/docstring_corpus.py`)
 
 def greedy_texts(pair: Pair, which: int, documents: Documents) -> list[str]:
     """The greedy output of one of the pair's models (0 the reference) for every document."""
-    to_text = tokenizer(pair.vocabulary).decode
     sampling = Sampling(max_length=pair.cards[1]["max_length"], greedy=True)
     n, texts = len(documents.texts), []
     for rows in full_batches(n, BATCH_SIZE):
         keys = sequence_keys(0, documents.example_id[rows], [0])
         model, params = pair.model.models[which], pair.params[which]
         out = sample(model, params, documents.prompts_of(rows), keys, sampling)
-        texts += [to_text(row) for row in np.asarray(out.tokens[:, 0])]
+        texts += [pair.decode(row) for row in np.asarray(out.tokens[:, 0])]
     return texts[:n]
 
 
@@ -106,8 +104,7 @@ def samples_of_the_pair(pair: Pair, documents: Documents) -> list[dict]:
         seed=0,
     )
     with tempfile.TemporaryDirectory() as folder:
-        to_text = tokenizer(pair.vocabulary).decode
-        return decode(pair.model, pair.params, documents, sweep, to_text, Path(folder))
+        return decode(pair.model, pair.params, documents, sweep, pair.decode, Path(folder))
 
 
 def in_range_rates(pair: Pair, documents: Documents, reward: LengthInRange) -> np.ndarray:

@@ -10,8 +10,10 @@ from dera_jax import checks, data
 from dera_jax.checkpoints import loading
 from dera_jax.checkpoints.loading import Pair
 from dera_jax.checkpoints.resources import RunResources
-from dera_jax.checkpoints.vocabulary import tokenizer
+from dera_jax.checkpoints.tokenizer import Tokenizer
+from dera_jax.checkpoints.vocabulary import VOCABULARY, Vocabulary
 from dera_jax.decoding.sampling import Prefilled
+from dera_jax.encoding import Sizes
 from dera_jax.evaluation.sweep import Documents, Sweep, decode, format_table, write_report
 from dera_jax.log import warn_once
 from dera_jax.models.language_model import PyTree
@@ -25,8 +27,9 @@ class Split:
     Attributes:
         task: its name.
         split: one of its splits.
-        inputs: S, tokens of an input, the end of sequence included; longer ones are cut.
+        inputs: S, tokens of an input, control tokens included; documents that are too long are cut.
         documents: use so many, those with the lowest example ids; None for all.
+        vocabulary: what the ids of models mean whose checkpoints do not say it: T5X's.
 
     Raises:
         ValueError: unknown task or split, or a number that is not positive.
@@ -36,10 +39,12 @@ class Split:
     split: str
     inputs: int
     documents: int | None = None
+    vocabulary: Vocabulary | None = None
 
     def __post_init__(self):
         checks.check_fields(
             self,
+            vocabulary=checks.optional(VOCABULARY),
             task=checks.TEXT,
             split=checks.TEXT,
             inputs=checks.whole(1),
@@ -47,17 +52,22 @@ class Split:
         )
         data.check_task(self.task, self.split)
 
-    def read(self, reward: Reward | None = None) -> Documents:
+    def known_vocabulary(self) -> Vocabulary | None:
+        """See `data.known_vocabulary`."""
+        return data.known_vocabulary(self.task, self.vocabulary)
+
+    def read(self, tokenizer: Tokenizer, reward: Reward | None = None) -> Documents:
         """Leaves out what cutting leaves nothing of, with a warning.
 
         Args:
+            tokenizer: of the models that read them.
             reward: what the texts are for: one about keywords leaves out documents without any.
 
         Raises:
             ValueError: as `data.epoch`, or no document has what the reward is about.
         """
-        lengths = {"inputs": self.inputs, "targets": self.inputs}
-        examples = data.epoch(self.task, self.split, lengths, seed=0)
+        sizes = Sizes(inputs=self.inputs, targets=self.inputs)
+        examples = data.epoch(self.task, self.split, tokenizer, sizes)
         # Ids are hashes of the documents: the lowest ones are a fixed random choice.
         rows = np.argsort(examples.example_id, kind="stable")
         if reward is not None and reward.about_keywords and examples.keywords is not None:
@@ -67,10 +77,11 @@ class Split:
         return Documents(
             prompts=some.inputs,
             example_id=some.example_id,
-            texts=some.documents,
+            asked=some.asked,
             summaries=some.summaries,
             targets=some.targets,
             keywords=some.keywords,
+            document=some.document,
         )
 
     def _with_keywords(self, keywords: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -151,13 +162,12 @@ class Loaded:
     ) -> list[dict]:
         """The records of `evaluation.sweep.decode`."""
         pair = self.pair
-        to_text = tokenizer(pair.vocabulary).decode
         return decode(
             pair.model,
             pair.params,
             self.documents,
             sweep,
-            to_text,
+            pair.decode,
             folder,
             prefills,
             self.reward_params,
@@ -170,13 +180,14 @@ def load(
     """Reads models, documents and what the sweep's reward needs.
 
     Raises:
-        ValueError: the models' vocabulary is not the task's.
+        ValueError: the task's ids are of another vocabulary than the models', or nobody says what the
+            models' ids mean.
     """
     reward = sweep.reward
-    theirs = data.vocabulary_of(documents.task)
-    pair = loading.load(reference, *aligned, vocabulary=theirs, task=documents.task)
+    known = documents.known_vocabulary()
+    pair = loading.load(reference, *aligned, vocabulary=known, task=documents.task)
     reward_params = reward and reward.load(RunResources(pair.vocabulary))
-    read = documents.read(reward)
+    read = documents.read(pair.tokenizer, reward)
     if reward is not None:
         reward.check_documents(read.texts)
     return Loaded(pair, read, reward_params)

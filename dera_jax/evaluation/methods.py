@@ -18,23 +18,30 @@ import numpy as np
 from jax import Array
 
 from dera_jax import checks, fingerprints
-from dera_jax.checkpoints.vocabulary import Tokenizer
+from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.decoding.beam_search import NBest, Search, beam_search, check_search
 from dera_jax.decoding.best_of_n import winners
-from dera_jax.decoding.mutation import Prompt, check_template
 from dera_jax.decoding.realign import LAMBDA, Realigned
 from dera_jax.decoding.sampling import Sampling, check_sampling, prefill, sample_from
 from dera_jax.decoding.search import Guide
 from dera_jax.evaluation import shards
-from dera_jax.evaluation.sweep import PART, Documents, about, keyword_texts
-from dera_jax.models.language_model import LanguageModel, Prompts, PyTree, padded, sequence_keys
+from dera_jax.evaluation.sweep import PART, Documents, about
+from dera_jax.log import warn_once
+from dera_jax.models.language_model import (
+    LanguageModel,
+    Prompts,
+    PyTree,
+    narrowed,
+    padded,
+    sequence_keys,
+)
+from dera_jax.prompts import KEYWORDS, Prompt, check_template
 from dera_jax.rewards.combined import Combined
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Reward, check_rewards
 from dera_jax.rewards.words import WordsInRange, words_within
 
 _ROWS = 64  # texts of a document sampled in one call, at most
-TEXT, _KEYWORDS = "{text}", "{keywords}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Bench:
     Attributes:
         models: a reference, and an aligned model if there is one.
         params: of each.
-        tokenizer: of their vocabulary.
+        tokenizer: theirs.
         documents: to answer.
         judge: the reward that guides.
         measured: a sum whose parts are measured on every answer.
@@ -91,19 +98,20 @@ class Bench:
             return self.models[int(lam)], self.params[int(lam)]
         return Realigned(self.models[0], self.models[1:]), self.params
 
-    def prompts(self, template: str, rows: np.ndarray, lam: float) -> Prompts:
-        """The documents `rows` in a template with the slots {text} and {keywords}, at λ.
+    def prompts(self, template: str | None, rows: np.ndarray, lam: float) -> Prompts:
+        """The documents `rows` in a template with the slots {document} and {keywords}, at λ.
 
-        A template makes prompts longer; documents are cut where they are cut without it.
+        Without a template, each in its own. A longer one makes prompts longer; documents are cut
+        where they are cut without it.
 
         Raises:
             ValueError: as `check_prompt`.
         """
-        if template == TEXT:
+        if template is None:
             return self.documents.prompts_of(rows, self.lam((len(rows), 1), lam))
         check_prompt(template, self.documents.keywords is not None)
         texts = [self.prompt(template, row) for row in range(len(self.documents.texts))]
-        size = self.documents.prompts.tokens.shape[1] + max(map(self._added, texts))
+        size = max(map(self._size, texts))
         return self.encode([texts[row] for row in rows], size, self.lam((len(rows), 1), lam))
 
     def lam(self, shape: tuple[int, ...], lam: float) -> np.ndarray | None:
@@ -115,39 +123,49 @@ class Bench:
         texts = [self.documents.texts[row] for row in np.unique(rows)]
         return Guide(self.judge, self.documents.source(rows), texts)
 
-    def prompt(self, template: str, row: int) -> Prompt:
+    def prompt(self, template: str | None, row: int) -> Prompt:
         """The document `row` in a template."""
-        keywords = self.documents.keywords
-        known = () if keywords is None else tuple(keyword_texts(keywords[row]))
-        return Prompt(self.documents.texts[row], template, known)
+        asked = self.documents.asked[row]
+        return asked if template is None else dataclasses.replace(asked, template=template)
 
     def encode(self, prompts: Sequence[Prompt], size: int, lam: np.ndarray | None) -> Prompts:
-        """Prompts [B, size] whose texts are cut where documents are cut, or where they must be."""
-        return Prompts(*padded([self._ids(prompt, size) for prompt in prompts], size), lam)
+        """Prompts of at most `size` tokens whose documents are cut where they are without the template.
 
-    def _ids(self, prompt: Prompt, size: int) -> list[int]:
-        before, after = self._instruction(prompt)
-        most = self.documents.prompts.tokens.shape[1]
-        room = min(most, size - len(before) - len(after)) - 1
-        text = self.tokenizer.encode(prompt.text)[: max(room, 0)]
-        return [*(before + text + after)[: size - 1], self.tokenizer.end_id]
+        Or before, where the template needs more room than there is, which is said.
+        """
+        sizes = [self._size(prompt) for prompt in prompts]
+        if max(sizes) > size:
+            warn_once(
+                f"an instruction takes more tokens than the {size} of a prompt leave beside its "
+                "document, which is cut"
+            )
+        encoded = [
+            self.tokenizer.encode_prompt(prompt, min(size, wanted)).ids
+            for prompt, wanted in zip(prompts, sizes, strict=True)
+        ]
+        return narrowed(Prompts(*padded(encoded, size), lam))
 
-    def _added(self, prompt: Prompt) -> int:
-        return sum(map(len, self._instruction(prompt)))
+    def _size(self, prompt: Prompt) -> int:
+        """Tokens of a prompt that leave a document the room that it has in its own."""
+        limit = self.documents.prompts.tokens.shape[1]
+        return limit + self._instruction(prompt) - self._own_instruction
 
-    def _instruction(self, prompt: Prompt) -> tuple[list[int], list[int]]:
-        """Token ids before and after the text."""
-        before, _, after = prompt.template.partition(TEXT)
-        words = ", ".join(prompt.keywords)
-        encode = lambda part: self.tokenizer.encode(part.replace(_KEYWORDS, words))
-        return encode(before), encode(after)
+    @functools.cached_property
+    def _own_instruction(self) -> int:
+        return min(map(self._instruction, self.documents.asked))
+
+    def _instruction(self, prompt: Prompt) -> int:
+        """Tokens of a prompt around its document."""
+        return sum(len(self.tokenizer.encode(part)) for part in prompt.around)
 
 
-def check_prompt(prompt: str, has_keywords: bool) -> None:
+def check_prompt(template: str | None, has_keywords: bool) -> None:
     """Raises ValueError: no slot for the text, or one for keywords that the task does not have."""
-    check_template(prompt, "the prompt")
-    if _KEYWORDS in prompt and not has_keywords:
-        raise ValueError(f"the prompt {prompt!r} has a slot {_KEYWORDS}, the task no keywords")
+    if template is None:
+        return
+    check_template(template, "the prompt")
+    if KEYWORDS in template and not has_keywords:
+        raise ValueError(f"the prompt {template!r} has a slot {KEYWORDS}, the task no keywords")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +218,7 @@ class Sampled:
     lam: float = 0.0
     best: bool = False
     greedy: bool = False
-    prompt: str = TEXT
+    prompt: str | None = None
     temperature: float = 1.0
     top_k: int | None = None
 
@@ -208,7 +226,7 @@ class Sampled:
         one = checks.whole(1)
         checks.check_fields(self, name=checks.TEXT, n=one, lam=LAMBDA, best=checks.FLAG)
         check_sampling(Sampling(1, self.greedy, self.temperature, self.top_k))
-        check_template(self.prompt, "Sampled.prompt")
+        check_prompt(self.prompt, has_keywords=True)
         if self.greedy and self.n > 1:
             raise ValueError(f"Sampled.n must be 1 for greedy texts; found {self.n}")
 
@@ -273,12 +291,12 @@ class Searched:
     search: Search
     lam: float = 0.0
     guided: bool = True
-    prompt: str = TEXT
+    prompt: str | None = None
 
     def __post_init__(self):
         search = checks.instance(Search)
         checks.check_fields(self, name=checks.TEXT, search=search, lam=LAMBDA, guided=checks.FLAG)
-        check_template(self.prompt, "Searched.prompt")
+        check_prompt(self.prompt, has_keywords=True)
         check_search(self.search, None, Reward() if self.guided else None)
 
     def answer(self, bench: Bench, rows: np.ndarray) -> Answers:

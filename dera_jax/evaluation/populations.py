@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -10,10 +11,9 @@ import numpy as np
 from dera_jax import checks
 from dera_jax.decoding.archive import Evolved, Lived, Questions, evolve
 from dera_jax.decoding.evolution import Evolution, check_evolution
-from dera_jax.decoding.mutation import MUTATOR, Mutator, Prompt, check_template
+from dera_jax.decoding.mutation import MUTATOR, Mutator
 from dera_jax.decoding.realign import LAMBDA
 from dera_jax.evaluation.methods import (
-    TEXT,
     Answers,
     Bench,
     check_prompt,
@@ -21,6 +21,7 @@ from dera_jax.evaluation.methods import (
     num_models,
 )
 from dera_jax.models.language_model import Prompts
+from dera_jax.prompts import Prompt
 
 TRACE = "evolution"  # of a record
 
@@ -45,7 +46,7 @@ class Bred:
     evolution: Evolution
     mutator: Mutator
     lam: float = 0.0
-    template: str = TEXT
+    template: str | None = None
     room: int = 24
 
     def __post_init__(self):
@@ -57,7 +58,7 @@ class Bred:
             lam=LAMBDA,
             room=checks.whole(0),
         )
-        check_template(self.template, "Bred.template")
+        check_prompt(self.template, has_keywords=True)
         check_evolution(self.evolution)
 
     def answer(self, bench: Bench, rows: np.ndarray) -> Answers:
@@ -83,8 +84,9 @@ class Bred:
     def _encode(self, bench: Bench, prompts: Sequence[Sequence[Prompt]]) -> Prompts:
         """[B, N, ...]: B x N prompts, with room for the instruction."""
         size = bench.documents.prompts.tokens.shape[1] + self.room
-        each = [bench.encode(some, size, bench.lam((len(some), 1), self.lam)) for some in prompts]
-        return jax.tree.map(lambda *x: np.stack(x), *each)
+        flat = list(itertools.chain.from_iterable(prompts))
+        found = bench.encode(flat, size, bench.lam((len(flat), 1), self.lam))
+        return jax.tree.map(lambda x: x.reshape(len(prompts), -1, *x.shape[1:]), found)
 
     def _cost(self, bench: Bench, rows: np.ndarray, found: Evolved, models: int) -> np.ndarray:
         fed = found.read + found.seeds.lengths + sum(x.found.positions for x in found.generations)
@@ -123,7 +125,7 @@ def _winner(found: Evolved, b: int) -> tuple[int, int] | None:
 def _generation(bench: Bench, b: int, document: str, lived: Lived, evolution: Evolution) -> dict:
     found = jax.tree.map(lambda x: x[b], lived.found)
     texts = zip(found.texts.tokens, found.texts.lengths, strict=True)
-    asked = lambda prompt: prompt.template if prompt.text == document else prompt.render()
+    asked = lambda prompt: prompt.template if prompt.document == document else prompt.render()
     entry = lambda prompt, reward: {"template": asked(prompt), "reward": reward}
     return {
         "parent": entry(lived.parents[b], lived.bars[b]),

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm import tqdm
 
-from dera_jax import data
 from dera_jax.checkpoints.loading import Loaded
 from dera_jax.decoding.sampling import Samples, Sampling, sample
 from dera_jax.evaluation.jobs import Split
@@ -24,9 +23,8 @@ def sample_batches(
     Raises:
         ValueError: the model has a vocabulary, and it is not the task's.
     """
-    documents = split.read()
-    theirs = data.vocabulary_of(split.task)
-    model = model.agreeing_with(theirs, f"task {split.task!r}")
+    model = model.agreeing_with(split.known_vocabulary(), f"task {split.task!r}")
+    documents = split.read(model.tokenizer)
     for rows in tqdm(full_batches(len(documents.texts), batch_size), unit="batch"):
         keys = sequence_keys(seed, documents.example_id[rows], np.arange(num_samples))
         prompts, sampling = documents.prompts_of(rows), Sampling(max_length)

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dera_jax import checks, data, json_files
+from dera_jax import checks, json_files
 from dera_jax.checkpoints.loading import MODEL, Loaded, loaded
 from dera_jax.checkpoints.resources import RunResources
-from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.evaluation.jobs import SPLIT, Split
 from dera_jax.evaluation.samples import sample_batches
 from dera_jax.rewards.combined import Combined, Statistics
@@ -63,11 +62,10 @@ class RewardStatistics:
 
     def run(self, folder: Path) -> dict[str, object]:
         """Writes statistics.json: name -> mean and std. Returns the same."""
-        theirs, task = data.vocabulary_of(self.documents.task), self.documents.task
-        model = loaded(self.model)
-        vocabulary = model.agreeing_with(theirs, f"task {task!r}").vocabulary
-        params = self.reward.load(RunResources(vocabulary))
-        judge = Judge(self.reward, params, tokenizer(vocabulary).decode)
+        known, name = self.documents.known_vocabulary(), f"task {self.documents.task!r}"
+        model = loaded(self.model).agreeing_with(known, name)
+        params = self.reward.load(RunResources(model.vocabulary))
+        judge = Judge(self.reward, params, model.decode)
         found = {term.name: [] for term in self.reward.terms}
         for rows, documents, out in sample_batches(
             model,

@@ -3,8 +3,8 @@
 There is one record per document with all its samples (see `shards`); the table, the CSV and the plot
 are made from them, so a run that was stopped goes on where it was and loses no decoded document.
 
-Axes: B documents at once, K = λ values x samples, R length of a human summary, T output length, W
-keywords, L bytes.
+Axes: B documents at once, K = λ values x samples, D length of a document, R of a human summary, T output
+length, W keywords, L bytes.
 """
 
 import dataclasses
@@ -35,8 +35,10 @@ from dera_jax.models.language_model import (
     Prompts,
     PyTree,
     check_padded,
+    narrowed,
     sequence_keys,
 )
+from dera_jax.prompts import Prompt
 from dera_jax.rewards import words
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.length import LengthInRange
@@ -52,10 +54,11 @@ class Documents:
     Attributes:
         prompts: the n documents as the model reads them.
         example_id: int32 [n], fixes each document's random draws.
-        texts: the n documents.
+        asked: the n prompts as text, with the documents uncut.
         summaries: their n human summaries.
         targets: [n, R], the summaries' tokens; None if unknown.
         keywords: uint8 [n, W, L], see `rewards.protocol.Source`; None if the task has none.
+        document: [n, D], the documents' own tokens, uncut; None if unknown.
 
     Raises:
         ValueError: an array of another type or shape, or another number of texts.
@@ -63,34 +66,45 @@ class Documents:
 
     prompts: Prompts
     example_id: np.ndarray
-    texts: Sequence[str]
+    asked: Sequence[Prompt]
     summaries: Sequence[str]
     targets: Padded | None = None
     keywords: np.ndarray | None = None
+    document: Padded | None = None
 
     def __post_init__(self):
         checks.check("Documents.prompts", self.prompts, checks.instance(Prompts))
         n, _ = check_padded("Documents.prompts", self.prompts, least=1, n=None, S=None)
         checks.check_array("Documents.example_id", self.example_id, "ids", np.integer, n=n)
-        check_source(Source(self.prompts, self.targets, self.keywords), n, "Documents")
-        for name in ("texts", "summaries"):
+        known = Source(self.prompts, self.targets, self.keywords, self.document)
+        check_source(known, n, "Documents")
+        for name, what in (("asked", Prompt), ("summaries", str)):
             texts = getattr(self, name)
-            if isinstance(texts, str) or len(texts) != n:
-                raise ValueError(f"Documents.{name} must be n = {n} texts, as many as prompts.")
+            if len(texts) != n or not all(isinstance(x, what) for x in texts):
+                raise ValueError(
+                    f"Documents.{name} must be n = {n} of {what.__name__}, as many as prompts."
+                )
+
+    @functools.cached_property
+    def texts(self) -> list[str]:
+        """The n documents."""
+        return [prompt.document for prompt in self.asked]
 
     def prompts_of(self, rows: np.ndarray, lam: np.ndarray | None = None) -> Prompts:
-        """The prompts of some of them, at λ."""
-        return jax.tree.map(lambda x: x[rows], self.prompts).replace(lam=lam)
+        """The prompts of some of them, at λ, as wide as they need."""
+        return narrowed(jax.tree.map(lambda x: x[rows], self.prompts)).replace(lam=lam)
 
     def source(self, rows: np.ndarray) -> Source:
         """What a reward may know of some of them."""
-        return jax.tree.map(lambda x: x[rows], Source(self.prompts, self.targets, self.keywords))
+        some = lambda x: jax.tree.map(lambda leaf: leaf[rows], x)
+        others = map(some, (self.targets, self.keywords, self.document))
+        return Source(self.prompts_of(rows), *others)
 
     @functools.cached_property
     def sha256(self) -> str:
         """A hash of everything above."""
-        arrays = (self.prompts, self.example_id, self.targets, self.keywords)
-        texts = fingerprints.of_texts(self.texts, self.summaries)
+        arrays = (self.prompts, self.example_id, self.targets, self.keywords, self.document)
+        texts = fingerprints.of_texts([x.render() for x in self.asked], self.summaries)
         return fingerprints.of_texts([fingerprints.of_arrays(arrays), texts])
 
 

@@ -162,7 +162,7 @@ class LengthReward:
 
     def _check(self) -> None:
         """Reads and makes what the last stages need, lest an error is found after hours of training."""
-        self.documents.read()
+        self.documents.read(self.reference.tokenizer(self.documents.known_vocabulary()))
         self._settings(self.lams)
         reference = self.reference.shapes()
         for lam in self._grid:

@@ -228,9 +228,10 @@ class RewardStudy:
 
     def _check(self) -> None:
         """Reads and makes what the last stages need, lest an error is found after hours of training."""
-        self.documents.read()
+        text = self.reference.tokenizer(self.documents.known_vocabulary())
+        self.documents.read(text)
         self._last_stages()
-        resources = RunResources(data.vocabulary_of(self.documents.task))
+        resources = RunResources(text.vocabulary)
         for part in self.criteria:
             if isinstance(part, Given):
                 part.given.load(resources)

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from dera_jax import checks, data
+from dera_jax import checks
 from dera_jax.checkpoints.loading import Loaded, load, load_models
 from dera_jax.checkpoints.resources import RunResources, ShapesOnly
-from dera_jax.checkpoints.vocabulary import tokenizer
+from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.decoding.beam_search import Search, beam_search, check_search
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.search import Guide
 from dera_jax.evaluation.jobs import SPLIT, Split
 from dera_jax.evaluation.method_tables import GUIDE
-from dera_jax.evaluation.methods import TEXT, Bench, Searched, check_prompt
+from dera_jax.evaluation.methods import Bench, Searched, check_prompt
 from dera_jax.evaluation.sweep import PART, Documents, about, values
 from dera_jax.experiments.stages import Reference, Stage
 from dera_jax.models.language_model import sequence_keys
@@ -98,7 +98,7 @@ class Setting:
         objective = Objective(reward, self.max_length, self.beta)
         return self.align(reference, objective=objective, seed=self.seed)
 
-    def check(self, reward: Reward, headline: str | None = None, prompt: str = TEXT) -> None:
+    def check(self, reward: Reward, headline: str | None = None, prompt: str | None = None) -> None:
         """Reads and makes what is needed after training, lest an error is found after hours of it.
 
         Args:
@@ -109,9 +109,10 @@ class Setting:
         Raises:
             FileNotFoundError, ValueError: what cannot be read, or does not fit.
         """
-        documents = self._read(reward)
+        text = self.reference.tokenizer(self.documents.known_vocabulary())
+        documents = self._read(text, reward)
         check_prompt(prompt, documents.keywords is not None)
-        resources = RunResources(data.vocabulary_of(self.documents.task))
+        resources = RunResources(text.vocabulary)
         for needed in (reward, *(part.reward for part in self.also)):
             needed.load(resources)
         if headline is not None:
@@ -124,12 +125,11 @@ class Setting:
         if lam and self.aligned is None and self.align is None:
             raise ValueError(f"λ = {lam:g} needs an aligned model, and none is given")
 
-    def _read(self, reward: Reward) -> Documents:
+    def _read(self, text: Tokenizer, reward: Reward) -> Documents:
         check_limit(reward, self.max_length)
-        documents = self.documents.read(reward)
+        documents = self.documents.read(text, reward)
         reward.check_documents(documents.texts)
         if documents.keywords is not None and reward.about_keywords:
-            text = tokenizer(data.vocabulary_of(self.documents.task))
             check_fit(documents.keywords, text.encode, self.max_length)
         return documents
 
@@ -139,11 +139,10 @@ class Setting:
         Raises:
             FileNotFoundError, ValueError: what cannot be read, or does not fit.
         """
-        documents = self._read(reward)
-        task = self.documents.task
-        theirs = data.vocabulary_of(task)
-        loaded = load_models(self._paths(folder), theirs, task=task)
-        text, resources = tokenizer(theirs), RunResources(theirs)
+        known, task = self.documents.known_vocabulary(), self.documents.task
+        loaded = load_models(self._paths(folder), known, task=task)
+        text = loaded[0].tokenizer
+        documents, resources = self._read(text, reward), RunResources(text.vocabulary)
         params = reward.load(resources)
         also = [part.reward.load(resources) for part in self.also]
         bench = Bench(

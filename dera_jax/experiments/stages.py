@@ -14,7 +14,10 @@ from tqdm import tqdm
 
 from dera_jax import checks, run_folder
 from dera_jax.checkpoints.loading import Loaded, read_config
+from dera_jax.checkpoints.recognise import open_checkpoint
 from dera_jax.checkpoints.resources import ShapesOnly
+from dera_jax.checkpoints.tokenizer import Tokenizer, tokenizer
+from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation import shards, sweep
@@ -86,6 +89,22 @@ class Reference:
     def model(self) -> TrainableModel:
         """Its architecture, known before it is trained."""
         return self.training().start.model if self.training else model_of(read_config(self.folder))
+
+    def tokenizer(self, known: Vocabulary | None) -> Tokenizer:
+        """How it reads text, known before it is trained.
+
+        Args:
+            known: the vocabulary of the data, see `data.known_vocabulary`.
+
+        Raises:
+            ValueError: nobody says what its ids mean.
+        """
+        if self.training:
+            run = self.training()
+            own, where = run.start.vocabulary or run.data.known_vocabulary(), "the model to train"
+        else:
+            own, where = open_checkpoint(self.folder).vocabulary, str(self.folder)
+        return tokenizer(own or known, self.model().ends_prompts, where)
 
     def shapes(self) -> Loaded:
         """The model with shapes in place of parameters: enough to make the runs that start from it."""

@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from dera_jax import checks, data, json_files
+from dera_jax import checks, json_files
 from dera_jax.checkpoints.loading import Loaded, load
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.decoding.sampling import Sampling
@@ -157,9 +157,10 @@ class TwoRewards:
 
     def _check(self) -> None:
         """Reads and makes what the last stages need, lest an error is found after hours of training."""
-        self.documents.read()
+        text = self.reference.tokenizer(self.documents.known_vocabulary())
+        self.documents.read(text)
         settings = self._settings(self._lams)
-        settings.reward.load(RunResources(data.vocabulary_of(self.documents.task)))
+        settings.reward.load(RunResources(text.vocabulary))
         for weights in self._weights:
             self._alignment(self.reference.shapes(), weights)
 

@@ -135,9 +135,13 @@ class LanguageModel(Protocol):
 
 
 class TrainableModel(LanguageModel, Protocol):
-    """What trainers and heads need of a single model beyond decoding; `emb_dim` is E."""
+    """What trainers and heads need of a single model beyond decoding.
+
+    `emb_dim` is E. `ends_prompts` is whether the end token follows a prompt, as an encoder was trained.
+    """
 
     emb_dim: int
+    ends_prompts: bool
 
     def init(self, key: Array) -> PyTree:
         """Random parameters, float32."""
@@ -171,6 +175,22 @@ def padded(sequences: Sequence[Sequence[int]], size: int) -> tuple[np.ndarray, n
     for row, ids in zip(tokens, sequences, strict=True):
         row[: len(ids)] = ids
     return tokens, np.array([len(ids) for ids in sequences], np.int32)
+
+
+def narrowed(prompts: Prompts, longest: int | None = None) -> Prompts:
+    """The prompts [..., S] in the smallest of the widths S, S/2, S/4 and S/8 that holds them.
+
+    So most batches are read at a fraction of the cost of the longest prompt, and a program is compiled
+    once for each of four widths at most.
+
+    Args:
+        prompts: NumPy arrays, padded to the limit S.
+        longest: length of the longest prompt of the batch, where these are a process's share of it.
+    """
+    limit = prompts.tokens.shape[-1]
+    longest = int(np.max(prompts.lengths)) if longest is None else longest
+    width = next(w for w in (-(-limit // part) for part in (8, 4, 2, 1)) if w >= longest)
+    return prompts.replace(tokens=prompts.tokens[..., :width])
 
 
 def check_padded(

@@ -47,6 +47,10 @@ class Llama:
         return None
 
     @property
+    def ends_prompts(self) -> bool:
+        return False
+
+    @property
     def emb_dim(self) -> int:
         return self.config.emb_dim
 

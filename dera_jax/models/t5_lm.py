@@ -48,6 +48,10 @@ class T5:
         return self.config.start_token
 
     @property
+    def ends_prompts(self) -> bool:
+        return True
+
+    @property
     def emb_dim(self) -> int:
         return self.config.emb_dim
 

@@ -3,7 +3,7 @@
 Both read token ids of the run's own vocabulary. A model with another tokenizer has to see text: wrap
 it as a host reward (`rewards.host`).
 
-Axes: B documents, K texts of each, S input length, T output length, N prompt length, A answer length.
+Axes: B documents, K texts of each, T output length, N prompt length, A answer length.
 """
 
 import dataclasses
@@ -15,7 +15,13 @@ from jax import Array
 
 from dera_jax import checks
 from dera_jax.models.heads import ValueHead, value_of_sequences
-from dera_jax.models.language_model import Prompts, PyTree, TrainableModel, score_sequences
+from dera_jax.models.language_model import (
+    Padded,
+    Prompts,
+    PyTree,
+    TrainableModel,
+    score_sequences,
+)
 from dera_jax.rewards.protocol import Resources, Reward, Source
 
 _PROMPTS_AT_ONCE = 64
@@ -59,13 +65,13 @@ class Entailment(Reward):
 
     As in the hallucination experiment of DeRa (Liu et al. 2024, arXiv 2402.02992), whose reward is the
     log-probability of "entailment" under such a model. The prompt is put together from token ids,
-    document and text as they are, so it can differ from the tokens of the joined text at the seams.
+    document (`Source.document`) and text as they are, so it can differ from the tokens of the joined text
+    at the seams.
 
     Attributes:
         model: the architecture.
         folder: of the finished model; None for a dry run only.
         max_length: N, tokens of a prompt; the document is cut to what a text of T tokens leaves.
-        instruction: what the inputs of the run's task begin with; it is not part of the premise.
         premise, hypothesis: what the model was trained to see before document and text.
         label: what it answers where the document entails the text.
     """
@@ -73,13 +79,12 @@ class Entailment(Reward):
     model: TrainableModel
     folder: str | None = None
     max_length: int = 512
-    instruction: str = "summarize:"
     premise: str = "premise:"
     hypothesis: str = "hypothesis:"
     label: str = "entailment"
 
     def __post_init__(self):
-        words = dict.fromkeys(("instruction", "premise", "hypothesis"), checks.STRING)
+        words = dict.fromkeys(("premise", "hypothesis"), checks.STRING)
         checks.check_fields(
             self,
             folder=checks.optional(checks.PATH),
@@ -101,20 +106,21 @@ class Entailment(Reward):
         return rows * self.max_length
 
     def load(self, resources: Resources) -> PyTree:
-        ids = lambda text: jnp.asarray(resources.encode(text), jnp.int32)
-        return {
-            "model": resources.params(self.folder, self.model.init),
-            "instruction": ids(self.instruction),
-            "premise": ids(self.premise),
-            "hypothesis": ids(self.hypothesis),
-            "answer": jnp.append(ids(self.label), resources.end_id),
-            "end": jnp.asarray(resources.end_id, jnp.int32),
+        begin, end = resources.control_tokens(self.model.ends_prompts)
+        ids = {
+            "premise": [*begin, *resources.encode(self.premise)],
+            "hypothesis": resources.encode(self.hypothesis),
+            "answer": [*resources.encode(self.label), resources.end_id],
+            "end": end,
         }
+        ids = {name: jnp.asarray(some, jnp.int32) for name, some in ids.items()}
+        return {"model": resources.params(self.folder, self.model.init), **ids}
 
     def __call__(
         self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
     ) -> Array:
-        prompts = self.prompts(params, source.prompts, tokens, lengths - finished)
+        document = source.document_for(self)
+        prompts = self.prompts(params, document, tokens, lengths - finished)
         answer = params["answer"][None, None]
 
         def log_prob(prompt: Prompts) -> Array:
@@ -126,15 +132,14 @@ class Entailment(Reward):
         found = jax.lax.map(log_prob, flat, batch_size=_PROMPTS_AT_ONCE)
         return found.reshape(tokens.shape[:2])
 
-    def prompts(self, params: PyTree, documents: Prompts, tokens: Array, lengths: Array) -> Prompts:
+    def prompts(self, params: PyTree, documents: Padded, tokens: Array, lengths: Array) -> Prompts:
         """[B, K, N]: premise, document, hypothesis and the first lengths[B, K] tokens.
 
         Raises:
             ValueError: a text can fill the prompt alone.
         """
-        words = [params[name] for name in ("instruction", "premise", "hypothesis")]
-        end = params["end"]
-        room = self.max_length - len(words[1]) - len(words[2]) - tokens.shape[-1] - 1
+        premise, hypothesis, end = (params[name] for name in ("premise", "hypothesis", "end"))
+        room = self.max_length - len(premise) - len(hypothesis) - tokens.shape[-1] - len(end)
         if room < 1:
             raise ValueError(
                 f"Entailment.max_length {self.max_length} leaves no room for a document beside a "
@@ -142,22 +147,13 @@ class Entailment(Reward):
             )
 
         def prompt(ids: Array, size: Array, text: Array, length: Array) -> tuple[Array, Array]:
-            ids, size = _without_prefix(ids, size, words[0])
-            size = size - (ids[size - 1] == end)  # the task ends its inputs so
             whole = lambda ids: (ids, len(ids))
             document = ids[:room], jnp.minimum(size, room)
-            parts = whole(words[1]), document, whole(words[2]), (text, length), whole(end[None])
+            parts = whole(premise), document, whole(hypothesis), (text, length), whole(end)
             return _join(parts, self.max_length)
 
         of_texts = jax.vmap(prompt, (None, None, 0, 0))
         return Prompts(*jax.vmap(of_texts)(documents.tokens, documents.lengths, tokens, lengths))
-
-
-def _without_prefix(ids: Array, size: Array, prefix: Array) -> tuple[Array, Array]:
-    """The first `size` of ids[S], and how many, without the prefix if they begin with it."""
-    n = len(prefix)
-    begins = (size >= n) & jnp.all(ids[:n] == prefix)
-    return jnp.where(begins, jnp.pad(ids[n:], (0, n)), ids), size - begins * n
 
 
 def _join(parts: Sequence[tuple[Array, Array | int]], size: int) -> tuple[Array, Array]:

@@ -1,7 +1,7 @@
 """What a reward is: a function of token ids, called inside the compiled program.
 
-Axes: B inputs, K hypotheses of each input, S input length, T output length, R length of a human
-text, W keywords of a document, L bytes of a keyword.
+Axes: B inputs, K hypotheses of each input, S input length, D document length, T output length, R length
+of a human text, W keywords of a document, L bytes of a keyword.
 """
 
 import dataclasses
@@ -19,17 +19,27 @@ from dera_jax.models.language_model import Padded, Prompts, PyTree, check_padded
 
 @struct.dataclass
 class Source:
-    """What a reward may know of B documents.
+    """What a reward may know of B documents. Each reward says which of it it reads.
 
     Attributes:
-        prompts: the documents as a model reads them, instruction included and cut to its limit.
+        prompts: the documents as a model reads them, in the original instruction and cut to its limit.
         targets: [B, R], a human text about each; None where the task has none.
         keywords: uint8 [B, W, L], its keywords in UTF-8, 0 is padding; None likewise.
+        document: [B, D], the documents alone and uncut; None where only prompts are known.
     """
 
     prompts: Prompts
     targets: Padded | None = None
     keywords: Array | None = None
+    document: Padded | None = None
+
+    def document_for(self, reward: "Reward") -> Padded:
+        """The documents alone; raises ValueError, naming the reward, where they are not known."""
+        if self.document is None:
+            raise ValueError(
+                f"{type(reward).__name__} needs the documents' own ids: Source.document"
+            )
+        return self.document
 
 
 class Resources(Protocol):
@@ -44,6 +54,9 @@ class Resources(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text."""
+
+    def control_tokens(self, ends_prompts: bool) -> tuple[list[int], list[int]]:
+        """The ids before and after the text of a prompt, of a model that ends prompts or does not."""
 
     def params(self, folder: str | None, init: Callable[[Array], PyTree]) -> PyTree:
         """The parameters of a finished model's folder, of the shapes that init(key) gives.
@@ -163,6 +176,8 @@ def check_source(source: Source, batch: int, name: str = "source") -> None:
     check_padded(f"{name}.prompts", source.prompts, B=batch, S=None)
     if source.targets is not None:
         check_padded(f"{name}.targets", source.targets, B=batch, R=None)
+    if source.document is not None:
+        check_padded(f"{name}.document", source.document, B=batch, D=None)
     keywords = source.keywords
     if keywords is not None:
         name = f"{name}.keywords"

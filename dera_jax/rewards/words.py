@@ -103,8 +103,8 @@ class Faithfulness(Reward):
 
     Content words are all but a list of English function words ("the", "of", "is" ...), so in
     another language its function words count too: `check_documents` warns. Each occurrence counts.
-    The document is `Source.prompts`, the instruction before it included: a word
-    of the instruction is faithful. A text without a content word scores 0.
+    The document is all of `Source.document`, also what the model's limit cuts off. A text without a
+    content word scores 0.
     """
 
     @property
@@ -135,8 +135,8 @@ class Faithfulness(Reward):
         self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
     ) -> Array:
         """See `protocol.Reward`."""
-        prompts = source.prompts
-        document = text_hashes(params["table"], jnp.asarray(prompts.tokens), prompts.lengths)
+        given = source.document_for(self)
+        document = text_hashes(params["table"], jnp.asarray(given.tokens), given.lengths)
         words = text_hashes(params["table"], tokens, lengths - finished)
         content = (words != 0) & ~_contains(params["function_words"], words)
         known = content & jax.vmap(_contains)(jnp.sort(document, axis=-1), words)

@@ -58,8 +58,13 @@ class Task:
 
     @property
     def source(self) -> Source:
+        """T5X knows no documents: here they are the inputs, instruction included, without their end."""
         targets = _unpadded(self.targets)
-        return Source(self.prompts(), Padded(targets.tokens, targets.lengths))
+        prompts, targets = self.prompts(), Padded(targets.tokens, targets.lengths)
+        last = jnp.take_along_axis(prompts.tokens, prompts.lengths[:, None] - 1, axis=1)[:, 0]
+        ended = jnp.isin(last, jnp.asarray(self.end_ids, jnp.int32))
+        document = Padded(prompts.tokens, prompts.lengths - ended)
+        return Source(prompts, targets, document=document)
 
     def guide(self, reward: Reward) -> Guide:
         """The reward for these inputs."""

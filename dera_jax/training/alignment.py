@@ -18,7 +18,6 @@ from dera_jax.checkpoints.loading import Loaded, loaded
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.resources import RunResources, ShapesOnly
-from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.examples import Batch
 from dera_jax.models.finite import check_params
 from dera_jax.models.heads import ValueHead
@@ -140,6 +139,7 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
             the reference, or `start` is a model of other sizes.
     """
     task, reference = alignment.data, fitted(loaded(alignment.reference), alignment.data)
+    data = task.encoded_by(reference.tokenizer)
     start = reference if alignment.start is None else fitted(loaded(alignment.start), task)
     if start.model != reference.model:
         raise ValueError(f"Alignment.start is {start.model}, the reference {reference.model}")
@@ -156,7 +156,7 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
         alignment.saving,
         folder,
         state,
-        batches=lambda step: task.batches(
+        batches=lambda step: data.batches(
             alignment.seed, step, reward.on_host, reward.check_documents
         ),
         update=lambda state, batch: improve(state, fixed, batch),
@@ -172,13 +172,13 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
 
 def fitted(reference: Loaded, task: TrainingData) -> Loaded:
     """Over the data's vocabulary; raises ValueError as `Loaded.agreeing_with`."""
-    return reference.agreeing_with(task.vocabulary(), task.name)
+    return reference.agreeing_with(task.known_vocabulary(), task.name)
 
 
 def judge_of(reward: Reward, reference: Loaded) -> Judge:
     """A reward, its parameters read, for texts of the reference's vocabulary."""
     params = reward.load(RunResources(reference.vocabulary))
-    return Judge(reward, params, tokenizer(reference.vocabulary).decode)
+    return Judge(reward, params, reference.decode)
 
 
 def _step(setup: ppo.Setup, judge: Judge) -> Callable:
@@ -193,7 +193,8 @@ def _step(setup: ppo.Setup, judge: Judge) -> Callable:
 
 
 def source_of(batch: Batch) -> Source:
-    return Source(batch["inputs"], batch["targets"], batch.get("keywords"))
+    optional = (batch.get(name) for name in ("targets", "keywords", "document"))
+    return Source(batch["inputs"], *optional)
 
 
 def _recipe(alignment: Alignment, reference: Loaded, start: Loaded) -> dict[str, object]:

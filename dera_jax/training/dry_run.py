@@ -90,7 +90,8 @@ def padded_shapes(batch: int, size: int) -> Padded:
 def source_shapes(batch: int, inputs: int, targets: int) -> Source:
     """What a reward knows of a batch; keywords as many and as long as a task's usually are."""
     keywords = jax.ShapeDtypeStruct((batch, *_KEYWORDS), jnp.uint8)
-    return Source(prompt_shapes(batch, inputs), padded_shapes(batch, targets), keywords)
+    prompts, document = prompt_shapes(batch, inputs), padded_shapes(batch, inputs)
+    return Source(prompts, padded_shapes(batch, targets), keywords, document)
 
 
 def format_needs(needs: Sequence[Need]) -> str:

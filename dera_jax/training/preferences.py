@@ -219,7 +219,7 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
 
     Returns:
         best_loss, best_step, `test`: see `reliability.summary`, and `left_out`: by split and reason
-        the pairs that were not used, see `truncation`.
+        the pairs that were not used, see `encoding`.
 
     Raises:
         FloatingPointError: as `loop.run`.
@@ -230,14 +230,15 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
     origin = supervised.read_for_data(training.start.start, task)
     if isinstance(scorer, LogRatio):  # over the ids that the vocabulary has
         scorer = dataclasses.replace(scorer, model=origin.model)
-    held_out = task.read("validation").at(slice(settings.examples))
-    test = task.read("test")  # now, lest it is missing after training
+    data = task.encoded_by(origin.tokenizer)
+    held_out = data.read("validation").at(slice(settings.examples))
+    test = data.read("test")  # now, lest it is missing after training
     fixed = jax.device_put(scorer.fixed(origin.params))
     improve = make_step(scorer, training.optimizer)
     scores_of = functools.partial(margins, scorer, fixed=fixed, batch_size=task.batch_size)
 
     def keep(state: TrainState, scores: Mapping[str, float]) -> None:
-        card = _card(training, int(state.step), scores, origin.card)
+        card = _card(training, int(state.step), scores, origin.card, data.left_out())
         save_model(folder / BEST, origin.model.config, origin.vocabulary, state.params, card)
 
     restore_replaced(folder / BEST)
@@ -245,7 +246,7 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
         loop.Schedule(training.steps, settings.period, settings.patience, training.saving),
         folder,
         initial_state(scorer.init(origin.params), training.optimizer),
-        batches=lambda step: task.batches(training.seed, step),
+        batches=lambda step: data.batches(training.seed, step),
         update=lambda state, batch: improve(
             state, fixed, batch["inputs"], batch["targets"], batch["rejected"]
         ),
@@ -262,7 +263,7 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
         "best_loss": float(state.best_loss),
         "best_step": int(state.best_step),
         "test": {name: x for name, x in report.items() if name != "bins"},
-        "left_out": task.left_out(),
+        "left_out": data.left_out(),
     }
 
 
@@ -336,7 +337,9 @@ def margins(
     return found
 
 
-def _card(training: PreferenceTraining, step: int, scores: Mapping, start: dict) -> dict:
+def _card(
+    training: PreferenceTraining, step: int, scores: Mapping, start: dict, left_out: dict
+) -> dict:
     scorer = training.start.scorer
     return {
         "data": training.data.described(),
@@ -346,6 +349,6 @@ def _card(training: PreferenceTraining, step: int, scores: Mapping, start: dict)
         "steps": training.steps,
         "seed": training.seed,
         "validation": dict(scores),
-        "left_out": training.data.left_out(),
+        "left_out": left_out,
         "from": start,
     }

@@ -12,7 +12,9 @@ from dera_jax import checks
 from dera_jax.checkpoints.loading import Loaded, load, read_config
 from dera_jax.checkpoints.model_folder import restore_replaced, save_model
 from dera_jax.checkpoints.orbax import Saving
-from dera_jax.checkpoints.vocabulary import Vocabulary, tokenizer
+from dera_jax.checkpoints.recognise import open_checkpoint
+from dera_jax.checkpoints.tokenizer import Tokenizer
+from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.examples import Batch, Examples
 from dera_jax.models.language_model import PyTree, TrainableModel
 from dera_jax.models.registry import CONFIG, model_of
@@ -24,6 +26,21 @@ from dera_jax.training.validation import Validation, Validator
 
 BEST = "best"  # the folder of the model with the lowest validation loss
 _RUN = ("dropout_rate", "dtype")  # fields of a configuration that are the run's
+
+
+class EncodedData(Protocol):
+    """Examples as a model reads them."""
+
+    def read(self, split: str, seed: int = 0) -> Examples:
+        """One pass over a split."""
+
+    def batches(
+        self, seed: int, start_step: int, with_documents=False, check_documents=None
+    ) -> Iterator[Batch]:
+        """The endless batches of training from a step on."""
+
+    def left_out(self) -> dict[str, dict[str, int]]:
+        """By split and reason the number of examples that were left out."""
 
 
 class TrainingData(Protocol):
@@ -38,25 +55,17 @@ class TrainingData(Protocol):
     def check(self, *splits: str, pairs: bool = False) -> None:
         """Raises ValueError unless there are these splits, and pairs if there are to be."""
 
-    def vocabulary(self) -> Vocabulary:
-        """What the ids mean."""
+    def known_vocabulary(self) -> Vocabulary | None:
+        """What the ids mean, of data that are ids, or for models that do not say it; else None."""
 
-    def read(self, split: str, seed: int = 0) -> Examples:
-        """One pass over a split."""
-
-    def batches(
-        self, seed: int, start_step: int, with_documents=False, check_documents=None
-    ) -> Iterator[Batch]:
-        """The endless batches of training from a step on."""
+    def encoded_by(self, tokenizer: Tokenizer) -> EncodedData:
+        """The examples as a model with this tokenizer reads them."""
 
     def described(self) -> dict[str, object]:
         """What a model's card says of it, as JSON."""
 
-    def left_out(self) -> dict[str, dict[str, int]]:
-        """By split and reason the number of examples that were left out."""
 
-
-DATA = dataclasses.replace(checks.having("batches"), words="a data.Data")
+DATA = dataclasses.replace(checks.having("encoded_by"), words="a data.Data")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +76,12 @@ class Start:
         model: the architecture, dropout included.
         read: makes or reads the first parameters, with the card of the finished model they are
             from, or of how they were drawn; not called before training begins.
+        vocabulary: what the model's ids mean, where that is known before.
     """
 
     model: TrainableModel
     read: Callable[[], Loaded]
+    vocabulary: Vocabulary | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +147,10 @@ class Training:
 
 
 def new_model(
-    config: object, seed: int, changed: Callable[[PyTree, object, Array], PyTree] | None = None
+    config: object,
+    seed: int,
+    changed: Callable[[PyTree, object, Array], PyTree] | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> Start:
     """A model with random parameters.
 
@@ -145,6 +159,7 @@ def new_model(
         seed: of the parameters.
         changed: (params, config, key) -> params, what is made of the random ones before training, as
             `models.copying.with_copying_heads`; None for nothing.
+        vocabulary: what its ids are to mean; None where the data say it.
 
     Raises:
         ValueError: no configuration, or a seed that is none.
@@ -155,19 +170,22 @@ def new_model(
 
     def draw() -> Loaded:
         params = model.init(key)
-        if changed is None:
-            return Loaded(model, params, None, card)
-        name = getattr(changed, "__name__", repr(changed))
-        return Loaded(model, changed(params, config, key), None, card | {"changed_by": name})
+        made_by = {}
+        if changed is not None:
+            params = changed(params, config, key)
+            made_by = {"changed_by": getattr(changed, "__name__", repr(changed))}
+        found = Loaded(model, params, None, card | made_by)
+        return found.agreeing_with(vocabulary, "new_model.vocabulary")
 
-    return Start(model, draw)
+    return Start(model, draw, vocabulary)
 
 
 def finished_model(folder: str, dropout_rate: float) -> Start:
     """A model from its folder, to be trained further with this dropout, in [0, 1)."""
     rate = checks.number(least=0, below=1)
     dropout_rate = checks.check("finished_model.dropout_rate", dropout_rate, rate)
-    config = read_config(folder)
+    found = open_checkpoint(folder)
+    config = found.config
     if hasattr(config, "dropout_rate"):
         config = dataclasses.replace(config, dropout_rate=dropout_rate)
     elif dropout_rate:
@@ -175,7 +193,7 @@ def finished_model(folder: str, dropout_rate: float) -> Start:
             f"{folder} holds a {type(config).__name__}, which has no dropout; found the rate "
             f"{dropout_rate}, set DROPOUT_RATE to 0"
         )
-    return Start(model_of(config), lambda: load(folder))
+    return Start(model_of(config), lambda: load(folder), found.vocabulary)
 
 
 def finished_model_of(config: object, folder: str | None) -> Start:
@@ -210,7 +228,7 @@ def read_for_data(start: Start, task: TrainingData) -> Loaded:
         ValueError: the task's vocabulary has more ids than the model, or is not the one the model
             was trained with.
     """
-    origin = start.read().agreeing_with(task.vocabulary(), task.name)
+    origin = start.read().agreeing_with(task.known_vocabulary(), task.name)
     config = start.model.config
     free = {name: getattr(config, name) for name in _RUN if hasattr(config, name)}
     model = dataclasses.replace(
@@ -233,9 +251,12 @@ def train(training: Training, folder: Path) -> dict[str, float]:
         ValueError: the task's vocabulary has more ids than the model, or is not the one the model
             was trained with, or a checkpoint in `folder` is of another size.
     """
-    task = training.data
-    origin = read_for_data(training.start, task)
-    validator = _validator(training, origin)
+    origin = read_for_data(training.start, training.data)
+    data = training.data.encoded_by(origin.tokenizer)
+    examples = data.read("validation").at(slice(training.validation.examples))
+    validator = Validator(
+        origin.model, examples, origin.decode, training.data.batch_size, training.validation
+    )
     improve = make_step(origin.model, training.optimizer, training.loss, training.seed)
     settings = training.validation
     restore_replaced(folder / BEST)
@@ -243,19 +264,12 @@ def train(training: Training, folder: Path) -> dict[str, float]:
         loop.Schedule(training.steps, settings.period, settings.patience, training.saving),
         folder,
         initial_state(origin.params, training.optimizer),
-        batches=lambda step: task.batches(training.seed, step),
+        batches=lambda step: data.batches(training.seed, step),
         update=lambda state, batch: improve(state, batch["inputs"], batch["targets"]),
         validate=lambda params, step: validator(params, folder / f"samples/step_{step:06d}.txt"),
         keep=lambda state, scores: _keep_best(state, scores, training, origin, folder),
     )
     return {"best_loss": float(state.best_loss), "best_step": int(state.best_step)}
-
-
-def _validator(training: Training, origin: Loaded) -> Validator:
-    task, settings = training.data, training.validation
-    examples = task.read("validation").at(slice(settings.examples))
-    decode = tokenizer(origin.vocabulary).decode
-    return Validator(origin.model, examples, decode, task.batch_size, settings)
 
 
 def _keep_best(

@@ -94,6 +94,7 @@ def warm_start(run: WarmStart, folder: Path) -> dict[str, float]:
             than the reference.
     """
     task, objective, reference = run.data, run.objective, fitted(loaded(run.reference), run.data)
+    data = task.encoded_by(reference.tokenizer)
     critic = CriticHead(reference.model, objective.max_length)
     setup = distillation.Setup(
         reference.model, critic, objective, run.rollouts, run.critic_steps, run.optimizers, run.seed
@@ -105,7 +106,7 @@ def warm_start(run: WarmStart, folder: Path) -> dict[str, float]:
         run.saving,
         folder,
         distillation.initial_state(run.optimizers, params, critic.init(params)),
-        batches=lambda step: task.batches(
+        batches=lambda step: data.batches(
             run.seed, step, objective.reward.on_host, objective.reward.check_documents
         ),
         update=lambda state, batch: improve(

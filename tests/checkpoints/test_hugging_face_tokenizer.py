@@ -14,7 +14,8 @@ from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.json_vocabulary import JsonVocabulary
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.storage import open_folder
-from dera_jax.checkpoints.vocabulary import check_same, tokenizer
+from dera_jax.checkpoints.tokenizer import tokenizer
+from dera_jax.checkpoints.vocabulary import check_same
 from tasks import vocabularies
 
 EXTRA = 7

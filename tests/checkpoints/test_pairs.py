@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import seqio
 
-from dera_jax import data
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.hugging_face import save_hugging_face
 from dera_jax.checkpoints.loading import load, load_models
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.rewriters import load_rewriter
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
-from dera_jax.checkpoints.vocabulary import tokenizer
+from dera_jax.checkpoints.tokenizer import tokenizer
 from dera_jax.data import Data
 from dera_jax.models.language_model import UNUSED
 from dera_jax.models.t5 import T5Config
@@ -86,7 +86,7 @@ def test_tokenizer_agrees_with_seqio(folders):
     text = "returns the element-wise maximum of two arrays, or none."
     assert ours.encode(text) == theirs.encode(text)
     assert ours.decode([*ours.encode(text), 1, 4095]) == text
-    ours, theirs = tokenizer(ByteVocabulary()), vocabularies.bytes_vocabulary()
+    ours, theirs = tokenizer(ByteVocabulary()), seqio.ByteVocabulary()
     assert ours.encode("Größe λ") == theirs.encode("Größe λ")
     assert ours.decode([*ours.encode("Größe λ"), 1, 300]) == "Größe λ"
 
@@ -253,17 +253,18 @@ def test_a_rewriter_needs_a_vocabulary(exported):
         load_rewriter(str(exported / "silent"), 8, 8)
 
 
-DOCSTRINGS = Data("docstrings", 8, 8, 1)
-
-
-def test_training_does_not_assume_it_either(exported, monkeypatch):
-    monkeypatch.setattr(data, "vocabulary_of", lambda task: shipped_vocabulary())
+@pytest.mark.parametrize("task", ["docstrings", "prose"])
+def test_training_does_not_assume_it_either(exported, task):
+    """Neither the one named for a task of texts, nor that of a task of ids."""
+    named = shipped_vocabulary() if task == "docstrings" else None
+    data = Data(task, 8, 8, 1, vocabulary=named)
     with pytest.raises(ValueError, match="silent does not say what its ids mean"):
-        read_for_data(finished_model(str(exported / "silent"), 0.0), DOCSTRINGS)
-    with pytest.raises(
-        ValueError, match="differ at id 3: .* in the model, .* in task 'docstrings'"
-    ):
-        read_for_data(finished_model(str(exported / "other"), 0.0), DOCSTRINGS)
+        read_for_data(finished_model(str(exported / "silent"), 0.0), data)
+    with pytest.raises(ValueError, match=f"differ at id 3: .* in the model, .* in task '{task}'"):
+        read_for_data(finished_model(str(exported / "other"), 0.0), data)
+    silent = finished_model(str(exported / "silent"), 0.0)
+    with pytest.raises(ValueError, match="silent does not say what its ids mean"):
+        read_for_data(silent, Data("docstrings", 8, 8, 1))
 
 
 def test_ids_beyond_the_vocabulary_are_known_where_tables_are_padded(tmp_path):

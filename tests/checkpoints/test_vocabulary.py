@@ -9,7 +9,8 @@ from sentencepiece import sentencepiece_model_pb2
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.hugging_face import save_hugging_face
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
-from dera_jax.checkpoints.vocabulary import agreed, is_sentinel, tokenizer
+from dera_jax.checkpoints.tokenizer import tokenizer
+from dera_jax.checkpoints.vocabulary import agreed, is_sentinel
 from tasks import vocabularies
 from tests import golden
 
@@ -50,10 +51,10 @@ def complete(file):
 @pytest.mark.parametrize("extra_ids", [0, 1, EXTRA])
 @pytest.mark.parametrize("text", TEXTS)
 def test_ids_are_those_of_seqio(file, extra_ids, text):
-    ours = tokenizer(SentencePieceVocabulary(file, extra_ids))
+    ours = SentencePieceVocabulary(file, extra_ids)
     theirs = seqio.SentencePieceVocabulary(file, extra_ids)
     assert ours.encode(text) == theirs.encode(text)
-    assert len(SentencePieceVocabulary(file, extra_ids).pieces) == theirs.vocab_size
+    assert len(ours.pieces) == theirs.vocab_size
 
 
 def test_sentinels_have_the_ids_that_transformers_gives_them(file, tmp_path):
@@ -63,10 +64,8 @@ def test_sentinels_have_the_ids_that_transformers_gives_them(file, tmp_path):
         tmp_path / "m", model.config, SentencePieceVocabulary(file, EXTRA), params, "float32"
     )
     theirs = transformers.T5Tokenizer.from_pretrained(tmp_path / "m")
-    ours, size = (
-        tokenizer(SentencePieceVocabulary(file, EXTRA)),
-        len(SentencePieceVocabulary(file, EXTRA).pieces),
-    )
+    ours = SentencePieceVocabulary(file, EXTRA)
+    size = len(ours.pieces)
     for i in range(EXTRA):
         number = theirs.convert_tokens_to_ids(f"<extra_id_{i}>")
         assert number == size - 1 - i and number in ours.encode(f"<extra_id_{i}>")
@@ -82,7 +81,7 @@ def test_a_file_that_holds_its_sentinels_is_the_same_vocabulary(file, complete):
     assert sum(map(is_sentinel, without.pieces)) == EXTRA
     theirs = seqio.SentencePieceVocabulary(complete)
     for text in TEXTS:
-        assert tokenizer(with_pieces).encode(text) == theirs.encode(text)
+        assert with_pieces.encode(text) == theirs.encode(text)
 
 
 def test_decoding_leaves_out_what_is_no_text(file, complete):
@@ -100,9 +99,9 @@ def test_decoding_leaves_out_what_is_no_text(file, complete):
 @pytest.mark.parametrize("extra_ids", [0, 3])
 @pytest.mark.parametrize("text", [*TEXTS, "λ € 𝄞 \x00"])
 def test_bytes_are_those_of_seqio(extra_ids, text):
-    ours, theirs = tokenizer(ByteVocabulary(extra_ids)), seqio.ByteVocabulary(extra_ids)
-    ids, size = ours.encode(text), len(ByteVocabulary(extra_ids).pieces)
-    assert ids == theirs.encode(text) and size == theirs.vocab_size
+    ours, theirs = ByteVocabulary(extra_ids), seqio.ByteVocabulary(extra_ids)
+    ids, size = ours.encode(text), len(ours.pieces)
+    assert ids == ours.encode_text(text) == theirs.encode(text) and size == theirs.vocab_size
     nothing = [-1, 0, 1, 2, 259, size, 2**31 - 1]
     assert ours.decode([*nothing, *ids, *nothing]) == ours.decode(np.array(ids)) == text
     for cut in range(len(ids)):  # in the middle of a character too

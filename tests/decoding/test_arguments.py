@@ -26,6 +26,7 @@ from dera_jax.models.language_model import (
     sequence_keys,
 )
 from dera_jax.models.tabular import TabularLM
+from dera_jax.prompts import Prompt
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Reward, Source, rewards_of
@@ -390,12 +391,13 @@ TEXTS = ["one", "two"]
         ),
         ({"keywords": np.zeros((B, 3), np.uint8)}, r"Documents.keywords must be .*\[B, W, L\]"),
         ({"example_id": np.arange(3)}, r"Documents.example_id .*\[n\] of ids with n = 2; found"),
-        ({"texts": "ab"}, "Documents.texts must be n = 2 texts"),
-        ({"summaries": TEXTS * 2}, "Documents.summaries must be n = 2 texts"),
+        ({"asked": TEXTS}, "Documents.asked must be n = 2 of Prompt"),
+        ({"summaries": TEXTS * 2}, "Documents.summaries must be n = 2 of str"),
     ],
 )
 def test_documents_fit_each_other(change, message):
-    fields = {"prompts": PROMPTS, "example_id": np.arange(2), "texts": TEXTS, "summaries": TEXTS}
+    asked = [Prompt(text) for text in TEXTS]
+    fields = {"prompts": PROMPTS, "example_id": np.arange(2), "asked": asked, "summaries": TEXTS}
     with pytest.raises(ValueError, match=message):
         Documents(**fields | change)
 

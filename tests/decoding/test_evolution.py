@@ -22,12 +22,13 @@ from dera_jax.decoding.archive import (
 )
 from dera_jax.decoding.best_of_n import best_of_n
 from dera_jax.decoding.evolution import Evolution, EvolutionRules, generation
-from dera_jax.decoding.mutation import Offspring, Prompt, Unchanged
+from dera_jax.decoding.mutation import Offspring, Unchanged
 from dera_jax.decoding.replacement import draws, replacement
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.decoding.search import Guide
 from dera_jax.models.language_model import padded, sequence_keys, within
 from dera_jax.models.tabular import TabularLM
+from dera_jax.prompts import Prompt
 from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Source
@@ -73,7 +74,7 @@ def by_hand():
     judge, document = Judge(reward, None, to_text), worlds.whole([[4]])
     questions = Questions(
         prompts=[Prompt("4")],
-        encode=lambda rows: worlds.each([[[int(x.text), 9] for x in row] for row in rows]),
+        encode=lambda rows: worlds.each([[[int(x.document), 9] for x in row] for row in rows]),
         example_ids=np.array([7]),
         guide=Guide(judge, Source(document), ["the seed"]),
     )
@@ -175,9 +176,9 @@ def test_who_survived_most_often_is_offered():
 def test_parents_are_drawn_uniformly():
     archive = {Prompt(x): 0.0 for x in "abc"}
     keys = sequence_keys(0, np.arange(600), [-1])[:, 0]
-    drawn = [draw_parent(archive, key).text for key in keys]
+    drawn = [draw_parent(archive, key).document for key in keys]
     assert stats.chisquare([drawn.count(x) for x in "abc"]).pvalue > 1e-3
-    assert drawn[5] == draw_parent(archive, keys[5]).text
+    assert drawn[5] == draw_parent(archive, keys[5]).document
 
 
 # A pair of T5 models, four inputs and a reward that texts of random models have more or less of.
@@ -196,7 +197,7 @@ def questions_of(prompts, ids, lam):
     """Every prompt is the number of one of `prompts`."""
 
     def encode(rows):
-        at = np.array([[int(x.text) for x in row] for row in rows])
+        at = np.array([[int(x.document) for x in row] for row in rows])
         lams = np.full((*at.shape, 1), lam, np.float32)
         return jax.tree.map(lambda x: x[at], prompts).replace(lam=lams)
 

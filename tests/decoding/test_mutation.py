@@ -11,11 +11,10 @@ import pytest
 from scipy import stats
 
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
-from dera_jax.checkpoints.vocabulary import tokenizer
+from dera_jax.checkpoints.tokenizer import tokenizer
 from dera_jax.decoding import mutation
 from dera_jax.decoding.mutation import (
     InputEdits,
-    Prompt,
     Rewriter,
     TemplateBank,
     Unchanged,
@@ -26,18 +25,19 @@ from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.models.language_model import Output, State, sequence_keys
 from dera_jax.models.tabular import TabularLM
+from dera_jax.prompts import Prompt
 
 BYTES = tokenizer(ByteVocabulary())
 
 
 def encode(text: str, max_tokens: int) -> list[int]:
     """A request's bytes with the end token, cut so that this fits."""
-    return [*BYTES.encode(text)[: max_tokens - 1], 1]
+    return BYTES.encode_prompt(text, max_tokens).ids
 
 
 WORDS = encode, BYTES.decode
 VOCAB = 259
-ROOM = 48  # tokens of a script
+ROOM = 56  # tokens of a script
 
 
 def keys(batch: int, seed: int = 0):
@@ -59,30 +59,32 @@ def counts(drawn, possible) -> list[int]:
 
 
 def test_slots_are_filled_once_and_braces_mean_nothing():
-    text = "f{0} {text} {keywords} {{}} \\1"
-    prompt = Prompt(text, "{keywords}? {text}! {other}", ("a", "{text}"))
-    assert prompt.render() == f"a, {{text}}? {text}! {{other}}"
-    assert Prompt(text).render() == text
+    document = "f{0} {document} {keywords} {{}} \\1"
+    prompt = Prompt(document, "{keywords}? {document}! {other}", ("a", "{document}"))
+    assert prompt.render() == f"a, {{document}}? {document}! {{other}}"
+    assert Prompt(document).render() == document
 
 
-def test_a_template_without_its_text_is_refused():
-    with pytest.raises(ValueError, match=r"the template 'Summarize' has no slot \{text\}"):
+def test_a_template_without_its_document_is_refused():
+    with pytest.raises(ValueError, match=r"the template 'Summarize' has no slot \{document\}"):
         Prompt("a", "Summarize")
-    with pytest.raises(ValueError, match=r"'\{text\} and \{text\}' has two slots \{text\}"):
-        Prompt("a", "{text} and {text}")
+    with pytest.raises(
+        ValueError, match=r"'\{document\} and \{document\}' has two slots \{document\}"
+    ):
+        Prompt("a", "{document} and {document}")
 
 
 # All mutators that need no model
 
 PARENTS = [
-    Prompt("a: One. Two. Three.", "Say {text}", ("two",)),
-    Prompt("a: Four; five.", "Tell {text}", ("x",)),
-    Prompt("a: Six seven.", "{text}", ("y",)),
+    Prompt("One. Two. Three.", "Say {document}", ("two",)),
+    Prompt("Four; five.", "Tell {document}", ("x",)),
+    Prompt("Six seven.", "{document}", ("y",)),
 ]
 WITHOUT_MODEL = [
     Unchanged(),
-    TemplateBank(("1 {text}", "2 {text}", "3 {text} {keywords}")),
-    InputEdits("a: "),
+    TemplateBank(("1 {document}", "2 {document}", "3 {document} {keywords}")),
+    InputEdits(),
 ]
 
 
@@ -117,24 +119,24 @@ def test_unchanged_copies():
 
 
 def test_the_bank_is_dealt_out_before_any_template_comes_again():
-    bank = tuple(f"{i} {{text}}" for i in range(3))
+    bank = tuple(f"{i} {{document}}" for i in range(3))
     children = children_of(TemplateBank(bank), Prompt("x", keywords=("k",)), 8)
-    assert all(child.text == "x" and child.keywords == ("k",) for child in children)
+    assert all(child.document == "x" and child.keywords == ("k",) for child in children)
     templates = [child.template for child in children]
     assert set(templates[:3]) == set(templates[3:6]) == set(bank)
     assert len(set(templates[6:])) == 2
 
 
 def test_the_parents_own_template_is_not_drawn():
-    bank = TemplateBank(("{text}", "1 {text}", "2 {text}"))
-    templates = [x.template for x in children_of(bank, Prompt("x", "1 {text}"), 40)]
-    assert set(templates) == {"{text}", "2 {text}"}
-    only = children_of(TemplateBank(("1 {text}",)), Prompt("x", "1 {text}"), 2)
-    assert [x.template for x in only] == ["1 {text}"] * 2  # there is no other
+    bank = TemplateBank(("{document}", "1 {document}", "2 {document}"))
+    templates = [x.template for x in children_of(bank, Prompt("x", "1 {document}"), 40)]
+    assert set(templates) == {"{document}", "2 {document}"}
+    only = children_of(TemplateBank(("1 {document}",)), Prompt("x", "1 {document}"), 2)
+    assert [x.template for x in only] == ["1 {document}"] * 2  # there is no other
 
 
 def test_every_order_of_the_bank_is_as_likely():
-    bank = tuple(f"{i} {{text}}" for i in range(4))
+    bank = tuple(f"{i} {{document}}" for i in range(4))
     drawn = TemplateBank(bank)([Prompt("x")] * 2400, 2, keys(2400)).children
     pairs = [tuple(child.template for child in row) for row in drawn]
     found = counts(pairs, list(itertools.permutations(bank, 2)))
@@ -144,12 +146,14 @@ def test_every_order_of_the_bank_is_as_likely():
 def test_banks_that_cannot_be_used_are_refused():
     with pytest.raises(ValueError, match="templates must be a non-empty tuple"):
         TemplateBank(())
-    with pytest.raises(ValueError, match=r"the template 'Sum up' has no slot \{text\}"):
-        TemplateBank(("{text}", "Sum up"))
-    with pytest.raises(ValueError, match=r"TemplateBank: .* has two slots \{text\}"):
-        TemplateBank(("{text}", "{text} {text}"))
-    bank = TemplateBank(("{text}", "{text} with {keywords}"))
-    with pytest.raises(ValueError, match=r"'\{text\} with \{keywords\}'.*parent 1 of the batch"):
+    with pytest.raises(ValueError, match=r"the template 'Sum up' has no slot \{document\}"):
+        TemplateBank(("{document}", "Sum up"))
+    with pytest.raises(ValueError, match=r"TemplateBank: .* has two slots \{document\}"):
+        TemplateBank(("{document}", "{document} {document}"))
+    bank = TemplateBank(("{document}", "{document} with {keywords}"))
+    with pytest.raises(
+        ValueError, match=r"'\{document\} with \{keywords\}'.*parent 1 of the batch"
+    ):
         bank([Prompt("a", keywords=("k",)), Prompt("b")], 1, keys(2))
 
 
@@ -175,7 +179,7 @@ def test_sentences_and_what_is_between_them_are_the_text(text, sentences):
 def test_edits_are_drawn_uniformly_then_their_sentences():
     """A text of three sentences: each of three edits 1/3, then 3 drops, or 6 moves to 4 texts."""
     parents = [Prompt("A. B. C.", keywords=("B",))] * 7200
-    texts = [children[0].text for children in InputEdits()(parents, 1, keys(7200)).children]
+    texts = [children[0].document for children in InputEdits()(parents, 1, keys(7200)).children]
     third = 1 / 3
     probabilities = {
         "B. C.": third / 3,
@@ -199,33 +203,33 @@ def test_edits_are_drawn_uniformly_then_their_sentences():
         ("A. A. B.", (), {"A. B.", "A. A.", "A. B. A.", "B. A. A."}),
         ("A. B.", ("a", "b"), {"A.", "B.", "B. A."}),  # all have a keyword
         ("A. B.", ("c",), {"A.", "B.", "B. A."}),  # none has
-        ("A{0}. B{text}.", (), {"A{0}.", "B{text}.", "B{text}. A{0}."}),
+        ("A{0}. B{document}.", (), {"A{0}.", "B{document}.", "B{document}. A{0}."}),
         (" A.  B.\n", (), {" A.\n", " B.\n", " B.  A.\n"}),  # white space keeps its places
         ("A.  A.\nA. ", (), {"A.  A. "}),
     ],
 )
 def test_what_edits_can_make_of_a_text(text, keywords, possible):
-    offspring = InputEdits()([Prompt(text, "T {text}", keywords)], 300, keys(1))
-    assert {child.text for child in offspring.children[0]} == possible
+    offspring = InputEdits()([Prompt(text, "T {document}", keywords)], 300, keys(1))
+    assert {child.document for child in offspring.children[0]} == possible
     assert {(child.template, child.keywords) for child in offspring.children[0]} == {
-        ("T {text}", keywords)
+        ("T {document}", keywords)
     }
     assert offspring.fallbacks.tolist() == [0]
 
 
-@pytest.mark.parametrize("text", ["p: One sentence, 3.5 long.", "p: ", "p:  \n", "p: A;b"])
+@pytest.mark.parametrize("text", ["One sentence, 3.5 long.", "", "  \n", " A;b\n"])
 def test_a_text_that_no_edit_changes_is_copied_and_counted(text):
     parent = Prompt(text, keywords=("one",))
-    offspring = InputEdits("p: ")([parent, Prompt("p: A. B.")], 3, keys(2))
+    offspring = InputEdits()([parent, Prompt("A. B.")], 3, keys(2))
     assert offspring.children[0] == [parent] * 3
     assert offspring.fallbacks.tolist() == [3, 0]
 
 
-def test_the_prefix_stays():
-    children = children_of(InputEdits("Sum. Up: "), Prompt("Sum. Up: A. B."), 100)
-    assert {x.text for x in children} == {"Sum. Up: A.", "Sum. Up: B.", "Sum. Up: B. A."}
-    with pytest.raises(ValueError, match="prefix is 'Sum: ', and a text begins with 'A. B.'"):
-        InputEdits("Sum: ")([Prompt("A. B.")], 1, keys(1))
+def test_the_instruction_stays():
+    """Sentences of it are none of the document's."""
+    parent = Prompt("A. B.", "Sum. Up: {document} In. Short:")
+    texts = {x.render() for x in children_of(InputEdits(), parent, 100)}
+    assert texts == {f"Sum. Up: {x} In. Short:" for x in ("A.", "B.", "B. A.")}
 
 
 @pytest.mark.parametrize(
@@ -242,14 +246,14 @@ def test_the_prefix_stays():
 )
 def test_keywords_are_whole_words_in_any_case(keyword, kept):
     parent = Prompt("The cat. An old-cat. To concatenate. Cats.", keywords=(keyword,))
-    texts = {x.text for x in children_of(InputEdits(), parent, 100)}
+    texts = {x.document for x in children_of(InputEdits(), parent, 100)}
     # A drop leaves three of the four sentences.
     assert {x for x in texts if len(split_sentences(x)[0]) < 3} == kept
 
 
 def test_one_of_the_keywords_is_enough():
     parent = Prompt("A one. B two. C. D.", keywords=("two", "one", "none"))
-    assert "A one. B two." in {x.text for x in children_of(InputEdits(), parent, 100)}
+    assert "A one. B two." in {x.document for x in children_of(InputEdits(), parent, 100)}
 
 
 # parse_numbered
@@ -346,12 +350,15 @@ def rewriter(*scripts: np.ndarray, **settings) -> Rewriter:
 
 
 def test_rewrites_become_templates():
-    parents = [Prompt("x {0}", "A {text} B", ("k",)), Prompt("y", "Big: {text}")]
-    first, second = "1. Do {text} so 2. Now {text}, {text}", "1) One:\n2) Two"
+    parents = [Prompt("x {0}", "A {document} B", ("k",)), Prompt("y", "Big: {document}")]
+    first, second = "1. Do {document} so 2. Now {document}, {document}", "1) One:\n2) Two"
     offspring = rewriter(script(first), script(second))(parents, 2, keys(2))
     templates = [[child.template for child in row] for row in offspring.children]
-    assert templates == [["Do {text} so", "Now , {text}"], ["One: {text}", "Two {text}"]]
-    assert [[(x.text, x.keywords) for x in row] for row in offspring.children] == [
+    assert templates == [
+        ["Do {document} so", "Now , {document}"],
+        ["One: {document}", "Two {document}"],
+    ]
+    assert [[(x.document, x.keywords) for x in row] for row in offspring.children] == [
         [("x {0}", ("k",))] * 2,
         [("y", ())] * 2,
     ]
@@ -364,13 +371,16 @@ def test_rewrites_become_templates():
 def test_children_of_one_parent_differ_while_there_are_edits():
     parents = [Prompt("A. B. C. D. E. F.")] * 20  # 6 drops, 25 moves: free draws often agree
     children = InputEdits()(parents, 6, keys(20)).children
-    assert all(len({child.text for child in some}) == 6 for some in children)
-    few = [x.text for x in children_of(InputEdits(), Prompt("A. B."), 8)]
+    assert all(len({child.document for child in some}) == 6 for some in children)
+    few = [x.document for x in children_of(InputEdits(), Prompt("A. B."), 8)]
     assert set(few) == {"A.", "B.", "B. A."}
 
 
 def test_many_children_are_asked_for_five_at_a_time():
-    parents, five = [Prompt("x", "A {text}"), Prompt("y", "B {text}")], "1. a 2. b 3. c 4. d 5. e"
+    parents, five = (
+        [Prompt("x", "A {document}"), Prompt("y", "B {document}")],
+        "1. a 2. b 3. c 4. d 5. e",
+    )
     offspring = rewriter(script(five), script("no list"))(parents, 7, keys(2))
     assert [x.template[0] for x in offspring.children[0]] == [*"abcdeab"]
     assert offspring.children[1] == [parents[1]] * 7
@@ -380,18 +390,22 @@ def test_many_children_are_asked_for_five_at_a_time():
 
 
 def test_a_list_that_cannot_be_read_gives_copies_and_one_fallback():
-    parents = [Prompt("x", "A {text}"), Prompt("y", "B {text}")]
+    parents = [Prompt("x", "A {document}"), Prompt("y", "B {document}")]
     offspring = rewriter(script("1. a 2. b"), script("1. a 2. b 3. c"))(parents, 3, keys(2))
     assert offspring.children[0] == [parents[0]] * 3
-    assert [x.template for x in offspring.children[1]] == ["a {text}", "b {text}", "c {text}"]
+    assert [x.template for x in offspring.children[1]] == [
+        "a {document}",
+        "b {document}",
+        "c {document}",
+    ]
     assert offspring.fallbacks.tolist() == [1, 0]
 
 
 def test_a_list_without_an_end_counts_what_was_sampled():
     short = Sampling(9, temperature=0.7, top_k=40)
     mutator = rewriter(script("1. a 2. bcdef"), sampling=short)
-    offspring = mutator([Prompt("x", "A{text}")], 2, keys(1))
-    assert [x.template for x in offspring.children[0]] == ["a {text}", "b {text}"]
+    offspring = mutator([Prompt("x", "A{document}")], 2, keys(1))
+    assert [x.template for x in offspring.children[0]] == ["a {document}", "b {document}"]
     assert offspring.positions.tolist() == [len("A#2") + 1 + 9]
 
 
@@ -405,9 +419,9 @@ def seen(monkeypatch):
 
 def test_one_call_reads_the_requests_as_they_should_be(seen):
     parents = [
-        Prompt("x", "A full {keywords} room: {text}"),
+        Prompt("x", "A full {keywords} room: {document}"),
         Prompt("y"),
-        Prompt("z", "C {number} {text}"),
+        Prompt("z", "C {number} {document}"),
     ]
     rewriter(*[script("1. a")] * 3, unsaid="B it")(parents, 4, keys(3))
     ((_, _, requests, drawn, sampling),) = seen
@@ -423,7 +437,7 @@ def test_one_call_reads_the_requests_as_they_should_be(seen):
 
 def test_a_long_request_is_cut_and_keeps_its_end(seen):
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    offspring = rewriter(script("1. a"))([Prompt("x", letters + "{text}")], 1, keys(1))
+    offspring = rewriter(script("1. a"))([Prompt("x", letters + "{document}")], 1, keys(1))
     np.testing.assert_array_equal(seen[0][2].tokens, [BYTES.encode(letters[:23]) + [1]])
     assert offspring.positions.tolist() == [INPUTS + len("1. a") + 1]
 
@@ -434,9 +448,9 @@ def test_the_end_tokens_of_the_model_end_an_answer():
     decode = lambda ids: read.append(list(ids)) or BYTES.decode(ids)
     scripts = np.stack([script("1. a|2. b")])
     mutator = Rewriter(several, scripts, encode, decode, INPUTS, SAMPLING, REQUEST)
-    offspring = mutator([Prompt("x", "A {text}")], 1, keys(1))
+    offspring = mutator([Prompt("x", "A {document}")], 1, keys(1))
     assert read == [BYTES.encode("1. a|")]
-    assert [x.template for x in offspring.children[0]] == ["a| {text}"]
+    assert [x.template for x in offspring.children[0]] == ["a| {document}"]
     assert offspring.positions.tolist() == [len("A#1") + 1 + len("1. a|")]
 
 
@@ -445,13 +459,17 @@ def test_a_mixture_is_no_rewriter():
     model, two = TabularLM(VOCAB, horizon=1), (np.zeros((1, 2, VOCAB), np.float32),) * 2
     mutator = Rewriter(Realigned(model, (model,)), two, *WORDS, INPUTS, SAMPLING, REQUEST)
     with pytest.raises(ValueError, match="lam must be an array of numbers"):
-        mutator([Prompt("x", "A {text}")], 1, keys(1))
+        mutator([Prompt("x", "A {document}")], 1, keys(1))
 
 
 def test_rewrites_depend_on_their_key_and_not_on_the_batch():
     two = script("1. aaaaaaaa 2. aaaaaaaa", "1. bbbbbbbb 2. bbbbbbbb")
     mutator = rewriter(two, two, script("no list"))
-    parents = [Prompt("x", "A {text}"), Prompt("x", "B {text}"), Prompt("x", "C {text}")]
+    parents = [
+        Prompt("x", "A {document}"),
+        Prompt("x", "B {document}"),
+        Prompt("x", "C {document}"),
+    ]
     together = mutator(parents, 2, keys(3))
     for b, parent in enumerate(parents):
         alone = mutator([parent], 2, keys(3)[b : b + 1])
@@ -464,7 +482,7 @@ def test_rewrites_depend_on_their_key_and_not_on_the_batch():
 
 def test_the_request_of_the_module_and_the_released_sampling():
     asked = Rewriter(Scripted(), None, *WORDS, 8)
-    text = asked._request(Prompt("x", "Sum up: {text}"), 5)
+    text = asked._request(Prompt("x", "Sum up: {document}"), 5)
     assert '"Sum up:"' in text and "5" in text and "{" not in text
     assert (asked.sampling.temperature, asked.sampling.top_k) == (0.7, 40)
 

@@ -236,7 +236,7 @@ class Shifted:
     def __call__(self, parents, number, keys):
         starts = [int(x[-1] % INPUTS) for x in np.asarray(jax.random.key_data(keys))]
         children = [
-            [Prompt(str((int(parent.text) + start + i) % INPUTS)) for i in range(number)]
+            [Prompt(str((int(parent.document) + start + i) % INPUTS)) for i in range(number)]
             for parent, start in zip(parents, starts, strict=True)
         ]
         none = np.zeros(len(parents), int)
@@ -259,8 +259,8 @@ def test_archives():
     )
     model, params = table(4, 7)
     prompts = [Prompt(str(i % INPUTS)) for i in ids]
-    documents = np.array([[int(x.text)] for x in prompts])
-    encode = lambda rows: worlds.each(np.array([[[int(x.text)] for x in row] for row in rows]))
+    documents = np.array([[int(x.document)] for x in prompts])
+    encode = lambda rows: worlds.each(np.array([[[int(x.document)] for x in row] for row in rows]))
     guide = Guide(Judge(REWARD, TABLE, str), Source(worlds.whole(documents)))
     questions = archive.Questions(prompts, encode, ids, guide)
     found = archive.evolve(model, params, questions, 5, settings, Shifted())

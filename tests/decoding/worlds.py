@@ -79,7 +79,8 @@ def rows(num_samples: int, lam=None, seed: int = 0) -> tuple[Prompts, jax.Array]
 
 def run_on_eight_devices(script: str) -> None:
     """Runs a script that says "identical" in a process with eight CPU devices."""
-    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    env = {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, **env},

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.resources import RunResources
-from dera_jax.checkpoints.vocabulary import tokenizer
 from dera_jax.evaluation.methods import Bench
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.judge import Judge
@@ -19,14 +18,13 @@ def of_random_models(folder: Path) -> Bench:
     names = enumerate(("reference", "aligned"))
     folders = [small.reference_folder(folder / name, seed) for seed, name in names]
     pair = load(*folders)
-    text = tokenizer(pair.vocabulary)
-    judge = lambda reward: Judge(reward, reward.load(RunResources(pair.vocabulary)), text.decode)
+    judge = lambda reward: Judge(reward, reward.load(RunResources(pair.vocabulary)), pair.decode)
     limit = Part("words", WordsInRange(high=3), 0.0)
     return Bench(
         models=pair.model.models,
         params=pair.params,
-        tokenizer=text,
-        documents=small.DOCUMENTS.read(),
+        tokenizer=pair.tokenizer,
+        documents=small.DOCUMENTS.read(pair.tokenizer),
         judge=judge(Faithfulness()),
         measured=judge(Combined((Part("guide", Faithfulness()), limit))),
         max_length=LENGTH,

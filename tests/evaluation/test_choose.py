@@ -6,8 +6,6 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-import tasks  # noqa: F401 (registers `newswire`)
-from dera_jax import data
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.evaluation import shards
@@ -18,6 +16,7 @@ from dera_jax.evaluation.sweep import Sweep
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.rewards.length import LengthInRange
+from tasks import newswire
 
 CARD = {
     "beta": 0.3,
@@ -144,7 +143,7 @@ def folders(tmp_path_factory) -> tuple[str, str]:
     )
     for seed, (name, card) in enumerate({"reference": {}, "aligned": CARD}.items()):
         params = T5(config).init(jax.random.key(seed))
-        save_model(root / name, config, data.vocabulary_of("newswire"), params, card)
+        save_model(root / name, config, newswire.vocabulary(), params, card)
     return str(root / "reference"), str(root / "aligned")
 
 

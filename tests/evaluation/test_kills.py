@@ -26,6 +26,7 @@ from dera_jax.evaluation.sweep import Documents, Sweep, decode, write_report
 from dera_jax.models.language_model import Prompts
 from dera_jax.models.tabular import TabularLM
 from dera_jax.decoding.realign import Realigned
+from dera_jax.prompts import Prompt
 from dera_jax.rewards.host import HostReward
 
 def slow(documents, texts):
@@ -37,7 +38,7 @@ model = TabularLM(5, 4, num_inputs=42)
 params = tuple(model.init(jax.random.key(i)) for i in (1, 2))
 inputs = np.arange(2, 42, dtype=np.int32)[:, None]
 prompts = Prompts(inputs, np.ones(40, np.int32))
-documents = Documents(prompts, np.arange(40), [f"a\\u2028{i}" for i in range(40)], ["b"] * 40)
+documents = Documents(prompts, np.arange(40), [Prompt(f"a\\u2028{i}") for i in range(40)], ["b"] * 40)
 sweep = Sweep((0.0, 1.0), 2, Sampling(4), HostReward(slow), 1, seed)
 to_text = lambda ids: " ".join(map(str, ids))
 with run_folder.claim(folder, f"SEED = {seed}\\n"):

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from dera_jax import data
 from dera_jax.checkpoints.loading import Loaded
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation.lengths import LengthSurvey
 from dera_jax.evaluation.sweep import Documents
 from dera_jax.models.language_model import Prompts, sequence_keys
+from dera_jax.prompts import Prompt
 from dera_jax.rewards.length import share_in_range
 from tasks import vocabularies
 from tests import golden, prompts
@@ -28,8 +28,12 @@ class Given:
     prompts: Prompts
     task: str = "given"
 
-    def read(self) -> Documents:
-        return Documents(self.prompts, IDS, ["a"] * len(IDS), ["b"] * len(IDS))
+    def known_vocabulary(self) -> None:
+        """Of texts."""
+
+    def read(self, tokenizer) -> Documents:
+        del tokenizer
+        return Documents(self.prompts, IDS, [Prompt("a")] * len(IDS), ["b"] * len(IDS))
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +42,6 @@ def vocabulary(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("pieces") / "pieces.model")
     vocabularies.train(["some words to make pieces from, and yet more"] * 9, path, 76)
     return SentencePieceVocabulary(path, 52)
-
-
-@pytest.fixture(autouse=True)
-def tasks_vocabulary(monkeypatch, vocabulary):
-    monkeypatch.setattr(data, "vocabulary_of", lambda task: vocabulary)
 
 
 @pytest.fixture(scope="module")

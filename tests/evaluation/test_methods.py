@@ -119,9 +119,7 @@ def test_a_search_costs_its_beams_and_its_lookahead(bench):
 @pytest.mark.slow
 def test_a_reward_in_python_searches_as_the_compiled_one(bench):
     def fn(documents, texts):
-        cut = [bench.tokenizer.decode(row) for row in bench.documents.prompts.tokens]
-        of = dict(zip(bench.documents.texts, cut, strict=True))
-        return [faithful_share(text, of[document]) for document, text in zip(documents, texts)]
+        return [faithful_share(text, document) for document, text in zip(documents, texts)]
 
     judge = Judge(HostReward(fn), None, bench.tokenizer.decode)
     ours = Searched("DeAL", SEARCH).answer(bench, ROWS)
@@ -165,23 +163,24 @@ def test_a_stopped_run_goes_on_and_ends_the_same(bench, tmp_path):
 def test_a_prompt_stands_before_the_document_and_cuts_nothing(bench):
     read = lambda template, lam=0.0: bench.prompts(template, ROWS, lam)
     ids = lambda prompts: [x[:n] for x, n in zip(prompts.tokens, prompts.lengths, strict=True)]
-    prompts, plain = read("use {keywords}. {text}"), bench.documents.prompts
+    prompts, plain = read("use {keywords}. summarize: {document}"), bench.documents.prompts
     keywords = bytes(bench.documents.keywords[0, 0]).rstrip(b"\0").decode()
     said = bench.tokenizer.decode(prompts.tokens[0])
     assert said.startswith("use ") and keywords in said
     for with_prompt, without in zip(ids(prompts), ids(plain), strict=True):
         np.testing.assert_array_equal(with_prompt[-len(without) :], without)  # and ends as it did
-    after = ids(read("{text} In short:"))[0]
+    after = ids(read("{document} In short:"))[0]
     assert after[-1] == 1 and "In short:" in bench.tokenizer.decode(after)
-    jax.tree.map(np.testing.assert_array_equal, read("{text}"), plain)
-    assert read("{text}").lam is read("{text}", 1.0).lam is None  # of single models
-    for template in ("{text}", "{text} In short:"):
+    for own in (None, "summarize: {document}"):
+        jax.tree.map(np.testing.assert_array_equal, read(own), plain)
+        assert read(own).lam is read(own, 1.0).lam is None  # of single models
+    for template in (None, "{document} In short:"):
         np.testing.assert_array_equal(read(template, 0.5).lam, np.full((4, 1), 0.5))
-    with pytest.raises(ValueError, match="no slot {text}"):
+    with pytest.raises(ValueError, match="no slot {document}"):
         read("summarize")
     without = dataclasses.replace(bench.documents, keywords=None)
     with pytest.raises(ValueError, match="the task no keywords"):
-        dataclasses.replace(bench, documents=without).prompts("{keywords} {text}", ROWS, 0.0)
+        dataclasses.replace(bench, documents=without).prompts("{keywords} {document}", ROWS, 0.0)
 
 
 def test_what_cannot_be_meant_is_refused(bench):

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from dera_jax.decoding.evolution import Evolution
-from dera_jax.decoding.mutation import Offspring, Prompt, TemplateBank, Unchanged
+from dera_jax.decoding.mutation import Offspring, TemplateBank, Unchanged
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.evaluation import shards
 from dera_jax.evaluation.methods import Bench, Sampled, run
 from dera_jax.evaluation.populations import TRACE, Bred, replacements
 from dera_jax.models.heads import ValueHead
 from dera_jax.models.t5_lm import T5
+from dera_jax.prompts import Prompt
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.learned import RewardModel
 from tests.evaluation import benches
@@ -22,7 +23,8 @@ from tests.experiments import small
 LENGTH = benches.LENGTH
 ROWS = np.arange(4)
 EVOLUTION = Evolution(Sampling(LENGTH), population=3, period=3, survivors=1, generations=2)
-BANK = TemplateBank(("{text}", "briefly, {text}", "{text} in short"))
+PLAIN = "summarize: {document}"
+BANK = TemplateBank((PLAIN, f"briefly, {PLAIN}", f"{PLAIN} in short"))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +102,7 @@ def test_instructions_are_read_and_so_counted(bench):
         EVOLUTION, generations=1, period=LENGTH, sampling=Sampling(LENGTH, end_ids=(-1,))
     )
     plain = Bred("plain", never, Unchanged()).answer(bench, ROWS).positions
-    longer = TemplateBank(("briefly, {text}",))
+    longer = TemplateBank((f"briefly, {PLAIN}",))
     added = len(bench.tokenizer.encode("briefly, "))
     instructed = Bred("instructed", never, longer).answer(bench, ROWS).positions
     np.testing.assert_array_equal(instructed, plain + 3 * added)
@@ -145,14 +147,15 @@ def test_without_mutation_and_replacement_it_costs_best_of_n_and_more_inputs(ben
 def test_the_plain_prompt_is_what_the_task_reads(bench):
     plain = bench.documents.prompts
     size = plain.tokens.shape[1]  # all documents are longer, and cut
-    found = bench.encode([bench.prompt("{text}", row) for row in ROWS], size, None)
-    jax.tree.map(np.testing.assert_array_equal, found, plain)
+    for template in (None, PLAIN):
+        found = bench.encode([bench.prompt(template, row) for row in ROWS], size, None)
+        jax.tree.map(np.testing.assert_array_equal, found, plain)
 
 
 def test_keywords_that_are_not_there_are_refused(bench):
     bare = dataclasses.replace(bench, documents=dataclasses.replace(bench.documents, keywords=None))
     with pytest.raises(ValueError, match="has a slot {keywords}, the task no keywords"):
-        Bred("x", EVOLUTION, Unchanged(), template="{keywords}: {text}").answer(bare, ROWS)
+        Bred("x", EVOLUTION, Unchanged(), template="{keywords}: {document}").answer(bare, ROWS)
 
 
 def test_a_stopped_run_goes_on_and_ends_the_same(bench, tmp_path):
@@ -164,7 +167,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(bench, tmp_path):
 
 
 def test_a_long_instruction_cuts_the_document(bench):
-    prompt = Prompt(bench.documents.texts[0], "briefly, {text}")
+    prompt = Prompt(bench.documents.texts[0], f"briefly, {PLAIN}")
     whole, cut = (bench.encode([prompt], size, None) for size in (60, 12))
     assert cut.lengths.tolist() == [12]
     whole, cut = whole.tokens[0], cut.tokens[0]

@@ -17,9 +17,9 @@ from tests.experiments import small
 DATA = Path(__file__).parent.parent / "data" / "line_separators" / "test.jsonl"
 
 MODULE = """
-from tasks import jsonl, newswire
+from tasks import jsonl
 
-jsonl.register("separated", {"test": f"{__file__}.jsonl"}, newswire.vocabulary())
+jsonl.register("separated", {"test": f"{__file__}.jsonl"})
 
 def separators(documents, texts):
     return [float(x in document) for document in documents for x in "\\u2028"]

@@ -20,6 +20,7 @@ from dera_jax.evaluation.sweep import (
     table,
     write_report,
 )
+from dera_jax.prompts import Prompt
 from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import Reward
@@ -50,7 +51,7 @@ def world():
     fifth = prompts.replace(tokens=prompts.tokens[:1, ::-1], lengths=prompts.lengths[:1])
     prompts = jax.tree.map(lambda *x: np.concatenate(x), prompts, fifth)
     names = [f"document {i}" for i in range(5)]
-    documents = Documents(prompts, np.arange(100, 105), names, ["3 4 5"] * 5)
+    documents = Documents(prompts, np.arange(100, 105), list(map(Prompt, names)), ["3 4 5"] * 5)
     return model, params, documents, lambda ids: " ".join(str(int(i)) for i in ids)
 
 
@@ -154,7 +155,8 @@ def test_a_reward_of_the_wrong_shape_is_refused(world, tmp_path):
     bad = dataclasses.replace(SWEEP, reward=ThreeNumbers())
     model, params, documents, to_text = world
     with pytest.raises(
-        ValueError, match=r"ThreeNumbers\(\) gave rewards of shape \(3,\); expected \(2, 6\)"
+        ValueError,
+        match=r"reward ThreeNumbers\(\) must be an array \[B, K\] of rewards with B = 2, K = 6; found",
     ):
         decode(model, params, documents, bad, to_text, tmp_path)
 

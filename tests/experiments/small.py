@@ -5,8 +5,6 @@ from types import SimpleNamespace
 
 import jax
 
-import tasks  # noqa: F401 (registers `newswire`)
-from dera_jax import data
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.data import Data
@@ -15,6 +13,7 @@ from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.training import optimizers, ppo
 from dera_jax.training.alignment import Alignment
+from tasks import newswire
 
 CONFIG = T5Config(1024, 16, 2, 1, 1, 8, 32, ("relu",), True)
 DOCUMENTS = Split("newswire", "test", inputs=16, documents=4)
@@ -23,7 +22,7 @@ NEVER_SAVED = Saving(steps=100, minutes=1e9)
 
 def reference_folder(folder: Path, seed: int = 0) -> str:
     params = T5(CONFIG).init(jax.random.key(seed))
-    save_model(folder, CONFIG, data.vocabulary_of("newswire"), params, {})
+    save_model(folder, CONFIG, newswire.vocabulary(), params, {})
     return str(folder)
 
 

@@ -32,7 +32,7 @@ def study(tmp_path_factory) -> PopulationStudy:
         ),
         reward=Repetition(),  # of which even a random model's texts have more or less
         evolution=Evolution(Sampling(8, top_k=2), population=3, period=4, survivors=2),
-        mutator=TemplateBank(("{text}", "briefly, {text}")),
+        mutator=TemplateBank(("summarize: {document}", "briefly, summarize: {document}")),
         search=Search(8, beams=2, top_k=3, reward_weight=8.0),
         lam=0.5,
         periods=(8,),

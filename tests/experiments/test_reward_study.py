@@ -113,7 +113,7 @@ def test_the_sweep_s_rewards_are_those_of_the_parts(study, tmp_path):
     for stage in shown.stages(tmp_path):
         stage.folder.mkdir(parents=True)
         stage.run(stage.folder)
-    resources = RunResources(small.data.vocabulary_of("newswire"))
+    resources = RunResources(small.newswire.vocabulary())
     documents = small.DOCUMENTS.read()
     rewards = {"a": Faithfulness(), "b": Repetition()}
     params = {name: reward.load(resources) for name, reward in rewards.items()}

@@ -43,7 +43,7 @@ def study(setting) -> SearchStudy:
         reward=Repetition(),  # of which even a random model's texts have more or less
         search=SEARCH,
         lam=0.5,
-        prompt="use the words {keywords}. {text}",
+        prompt="use the words {keywords}. summarize: {document}",
         weights=(8.0,),
         lookaheads=(0, 2),
         headline="reward",
@@ -160,7 +160,7 @@ def test_bad_settings_are_refused(setting, study, tmp_path):
     nobody = dataclasses.replace(setting, aligned=None)
     with pytest.raises(ValueError, match="SearchStudy needs an aligned model"):
         dataclasses.replace(study, setting=nobody)
-    with pytest.raises(ValueError, match="no slot {text}"):
+    with pytest.raises(ValueError, match="no slot {document}"):
         dataclasses.replace(study, prompt="use {keywords}")
     with pytest.raises(ValueError, match="in \\[0, 1\\]"):
         TradeOff(setting, (Part("a", Faithfulness()),) * 2, (0.0, 1.5), SEARCH, "")
@@ -179,7 +179,7 @@ def test_what_is_needed_after_training_is_looked_at_before(setting, study, tmp_p
     missing = MissingFile()
     for change, message in (
         ({"headline": "within"}, "no column 'within' to show"),
-        ({"prompt": "{keywords}: {text}", "reward": LengthInRange(50, 58)}, "at least 60"),
+        ({"prompt": "{keywords}: {document}", "reward": LengthInRange(50, 58)}, "at least 60"),
         ({"setting": dataclasses.replace(untrained, also=(Part("x", missing),))}, "nowhere"),
     ):
         with pytest.raises((ValueError, OSError), match=message):

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from dera_jax.models.language_model import Padded
 from dera_jax.rewards.combined import Combined, Part, Statistics
 from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.judge import score
@@ -46,8 +47,10 @@ def random_texts(seed: int):
     inputs = rng.integers(2, 2 + len(LETTERS), (B, 6))
     inputs[:, :2] = 4, 3  # "b ", so that every document has a content word
     keywords = keyword_bytes([["a", "b"], ["c"], ["a b"]])
+    document = Padded(inputs, np.full(B, inputs.shape[1]))
+    targets = prompts.zero_padded_targets(targets)
     return (
-        Source(prompts.whole(inputs), prompts.zero_padded_targets(targets), keywords),
+        Source(prompts.whole(np.ones((B, 1))), targets, keywords, document),
         tokens,
         lengths,
         finished,

@@ -12,11 +12,12 @@ from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.learned_rewards import entailment, reward_model
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
-from dera_jax.checkpoints.resources import RunResources
+from dera_jax.checkpoints.resources import RunResources, ShapesOnly
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
-from dera_jax.checkpoints.vocabulary import tokenizer
+from dera_jax.checkpoints.tokenizer import tokenizer
 from dera_jax.models.heads import ValueHead
-from dera_jax.models.language_model import next_token_logits
+from dera_jax.models.language_model import Padded, Prompts, next_token_logits, padded
+from dera_jax.models.llama_lm import Llama
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.rewards.combined import Combined, Part
@@ -25,9 +26,10 @@ from dera_jax.rewards.learned import Entailment, RewardModel
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import Source
 from tests import prompts
+from tests.tiny import LLAMA
 
 CONFIG = T5Config(4096, 32, 2, 1, 1, 16, 64, ("relu",), True)
-DOCUMENTS = ["summarize: solve(a, b): the solution of a x = b.", "summarize: the mean of an array."]
+DOCUMENTS = ["solve(a, b): the solution of a x = b.", "the mean of an array."]
 TEXTS = [["solve a linear system.", "returns x."], ["the mean", "computes the mean of the array."]]
 MAX_LENGTH = 16
 ASSETS = Path(str(resources.files("dera_jax"))) / "assets"
@@ -55,16 +57,16 @@ def folders(tmp_path_factory, vocabulary):
 def batch(vocabulary):
     """source, tokens [2, 2, T], lengths, finished; the last text was cut off."""
     encode = tokenizer(vocabulary).encode
-    inputs = np.zeros((2, 40), np.int32)
-    for row, document in zip(inputs, DOCUMENTS, strict=True):
-        ids = [*encode(document), 1]
-        row[: len(ids)] = ids
+    asked = [tokenizer(vocabulary).encode_prompt(f"summarize: {x}", 40).ids for x in DOCUMENTS]
+    source = Source(
+        Prompts(*padded(asked, 40)), document=Padded(*padded([encode(x) for x in DOCUMENTS], 40))
+    )
     tokens = np.zeros((2, 2, MAX_LENGTH), np.int32)
     finished = np.array([[True, True], [True, False]])
     for index in np.ndindex(2, 2):
         ids = encode(TEXTS[index[0]][index[1]]) + [1] * int(finished[index])
         tokens[index][: len(ids)] = ids
-    return Source(prompts.zero_padded(inputs)), tokens, np.sum(tokens > 0, axis=-1), finished
+    return source, tokens, np.sum(tokens > 0, axis=-1), finished
 
 
 def test_a_reward_model_reads_the_whole_text(folders, vocabulary, batch):
@@ -101,8 +103,7 @@ def test_entailment_is_the_label_s_log_probability(folders, vocabulary, batch):
     encode = tokenizer(vocabulary).encode
     answer = np.array([*encode("entailment"), 1])
     for b, k in np.ndindex(2, 2):
-        document = DOCUMENTS[b].removeprefix("summarize: ")
-        prompt = [*encode(f"premise: {document} hypothesis: {TEXTS[b][k]}"), 1]
+        prompt = [*encode(f"premise: {DOCUMENTS[b]} hypothesis: {TEXTS[b][k]}"), 1]
         logits = next_token_logits(
             loaded.model, loaded.params, prompts.whole([prompt]), jnp.array(answer)[None, None]
         )[0, 0]
@@ -115,12 +116,40 @@ def test_a_prompt_is_the_tokens_of_its_text(folders, vocabulary, batch):
     reward = entailment(str(folders / "text"), max_length=64)
     params = reward.load(RunResources(vocabulary))
     source, tokens, lengths, finished = batch
-    found = reward.prompts(params, source.prompts, tokens, lengths - finished)
+    found = reward.prompts(params, source.document, tokens, lengths - finished)
     encode = tokenizer(vocabulary).encode
-    text = f"premise: {DOCUMENTS[0].removeprefix('summarize: ')} hypothesis: {TEXTS[0][0]}"
+    text = f"premise: {DOCUMENTS[0]} hypothesis: {TEXTS[0][0]}"
     expected = [*encode(text), 1]
     assert found.tokens.shape == (2, 2, 64) and found.lengths[0, 0] == len(expected)
     assert found.tokens[0, 0, : len(expected)].tolist() == expected
+
+
+def test_a_decoder_s_prompt_begins_and_does_not_end():
+    """The answer goes on with the text of the prompt."""
+
+    class Words(ShapesOnly):
+        encode = lambda self, text: [30 + len(word) for word in text.split()]
+        control_tokens = lambda self, ends_prompts: ([], [1]) if ends_prompts else ([7], [])
+
+    def joined(model) -> list[int]:
+        reward = Entailment(model, max_length=12)
+        params = reward.load(Words(64, end_id=1))
+        assert params["answer"].tolist() == [30 + len("entailment"), 1]
+        document = Padded(np.array([[20, 21, 0]]), np.array([2]))
+        text = np.array([[[50, 51, 52]]]), np.array([[2]])
+        found = reward.prompts(params, document, *text)
+        return found.tokens[0, 0, : int(found.lengths[0, 0])].tolist()
+
+    alone = [30 + len("premise:"), 20, 21, 30 + len("hypothesis:"), 50, 51]
+    assert joined(Llama(LLAMA)) == [7, *alone]
+    assert joined(T5(CONFIG)) == [*alone, 1]
+
+
+def test_the_document_s_own_ids_are_needed(folders, vocabulary, batch):
+    reward = entailment(str(folders / "text"), max_length=64)
+    source, *texts = batch
+    with pytest.raises(ValueError, match="Entailment needs the documents' own ids"):
+        reward(reward.load(RunResources(vocabulary)), source.replace(document=None), *texts)
 
 
 def test_a_long_document_leaves_room_for_the_text(folders, vocabulary):

@@ -96,21 +96,21 @@ def scalar(given: Texts):
 
 
 def entailment(given: Texts):
-    """Its words are ids of the vocabulary; the instruction is what the first document begins with."""
-    instruction = given.documents.tokens[0, :2]
+    """Its words are ids of the vocabulary."""
     is_new = given.model != MODEL
-    words = {"premise": [4, 7], "hypothesis": [7], "answer": [2, 7, EOS], "end": EOS}
+    words = {"premise": [4, 7], "hypothesis": [7], "answer": [2, 7, EOS], "end": [EOS]}
     words = {name: prompts.renamed(ids) if is_new else ids for name, ids in words.items()}
     words = {name: jnp.asarray(ids) for name, ids in words.items()}
     reward = Entailment(given.model, max_length=20)
-    return reward, {"model": given.params, "instruction": jnp.asarray(instruction), **words}
+    return reward, {"model": given.params, **words}
 
 
 _compiled = jax.jit(lambda reward, *arguments: reward(*arguments), static_argnums=0)
 
 
 def rewards_of(make, given: Texts) -> np.ndarray:
-    source = Source(given.documents, given.targets)
+    document = Padded(given.documents.tokens, given.documents.lengths)
+    source = Source(given.documents, given.targets, document=document)
     texts = given.texts.tokens, given.texts.lengths, np.zeros((3, K), bool)
     return np.asarray(_compiled(*make(given), source, *texts))
 
@@ -136,7 +136,7 @@ def test_prompts_of_entailment_are_told_by_lengths_alone(variant):
     ids = prompts.renamed(ids) if variant == "id 0 is a token" else ids
     mask = np.asarray(expected.mask)
     np.testing.assert_array_equal(ids[mask], np.asarray(expected.tokens)[mask])
-    # The first document has lost its instruction and its end; whatever there is no room for is cut.
-    document = min(LENGTHS[0] - 2 - 1, 20 - 2 - 1 - T - 1)
+    document = min(LENGTHS[0], 20 - 2 - 1 - T - 1)  # whatever there is no room for is cut
+    assert document < LENGTHS[0]
     sizes = 2 + document + 1 + np.asarray(plain().texts.lengths)[0] + 1
     np.testing.assert_array_equal(expected.lengths[0], sizes)

@@ -14,7 +14,7 @@ import pytest
 import sentencepiece
 
 from dera_jax import log
-from dera_jax.models.language_model import Prompts
+from dera_jax.models.language_model import Padded
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.protocol import Source, check_limit
 from dera_jax.rewards.segmentation import words_of
@@ -261,11 +261,11 @@ def bytes_as_ids(*texts: str) -> list[list[int]]:
     return [[x + 3 for x in text.encode()] for text in texts]
 
 
-def document_of(text: str) -> Prompts:
+def document_of(text: str) -> Padded:
     """A document of 50 ids at most, padded with the id of a letter."""
     ids = bytes_as_ids(text)[0]
     padded = np.pad(ids, (0, 50 - len(ids)), constant_values=ord("c") + 3)
-    return Prompts(padded[None], np.array([len(ids)]))
+    return Padded(padded[None], np.array([len(ids)]))
 
 
 def test_coverage_is_the_share_of_keywords_found_as_whole_words(byte_pieces):
@@ -333,7 +333,7 @@ def test_the_end_token_and_what_follows_it_are_no_text(byte_pieces):
     for finished, expected in [(True, [1, 0]), (False, [0, 1])]:
         values = scored(KeywordCoverage(), byte_pieces, rows, finished, keywords=keywords)
         np.testing.assert_array_equal(values, expected)
-        values = scored(Faithfulness(), byte_pieces, rows, finished, prompts=document_of("cat"))
+        values = scored(Faithfulness(), byte_pieces, rows, finished, document=document_of("cat"))
         np.testing.assert_array_equal(values, expected)
 
 
@@ -382,6 +382,12 @@ def test_a_task_without_keywords_is_refused():
         KeywordCoverage()(None, Source(prompts.whole(np.ones((1, 1)))), *[np.ones((1, 1), int)] * 3)
 
 
+def test_documents_whose_own_ids_are_not_known_are_refused(byte_pieces):
+    params = Faithfulness().load(Vocabulary(byte_pieces))
+    with pytest.raises(ValueError, match="Faithfulness needs the documents' own ids"):
+        Faithfulness()(params, Source(document_of("cat")), *[np.ones((1, 1, 1), int)] * 3)
+
+
 def test_keyword_bytes_are_normalised_utf8_in_rows():
     found = keyword_bytes([["e\u0301a", "x"], [], ["ﬁne"]])
     assert found.shape == (3, 2, 4) and found.dtype == np.uint8
@@ -408,7 +414,7 @@ def test_faithfulness_by_hand(byte_pieces):
     }
     expected = list(texts.values())
     values = scored(
-        Faithfulness(), byte_pieces, bytes_as_ids(*texts), prompts=document_of(document)
+        Faithfulness(), byte_pieces, bytes_as_ids(*texts), document=document_of(document)
     )
     np.testing.assert_allclose(values, expected, atol=1e-6)
     np.testing.assert_allclose([faithful_share(x, document) for x in texts], expected)
@@ -533,8 +539,9 @@ def test_rewards_of_sentences_are_their_counterparts_on_text(shipped):
     ids = [[[*shipped.encode(x), 1] for x in row] for row in texts]
     arguments = (
         Source(
-            prompts.zero_padded(pad([shipped.encode(x) for x in documents])),
+            prompts.whole(np.ones((4, 1))),
             keywords=keyword_bytes(lists),
+            document=prompts.zero_padded_targets(pad([shipped.encode(x) for x in documents])),
         ),
         np.stack([pad(row) for row in ids]),
         np.array([[len(x) for x in row] for row in ids]),

@@ -144,6 +144,14 @@ def test_instructions_stand_before_the_inputs_each_once_in_turn():
         assert sorted(expected.index(x) for x in heads[:4]) == [0, 0, 1, 1]
 
 
+def test_a_document_of_rewards_is_the_input_without_its_end():
+    inputs = jnp.array([[5, 6, 1, 0], [5, 6, 7, 8], [5, 1, 1, 0]])
+    source = dataclasses.replace(task(), inputs=inputs).source
+    np.testing.assert_array_equal(source.prompts.lengths, [3, 4, 3])
+    np.testing.assert_array_equal(source.document.lengths, [2, 4, 2])
+    np.testing.assert_array_equal(source.document.tokens, inputs)
+
+
 def test_an_empty_bank_is_refused():
     with pytest.raises(ValueError, match="instructions must be a non-empty tuple"):
         EvolutionDecoder(REWARD, ())

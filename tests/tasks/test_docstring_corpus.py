@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 from dera_jax import data
+from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
+from dera_jax.checkpoints.tokenizer import Tokenizer
+from dera_jax.encoding import Sizes
 from tasks import cache, docstring_corpus, docstrings, text, vocabularies
 from tasks.docstring_corpus import Pair
 
@@ -241,9 +244,10 @@ def test_a_missing_package_is_named_in_the_error(monkeypatch):
 
 
 def test_the_task_adds_prefix_end_of_sequence_and_a_stable_id(small_package):
-    examples = data.epoch("docstrings", "test", {"inputs": 64, "targets": 16}, seed=0)
-    (pair,) = docstring_corpus.held_out("test")
     vocabulary = vocabularies.docstrings_vocabulary()
+    pieces = SentencePieceVocabulary(vocabulary.sentencepiece_model_file, vocabularies.EXTRA_IDS)
+    examples = data.epoch("docstrings", "test", Tokenizer(pieces), Sizes(64, 16), seed=0)
+    (pair,) = docstring_corpus.held_out("test")
     expected = vocabulary.encode("summarize: " + pair.document) + [1]
     assert examples.inputs.tokens[0, : len(expected)].tolist() == expected
     target = examples.targets.tokens[0].tolist()
@@ -252,6 +256,7 @@ def test_the_task_adds_prefix_end_of_sequence_and_a_stable_id(small_package):
     assert examples.inputs.lengths[0] == len(expected)
     assert examples.example_id.tolist() == [int(pair.hash[:8], 16) % 2**31]
     assert examples.summaries == [pair.summary]
+    assert examples.documents == [pair.document]
 
 
 def test_a_failed_write_leaves_neither_the_file_nor_a_temporary_one(tmp_path, monkeypatch):
@@ -274,11 +279,6 @@ def test_the_shipped_vocabulary_has_4096_ids_and_keeps_text():
     sentence = "returns the mean_squared_error(y_true, y_pred) of 1024 examples~"
     assert vocabulary.decode(vocabulary.encode(sentence)) == sentence
     assert vocabulary.encode(sentence.upper()) == vocabulary.encode(sentence)
-
-
-def test_an_absent_sentencepiece_file_is_named_in_the_error():
-    with pytest.raises(FileNotFoundError, match=r"no/such\.model"):
-        vocabularies.sentencepiece("no/such.model")
 
 
 def _needs_pinned_versions():

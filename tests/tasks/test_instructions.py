@@ -11,9 +11,14 @@ import seqio
 import tensorflow as tf
 
 from dera_jax import data
+from dera_jax.checkpoints.tokenizer import Tokenizer
+from dera_jax.encoding import Sizes
+from dera_jax.prompts import Prompt
 from tasks import instructions, jsonl, newswire, xsum
+from tests.texts import BYTES, asked
 
-LENGTHS = {"inputs": 256, "targets": 64}
+SIZES = Sizes(256, 64)
+PLAIN = jsonl.SUMMARIZE
 _names = (f"instructed_{i}" for i in itertools.count())
 
 
@@ -23,10 +28,15 @@ def instruction_of(phrased, plain):
     return phrased.removesuffix(plain)
 
 
+def slotted(instruction):
+    """A template of `instructions` without the task's."""
+    return instruction + instructions.SLOT
+
+
 def group_of(instruction):
     groups = {"short": instructions.SHORT, "long": instructions.LONG}
-    groups |= {"neutral": instructions.NEUTRAL, "none": ("{text}",)}
-    (found,) = [name for name, members in groups.items() if instruction + "{text}" in members]
+    groups |= {"neutral": instructions.NEUTRAL, "none": (instructions.SLOT,)}
+    (found,) = [name for name, members in groups.items() if slotted(instruction) in members]
     return found
 
 
@@ -43,20 +53,26 @@ def most_of_short_and_fewest_of_long(instructions_seen, targets):
 
 
 def phrased(inputs, targets, ids, short=3, long=6):
-    columns = {"inputs": inputs, "targets": targets, "example_id": tf.constant(ids, tf.int32)}
+    columns = {
+        "document": inputs,
+        "template": ["{document}"] * len(inputs),
+        "targets": targets,
+        "example_id": tf.constant(ids, tf.int32),
+    }
     dataset = instructions.phrase(tf.data.Dataset.from_tensor_slices(columns), short, long)
-    return [row["inputs"].decode() for row in dataset.as_numpy_iterator()]
+    rows = list(dataset.as_numpy_iterator())
+    texts = [row["inputs"].decode() for row in rows]
+    rendered = [
+        Prompt(x, row["template"].decode()).render() for x, row in zip(inputs, rows, strict=True)
+    ]
+    assert texts == rendered
+    return texts
 
 
-def before_tokens(name, split):
-    """The examples of a task as texts: the steps up to seqio's `tokenize`."""
+def rows_of(name, split):
+    """The examples of a task."""
     task = seqio.TaskRegistry.get(name)
-    dataset = task.source.get_dataset(split, shuffle=False)
-    for step in itertools.takewhile(
-        lambda s: s != seqio.preprocessors.tokenize, task.preprocessors
-    ):
-        dataset = step(dataset)
-    return list(dataset.as_numpy_iterator())
+    return list(task.get_dataset(None, split, shuffle=False).as_numpy_iterator())
 
 
 def check_only_inputs_differ(plain, instructed):
@@ -64,6 +80,8 @@ def check_only_inputs_differ(plain, instructed):
     found = []
     for one, other in zip(plain, instructed, strict=True):
         found.append(instruction_of(other.pop("inputs").decode(), one.pop("inputs").decode()))
+        template = slotted(found[-1]).replace(instructions.SLOT, one.pop("template").decode())
+        assert other.pop("template").decode() == template
         assert one == other
     return found
 
@@ -71,14 +89,14 @@ def check_only_inputs_differ(plain, instructed):
 @pytest.fixture(scope="module", params=list(newswire.SIZES))
 def two_readings(request):
     """An epoch of newswire, and of newswire_instructed."""
-    names = ("newswire", "newswire_instructed")
-    return [data.epoch(name, request.param, LENGTHS, seed=0) for name in names]
+    names, text = ("newswire", "newswire_instructed"), Tokenizer(newswire.vocabulary())
+    return [data.epoch(name, request.param, text, SIZES, seed=0) for name in names]
 
 
 @pytest.mark.parametrize("template", instructions.bank())
 def test_a_template_is_lower_case_words_before_one_slot(template):
-    words, slot, rest = template.partition("{text}")
-    assert (slot, rest) == ("{text}", "")
+    words, slot, rest = template.partition(PLAIN)
+    assert (slot, rest) == (PLAIN, "")
     assert not words or words.endswith(" ")  # else the task's prefix gets other tokens
     letters = words.replace(",", "").replace(" ", "")
     assert not letters or (letters.isascii() and letters.isalpha() and letters.islower())
@@ -87,9 +105,11 @@ def test_a_template_is_lower_case_words_before_one_slot(template):
 def test_the_bank_has_every_template_once_and_none_first():
     groups = (instructions.SHORT, instructions.LONG, instructions.NEUTRAL)
     assert all(len(group) >= 3 for group in groups)
-    assert instructions.bank()[0] == "{text}"
-    assert sorted(instructions.bank()) == sorted(["{text}", *itertools.chain(*groups)])
+    assert instructions.bank()[0] == PLAIN
+    every = [instructions.SLOT, *itertools.chain(*groups)]
+    assert sorted(instructions.bank()) == sorted(x.replace(instructions.SLOT, PLAIN) for x in every)
     assert len(set(instructions.bank())) == len(instructions.bank())
+    assert instructions.bank("say {document}")[0] == "say {document}"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +135,7 @@ def test_templates_of_a_group_are_equally_frequent():
     seen = Counter(instruction_of(*pair) for pair in zip(found, texts, strict=True))
     for group in (instructions.NEUTRAL, instructions.SHORT):
         for template in group:
-            share = seen[template.removesuffix("{text}")] / size
+            share = seen[template.removesuffix(instructions.SLOT)] / size
             assert share == pytest.approx(1 / 3 / len(group), abs=0.02)
 
 
@@ -129,7 +149,7 @@ def test_an_instruction_depends_on_the_id_and_the_target_s_length_alone():
     assert first != renamed
 
 
-@pytest.mark.parametrize("text", [r"a \1 \\ \0", "{text} {0} %s", "", "Zürich\n\n 時 "])
+@pytest.mark.parametrize("text", [r"a \1 \\ \0", "{document} {0} %s", "", "Zürich\n\n 時 "])
 def test_a_text_is_kept_to_the_letter(text):
     found = phrased([text] * 60, ["word"] * 60, range(60))
     assert counts(instruction_of(row, text) for row in found).keys() == {"none", "neutral", "short"}
@@ -142,11 +162,12 @@ def test_newswire_differs_in_its_inputs_alone(two_readings):
     np.testing.assert_array_equal(plain.keywords, instructed.keywords)
     assert plain.summaries == instructed.summaries
     assert plain.notes == instructed.notes
+    assert plain.documents == instructed.documents
 
 
 def test_newswire_s_instructions_fit_its_summaries(two_readings):
     plain, instructed = two_readings
-    texts = zip(instructed.documents, plain.documents, strict=True)
+    texts = zip(asked(instructed), asked(plain), strict=True)
     found = [instruction_of(*pair) for pair in texts]
     assert most_of_short_and_fewest_of_long(found, plain.summaries) == (8, 16)
     shares = {group: count / len(found) for group, count in counts(found).items()}
@@ -161,22 +182,24 @@ def test_newswire_s_tokens_are_the_instruction_s_and_the_plain_input_s(two_readi
     for one, other, document, text in zip(
         ids(plain.inputs),
         ids(instructed.inputs),
-        plain.documents,
-        instructed.documents,
+        asked(plain),
+        asked(instructed),
         strict=True,
     ):
         assert other == vocabulary.encode(instruction_of(text, document)) + one
 
 
 def test_another_reading_is_the_same():
-    first, second = (data.epoch("newswire_instructed", "test", LENGTHS, seed=s) for s in (0, 1))
-    assert first.documents == second.documents
+    first, second = (
+        data.epoch("newswire_instructed", "test", BYTES, SIZES, seed=s) for s in (0, 1)
+    )
+    assert first.asked == second.asked
     jax.tree.map(np.testing.assert_array_equal, first.inputs, second.inputs)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_docstrings_differ_in_their_inputs_alone(split):
-    rows = [before_tokens(name, split) for name in ("docstrings", "docstrings_instructed")]
+    rows = [rows_of(name, split) for name in ("docstrings", "docstrings_instructed")]
     targets = [row["targets"].decode() for row in rows[0]]
     found = check_only_inputs_differ(*rows)
     assert most_of_short_and_fewest_of_long(found, targets) == (6, 10)
@@ -188,7 +211,7 @@ def test_xsum_differs_in_its_inputs_alone(tmp_path, monkeypatch):
         rows = [{"document": f"{split} {i}", "summary": "word " * (1 + i % 50)} for i in range(300)]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"{split}.jsonl").write_text(text)
-        plain, instructed = (before_tokens(name, split) for name in ("xsum", "xsum_instructed"))
+        plain, instructed = (rows_of(name, split) for name in ("xsum", "xsum_instructed"))
         targets = [row["targets"].decode() for row in plain]
         found = check_only_inputs_differ(plain, instructed)
         assert most_of_short_and_fewest_of_long(found, targets) == (20, 26)
@@ -207,13 +230,13 @@ def test_a_user_s_own_task(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     plain, name = next(_names), next(_names)
-    jsonl.register(plain, {"train": str(path)}, seqio.ByteVocabulary())
+    jsonl.register(plain, {"train": str(path)})
     instructions.register(name, plain, short=1, long=3)
-    examples = data.epoch(name, "train", LENGTHS, seed=0)
+    examples = data.epoch(name, "train", BYTES, SIZES, seed=0)
     texts = [f"summarize: {row['document']}" for row in rows]
-    found = counts(instruction_of(*p) for p in zip(examples.documents, texts, strict=True))
+    found = counts(instruction_of(*p) for p in zip(asked(examples), texts, strict=True))
     assert found.keys() == {"none", "neutral", "long"}
-    ids = data.epoch(plain, "train", LENGTHS, seed=0).example_id
+    ids = data.epoch(plain, "train", BYTES, SIZES, seed=0).example_id
     np.testing.assert_array_equal(examples.example_id, ids)
 
 
@@ -227,10 +250,11 @@ def test_limits_have_an_order(short, long):
 
 
 def test_tasks_that_cannot_have_instructions():
-    with pytest.raises(ValueError, match="task 'prose' has no step `seqio.preprocessors.tokenize`"):
+    with pytest.raises(ValueError, match="task 'prose' yields ids, into which no instruction"):
         instructions.register(next(_names), "prose", 1, 2)
     with pytest.raises(ValueError, match="not registered: nowhere"):
         instructions.register(next(_names), "nowhere", 1, 2)
     texts = tf.data.Dataset.from_tensor_slices({"inputs": ["a"], "targets": ["b"]})
-    with pytest.raises(ValueError, match="the examples have no example_id, only inputs, targets"):
+    message = "the examples have no template, document, example_id, only inputs, targets"
+    with pytest.raises(ValueError, match=message):
         instructions.phrase(texts, 1, 2)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import seqio
 
 from dera_jax import data
+from dera_jax.encoding import Sizes
 from tasks import jsonl
+from tests.texts import BYTES, asked
 
-LENGTHS = {"inputs": 40, "targets": 20}
+SIZES = Sizes(40, 20)
 PAIRS = [{"document": f"Report {i} is here.", "summary": f"Report {i}."} for i in range(5)]
 _names = (f"jsonl_{i}" for i in itertools.count())
 
@@ -27,17 +28,18 @@ def dump(rows):
     return [json.dumps(row) + "\n" for row in rows]
 
 
-def register(path, split="train", prefix="summarize: "):
+def register(path, split="train", template="summarize: {document}"):
     name = next(_names)
-    jsonl.register(name, {split: path}, seqio.ByteVocabulary(), prefix)
+    jsonl.register(name, {split: path}, template)
     return name
 
 
 def test_a_file_becomes_examples(tmp_path):
     rows = [row | {"source": "ignored"} for row in PAIRS]
-    name = register(write(tmp_path / "a.jsonl", dump(rows)), prefix="tl;dr: ")
-    examples = data.epoch(name, "train", LENGTHS, seed=0)
-    assert examples.documents == [f"tl;dr: {row['document']}" for row in PAIRS]
+    name = register(write(tmp_path / "a.jsonl", dump(rows)), template="tl;dr: {document}")
+    examples = data.epoch(name, "train", BYTES, SIZES, seed=0)
+    assert examples.documents == [row["document"] for row in PAIRS]
+    assert asked(examples) == [f"tl;dr: {row['document']}" for row in PAIRS]
     assert examples.summaries == [row["summary"] for row in PAIRS]
     for *ids, row in zip(examples.inputs.tokens, examples.inputs.lengths, PAIRS, strict=True):
         text = f"tl;dr: {row['document']}".encode()
@@ -48,7 +50,9 @@ def test_a_file_becomes_examples(tmp_path):
 def test_example_ids_follow_the_document_not_the_line(tmp_path):
     forward = register(write(tmp_path / "a.jsonl", dump(PAIRS)))
     backward = register(write(tmp_path / "b.jsonl", dump(PAIRS[::-1])))
-    first, second = (data.epoch(n, "train", LENGTHS, 0).example_id for n in (forward, backward))
+    first, second = (
+        data.epoch(n, "train", BYTES, SIZES, 0).example_id for n in (forward, backward)
+    )
     np.testing.assert_array_equal(first, second[::-1])
     assert len(set(first.tolist())) == len(PAIRS)
     assert first.min() >= 0
@@ -58,7 +62,7 @@ def test_long_documents_are_cut_and_keep_their_end(tmp_path):
     name = register(
         write(tmp_path / "a.jsonl", dump([{"document": "x" * 99, "summary": "y" * 99}]))
     )
-    examples = data.epoch(name, "train", LENGTHS, 0)
+    examples = data.epoch(name, "train", BYTES, SIZES, 0)
     for found, size in ((examples.inputs, 40), (examples.targets, 20)):
         assert found.tokens.shape == (1, size) and found.tokens[0, -1] == 1
         assert found.lengths.tolist() == [size]
@@ -89,12 +93,12 @@ def test_a_bad_line_is_named(tmp_path, bad, message):
     name = register(path)
     expected = re.escape(f"{path}, line 3: ") + ".*" + re.escape(message)
     with pytest.raises((ValueError, TypeError), match=expected):
-        data.epoch(name, "train", LENGTHS, 0)
+        data.epoch(name, "train", BYTES, SIZES, 0)
 
 
 def test_a_file_without_summaries_can_be_read_for_sampling(tmp_path):
     path = write(tmp_path / "a.jsonl", dump({"document": row["document"]} for row in PAIRS))
-    examples = data.epoch(register(path, split="test"), "test", LENGTHS, 0)
+    examples = data.epoch(register(path, split="test"), "test", BYTES, SIZES, 0)
     assert examples.summaries == [""] * len(PAIRS)
     np.testing.assert_array_equal(examples.targets.tokens, [[1] + [0] * 19] * len(PAIRS))
     np.testing.assert_array_equal(examples.targets.lengths, 1)
@@ -104,7 +108,7 @@ def test_a_file_without_summaries_can_be_read_for_sampling(tmp_path):
 def test_splits_that_are_learnt_from_need_summaries(tmp_path, split):
     path = write(tmp_path / "a.jsonl", dump({"document": row["document"]} for row in PAIRS))
     with pytest.raises(ValueError, match="line 1: key 'summary' is missing"):
-        data.epoch(register(path, split), split, LENGTHS, 0)
+        data.epoch(register(path, split), split, BYTES, SIZES, 0)
 
 
 @pytest.mark.parametrize("first, second", [("a", "no"), ("no", "a")])
@@ -113,29 +117,31 @@ def test_summaries_in_some_lines_only(tmp_path, first, second):
     rows = [with_summary, without] if first == "a" else [without, with_summary]
     path = write(tmp_path / "a.jsonl", dump(rows))
     with pytest.raises(ValueError, match=f"line 2: {second} 'summary', unlike the lines before"):
-        data.epoch(register(path, "test"), "test", LENGTHS, 0)
+        data.epoch(register(path, "test"), "test", BYTES, SIZES, 0)
 
 
 def test_missing_and_empty_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.jsonl: no such JSONL file"):
-        data.epoch(register(str(tmp_path / "nowhere.jsonl")), "train", LENGTHS, 0)
+        data.epoch(register(str(tmp_path / "nowhere.jsonl")), "train", BYTES, SIZES, 0)
     for empty in ([], ["\n", " \r\n"], ["\ufeff"]):
         path = write(tmp_path / "empty.jsonl", empty)
         with pytest.raises(ValueError, match="empty.jsonl: the file is empty; expected one JSON"):
-            data.epoch(register(path), "train", LENGTHS, 0)
+            data.epoch(register(path), "train", BYTES, SIZES, 0)
     with pytest.raises(ValueError, match="is a folder; expected a JSONL file"):
-        data.epoch(register(str(tmp_path)), "train", LENGTHS, 0)
+        data.epoch(register(str(tmp_path)), "train", BYTES, SIZES, 0)
 
 
 def test_no_split():
     with pytest.raises(ValueError, match="task 'nothing': `paths` has no split"):
-        jsonl.register("nothing", {}, seqio.ByteVocabulary())
+        jsonl.register("nothing", {})
 
 
 def test_keywords_of_a_user_s_lines_reach_the_loader(tmp_path):
     lists = [["solar power", "Rome"], [], ["a"], ["b"], ["c"]]
     rows = [row | {"keywords": words} for row, words in zip(PAIRS, lists, strict=True)]
-    found = data.epoch(register(write(tmp_path / "a.jsonl", dump(rows))), "train", LENGTHS, seed=0)
+    found = data.epoch(
+        register(write(tmp_path / "a.jsonl", dump(rows))), "train", BYTES, SIZES, seed=0
+    )
     assert found.keywords.shape == (5, 2, 11)
     assert bytes(found.keywords[0, 0]).rstrip(b"\0") == b"solar power"
     assert not found.keywords[1].any()
@@ -186,7 +192,9 @@ REFUSED = {
 
 
 def documents_of(path) -> list[str]:
-    found = data.epoch(register(str(path), "test", prefix=""), "test", LENGTHS, seed=0)
+    found = data.epoch(
+        register(str(path), "test", template="{document}"), "test", BYTES, SIZES, seed=0
+    )
     return found.documents
 
 

@@ -1,16 +1,17 @@
-"""Tasks over the vocabulary of a model's folder."""
+"""Tasks as the model of a folder reads them: a tokenizer.json with an added token."""
 
 import flax.traverse_util
 import numpy as np
 import pytest
-import seqio
 import tokenizers
 
 from dera_jax import data
 from dera_jax.checkpoints.json_vocabulary import JsonVocabulary
+from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
+from dera_jax.encoding import Sizes
 from dera_jax.models.t5 import T5Config, param_shapes
-from tasks import jsonl, vocabularies
+from tasks import jsonl
 
 TASK = "test_model_vocabulary"
 CONFIG = T5Config(
@@ -48,23 +49,23 @@ def rows(split: str) -> dict[str, list[str]]:
 
 
 def test_a_task_has_the_ids_of_the_model(folder):
-    vocabulary = vocabularies.of_model(str(folder))
-    jsonl.register_pairs(TASK, rows, ["train"], vocabulary, "say ")
-    try:
-        examples = data.epoch(TASK, "train", {"inputs": 6, "targets": 2}, seed=0)
-        assert data.vocabulary_of(TASK) == vocabulary.stored
-    finally:
-        seqio.TaskRegistry.remove(TASK)
-    assert vocabulary.stored.pieces == PIECES
+    jsonl.register_pairs(TASK, rows, ["train"], "say {document}")
+    text = load(folder).tokenizer
+    examples = data.epoch(TASK, "train", text, Sizes(6, 2))
+    assert text.vocabulary.pieces == PIECES
     np.testing.assert_array_equal(examples.inputs.tokens, [[3, 4, 6, 5, 1, 0], [3, 4, 1, 0, 0, 0]])
     np.testing.assert_array_equal(examples.inputs.lengths, [5, 3])
     np.testing.assert_array_equal(examples.targets.tokens, [[5, 1], [4, 1]])
     np.testing.assert_array_equal(examples.targets.lengths, [2, 2])
-    assert vocabulary.decode([3, 4, 6, 5, 1, 7]) == "say red<sep> größe"
-    assert vocabulary.decode_tf(np.array([3, 5, 1, 4])).numpy().decode() == "say größe"
+    alone = examples.document[np.arange(2)]
+    np.testing.assert_array_equal(alone.tokens, [[4, 6, 5], [4, 0, 0]])
+    np.testing.assert_array_equal(alone.lengths, [3, 1])
 
 
-def test_a_folder_that_does_not_say_its_ids_is_refused(folder, tmp_path):
+def test_a_folder_that_does_not_say_its_ids_is_refused(tmp_path):
     save_model(tmp_path / "silent", CONFIG, None, PARAMS, {})
-    with pytest.raises(ValueError, match="silent does not say what its ids mean"):
-        vocabularies.of_model(str(tmp_path / "silent"))
+    silent = load(tmp_path / "silent")
+    with pytest.raises(
+        ValueError, match="does not say what its ids mean.*VOCABULARY and EXTRA_IDS"
+    ):
+        silent.encode_prompt("red", 6)

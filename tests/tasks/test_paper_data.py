@@ -1,4 +1,4 @@
-"""The papers' data in their published formats, with T5's vocabulary replaced by bytes."""
+"""The papers' data in their published formats, read by a model of bytes."""
 
 import gzip
 import itertools
@@ -11,9 +11,10 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from dera_jax import data
+from dera_jax.encoding import Sizes
 from tasks import arguments, commongen, hh_rlhf, preferences, tldr
+from tests.texts import BYTES, asked
 
-BYTES = seqio.ByteVocabulary()
 SPLITS = ("train", "validation", "test")
 DEFAULTS = {
     "tldr": "DERA_JAX_TLDR",
@@ -91,7 +92,7 @@ def rows_of(name, split):
 
 
 def examples(name, split, length=300):
-    return data.epoch(name, split, {"inputs": length, "targets": 60}, seed=0)
+    return data.epoch(name, split, BYTES, Sizes(length, 60), seed=0)
 
 
 def refused(function, path, rows, line, message):
@@ -124,22 +125,24 @@ def test_default_task_reads_the_folder_of_the_environment(task, monkeypatch, tmp
 
 def test_tldr_posts(tmp_path):
     name = next(_names)
-    tldr.register(name, write_tldr(tmp_path), BYTES)
+    tldr.register(name, write_tldr(tmp_path))
     for first, split in enumerate(SPLITS):
         found = examples(name, split)
         numbers = range(10 * first, 10 * first + 3)
         assert found.documents == [
             f"SUBREDDIT: r/gardening\n\nTITLE: Beans {i}\n\n"
-            f"POST: I planted {i} beans.\n\nNone came up.\n\nTL;DR:"
+            f"POST: I planted {i} beans.\n\nNone came up."
             for i in numbers
         ]
         assert found.summaries == [f"My {i} beans did not grow." for i in numbers]
-        assert BYTES.decode(found.inputs.tokens[0].tolist()) == found.documents[0]
+        assert BYTES.decode(found.inputs.tokens[0].tolist()) == f"{found.documents[0]}\n\nTL;DR:"
+    cut = BYTES.decode(examples(name, split, length=60).inputs.tokens[0].tolist())
+    assert len(cut) == 59 and cut.startswith("SUBREDDIT: r/") and cut.endswith("\n\nTL;DR:")
 
 
 def test_tldr_comparisons(tmp_path):
     name = next(_names)
-    tldr.register_comparisons(name, write_tldr(tmp_path), BYTES)
+    tldr.register_comparisons(name, write_tldr(tmp_path))
     for split in SPLITS:
         found = examples(name, split)
         chosen = [("First", "Second")[i % 2] for i in range(4)]
@@ -153,7 +156,7 @@ def test_tldr_comparisons(tmp_path):
 def test_tldr_bad_post(tmp_path, missing):
     bad = {key: value for key, value in post(1).items() if key != missing}
     name = next(_names)
-    tldr.register(name, str(tmp_path), BYTES)
+    tldr.register(name, str(tmp_path))
     rows = [post(0), bad]
     refused(
         lambda: rows_of(name, "train"), tmp_path / "train.jsonl", rows, 2, f"{missing!r} is missing"
@@ -177,7 +180,7 @@ def test_tldr_bad_post(tmp_path, missing):
 )
 def test_tldr_bad_comparison(tmp_path, change, message):
     name = next(_names)
-    tldr.register_comparisons(name, str(tmp_path), BYTES)
+    tldr.register_comparisons(name, str(tmp_path))
     rows = [comparison(0, 0), comparison(1, 1) | change]
     path = tmp_path / "comparisons_validation.jsonl"
     refused(lambda: rows_of(name, "validation"), path, rows, 2, message)
@@ -188,7 +191,7 @@ def test_hh_rlhf(tmp_path, suffix):
     write(tmp_path / f"train.jsonl{suffix}", DIALOGUES)
     write(tmp_path / f"test.jsonl{suffix}", DIALOGUES[:2])
     name = next(_names)
-    hh_rlhf.register(name, str(tmp_path), BYTES, validation_share=0.3)
+    hh_rlhf.register(name, str(tmp_path), validation_share=0.3)
     found = examples(name, "test")
     assert found.documents == [
         f"Human: Question {i}?\n\nAssistant: Which one?\n\nHuman: The last.\n\nAssistant:"
@@ -208,10 +211,10 @@ def test_hh_rlhf_keeps_a_conversation_on_one_side(tmp_path):
     ]
     write(tmp_path / "train.jsonl", DIALOGUES + short)
     name = next(_names)
-    hh_rlhf.register(name, str(tmp_path), BYTES, validation_share=0.3)
+    hh_rlhf.register(name, str(tmp_path), validation_share=0.3)
     for split in ("train", "validation"):
-        asked = [re.search(r"Question \d+", row["document"])[0] for row in rows_of(name, split)]
-        assert sorted(asked) == sorted([*set(asked)] * 2)
+        found = [re.search(r"Question \d+", row["document"])[0] for row in rows_of(name, split)]
+        assert sorted(found) == sorted([*set(found)] * 2)
 
 
 def test_hh_rlhf_halves_keep_conversations_together(tmp_path):
@@ -221,9 +224,9 @@ def test_hh_rlhf_halves_keep_conversations_together(tmp_path):
     ]
     write(tmp_path / "train.jsonl", DIALOGUES + short)
     name = next(_names)
-    hh_rlhf.register(name, str(tmp_path), BYTES)
+    hh_rlhf.register(name, str(tmp_path))
     halves = [
-        {re.search(rb"Question \d+", row["inputs_pretokenized"])[0] for row in raw(name, split)}
+        {re.search(rb"Question \d+", row["inputs"])[0] for row in raw(name, split)}
         for split in ("train_a", "train_b")
     ]
     assert halves[0] and halves[1] and not halves[0] & halves[1]
@@ -237,8 +240,8 @@ def raw(name, split, **lengths):
 def test_hh_rlhf_cuts_the_beginning_of_a_long_dialogue(tmp_path):
     write(tmp_path / "train.jsonl", DIALOGUES)
     name = next(_names)
-    hh_rlhf.register(name, str(tmp_path), BYTES)
-    examples = data.epoch(name, "train", {"inputs": 30, "targets": 8}, seed=0)
+    hh_rlhf.register(name, str(tmp_path))
+    examples = data.epoch(name, "train", BYTES, Sizes(30, 8), seed=0)
     for ids, document in zip(examples.inputs.tokens, examples.documents, strict=True):
         assert BYTES.decode(ids.tolist()) == document[-29:]
         assert ids[-1] == 1
@@ -268,7 +271,7 @@ def test_hh_rlhf_cuts_the_beginning_of_a_long_dialogue(tmp_path):
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_hh_rlhf_bad_line(tmp_path, bad, message, suffix):
     name = next(_names)
-    hh_rlhf.register(name, str(tmp_path), BYTES)
+    hh_rlhf.register(name, str(tmp_path))
     path = tmp_path / f"test.jsonl{suffix}"
     refused(lambda: rows_of(name, "test"), path, [*DIALOGUES[:3], bad], 4, message)
 
@@ -279,7 +282,7 @@ def test_bad_lines_can_be_left_out_but_not_silently(tmp_path, monkeypatch):
     rows = [DIALOGUES[0], dialogue(1, "a", "a"), "no JSON\n", DIALOGUES[1]]
     path = write(tmp_path / "test.jsonl", rows)
     name = next(_names)
-    hh_rlhf.register(name, str(tmp_path), BYTES, leave_out_bad=True)
+    hh_rlhf.register(name, str(tmp_path), leave_out_bad=True)
     assert [row["chosen"] for row in rows_of(name, "test")] == ["Yes 0.", "Yes 1."]
     rows_of(name, "test")  # again: it has been said
     (text,) = said
@@ -292,7 +295,7 @@ def test_posts_and_comparisons_can_leave_bad_lines_out_too(tmp_path):
     write(tmp_path / "comparisons_train.jsonl", [{}, comparison(0, 0)])
     for register in (tldr.register, tldr.register_comparisons):
         name = next(_names)
-        register(name, str(tmp_path), BYTES, leave_out_bad=True)
+        register(name, str(tmp_path), leave_out_bad=True)
         assert len(rows_of(name, "train")) == 1
 
 
@@ -301,7 +304,7 @@ def test_a_gzip_file_cut_short_is_named(tmp_path):
     write(path, DIALOGUES)
     path.write_bytes(path.read_bytes()[:-20])
     name = next(_names)
-    hh_rlhf.register(name, str(tmp_path), BYTES, leave_out_bad=True)
+    hh_rlhf.register(name, str(tmp_path), leave_out_bad=True)
     with pytest.raises(ValueError, match=re.escape(f"{path}: not a whole gzip file")):
         rows_of(name, "test")
     path.write_text("plain")
@@ -311,9 +314,9 @@ def test_a_gzip_file_cut_short_is_named(tmp_path):
 
 def test_hh_rlhf_bad_share_and_missing_file(tmp_path):
     with pytest.raises(ValueError, match="shares\\['validation'\\]: expected a positive number"):
-        hh_rlhf.register("hh_bad", str(tmp_path), BYTES, validation_share=0.0)
+        hh_rlhf.register("hh_bad", str(tmp_path), validation_share=0.0)
     name = next(_names)
-    hh_rlhf.register(name, str(tmp_path), BYTES)
+    hh_rlhf.register(name, str(tmp_path))
     with pytest.raises(FileNotFoundError, match="train.jsonl.gz: no such JSONL file"):
         rows_of(name, "train")
 
@@ -322,11 +325,12 @@ def test_commongen(tmp_path):
     for split in SPLITS:
         write(tmp_path / f"{split}.jsonl", [SETS])
     name = next(_names)
-    commongen.register(name, str(tmp_path), BYTES)
+    commongen.register(name, str(tmp_path))
     for split, count in (("train", 2), ("validation", 1), ("test", 1)):
         found = examples(name, split)
-        assert found.documents == ["generate a sentence with: dog, catch, frisbee"] * count
+        assert found.documents == ["dog, catch, frisbee"] * count
         assert found.summaries == SETS["scene"][:count]
+        assert asked(found) == ["generate a sentence with: dog, catch, frisbee"] * count
         assert found.notes["keywords"] == ["dog\ncatch\nfrisbee"] * count
         assert len(set(found.example_id.tolist())) == count
 
@@ -336,7 +340,7 @@ def test_commongen_test_without_scenes(tmp_path):
         tmp_path / "test.jsonl", [{"concept_set": "dog#run"}, {"concept_set": "a#b", "scene": []}]
     )
     name = next(_names)
-    commongen.register(name, str(tmp_path), BYTES)
+    commongen.register(name, str(tmp_path))
     assert examples(name, "test").summaries == ["", ""]
     mixed = [SETS, {"concept_set": "dog#run"}]
     refused(
@@ -357,21 +361,20 @@ def test_commongen_test_without_scenes(tmp_path):
 )
 def test_commongen_bad_line(tmp_path, change, message):
     name = next(_names)
-    commongen.register(name, str(tmp_path), BYTES)
+    commongen.register(name, str(tmp_path))
     rows = [SETS, SETS | change]
     refused(lambda: rows_of(name, "train"), tmp_path / "train.jsonl", rows, 2, message)
 
 
 def test_commongen_of_tfds_on_mock_data():
-    name = next(_names)
-    commongen.register_tfds(name, BYTES)
+    name = "commongen_tfds"
     with tfds.testing.mock_data(num_examples=3):
         found = examples(name, "validation", length=2000)
         raw = list(tfds.as_numpy(tfds.load("gem/common_gen:1.1.0", split="validation")))
     assert len(found) == 3
     for i, row in enumerate(raw):
         concepts = [concept.decode() for concept in row["concepts"]]
-        assert found.documents[i] == "generate a sentence with: " + ", ".join(concepts)
+        assert found.documents[i] == ", ".join(concepts)
         assert found.notes["keywords"][i] == "\n".join(concepts)
         assert found.summaries[i] == row["target"].decode()
 
@@ -380,14 +383,15 @@ def test_arguments(tmp_path):
     for split in SPLITS:
         write(tmp_path / f"{split}.jsonl", ARGUMENTS)
     name = next(_names)
-    arguments.register(name, str(tmp_path), BYTES)
+    arguments.register(name, str(tmp_path))
     for split in SPLITS:
         found = examples(name, split)
         assert found.documents == [
-            "rewrite: topic: Ban cars pro: Quiet streets. con: No trains.",
-            "rewrite: topic: Ban cars pro: Clean air. pro: Room.",
-            "rewrite: topic: Free trains con: It is dear.",
+            "topic: Ban cars pro: Quiet streets. con: No trains.",
+            "topic: Ban cars pro: Clean air. pro: Room.",
+            "topic: Free trains con: It is dear.",
         ]
+        assert asked(found)[0] == f"rewrite: {found.documents[0]}"
         assert found.summaries == [row["text"] for row in ARGUMENTS]
         assert len(set(found.example_id.tolist())) == 3
 
@@ -396,14 +400,14 @@ def test_arguments_of_one_file_are_split_by_the_shares_given(tmp_path):
     rows = [ARGUMENTS[0] | {"topic": f"topic {i}"} for i in range(60)]
     path = write(tmp_path / "all.jsonl", rows)
     name = next(_names)
-    arguments.register_one_file(name, path, {"train": 0.5, "dev": 0.3, "test": 0.2}, BYTES)
+    arguments.register_one_file(name, path, {"train": 0.5, "dev": 0.3, "test": 0.2})
     found = {split: rows_of(name, split) for split in ("train", "dev", "test")}
     sizes = {split: len(rows) for split, rows in found.items()}
     assert sum(sizes.values()) == 60 and sizes["train"] > sizes["dev"] > sizes["test"] > 0
     documents = [row["document"] for rows in found.values() for row in rows]
     assert len(set(documents)) == 60
     with pytest.raises(ValueError, match="add up to 1"):
-        arguments.register_one_file(next(_names), path, {"train": 0.5}, BYTES)
+        arguments.register_one_file(next(_names), path, {"train": 0.5})
 
 
 @pytest.mark.parametrize(
@@ -418,6 +422,6 @@ def test_arguments_of_one_file_are_split_by_the_shares_given(tmp_path):
 )
 def test_arguments_bad_line(tmp_path, change, message):
     name = next(_names)
-    arguments.register(name, str(tmp_path), BYTES)
+    arguments.register(name, str(tmp_path))
     rows = [ARGUMENTS[0], ARGUMENTS[1] | change]
     refused(lambda: rows_of(name, "train"), tmp_path / "train.jsonl", rows, 2, message)

@@ -8,10 +8,10 @@ import pytest
 import seqio
 
 from dera_jax import data
+from dera_jax.encoding import Sizes
 from tasks import preferences
+from tests.texts import BYTES
 
-LENGTHS = {"inputs": 40, "targets": 20, "rejected": 20}
-BYTES = seqio.ByteVocabulary()
 PAIRS = [
     {"document": f"Report {i // 2} is here.", "chosen": f"Good {i}.", "rejected": f"Bad {i}."}
     for i in range(6)  # two pairs for each document
@@ -25,19 +25,19 @@ def write(path, rows):
     return str(path)
 
 
-def register(path, split="train", prefix="summarize: "):
+def register(path, split="train", template="summarize: {document}"):
     name = next(_names)
-    preferences.register(name, {split: path}, BYTES, prefix)
+    preferences.register(name, {split: path}, template)
     return name
 
 
 def examples(name, split="train"):
     task = seqio.get_mixture_or_task(name)
-    return list(task.get_dataset(LENGTHS, split, shuffle=False).as_numpy_iterator())
+    return list(task.get_dataset(None, split, shuffle=False).as_numpy_iterator())
 
 
-def test_a_file_becomes_pairs_of_ids(tmp_path):
-    found = examples(register(write(tmp_path / "a.jsonl", PAIRS), prefix="tl;dr: "))
+def test_a_file_becomes_pairs_of_texts(tmp_path):
+    found = examples(register(write(tmp_path / "a.jsonl", PAIRS), template="tl;dr: {document}"))
     assert len(found) == len(PAIRS)
     for row, pair in zip(found, PAIRS, strict=True):
         texts = {
@@ -46,12 +46,12 @@ def test_a_file_becomes_pairs_of_ids(tmp_path):
             "rejected": pair["rejected"],
         }
         for feature, text in texts.items():
-            assert row[feature].tolist() == [b + 3 for b in text.encode()] + [1]
+            assert row[feature].decode() == text
 
 
 def test_the_loader_takes_chosen_as_targets(tmp_path):
     name = register(write(tmp_path / "a.jsonl", PAIRS))
-    found = data.epoch(name, "train", {"inputs": 40, "targets": 20}, seed=0)
+    found = data.epoch(name, "train", BYTES, Sizes(40, 20), seed=0)
     assert found.summaries == [pair["chosen"] for pair in PAIRS]
     assert [BYTES.decode(ids.tolist()) for ids in found.rejected.tokens] == [
         p["rejected"] for p in PAIRS
@@ -99,7 +99,7 @@ def test_a_bad_line_is_named(tmp_path, bad, message):
 
 def test_no_split():
     with pytest.raises(ValueError, match="task 'nothing': `paths` has no split"):
-        preferences.register("nothing", {}, BYTES)
+        preferences.register("nothing", {})
 
 
 def test_rows_are_split_by_document():
@@ -131,11 +131,8 @@ def test_a_part_of_the_document_can_decide():
 def test_one_file_gives_all_splits(tmp_path):
     path = write(tmp_path / "a.jsonl", [p | {"document": f"{i}"} for i in range(40) for p in PAIRS])
     name = next(_names)
-    preferences.register_one_file(name, path, {"train": 0.5, "dev": 0.5}, BYTES)
-    found = {
-        split: {row["inputs_pretokenized"] for row in examples(name, split)}
-        for split in ("train", "dev")
-    }
+    preferences.register_one_file(name, path, {"train": 0.5, "dev": 0.5})
+    found = {split: {row["inputs"] for row in examples(name, split)} for split in ("train", "dev")}
     assert found["train"] and found["dev"] and not found["train"] & found["dev"]
     assert len(found["train"] | found["dev"]) == 40
 
@@ -151,7 +148,7 @@ def test_one_file_gives_all_splits(tmp_path):
 )
 def test_bad_shares(shares, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        preferences.register_one_file("bad_shares", "nowhere.jsonl", shares, BYTES)
+        preferences.register_one_file("bad_shares", "nowhere.jsonl", shares)
 
 
 def test_the_halves_of_train_share_no_document(tmp_path):
@@ -163,7 +160,7 @@ def test_the_halves_of_train_share_no_document(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     name = register(str(path))
     whole, first, second = (examples(name, split) for split in ("train", "train_a", "train_b"))
-    texts = [{x["inputs_pretokenized"] for x in found} for found in (whole, first, second)]
+    texts = [{x["inputs"] for x in found} for found in (whole, first, second)]
     assert not texts[1] & texts[2] and texts[1] | texts[2] == texts[0]
     assert len(first) + len(second) == len(whole) == 40 and min(len(first), len(second)) > 8
 
@@ -181,7 +178,7 @@ def test_the_halves_of_a_share_are_halves(tmp_path, share):
     """Though a hash of the document has already decided that it is in `train`."""
     rows = [{"document": f"report {i}", "chosen": "a", "rejected": "b"} for i in range(400)]
     path, name = write(tmp_path / "a.jsonl", rows), next(_names)
-    preferences.register_one_file(name, path, {"train": share, "test": 1 - share}, BYTES)
+    preferences.register_one_file(name, path, {"train": share, "test": 1 - share})
     sizes = [len(examples(name, split)) for split in ("train", "train_a", "train_b")]
     assert sizes[0] == sizes[1] + sizes[2]
     assert 0.35 * sizes[0] < sizes[1] < 0.65 * sizes[0]

@@ -1,4 +1,4 @@
-"""Both routes to XSum, with a small vocabulary in place of T5's."""
+"""Both routes to XSum, read by a model of bytes."""
 
 import json
 
@@ -8,12 +8,11 @@ import seqio
 import tensorflow_datasets as tfds
 
 from dera_jax import data
+from dera_jax.encoding import Sizes
 from tasks import xsum
+from tests.texts import BYTES
 
-LENGTHS = {"inputs": 64, "targets": 32}
-BYTES = seqio.ByteVocabulary()
-
-xsum.register_tfds("xsum_tfds_bytes", BYTES)
+SIZES = Sizes(64, 32)
 
 
 def write_folder(folder):
@@ -25,12 +24,12 @@ def write_folder(folder):
 
 
 def test_jsonl_route(tmp_path):
-    xsum.register("xsum_bytes", write_folder(tmp_path), BYTES)
+    xsum.register("xsum_bytes", write_folder(tmp_path))
     for split in xsum.SPLITS:
-        examples = data.epoch("xsum_bytes", split, LENGTHS, 0)
-        assert examples.documents == [f"summarize: {split} article {i}" for i in range(3)]
+        examples = data.epoch("xsum_bytes", split, BYTES, SIZES, 0)
+        assert examples.documents == [f"{split} article {i}" for i in range(3)]
         assert examples.summaries == [f"{split} {i}" for i in range(3)]
-        assert BYTES.decode(examples.inputs.tokens[0].tolist()) == examples.documents[0]
+        assert BYTES.decode(examples.inputs.tokens[0].tolist()) == f"summarize: {split} article 0"
 
 
 def test_default_task_reads_the_folder_of_the_environment(tmp_path, monkeypatch):
@@ -49,19 +48,12 @@ def test_default_task_without_a_folder_says_what_to_set(monkeypatch):
 
 def test_tfds_route_on_mock_data():
     with tfds.testing.mock_data(num_examples=4):
-        examples = data.epoch("xsum_tfds_bytes", "validation", LENGTHS, 0)
+        examples = data.epoch("xsum_tfds", "validation", BYTES, SIZES, 0)
         raw = list(tfds.as_numpy(tfds.load("xsum:1.1.0", split="validation")))
     assert len(examples) == 4
-    assert examples.documents == [f"summarize: {row['document'].decode()}" for row in raw]
+    assert examples.documents == [row["document"].decode() for row in raw]
     assert examples.summaries == [row["summary"].decode() for row in raw]
     assert examples.example_id.min() >= 0
     ids, lengths = examples.inputs.tokens, examples.inputs.lengths
     ends = np.take_along_axis(ids, lengths[:, None] - 1, axis=1)
     assert (ends == 1).all()
-
-
-def test_vocabulary_file_of_the_environment(monkeypatch):
-    monkeypatch.setenv("DERA_JAX_T5_VOCABULARY", "pieces.model")
-    assert xsum.t5_vocabulary().sentencepiece_model_file == "pieces.model"
-    monkeypatch.delenv("DERA_JAX_T5_VOCABULARY")
-    assert xsum.t5_vocabulary().sentencepiece_model_file.startswith("gs://t5-data/")

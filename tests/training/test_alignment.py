@@ -7,16 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-import tasks  # noqa: F401 (registers `newswire`)
-from dera_jax import data
 from dera_jax.checkpoints.loading import Loaded, load
 from dera_jax.checkpoints.orbax import Saving
-from dera_jax.data import Data
+from dera_jax.data import Data, EncodedData
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.training import metrics, optimizers, ppo
 from dera_jax.training.alignment import MODEL, Alignment
+from tasks import newswire
 
 STEPS = 4
 
@@ -34,9 +33,8 @@ def alignment() -> Alignment:
         logits_via_embedding=True,
     )
     params = T5(config).init(jax.random.key(0))
-    reference = Loaded(
-        T5(config), jax.tree.map(np.asarray, params), data.vocabulary_of("newswire"), {}
-    )
+    drawn = Loaded(T5(config), jax.tree.map(np.asarray, params), None, {})
+    reference = drawn.agreeing_with(newswire.vocabulary(), "this test")
     rate = lambda peak: optimizers.adamw(
         optimizers.constant(peak, 2), clip_norm=1.0, weight_decay=0.0
     )
@@ -69,16 +67,16 @@ def test_a_run_that_died_ends_with_the_same_bits(alignment, tmp_path, monkeypatc
         for x, y in zip(whole, jax.tree.leaves(alignment.reference.params), strict=True)
     )
 
-    all_batches = Data.batches
+    all_batches = EncodedData.batches
 
     def three_batches(*args):
         yield from itertools.islice(all_batches(*args), 3)
         raise Killed
 
-    monkeypatch.setattr(Data, "batches", three_batches)
+    monkeypatch.setattr(EncodedData, "batches", three_batches)
     with pytest.raises(Killed):  # after step 3; the checkpoint is of step 2
         alignment.run(tmp_path / "cut")
-    monkeypatch.setattr(Data, "batches", all_batches)
+    monkeypatch.setattr(EncodedData, "batches", all_batches)
     scores = alignment.run(tmp_path / "cut")
     for x, y in zip(leaves(tmp_path / "cut"), whole, strict=True):
         np.testing.assert_array_equal(x, y)

@@ -9,13 +9,16 @@ import pytest
 from dera_jax.examples import Examples
 from dera_jax.models.language_model import Padded, Prompts
 from dera_jax.models.tabular import TabularLM
+from dera_jax.prompts import Prompt
 from dera_jax.training import optimizers, preferences, train_step
 
 B, S, T = 3, 4, 5
 PROMPTS = Prompts(np.ones((B, S), np.int32), np.array([4, 1, 2]))
 SEQUENCES = Padded(np.ones((B, T), np.int64), np.array([5, 0, 2]))
 TEXTS = ["a", "b", "c"]
-EXAMPLES = Examples(PROMPTS, SEQUENCES, np.arange(B), TEXTS, TEXTS, {"note": TEXTS}, SEQUENCES)
+ASKED = [Prompt(text) for text in TEXTS]
+NOTES = {"note": TEXTS}
+EXAMPLES = Examples(PROMPTS, SEQUENCES, np.arange(B), ASKED, TEXTS, NOTES, rejected=SEQUENCES)
 
 MODEL = TabularLM(4, T)
 RATE = optimizers.adamw(lambda step: 1e-3, clip_norm=1.0, weight_decay=0.0)
@@ -58,7 +61,7 @@ def test_sequences_of_examples_fit(name, change, message):
         ({"example_id": np.arange(2)}, r"\.example_id must be an array \[n\] of ids with n = 3"),
         ({"example_id": np.ones(B)}, r"\.example_id must be .*; found float64"),
         ({"keywords": np.zeros((B, 2), np.uint8)}, r"\.keywords must be an array \[n, W, L\]"),
-        ({"documents": TEXTS[:2]}, ": documents must be n = 3 texts, as many as inputs"),
+        ({"asked": ASKED[:2]}, ": asked must be n = 3 texts, as many as inputs"),
         ({"summaries": "abc"}, ": summaries must be n = 3 texts"),
         ({"notes": {"topic": TEXTS * 2}}, ": topic must be n = 3 texts"),
     ],

@@ -9,19 +9,25 @@ import seqio
 
 from dera_jax import data
 from dera_jax.checkpoints.loading import load
+from dera_jax.checkpoints.named_vocabulary import named_vocabulary
 from dera_jax.checkpoints.orbax import Saving
+from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
+from dera_jax.checkpoints.tokenizer import tokenizer
 from dera_jax.data import Data
 from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.encoding import Sizes
+from dera_jax.examples import Examples
 from dera_jax.models.language_model import sequence_keys
 from dera_jax.models.t5 import T5Config
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.training import alignment, optimizers, ppo, supervised, validation
 from dera_jax.training.train_step import Loss
-from tasks import jsonl, vocabularies
+from tasks import jsonl
 
-TASK, WRONG = "test_other_ids", "test_id_zero_is_no_padding"
+TASK = "test_other_ids"
 COLOURS = ("red", "green", "blue")
-LENGTHS = {"inputs": 6, "targets": 4}
+SIZES = Sizes(inputs=6, targets=4)
+LENGTHS = dataclasses.asdict(SIZES)
 CONFIG = T5Config(
     vocab_size=16, emb_dim=32, num_heads=2, num_encoder_layers=1, num_decoder_layers=1, head_dim=16,
     mlp_dim=32, logits_via_embedding=True, dropout_rate=0.0,
@@ -50,16 +56,20 @@ def rows(split: str) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def registered(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pieces")
-    other = trained(folder / "other", 4, pad_id=0, bos_id=1, eos_id=END, unk_id=3)
-    default = trained(folder / "default", 3)  # unknown 0, begin 1, end 2, no padding
-    splits = ("train", "validation")
-    jsonl.register_pairs(TASK, rows, splits, vocabularies.sentencepiece(other), "say ")
-    jsonl.register_pairs(WRONG, rows, splits, seqio.SentencePieceVocabulary(default), "say ")
-    yield default
-    for name in (TASK, WRONG):
-        seqio.TaskRegistry.remove(name)
+def registered():
+    jsonl.register_pairs(TASK, rows, ("train", "validation"), "say {document}")
+    yield
+    seqio.TaskRegistry.remove(TASK)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory) -> SentencePieceVocabulary:
+    path = tmp_path_factory.mktemp("pieces") / "other"
+    return named_vocabulary(trained(path, 4, pad_id=0, bos_id=1, eos_id=END, unk_id=3))
+
+
+def examples_of(vocabulary: SentencePieceVocabulary) -> Examples:
+    return data.epoch(TASK, "train", tokenizer(vocabulary), SIZES)
 
 
 def constant(rate: float, warmup: int = 2) -> optimizers.Optimizer:
@@ -67,11 +77,11 @@ def constant(rate: float, warmup: int = 2) -> optimizers.Optimizer:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tmp_path_factory, vocabulary):
     folder = tmp_path_factory.mktemp("sft")
     supervised.Training(
         start=supervised.new_model(CONFIG, seed=0),
-        data=Data(TASK, **LENGTHS, batch_size=12),
+        data=Data(TASK, **LENGTHS, batch_size=12, vocabulary=vocabulary),
         optimizer=constant(1e-2),
         steps=60,
         seed=0,
@@ -82,18 +92,18 @@ def model(tmp_path_factory):
     return load(folder / "best")
 
 
-def test_targets_end_with_the_vocabulary_s_end_token():
-    examples = data.epoch(TASK, "train", LENGTHS, seed=0)
+def test_targets_end_with_the_vocabulary_s_end_token(vocabulary):
+    examples = examples_of(vocabulary)
     for x in (examples.targets, examples.inputs):
         assert (np.sum(x.tokens == END, axis=1) == 1).all()
         assert (x.tokens[np.arange(len(examples)), x.lengths - 1] == END).all()
-    assert data.vocabulary_of(TASK).end_id == END
+    assert vocabulary.end_id == END
 
 
 @pytest.mark.slow
 def test_a_model_learns_to_end_with_it(model):
     assert model.model.end_ids == (END,) and model.model.num_ids == 12
-    examples = data.epoch(TASK, "train", LENGTHS, seed=0)
+    examples = examples_of(model.vocabulary)
     keys = sequence_keys(0, examples.example_id, [0])
     out = sample(model.model, model.params, examples.inputs, keys, Sampling(4, greedy=True))
     assert out.finished.all()
@@ -120,17 +130,29 @@ def test_rewards_of_ppo_count(model, tmp_path):
     assert load(tmp_path / alignment.MODEL).model == model.model
 
 
-def test_a_model_with_another_end_token_is_refused(tmp_path):
-    start = supervised.new_model(dataclasses.replace(CONFIG, end_ids=(1,)), seed=0)
-    with pytest.raises(ValueError, match=r"ends sequences with id 2, '</s>', the model with id 1"):
-        supervised.read_for_data(start, Data(TASK, **LENGTHS, batch_size=1))
+def test_a_model_with_another_end_token_is_refused(vocabulary):
+    config = dataclasses.replace(CONFIG, end_ids=(1,))
+    message = r"ends sequences with id 2, '</s>', the model with id 1"
+    task = Data(TASK, **LENGTHS, batch_size=1, vocabulary=vocabulary)
+    with pytest.raises(ValueError, match=f"task '{TASK}'.*{message}"):
+        supervised.read_for_data(supervised.new_model(config, seed=0), task)
+    start = supervised.new_model(config, seed=0, vocabulary=vocabulary)
+    with pytest.raises(ValueError, match=f"new_model.vocabulary.*{message}"):
+        start.read()
 
 
-def test_a_vocabulary_whose_id_0_is_no_padding_is_read_with_lengths(registered):
-    """SentencePiece's default ids: 0 is the unknown piece, 2 the end."""
-    assert vocabularies.sentencepiece(registered).eos_id == 2
-    assert data.vocabulary_of(WRONG).end_id == 2
-    found = data.epoch(WRONG, "train", LENGTHS, 0)
+def test_texts_need_a_vocabulary():
+    task = Data(TASK, **LENGTHS, batch_size=1)
+    origin = supervised.read_for_data(supervised.new_model(CONFIG, seed=0), task)
+    with pytest.raises(ValueError, match="does not say what its ids mean.*VOCABULARY"):
+        task.encoded_by(origin.tokenizer)
+
+
+def test_a_vocabulary_whose_id_0_is_no_padding_is_read_with_lengths(tmp_path):
+    """SentencePiece's default ids: 0 is the unknown piece, 1 begins, 2 ends; none pads."""
+    default = named_vocabulary(trained(tmp_path / "default", 3))
+    assert (default.unknown_id, default.end_id, default.padding_id) == (0, 2, None)
+    found = examples_of(default)
     for padded in (found.inputs, found.targets):
         last = np.take_along_axis(padded.tokens, padded.lengths[:, None] - 1, axis=1)
         np.testing.assert_array_equal(last, 2)
@@ -140,7 +162,7 @@ def test_a_vocabulary_whose_id_0_is_no_padding_is_read_with_lengths(registered):
 def test_a_vocabulary_without_end_of_sequence_is_refused(tmp_path):
     file = trained(tmp_path / "endless", 2, pad_id=0, bos_id=-1, eos_id=-1, unk_id=1)
     with pytest.raises(ValueError, match="has no end-of-sequence piece"):
-        vocabularies.sentencepiece(file)
+        supervised.new_model(CONFIG, seed=0, vocabulary=named_vocabulary(file)).read()
 
 
 def test_ids_without_text_have_no_vocabulary():

@@ -19,7 +19,6 @@ from dera_jax.models.t5 import T5Config
 from dera_jax.training import metrics, optimizers, preferences, supervised
 from dera_jax.training.losses import bradley_terry
 from tasks import preferences as pairs_task
-from tasks import vocabularies
 from tests import prompts
 from tests.decoding import worlds
 
@@ -150,12 +149,12 @@ def files(tmp_path_factory):
         paths[split] = str(folder / f"{split}.jsonl")
         with open(paths[split], "w") as out:
             out.writelines(json.dumps(row) + "\n" for row in rows)
-    pairs_task.register(TASK, paths, vocabularies.bytes_vocabulary(), prefix="")
+    pairs_task.register(TASK, paths, "{document}")
 
 
 def training(kind, **changes) -> preferences.PreferenceTraining:
     default = preferences.PreferenceTraining(
-        start=kind(supervised.new_model(CONFIG, seed=0)),
+        start=kind(supervised.new_model(CONFIG, seed=0, vocabulary=ByteVocabulary())),
         data=Data(TASK, inputs=16, targets=4, batch_size=16),
         optimizer=optimizers.adamw(optimizers.constant(1e-2, 2), clip_norm=1.0),
         steps=40,

@@ -10,7 +10,7 @@ import pytest
 
 import tasks  # noqa: F401 (registers `newswire`)
 from dera_jax.checkpoints.loading import load
-from dera_jax.data import Data
+from dera_jax.data import EncodedData
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.training import optimizers, ppo
@@ -41,16 +41,16 @@ def test_a_run_that_died_ends_with_the_same_bits(warm_start, tmp_path, monkeypat
     start = jax.tree.leaves(warm_start.reference.params)
     assert any(np.any(x != y) for x, y in zip(whole, start, strict=True))
 
-    all_batches = Data.batches
+    all_batches = EncodedData.batches
 
     def three_batches(*args):
         yield from itertools.islice(all_batches(*args), 3)
         raise Killed
 
-    monkeypatch.setattr(Data, "batches", three_batches)
+    monkeypatch.setattr(EncodedData, "batches", three_batches)
     with pytest.raises(Killed):  # after step 3; the checkpoint is of step 2
         warm_start.run(tmp_path / "cut")
-    monkeypatch.setattr(Data, "batches", all_batches)
+    monkeypatch.setattr(EncodedData, "batches", all_batches)
     found = warm_start.run(tmp_path / "cut")
     for x, y in zip(leaves(tmp_path / "cut"), whole, strict=True):
         np.testing.assert_array_equal(x, y)

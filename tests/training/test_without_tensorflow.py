@@ -6,6 +6,7 @@ import sys
 import pytest
 
 SCRIPT = """
+import dataclasses
 import sys
 for name in ("tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "gin", "clu", "t5x"):
     sys.modules[name] = None  # as if it were not installed
@@ -14,17 +15,18 @@ import numpy as np
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.orbax import Saving
+from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.examples import Examples, train_batches
 from dera_jax.models.language_model import Padded, Prompts, padded, sequence_keys
 from dera_jax.models.llama import LlamaConfig
 from dera_jax.models.t5 import T5Config
+from dera_jax.prompts import Prompt
 from dera_jax.training import optimizers, preferences, supervised
 from dera_jax.training.train_step import Loss
 from dera_jax.training.validation import Validation
 
 WORDS = ["kiwi", "plum", "fig", "lime", "pear", "date", "peach", "melon"]
-TEXT = ByteVocabulary()
 
 
 class Words:
@@ -33,26 +35,35 @@ class Words:
     def check(self, *splits, pairs=False):
         assert set(splits) <= {"train", "validation", "test"}
 
-    def vocabulary(self):
-        return TEXT
+    def known_vocabulary(self):
+        return ByteVocabulary()
 
     def described(self):
         return {"words": WORDS}
+
+    def encoded_by(self, tokenizer):
+        return EncodedWords(tokenizer)
+
+
+@dataclasses.dataclass
+class EncodedWords:
+    tokenizer: Tokenizer
 
     def left_out(self):
         return {}
 
     def read(self, split, seed=0):
-        column = lambda words: padded([[*TEXT.encode(x), TEXT.end_id] for x in words], 8)
-        backwards = [x[::-1] for x in WORDS]
+        text = self.tokenizer
+        column = lambda words: Padded(*padded([text.encode_completion(x) for x in words], 8))
         return Examples(
-            inputs=Prompts(*column(WORDS)), targets=Padded(*column(WORDS)),
-            example_id=np.arange(len(WORDS)), documents=WORDS, summaries=WORDS, notes={},
-            rejected=Padded(*column(backwards)),
+            inputs=Prompts(*padded([text.encode_prompt(x, 8).ids for x in WORDS], 8)),
+            targets=column(WORDS), rejected=column([x[::-1] for x in WORDS]),
+            example_id=np.arange(len(WORDS)), asked=[Prompt(x) for x in WORDS], summaries=WORDS,
+            notes={},
         )
 
     def batches(self, seed, start_step, with_documents=False, check_documents=None):
-        return train_batches(lambda s: self.read("train", s), self.batch_size, seed, start_step)
+        return train_batches(lambda s: self.read("train", s), Words.batch_size, seed, start_step)
 
 
 CONFIGS = {
@@ -74,7 +85,7 @@ dpo = preferences.PreferenceTraining(
 found = dpo.run(folder / "dpo")
 assert found["best_loss"] < np.log(2), found
 pair = load(folder / "sft" / "best", folder / "dpo" / "best")
-prompts = Words().read("test").inputs.replace(lam=np.full((8, 1), 0.5))
+prompts = Words().encoded_by(pair.tokenizer).read("test").inputs.replace(lam=np.full((8, 1), 0.5))
 out = sample(pair.model, pair.params, prompts, sequence_keys(0, np.arange(8), [0]), Sampling(8))
 assert out.tokens.shape == (8, 1, 8)
 assert (folder / "sft" / "metrics.jsonl").exists() and list((folder / "sft").glob("events.*"))

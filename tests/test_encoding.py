@@ -8,27 +8,31 @@ import numpy as np
 import pytest
 import seqio
 
-from dera_jax import data, log, truncation
+from dera_jax import data, encoding, log
+from dera_jax.checkpoints.tokenizer import Tokenizer
+from dera_jax.encoding import Sizes
 from dera_jax.evaluation.jobs import Split
 from dera_jax.evaluation.sweep import keyword_texts
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.words import KeywordCoverage, WordsInRange
-from tasks import jsonl, preferences, vocabularies
+from tasks import jsonl, preferences
+from tests.texts import BYTES, SHIPPED, asked
 
-BYTES = seqio.ByteVocabulary()
 PROMPT = "sum: "
 _names = (f"truncation_{i}" for i in itertools.count())
 
 
-def register(vocabulary=BYTES, **columns) -> str:
+def register(**columns) -> str:
     """A task of summaries, or of pairs if there is a column `rejected`."""
     name, module = next(_names), preferences if "rejected" in columns else jsonl
-    module.register_pairs(name, lambda split: columns, ["test"], vocabulary, PROMPT)
+    module.register_pairs(name, lambda split: columns, ["test"], f"{PROMPT}{{document}}")
     return name
 
 
-def read(name: str, inputs: int = 40, targets: int = 10) -> data.Examples:
-    return data.epoch(name, "test", {"inputs": inputs, "targets": targets}, seed=0)
+def read(
+    name: str, inputs: int = 40, targets: int = 10, tokenizer: Tokenizer = BYTES
+) -> data.Examples:
+    return data.epoch(name, "test", tokenizer, Sizes(inputs, targets))
 
 
 @pytest.fixture
@@ -47,14 +51,11 @@ def test_pairs_that_are_equal_once_cut_are_left_out_and_said_with_their_ids(said
     }
     name = register(**rows)
     whole = read(name, targets=30)
-    assert len(whole) == 3 and truncation.left_out(name, "test") == {} and not said()
+    assert len(whole) == 3 and encoding.left_out(f"{name}, test") == {} and not said()
     for _ in range(2):  # two epochs
         cut = read(name)
-        assert truncation.left_out(name, "test") == {"chosen and rejected are the same": 1}
-    assert cut.documents == [f"{PROMPT}two", f"{PROMPT}three"] and cut.summaries == [
-        "yes",
-        "the same",
-    ]
+        assert encoding.left_out(f"{name}, test") == {"chosen and rejected are the same": 1}
+    assert cut.documents == ["two", "three"] and cut.summaries == ["yes", "the same"]
     for column in ("inputs", "example_id", "keywords"):
         rest = jax.tree.map(lambda x: x[1:], getattr(whole, column))
         jax.tree.map(np.testing.assert_array_equal, getattr(cut, column), rest)
@@ -70,7 +71,8 @@ PAIRS = {"document": ["a", "b"], "chosen": ["same 1", "same 2"], "rejected": ["s
 @pytest.mark.parametrize(
     ("columns", "inputs", "targets", "reason"),
     [
-        (SUMMARIES, 1, 9, "empty inputs: 2"),
+        (SUMMARIES | {"document": ["", ""]}, 40, 9, "empty inputs: 2"),
+        (SUMMARIES, 1, 9, "only the prompt is left of the inputs: 2"),
         (SUMMARIES, len(PROMPT) + 1, 9, "only the prompt is left of the inputs: 2"),
         (SUMMARIES, 40, 1, "empty targets: 2"),
         (PAIRS, 40, 5, "chosen and rejected are the same: 2"),
@@ -79,21 +81,21 @@ PAIRS = {"document": ["a", "b"], "chosen": ["same 1", "same 2"], "rejected": ["s
 )
 def test_a_split_of_which_nothing_is_left_is_refused(columns, inputs, targets, reason):
     name = register(**columns)
-    message = f"task '{name}', split 'test': nothing is left of any of its 2 examples at inputs of "
+    message = f"{name}, test: nothing is left of any of its 2 examples at inputs of "
     with pytest.raises(ValueError, match=f"{message}{inputs} .*{reason}.*raise INPUTS or TARGETS"):
         read(name, inputs, targets)
 
 
 def test_one_token_of_the_document_is_something():
     found = read(register(**SUMMARIES), inputs=len(PROMPT) + 2)
-    assert [BYTES.decode(x.tolist()) for x in found.inputs.tokens] == [f"{PROMPT}a", f"{PROMPT}t"]
+    assert [BYTES.decode(x) for x in found.inputs.tokens] == [f"{PROMPT}a", f"{PROMPT}t"]
 
 
 def test_a_document_that_has_no_token_is_left_out(said):
     columns = {"document": ["\u200b\u200b", "a tensor"], "summary": ["a tensor", "a value"]}
-    found = read(register(vocabularies.docstrings_vocabulary(), **columns))
+    found = read(register(**columns), tokenizer=SHIPPED)
     assert found.summaries == ["a value"]
-    assert "only the prompt is left of the inputs: 1" in said()[0]
+    assert "empty inputs: 1" in said()[0]
 
 
 @pytest.mark.parametrize(("summaries", "kept"), [(["", "x"], 1), (["", ""], 2), ([" ", "\n"], 2)])
@@ -123,15 +125,48 @@ def test_documents_without_keywords_are_no_cases_of_a_reward_about_them(said):
     about = Combined((Part("words", WordsInRange(high=9)), Part("keys", KeywordCoverage())))
     columns = {"document": ["a", "b", "c"], "summary": ["x", "y", "z"]}
     split = Split(register(**columns, keywords=["a", "", "c"]), "test", 40)
-    assert len(split.read().texts) == len(split.read(WordsInRange(high=9)).texts) == 3
-    assert sorted(split.read(about).texts) == [f"{PROMPT}a", f"{PROMPT}c"]
+    for reward in (None, WordsInRange(high=9)):
+        assert len(split.read(BYTES, reward).texts) == 3
+    assert sorted(split.read(BYTES, about).texts) == ["a", "c"]
     assert "LEFT OUT 1 of 3 documents, which have no keywords" in said()[-1]
     none = Split(register(**columns, keywords=["", "", ""]), "test", 40)
     with pytest.raises(ValueError, match="no document has keywords in its first 40 tokens"):
-        none.read(about)
+        none.read(BYTES, about)
 
 
 def test_training_and_evaluation_read_the_same_examples():
     name = register(**PAIRS | {"chosen": ["same 1", "good"]})
-    batch = next(data.Data(name, 9, 5, 2, "test").batches(0, 0))
+    batch = next(data.Data(name, 9, 5, 2, "test").encoded_by(BYTES).batches(0, 0))
     assert len(set(batch["example_id"].tolist())) == 1
+
+
+def test_a_task_that_yields_ids_is_as_good_as_one_of_texts():
+    """A user's own, over the same vocabulary: same arrays; over another, the first piece that differs."""
+    texts = {"document": ["one text", "another"], "summary": ["short", "brief"]}
+    of_texts, of_ids = register(**texts), next(_names)
+    feature = seqio.Feature(seqio.ByteVocabulary(), add_eos=True)
+    task = seqio.TaskRegistry.get(of_texts)
+    steps = [*task.preprocessors, seqio.preprocessors.tokenize, seqio.preprocessors.append_eos]
+    features = dict.fromkeys(("inputs", "targets"), feature)
+    seqio.TaskRegistry.add(of_ids, task.source, output_features=features, preprocessors=steps)
+    for inputs in (40, 9):  # 9 cuts both
+        ours, theirs = read(of_texts, inputs), read(of_ids, inputs)
+        for column in ("inputs", "targets", "example_id"):
+            arrays = getattr(ours, column), getattr(theirs, column)
+            jax.tree.map(np.testing.assert_array_equal, *arrays)
+        assert ours.summaries == theirs.summaries and asked(ours) == asked(theirs)
+    with pytest.raises(ValueError, match=r"vocabularies differ at id 0: '<special 0>' in task"):
+        read(of_ids, tokenizer=SHIPPED)
+
+
+def test_documents_are_kept_uncut_and_alone():
+    columns = {"document": ["a long document", "b"], "summary": ["x", "y"]}
+    found = read(register(**columns), inputs=len(PROMPT) + 3)
+    assert found.inputs.lengths.tolist() == [len(PROMPT) + 3, len(PROMPT) + 2]
+    alone = found.document[np.array([1, 0])]
+    assert [BYTES.decode(x) for x in alone.tokens] == ["b", "a long document"]
+    assert alone.lengths.tolist() == [1, 15]
+    (batch,) = itertools.islice(
+        data.Data(register(**columns), 9, 5, 2, "test").encoded_by(BYTES).batches(0, 0), 1
+    )
+    assert sorted(batch["document"].lengths.tolist()) == [1, 15]
