@@ -23,11 +23,12 @@ from dera_jax.decoding.mutation import Rewriter, Unchanged
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, check_sampling
 from dera_jax.encoding import Sizes
+from dera_jax.evaluation.bench import Bench
 from dera_jax.evaluation.best_of import BestOf
 from dera_jax.evaluation.choose import Choice, Rule
 from dera_jax.evaluation.jobs import Decoding, Split
 from dera_jax.evaluation.lengths import LengthSurvey
-from dera_jax.evaluation.methods import Bench, Sampled, Searched
+from dera_jax.evaluation.methods import Sampled, Searched
 from dera_jax.evaluation.populations import Bred
 from dera_jax.evaluation.statistics import RewardStatistics
 from dera_jax.evaluation.sweep import Sweep

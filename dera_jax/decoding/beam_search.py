@@ -16,9 +16,8 @@ scoring, and what ends in between waits, unranked against the finished, for the 
 Source: Huang et al. 2024 (arXiv 2402.06147); the pools, the penalty and the rule when to stop are
 those of T5X's `decoding.beam_search`. One beam, no lookahead, length_penalty 0 and a reward model
 are the token-level guidance of ARGS (Khanov et al. 2024, arXiv 2402.01694), but for the pool: a
-text that ends does not end the search.
-
-With E end tokens, the (1 + E)·N best candidates compete, of which N at least have not ended.
+text that ends does not end the search. With E end tokens, the (1 + E)·N best candidates compete, of
+which N at least have not ended.
 
 Axes: B prompts, G searches of each prompt (one at each λ, say), N beams of a search, k candidates of
 a beam, R hypotheses of a search, K = G·N hypotheses of the model, T output length, V vocabulary.

@@ -16,7 +16,8 @@ import numpy as np
 
 from dera_jax import json_files
 from dera_jax.evaluation import methods, metrics, shards, sweep
-from dera_jax.evaluation.methods import Bench, Method
+from dera_jax.evaluation.bench import Bench
+from dera_jax.evaluation.methods import Method
 from dera_jax.evaluation.tables import in_columns, write_csv
 from dera_jax.store import write_file
 

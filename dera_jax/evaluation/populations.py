@@ -13,13 +13,8 @@ from dera_jax.decoding.archive import Evolved, Lived, Questions, evolve
 from dera_jax.decoding.evolution import Evolution, check_evolution
 from dera_jax.decoding.mutation import MUTATOR, Mutator
 from dera_jax.decoding.realign import LAMBDA
-from dera_jax.evaluation.methods import (
-    Answers,
-    Bench,
-    check_prompt,
-    judging,
-    num_models,
-)
+from dera_jax.evaluation.bench import Bench, check_prompt
+from dera_jax.evaluation.methods import Answers, judging, num_models
 from dera_jax.models.language_model import Prompts
 from dera_jax.prompts import Prompt
 

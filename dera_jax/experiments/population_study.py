@@ -27,6 +27,7 @@ from dera_jax.decoding.mutation import MUTATOR, Mutator, Unchanged
 from dera_jax.decoding.realign import LAMBDA
 from dera_jax.decoding.search import Guide
 from dera_jax.evaluation import lineage, plots, population_plots, shards
+from dera_jax.evaluation.bench import Bench
 from dera_jax.evaluation.method_tables import (
     answered,
     folder_of,
@@ -34,7 +35,7 @@ from dera_jax.evaluation.method_tables import (
     write,
     write_samples,
 )
-from dera_jax.evaluation.methods import Bench, Sampled, Searched, num_models
+from dera_jax.evaluation.methods import Sampled, Searched, num_models
 from dera_jax.evaluation.populations import TRACE, Bred, replacements
 from dera_jax.experiments.search_setting import Budget, Setting, check_searches, widened
 from dera_jax.experiments.stages import run_all

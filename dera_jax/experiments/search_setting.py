@@ -16,9 +16,10 @@ from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.decoding.beam_search import Search, beam_search, check_search
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.search import Guide
+from dera_jax.evaluation.bench import Bench, check_prompt
 from dera_jax.evaluation.jobs import SPLIT, Split
 from dera_jax.evaluation.method_tables import GUIDE
-from dera_jax.evaluation.methods import Bench, Searched, check_prompt
+from dera_jax.evaluation.methods import Searched
 from dera_jax.evaluation.sweep import PART, Documents, about, values
 from dera_jax.experiments.stages import Reference, Stage
 from dera_jax.models.language_model import sequence_keys

@@ -21,6 +21,7 @@ from dera_jax import checks
 from dera_jax.decoding.beam_search import Search
 from dera_jax.decoding.realign import LAMBDA
 from dera_jax.evaluation import plots
+from dera_jax.evaluation.bench import Bench, check_prompt
 from dera_jax.evaluation.method_tables import (
     answered,
     check_names,
@@ -28,7 +29,7 @@ from dera_jax.evaluation.method_tables import (
     write,
     write_samples,
 )
-from dera_jax.evaluation.methods import Bench, Method, Sampled, Searched, check_prompt, num_models
+from dera_jax.evaluation.methods import Method, Sampled, Searched, num_models
 from dera_jax.experiments.search_setting import (
     Budget,
     Setting,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.resources import RunResources
-from dera_jax.evaluation.methods import Bench
+from dera_jax.evaluation.bench import Bench
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.words import Faithfulness, WordsInRange

@@ -10,7 +10,8 @@ from dera_jax.decoding.beam_search import Search
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation import shards
-from dera_jax.evaluation.methods import Bench, Sampled, Searched, run
+from dera_jax.evaluation.bench import Bench
+from dera_jax.evaluation.methods import Sampled, Searched, run
 from dera_jax.evaluation.sweep import measure
 from dera_jax.models.heads import ValueHead
 from dera_jax.models.language_model import sequence_keys

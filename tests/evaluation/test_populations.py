@@ -10,7 +10,8 @@ from dera_jax.decoding.evolution import Evolution
 from dera_jax.decoding.mutation import Offspring, TemplateBank, Unchanged
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.evaluation import shards
-from dera_jax.evaluation.methods import Bench, Sampled, run
+from dera_jax.evaluation.bench import Bench
+from dera_jax.evaluation.methods import Sampled, run
 from dera_jax.evaluation.populations import TRACE, Bred, replacements
 from dera_jax.models.heads import ValueHead
 from dera_jax.models.t5_lm import T5
