@@ -69,10 +69,6 @@ class Judge:
         else:
             total, parts = score(reward, params, source, tokens, lengths, finished)
         total = np.asarray(total)
-        if total.shape != lengths.shape:
-            raise ValueError(
-                f"{reward} gave rewards of shape {total.shape}; expected {lengths.shape}"
-            )
         check_rewards(total, reward)
         return total, jax.tree.map(np.asarray, parts)
 
