@@ -29,6 +29,7 @@ _FEATURES = ("inputs", "targets")
 _REJECTED = "rejected"  # what tasks of pairs have beside their targets
 _COMPLETIONS = ("targets", _REJECTED)
 _TEXTS = ("inputs", *_COMPLETIONS, "document", "template")  # all others are notes
+_PROMPT_FIELDS = ("document", "template", "keep_end")
 _AS_TEXT = "_pretokenized"
 
 Row = dict[str, object]
@@ -163,7 +164,7 @@ def epoch(
     task = _task(task_name, split)
     rows = _rows(task, split, sizes, seed)
     if yields_text(task):
-        texts, ids = _encoded(_Rows(rows), tokenizer, sizes)
+        texts, ids = _encoded(_Rows(map(_scalars, rows)), tokenizer, sizes)
     else:
         check_same(
             known_vocabulary(task_name), tokenizer.vocabulary, f"task {task_name!r}", "the model"
@@ -186,6 +187,9 @@ def _rows(task: seqio.Task | seqio.Mixture, split: str, sizes: Sizes, seed: int)
     lengths = {"inputs": sizes.inputs, "targets": sizes.targets}
     if _REJECTED in task.output_features:
         lengths[_REJECTED] = sizes.targets
+    # Of its tasks' fields a mixture drops all but features: dialogues would lose their ends.
+    is_mixture = isinstance(task, seqio.Mixture) and yields_text(task)
+    more = {"passthrough_features": _PROMPT_FIELDS} if is_mixture else {}
     dataset = task.get_dataset(
         lengths,
         split,
@@ -194,6 +198,7 @@ def _rows(task: seqio.Task | seqio.Mixture, split: str, sizes: Sizes, seed: int)
         num_epochs=1,  # a mixture would otherwise repeat for ever
         trim_output_features=False,
         try_in_mem_cache=False,  # what is read is kept here
+        **more,
     )
     text = lambda x: x.decode() if isinstance(x, bytes) else x
     rows = [{k: text(x) for k, x in row.items()} for row in dataset.as_numpy_iterator()]
@@ -209,6 +214,11 @@ class _Rows(tuple):
         return len(self)
 
 
+def _scalars(row: Row) -> Row:
+    """What examples are made of; arrays have no equality that a cache could use."""
+    return {name: x for name, x in row.items() if isinstance(x, str | np.generic)}
+
+
 @functools.lru_cache(maxsize=2)
 def _encoded(rows: _Rows, tokenizer: Tokenizer, sizes: Sizes) -> tuple[Texts, Ids]:
     columns = {name: [row[name] for row in rows] for name in _COMPLETIONS if name in rows[0]}
@@ -217,13 +227,16 @@ def _encoded(rows: _Rows, tokenizer: Tokenizer, sizes: Sizes) -> tuple[Texts, Id
 
 
 def _asked(row: Row) -> Prompt:
-    """Of a row of texts; `inputs` are all of it where nothing else is said."""
+    """Of a row of texts; `inputs` are the document where they are not the template with one in it."""
     template, document = row.get("template", DOCUMENT), row.get("document", row["inputs"])
+    if str(template).replace(DOCUMENT, str(document)) != row["inputs"]:
+        template, document = DOCUMENT, row["inputs"]
     return Prompt(document, template, _keywords(row), bool(row.get("keep_end", False)))
 
 
 def _keywords(row: Row) -> tuple[str, ...]:
-    return tuple(row[KEYWORDS].split("\n")) if row.get(KEYWORDS) else ()
+    found = row.get(KEYWORDS)
+    return tuple(found.split("\n")) if isinstance(found, str) and found else ()
 
 
 def _texts(rows: Sequence[Row], asked: list[Prompt], completions: Mapping[str, list[str]]) -> Texts:
@@ -255,9 +268,10 @@ def _of_ids(
     ]
     ends = {x: [features[x].vocabulary.eos_id] * features[x].add_eos for x in names}
     end = ends["inputs"]
+    encoded = [_cut(x, end, sizes.inputs) for x in ids["inputs"]]
     return _texts(rows, prompts, text), Ids(
-        prompts=[_cut(x, end, sizes.inputs) for x in ids["inputs"]],
-        bare=[False] * len(rows),
+        prompts=encoded,
+        bare=[x.cut > 0 and x.ids == end for x in encoded],
         documents=[x[: len(x) - len(end)] if x[-1:] == end else x for x in ids["inputs"]],
         targets=ids["targets"],
         rejected=ids.get(_REJECTED),

@@ -95,13 +95,12 @@ class Ids:
 def encode(texts: Texts, tokenizer: Tokenizer, sizes: Sizes) -> Ids:
     """The ids of texts, by the tokenizer of the model that reads them."""
     completions = lambda some: some and [tokenizer.encode_completion(x) for x in some]
-    read = lambda prompt: tokenizer.encode_prompt(prompt, sizes.inputs)
-    empty = lambda prompt: read(dataclasses.replace(prompt, document=""))
-    prompts = [read(prompt) for prompt in texts.asked]
+    prompts = [tokenizer.encode_prompt(prompt, sizes.inputs) for prompt in texts.asked]
+    whole = lambda prompt: tokenizer.encode_prompt(prompt, 0).cut  # tokens of the document
     return Ids(
         prompts=prompts,
         bare=[
-            x.cut > 0 and x.ids == empty(prompt).ids
+            x.cut > 0 and x.cut == whole(prompt)
             for x, prompt in zip(prompts, texts.asked, strict=True)
         ],
         documents=[tokenizer.encode(x.document) for x in texts.asked],

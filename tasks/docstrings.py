@@ -89,7 +89,8 @@ def example_id(pair: docstring_corpus.Pair) -> int:
 @seqio.map_over_dataset
 def _asked(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     template = tf.constant(jsonl.SUMMARIZE)
-    return row | {"inputs": jsonl.render(template, row["document"]), "template": template}
+    inputs = jsonl.render(template, row["document"])
+    return row | {"inputs": inputs, "template": template, "keep_end": tf.constant(False)}
 
 
 seqio.TaskRegistry.add(

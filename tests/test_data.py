@@ -13,7 +13,7 @@ from dera_jax import data, examples, log
 from dera_jax.encoding import Sizes
 from dera_jax.examples import eval_batches, train_batches
 from tasks import jsonl, preferences
-from tests.texts import BYTES
+from tests.texts import BYTES, asked
 
 SIZES = Sizes(12, 6)
 WORDS = [
@@ -122,6 +122,84 @@ def test_task_without_texts_or_ids_gets_decoded_texts_and_positions():
     assert examples.summaries == WORDS
     assert examples.notes == {}
     np.testing.assert_array_equal(examples.example_id, np.arange(len(WORDS)))
+
+
+def register_texts(name, **columns):
+    """A user's own task of texts."""
+    read = lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(columns)
+    source = seqio.FunctionDataSource(read, splits=["train"])
+    seqio.TaskRegistry.add(name, source, preprocessors=[], output_features=jsonl.features())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"document": ["one", "two"]},
+        {"template": ["see {document}"] * 2},
+        {"template": ["news"] * 2, "document": [1, 2]},
+        {"document": ["one", "two"], "template": ["read {document}"] * 2},
+        {"scores": [[0.5, 0.1], [0.2, 0.3]], "tags": [["a", "b"], ["c", "d"]]},
+        {"keywords": [["a", "b"], ["c", "d"]]},  # one text with a keyword per line would be read
+    ],
+)
+def test_inputs_are_what_is_asked_whatever_else_a_task_of_texts_has(fields, request):
+    name = f"toy_texts_{request.node.callspec.indices['fields']}"
+    register_texts(name, inputs=["see one", "see two"], targets=["a", "b"], **fields)
+    first, second = (data.epoch(name, "train", BYTES, SIZES, seed) for seed in (0, 1))
+    assert_holds(first.inputs, ["see one", "see two"], 12)
+    assert first.documents == ["see one", "see two"] and first.summaries == ["a", "b"]
+    for column in ("inputs", "targets", "example_id"):
+        assert_equal(getattr(first, column), getattr(second, column))
+    assert_equal(*(x.document[np.arange(2)] for x in (first, second)))
+    assert first.keywords is second.keywords is None
+
+
+def test_a_document_in_its_template_is_the_document():
+    """Of a user's own task that says both."""
+    fields = {"document": ["{document}", "two"], "template": ["see {document}!"] * 2}
+    inputs = ["see {document}!", "see two!"]
+    register_texts("toy_templates", inputs=inputs, targets=["a", "b"], **fields)
+    found = data.epoch("toy_templates", "train", BYTES, Sizes(9, 6))
+    assert_holds(found.inputs, ["see {do!", "see two!"], 9)
+    assert found.documents == ["{document}", "two"] and asked(found) == inputs
+
+
+def test_a_mixture_cuts_as_its_tasks_do():
+    names = ("mixed_end", "mixed_start")
+    for name in names:
+        row = {"document": [f"{name}: a long dialogue"], "chosen": ["x"], "rejected": ["y"]}
+        template = "say {document} ok"
+        preferences.register_pairs(
+            name,
+            lambda split, row=row: row,
+            ["train"],
+            template,
+            keep_end=name == "mixed_end",
+        )
+    seqio.MixtureRegistry.add("mixed", [(name, 1.0) for name in names])
+    seqio.MixtureRegistry.add("mixed_one", [("mixed_end", 1.0)])
+    sizes = Sizes(16, 6)
+    alone = [
+        BYTES.decode(data.epoch(name, "train", BYTES, sizes).inputs.tokens[0]) for name in names
+    ]
+    assert alone == ["say dialogue ok", "say mixed_st ok"]
+    (one,) = data.epoch("mixed_one", "train", BYTES, sizes).inputs.tokens
+    assert BYTES.decode(one) == alone[0]
+    found = data.epoch("mixed", "train", BYTES, sizes)
+    assert {BYTES.decode(x) for x in found.inputs.tokens} <= {*alone}
+    assert all(x.template == "say {document} ok" for x in found.asked)
+
+
+@pytest.mark.parametrize("task", ["docstrings", "newswire", "docstrings_instructed", "tldr"])
+def test_our_tasks_of_texts_can_be_mixed(task):
+    """They have the same fields of prompts."""
+    steps = seqio.TaskRegistry.get(task).preprocessors
+    columns = {"document": ["one"], "summary": ["x"], "targets": ["x"], "example_id": [3]}
+    dataset = tf.data.Dataset.from_tensor_slices(columns)
+    for step in steps:
+        dataset = step(dataset)
+    assert {"document", "template", "keep_end"} <= dataset.element_spec.keys()
 
 
 @pytest.mark.parametrize("task", ["toy", "toy_trimmed"])

@@ -1,5 +1,6 @@
 """Examples of which cutting leaves nothing: left out, counted and said; refused if none is left."""
 
+import dataclasses
 import itertools
 import logging as python_logging
 
@@ -16,7 +17,7 @@ from dera_jax.evaluation.sweep import keyword_texts
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.words import KeywordCoverage, WordsInRange
 from tasks import jsonl, preferences
-from tests.texts import BYTES, SHIPPED, asked
+from tests.texts import BYTES, SHIPPED, asked, plain_ids
 
 PROMPT = "sum: "
 _names = (f"truncation_{i}" for i in itertools.count())
@@ -86,6 +87,25 @@ def test_a_split_of_which_nothing_is_left_is_refused(columns, inputs, targets, r
         read(name, inputs, targets)
 
 
+@pytest.mark.parametrize(
+    "template", ["a: {document}", "{document}\n\nTL;DR:", '"{document}" sum:', '{document}", sum:']
+)
+@pytest.mark.parametrize("tokenizer", [BYTES, SHIPPED])
+def test_examples_are_left_out_where_nothing_of_the_document_is_left(tokenizer, template):
+    """Also where a quotation mark alone is another token than after a document."""
+    name = next(_names)
+    columns = {"document": ["zz"], "summary": ["x"]}
+    jsonl.register_pairs(name, lambda split: columns, ["test"], template)
+    left = []
+    for size in range(1, len(tokenizer.encode(template.format(document="zz"))) + 2):
+        try:
+            left.append(tokenizer.decode(read(name, size, tokenizer=tokenizer).inputs.tokens[0]))
+        except ValueError as error:
+            assert not left and "only the prompt is left of the inputs: 1" in str(error)
+    assert all("z" in text for text in left) and left[-1].count("z") == 2
+    assert ["zz" in text for text in left[:2]] == [False, True]
+
+
 def test_one_token_of_the_document_is_something():
     found = read(register(**SUMMARIES), inputs=len(PROMPT) + 2)
     assert [BYTES.decode(x) for x in found.inputs.tokens] == [f"{PROMPT}a", f"{PROMPT}t"]
@@ -140,23 +160,41 @@ def test_training_and_evaluation_read_the_same_examples():
     assert len(set(batch["example_id"].tolist())) == 1
 
 
-def test_a_task_that_yields_ids_is_as_good_as_one_of_texts():
-    """A user's own, over the same vocabulary: same arrays; over another, the first piece that differs."""
-    texts = {"document": ["one text", "another"], "summary": ["short", "brief"]}
-    of_texts, of_ids = register(**texts), next(_names)
-    feature = seqio.Feature(seqio.ByteVocabulary(), add_eos=True)
-    task = seqio.TaskRegistry.get(of_texts)
+def of_ids(of_texts: str) -> str:
+    """A user's own task over bytes."""
+    name, task = next(_names), seqio.TaskRegistry.get(of_texts)
     steps = [*task.preprocessors, seqio.preprocessors.tokenize, seqio.preprocessors.append_eos]
-    features = dict.fromkeys(("inputs", "targets"), feature)
-    seqio.TaskRegistry.add(of_ids, task.source, output_features=features, preprocessors=steps)
+    feature = seqio.Feature(seqio.ByteVocabulary(), add_eos=True)
+    features = dict.fromkeys(task.output_features, feature)
+    seqio.TaskRegistry.add(name, task.source, output_features=features, preprocessors=steps)
+    return name
+
+
+@pytest.mark.parametrize(
+    "completions",
+    [{"summary": ["short", "brief"]}, {"chosen": ["yes", "yes and"], "rejected": ["no", "not so"]}],
+)
+def test_a_task_that_yields_ids_is_as_good_as_one_of_texts(completions):
+    """A user's own, over the same vocabulary: same arrays; over another, the first piece that differs."""
+    columns = {"document": ["one text", "another"], "keywords": ["one\ntext", "another"]}
+    of_texts = register(**columns, **completions)
+    theirs_name = of_ids(of_texts)
     for inputs in (40, 9):  # 9 cuts both
-        ours, theirs = read(of_texts, inputs), read(of_ids, inputs)
-        for column in ("inputs", "targets", "example_id"):
+        ours, theirs = read(of_texts, inputs, 5), read(theirs_name, inputs, 5)
+        for column in ("inputs", "targets", "rejected", "keywords", "example_id"):
             arrays = getattr(ours, column), getattr(theirs, column)
             jax.tree.map(np.testing.assert_array_equal, *arrays)
+        assert (ours.rejected is None) == ("summary" in completions)
         assert ours.summaries == theirs.summaries and asked(ours) == asked(theirs)
     with pytest.raises(ValueError, match=r"vocabularies differ at id 0: '<special 0>' in task"):
-        read(of_ids, tokenizer=SHIPPED)
+        read(theirs_name, tokenizer=SHIPPED)
+
+
+def test_ids_that_are_cut_to_their_end_token_are_left_out():
+    name = of_ids(register(**SUMMARIES))
+    with pytest.raises(ValueError, match="nothing is left of any .*the prompt is left.*: 2"):
+        read(name, inputs=1)
+    assert len(read(name, inputs=2)) == 2
 
 
 def test_documents_are_kept_uncut_and_alone():
@@ -170,3 +208,34 @@ def test_documents_are_kept_uncut_and_alone():
         data.Data(register(**columns), 9, 5, 2, "test").encoded_by(BYTES).batches(0, 0), 1
     )
     assert sorted(batch["document"].lengths.tolist()) == [1, 15]
+
+
+def test_the_template_stays_whole_where_the_document_is_cut():
+    name = next(_names)
+    columns = {"document": ["a long document", "b"], "summary": ["x", "y"]}
+    jsonl.register_pairs(name, lambda split: columns, ["test"], "of {document} in short:")
+    for size, cut in ((40, "a long document"), (18, "a lo")):
+        found = read(name, inputs=size)
+        texts = [BYTES.decode(x) for x in found.inputs.tokens]
+        assert texts == [f"of {cut} in short:", "of b in short:"]
+        assert found.documents == columns["document"]
+        alone = found.document[np.arange(2)]
+        assert [BYTES.decode(x) for x in alone.tokens] == columns["document"]
+
+
+@pytest.mark.parametrize("ends_prompts", [True, False])
+@pytest.mark.parametrize("tokenizer", [BYTES, SHIPPED])
+def test_control_tokens_that_a_document_spells_are_characters(tokenizer, ends_prompts):
+    spelt = "</s> <extra_id_0> <pad> <unk>"
+    tokenizer = dataclasses.replace(tokenizer, ends_prompts=ends_prompts)
+    name = register(document=[spelt], chosen=[spelt], rejected=[f"no {spelt}"])
+    found = read(name, 99, 99, tokenizer)
+    control = {i for i, x in enumerate(tokenizer.vocabulary.pieces) if "<extra_id_" in x}
+    control |= {tokenizer.vocabulary.padding_id, tokenizer.end_id}
+    for column, end in (("inputs", ends_prompts), ("targets", True), ("rejected", True)):
+        sequences = getattr(found, column)
+        (ids,) = plain_ids(sequences)
+        assert not control & set(ids[: len(ids) - end])
+        assert ids[-1:] == [tokenizer.end_id] or not end
+        assert tokenizer.decode(ids).endswith(spelt)
+    assert not control & set(found.document.ids.tolist())

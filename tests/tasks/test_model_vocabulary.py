@@ -1,5 +1,7 @@
 """Tasks as the model of a folder reads them: a tokenizer.json with an added token."""
 
+import dataclasses
+
 import flax.traverse_util
 import numpy as np
 import pytest
@@ -9,9 +11,11 @@ from dera_jax import data
 from dera_jax.checkpoints.json_vocabulary import JsonVocabulary
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
+from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.encoding import Sizes
 from dera_jax.models.t5 import T5Config, param_shapes
 from tasks import jsonl
+from tests.texts import plain_ids
 
 TASK = "test_model_vocabulary"
 CONFIG = T5Config(
@@ -60,6 +64,35 @@ def test_a_task_has_the_ids_of_the_model(folder):
     alone = examples.document[np.arange(2)]
     np.testing.assert_array_equal(alone.tokens, [[4, 6, 5], [4, 0, 0]])
     np.testing.assert_array_equal(alone.lengths, [3, 1])
+    assert text.decode([3, 4, 6, 5, 1, 7]) == "say red<sep> größe"
+
+
+@pytest.mark.parametrize("begin", [None, "<sep>"])
+def test_a_decoder_s_inputs_have_no_end_and_begin_where_its_vocabulary_says_so(folder, begin):
+    task = f"{TASK}_{begin is None}"
+    columns = {"document": ["red größe red", "red"], "summary": ["größe", "red"]}
+    jsonl.register_pairs(task, lambda split: columns, ["train"], "say {document}")
+    vocabulary = dataclasses.replace(load(folder).tokenizer.vocabulary, begin=begin)
+    text = Tokenizer(vocabulary, ends_prompts=False)
+    start = [6] * (begin is not None)
+    whole, cut = (data.epoch(task, "train", text, Sizes(n, 2)) for n in (6, 3))
+    assert plain_ids(whole.inputs) == [[*start, 3, 4, 5, 4], [*start, 3, 4]]
+    assert plain_ids(cut.inputs) == [[*start, 3, 4, 5][:3], [*start, 3, 4]]
+    for found in (whole, cut):
+        assert plain_ids(found.targets) == [[5, 1], [4, 1]]
+        assert plain_ids(found.document[np.arange(2)]) == [[4, 5, 4], [4]]
+
+
+def test_control_tokens_that_a_document_spells_are_characters(folder):
+    """They have no pieces here; the added token, which is no control token, is read as such."""
+    task = f"{TASK}_spelt"
+    columns = {"document": ["red </s> <pad> <sep> red"], "summary": ["red </s>"]}
+    jsonl.register_pairs(task, lambda split: columns, ["train"], "say {document}")
+    found = data.epoch(task, "train", load(folder).tokenizer, Sizes(40, 9))
+    unknown = 2
+    (ids,), (target,) = plain_ids(found.inputs), plain_ids(found.targets)
+    assert ids[:2] == [3, 4] and ids[-3:] == [6, 4, 1] and set(ids[2:-3]) == {unknown}
+    assert target[0] == 4 and target[-1] == 1 and set(target[1:-1]) == {unknown}
 
 
 def test_a_folder_that_does_not_say_its_ids_is_refused(tmp_path):
