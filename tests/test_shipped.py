@@ -62,7 +62,7 @@ def test_the_main_job_shows_realignment(tmp_path):
 @pytest.mark.slow
 def test_the_aligned_model_is_in_range_on_held_out_documents():
     pair = load(demo.ASSETS / "reference", demo.ASSETS / "aligned")
-    documents = Split("docstrings", "test", demo.INPUTS).read()
+    documents = Split("docstrings", "test", demo.INPUTS).read(pair.tokenizer)
     rows = {row["lam"]: row for row in table(samples_of_the_pair(pair, documents))}
     assert rows[1]["share_in_range"] >= 0.6 > 2 * rows[0]["share_in_range"]
     assert rows[1]["rougeL"] >= 0.85 * rows[0]["rougeL"]

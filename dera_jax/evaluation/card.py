@@ -201,7 +201,7 @@ def main() -> None:
     compilation_cache.switch_on()
     logging.set_verbosity(logging.ERROR)
     pair = load(options.reference, options.aligned)
-    documents = Split("docstrings", "test", demo.INPUTS).read()
+    documents = Split("docstrings", "test", demo.INPUTS).read(pair.tokenizer)
     corpus_hash = tasks.docstrings.docstring_corpus.shipped()["corpus_hash"]
     Path(options.output).write_text(card(pair, documents, corpus_hash), encoding="utf-8")
     print(f"wrote {options.output}")

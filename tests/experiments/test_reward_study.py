@@ -8,6 +8,7 @@ import pytest
 
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.resources import RunResources
+from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.data import Data
 from dera_jax.evaluation import shards
 from dera_jax.experiments.reward_study import (
@@ -114,7 +115,7 @@ def test_the_sweep_s_rewards_are_those_of_the_parts(study, tmp_path):
         stage.folder.mkdir(parents=True)
         stage.run(stage.folder)
     resources = RunResources(small.newswire.vocabulary())
-    documents = small.DOCUMENTS.read()
+    documents = small.DOCUMENTS.read(Tokenizer(small.newswire.vocabulary()))
     rewards = {"a": Faithfulness(), "b": Repetition()}
     params = {name: reward.load(resources) for name, reward in rewards.items()}
     for i, record in enumerate(shards.read(tmp_path / "dera")):
