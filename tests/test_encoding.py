@@ -14,6 +14,7 @@ from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.encoding import Sizes
 from dera_jax.evaluation.jobs import Split
 from dera_jax.evaluation.sweep import keyword_texts
+from dera_jax.prompts import Prompt
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.words import KeywordCoverage, WordsInRange
 from tasks import jsonl, preferences
@@ -239,3 +240,15 @@ def test_control_tokens_that_a_document_spells_are_characters(tokenizer, ends_pr
         assert ids[-1:] == [tokenizer.end_id] or not end
         assert tokenizer.decode(ids).endswith(spelt)
     assert not control & set(found.document.ids.tolist())
+
+
+@pytest.mark.parametrize("after", ['" summarize', "</doc>", " and so on", ": in short"])
+def test_a_template_is_whole_whatever_follows_the_document(after):
+    document = "the shape of the array is preserved" + " and more of it" * 20
+    prompt = Prompt(document, f'say "{{document}}{after}')
+    ids, cut = SHIPPED.encode_prompt(prompt, 30)
+    text = SHIPPED.decode(ids)
+    assert len(ids) == 30 and cut > 0
+    assert text.startswith('say "the shape') and text.endswith(after)
+    whole, none = SHIPPED.encode_prompt(prompt, 999)
+    assert none == 0 and len(whole) == len(ids) + cut

@@ -60,13 +60,19 @@ class Tokenizer:
         if len(whole) <= room:
             return EncodedPrompt([*begin, *whole, *end], 0)
         # A token that joins template and document counts as the document's.
-        before, after = (self.encode(text) for text in prompt.around)
-        start = _common(before, whole)
-        stop = max(len(whole) - _common(after[::-1], whole[::-1]), start)
+        before, after = prompt.around
+        start = _common(self.encode(before), whole)
+        tail = self._encode_behind(prompt.document[-1:], after)
+        stop = max(len(whole) - _common(tail[::-1], whole[::-1]), start)
         cut = min(len(whole) - room, stop - start)
         kept = whole[start + cut : stop] if prompt.keep_end else whole[start : stop - cut]
         ids = [*whole[:start], *kept, *whole[stop:]][:room]
         return EncodedPrompt([*begin, *ids, *end], cut)
+
+    def _encode_behind(self, before: str, text: str) -> list[int]:
+        """Ids of a text as it is encoded behind another: its first piece may differ from that of a text."""
+        joined = self.encode(before + text)
+        return joined[_common(self.encode(before), joined) :]
 
     def encode_completion(self, text: str) -> list[int]:
         """Ids of what a model should write, the end token included."""
