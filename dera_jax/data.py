@@ -7,6 +7,7 @@ same whatever the number of processes, and wherever a run was killed and resumed
 A task registers itself when its module is imported (`import tasks`), as everywhere in seqio.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -23,7 +24,9 @@ from dera_jax.checkpoints.tokenizer import EncodedPrompt, Tokenizer
 from dera_jax.checkpoints.vocabulary import VOCABULARY, Vocabulary, check_end, check_same
 from dera_jax.encoding import KEYWORDS, Ids, Sizes, Texts
 from dera_jax.examples import Batch, Examples, train_batches
+from dera_jax.log import warn_once
 from dera_jax.prompts import DOCUMENT, Prompt
+from dera_jax.prompts import KEYWORDS as SLOT
 
 _FEATURES = ("inputs", "targets")
 _REJECTED = "rejected"  # what tasks of pairs have beside their targets
@@ -169,8 +172,21 @@ def epoch(
         check_same(
             known_vocabulary(task_name), tokenizer.vocabulary, f"task {task_name!r}", "the model"
         )
+        _compare_ends(task, tokenizer)
         texts, ids = _of_ids(task, rows, sizes)
     return encoding.examples_of(texts, ids, sizes, tokenizer.decode, _name(task_name, split))
+
+
+def _compare_ends(task: seqio.Task | seqio.Mixture, tokenizer: Tokenizer) -> None:
+    """Warns of prompts that are not as the model was trained to read them; ids are used as they are."""
+    ends = task.output_features["inputs"].add_eos
+    if ends != tokenizer.ends_prompts:
+        found, expected = ("end", "do not") if ends else ("do not end", "do")
+        warn_once(
+            f"task {task.name!r} yields ids, and its prompts {found} with the end token (add_eos={ends} of "
+            f"its feature 'inputs'), while those of this kind of model {expected}: they are used as "
+            "they are. Register it with the other add_eos, or as texts, which the model encodes"
+        )
 
 
 def yields_text(task: seqio.Task | seqio.Mixture) -> bool:
@@ -190,21 +206,37 @@ def _rows(task: seqio.Task | seqio.Mixture, split: str, sizes: Sizes, seed: int)
     # Of its tasks' fields a mixture drops all but features: dialogues would lose their ends.
     is_mixture = isinstance(task, seqio.Mixture) and yields_text(task)
     more = {"passthrough_features": _PROMPT_FIELDS} if is_mixture else {}
-    dataset = task.get_dataset(
-        lengths,
-        split,
-        shuffle=False,
-        seed=seed,
-        num_epochs=1,  # a mixture would otherwise repeat for ever
-        trim_output_features=False,
-        try_in_mem_cache=False,  # what is read is kept here
-        **more,
-    )
+    with _mixed(task):
+        dataset = task.get_dataset(
+            lengths,
+            split,
+            shuffle=False,
+            seed=seed,
+            num_epochs=1,  # a mixture would otherwise repeat for ever
+            trim_output_features=False,
+            try_in_mem_cache=False,  # what is read is kept here
+            **more,
+        )
     text = lambda x: x.decode() if isinstance(x, bytes) else x
     rows = [{k: text(x) for k, x in row.items()} for row in dataset.as_numpy_iterator()]
     if not rows:
         raise ValueError(f"task {task.name!r} has no example in split {split!r}")
     return rows
+
+
+@contextlib.contextmanager
+def _mixed(task: seqio.Task | seqio.Mixture) -> Iterator[None]:
+    """Says what is wrong with a mixture whose tasks TensorFlow cannot join."""
+    try:
+        yield
+    except TypeError as error:
+        if not isinstance(task, seqio.Mixture):
+            raise
+        names = ", ".join(x.name for x in task.tasks)
+        raise ValueError(
+            f"mixture {task.name!r} mixes tasks whose examples have different fields or types ({names}): "
+            f"all must yield {', '.join(_PROMPT_FIELDS)}, as those of tasks/ do, or none of them may"
+        ) from error
 
 
 class _Rows(tuple):
@@ -231,6 +263,11 @@ def _asked(row: Row) -> Prompt:
     template, document = row.get("template", DOCUMENT), row.get("document", row["inputs"])
     if str(template).replace(DOCUMENT, str(document)) != row["inputs"]:
         template, document = DOCUMENT, row["inputs"]
+    if SLOT in template and KEYWORDS not in row:
+        raise ValueError(
+            f"the template {template!r} asks for {SLOT}, and the task's examples have no field "
+            f"{KEYWORDS!r}; found {', '.join(sorted(row))}"
+        )
     return Prompt(document, template, _keywords(row), bool(row.get("keep_end", False)))
 
 

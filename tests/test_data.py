@@ -10,6 +10,7 @@ import seqio
 import tensorflow as tf
 
 from dera_jax import data, examples, log
+from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.encoding import Sizes
 from dera_jax.examples import eval_batches, train_batches
 from tasks import jsonl, preferences
@@ -189,6 +190,39 @@ def test_a_mixture_cuts_as_its_tasks_do():
     found = data.epoch("mixed", "train", BYTES, sizes)
     assert {BYTES.decode(x) for x in found.inputs.tokens} <= {*alone}
     assert all(x.template == "say {document} ok" for x in found.asked)
+
+
+def test_a_mixture_of_tasks_with_different_fields_is_refused():
+    register_texts("plain_texts", inputs=["one"], targets=["a"])
+    fields = {"document": ["two"], "template": ["see {document}"]}
+    register_texts("templated_texts", inputs=["see two"], targets=["b"], **fields)
+    seqio.MixtureRegistry.add("mixed_fields", [("plain_texts", 1.0), ("templated_texts", 1.0)])
+    with pytest.raises(ValueError, match="'mixed_fields' mixes.*plain_texts, templated_texts"):
+        data.epoch("mixed_fields", "train", BYTES, SIZES)
+
+
+def test_a_template_that_asks_for_keywords_needs_them():
+    template = "use {keywords} for {document}"
+    fields = {"document": ["one"], "template": [template]}
+    inputs = {"inputs": [template.replace("{document}", "one")], "targets": ["a"]}
+    register_texts("no_keywords", **inputs, **fields)
+    with pytest.raises(ValueError, match="asks for {keywords}.*no field 'keywords'"):
+        data.epoch("no_keywords", "train", BYTES, Sizes(40, 6))
+    register_texts("some_keywords", **inputs, **fields, keywords=["tax\nrent"])
+    (found,) = data.epoch("some_keywords", "train", BYTES, Sizes(40, 6)).asked
+    assert found.render() == "use tax, rent for one"
+
+
+@pytest.mark.parametrize("ends_prompts", [True, False])
+def test_prompts_of_ids_that_do_not_end_as_the_models_do_are_said(ends_prompts, caplog):
+    """The ids are used as they are."""
+    log.forget()
+    tokenizer = Tokenizer(BYTES.vocabulary, ends_prompts)
+    with caplog.at_level(python_logging.WARNING, logger="absl"):
+        found = data.epoch("toy", "train", tokenizer, SIZES)
+    assert_holds(found.inputs, [f"see {word}" for word in WORDS], 12)
+    said = "'toy' yields ids, and its prompts end with the end token" in caplog.text
+    assert said is not ends_prompts
 
 
 @pytest.mark.parametrize("task", ["docstrings", "newswire", "docstrings_instructed", "tldr"])

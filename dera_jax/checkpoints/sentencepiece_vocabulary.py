@@ -63,9 +63,12 @@ class SentencePieceVocabulary:
             FileNotFoundError, ValueError: there is no such file, or it is none of SentencePiece.
         """
         try:
-            return _processor(self.content(), self.extra_ids)
+            found = _processor(self.content(), self.extra_ids)
         except (DecodeError, RuntimeError) as error:
             raise ValueError(f"{self.file} is no SentencePiece model ({error})") from error
+        if found.vocab_size() <= self.extra_ids:  # an empty file is a valid message of no pieces
+            raise ValueError(f"{self.file} is no SentencePiece model: it has no pieces")
+        return found
 
     @functools.cached_property
     def _of_texts(self) -> sentencepiece.SentencePieceProcessor:

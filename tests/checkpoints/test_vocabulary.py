@@ -1,5 +1,7 @@
 """Text and ids as seqio and transformers have them, whoever wrote the vocabulary's file."""
 
+import itertools
+
 import numpy as np
 import pytest
 import seqio
@@ -119,9 +121,9 @@ def test_a_damaged_file_is_named(file, tmp_path, content):
     path = tmp_path / "damaged.model"
     with open(file, "rb") as whole:
         path.write_bytes(whole.read()[:500] if content is None else content)
-    for use in (tokenizer, lambda x: x.pieces):
+    for use, extra in itertools.product((tokenizer, lambda x: x.pieces), (EXTRA, 0)):
         with pytest.raises(ValueError, match=f"{path} is no SentencePiece model"):
-            use(SentencePieceVocabulary(path, EXTRA))
+            use(SentencePieceVocabulary(path, extra))
 
 
 def test_a_missing_file_is_named(tmp_path):
