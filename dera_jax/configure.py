@@ -17,7 +17,7 @@ from typing import Protocol
 import gin
 from absl import logging
 
-from dera_jax import run_folder
+from dera_jax import checks, partitioning, run_folder
 from dera_jax.bindings import (
     Sources,
     blamed,
@@ -36,6 +36,10 @@ from dera_jax.destinations import check_one_process, output_folder
 from dera_jax.training.dry_run import format_needs
 
 _RUN = "dera_jax.configure.run"
+_MESH = checks.Check(
+    "the devices along 'data' and along 'model', such as (4, 2), or None",
+    lambda x: isinstance(x, tuple) and len(x) == 2 and all(map(checks.whole(1).allows, x)),
+)
 REPOSITORY = Path(__file__).resolve().parent.parent
 _ONE_LINE = 10**6  # so that settings can be compared line by line
 
@@ -121,18 +125,32 @@ def explained(error: Exception, known: Sources) -> str:
     return str(cause) + blamed(str(cause), function, reached(_RUN), known)
 
 
-def run(job: Job, folder: str, dry_run: bool = False) -> None:
+def run(
+    job: Job,
+    folder: str,
+    mesh: Sequence[int] | None = None,
+    rules: Sequence[Sequence[str | None]] = (),
+    dry_run: bool = False,
+) -> None:
     """Does `job` in `folder` unless that was done already.
 
     Args:
         job: what to do.
         folder: where.
+        mesh: devices along 'data' and along 'model'; None for all along 'data'.
+        rules: see `partitioning.use`.
         dry_run: only print what the job needs, from shapes; touches no folder.
 
     Raises:
         FileExistsError, RuntimeError: the folder belongs to a run with other settings, or is in use.
-        ValueError: a dry run of a job that does not know its needs.
+        ValueError: a dry run of a job that does not know its needs, or a mesh or rules that are none.
     """
+    mesh = checks.check("MESH", mesh, checks.optional(_MESH))
+    with partitioning.use(partitioning.make_mesh(*mesh or ()), rules):
+        _run(job, folder, dry_run)
+
+
+def _run(job: Job, folder: str, dry_run: bool) -> None:
     if dry_run:
         if not hasattr(job, "needs"):
             raise ValueError(f"--dry_run: {type(job).__name__} has no step whose shapes to check")

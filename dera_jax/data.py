@@ -31,7 +31,8 @@ from dera_jax.prompts import KEYWORDS as SLOT
 _FEATURES = ("inputs", "targets")
 _REJECTED = "rejected"  # what tasks of pairs have beside their targets
 _COMPLETIONS = ("targets", _REJECTED)
-_TEXTS = ("inputs", *_COMPLETIONS, "document", "template")  # all others are notes
+WEIGHT = "weight"  # of an example in training, a number or how one is written
+_TEXTS = ("inputs", *_COMPLETIONS, "document", "template", WEIGHT)  # all others are notes
 _PROMPT_FIELDS = ("document", "template", "keep_end")
 _AS_TEXT = "_pretokenized"
 
@@ -287,6 +288,7 @@ def _texts(rows: Sequence[Row], asked: list[Prompt], completions: Mapping[str, l
         targets=completions["targets"],
         example_id=np.array([row.get("example_id", i) for i, row in enumerate(rows)], np.int32),
         rejected=completions.get(_REJECTED),
+        weight=np.array([row[WEIGHT] for row in rows], np.float32) if WEIGHT in rows[0] else None,
         notes={name: [row[name] for row in rows] for name in notes},
     )
 

@@ -62,6 +62,7 @@ class Texts:
         example_id: int32 [n].
         rejected: of tasks of pairs, where `targets` is chosen.
         notes: further texts by name.
+        weight: float32 [n], how much each counts in training; None: 1.
     """
 
     asked: list[Prompt]
@@ -69,6 +70,7 @@ class Texts:
     example_id: np.ndarray
     rejected: list[str] | None
     notes: dict[str, list[str]]
+    weight: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +144,7 @@ def examples_of(texts: Texts, ids: Ids, sizes: Sizes, decode: Decode, name: str)
         document=Ragged.of(pick(ids.documents)),
         rejected=rejected,
         keywords=keyword_bytes([x.keywords for x in asked]) if KEYWORDS in notes else None,
+        weight=None if texts.weight is None else texts.weight[kept],
     )
 
 

@@ -14,10 +14,11 @@ import numpy as np
 
 from dera_jax import checks
 from dera_jax.models.language_model import Padded, Prompts, check_padded, narrowed
+from dera_jax.partitioning import global_batch, mesh_in_use
 from dera_jax.prompts import Prompt
 
 Batch = dict[str, object]
-_COLUMNS = ("inputs", "targets", "example_id", "document", "rejected", "keywords")
+_COLUMNS = ("inputs", "targets", "example_id", "document", "rejected", "keywords", "weight")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,10 +69,11 @@ class Examples:
         document: the ids of the uncut documents, without the prompt around them.
         rejected: [n, T], of tasks of pairs (`tasks.preferences`), where `targets` is chosen.
         keywords: uint8 [n, W, L] in UTF-8, of tasks with a field `keywords`, a keyword per line.
+        weight: float32 [n], how much each counts in training, of tasks with a field `weight`; None: 1.
 
     Raises:
         ValueError: an array of another type or shape, a length beyond its row, an input without a
-            token, or another number of texts.
+            token, another number of texts, or a weight that is negative or not finite.
     """
 
     inputs: Prompts
@@ -83,6 +85,7 @@ class Examples:
     document: Ragged | Padded | None = None
     rejected: Padded | None = None
     keywords: np.ndarray | None = None
+    weight: np.ndarray | None = None
 
     def __post_init__(self):
         n, _ = check_padded("Examples.inputs", self.inputs, least=1, n=None, S=None)
@@ -93,6 +96,14 @@ class Examples:
         array("Examples.example_id", self.example_id, "ids", np.integer, n=n)
         if self.keywords is not None:
             array("Examples.keywords", self.keywords, "bytes", np.uint8, n=n, W=None, L=None)
+        if self.weight is not None:
+            array("Examples.weight", self.weight, "numbers", np.floating, n=n)
+            wrong = np.flatnonzero(~(np.isfinite(self.weight) & (self.weight >= 0)))
+            if len(wrong):
+                raise ValueError(
+                    "Examples.weight must be finite numbers of at least 0; found "
+                    f"{self.weight[wrong[0]]} for the example {self.example_id[wrong[0]]}."
+                )
         texts = {"asked": self.asked, "summaries": self.summaries, **self.notes}
         for name, column in texts.items():
             if isinstance(column, str) or len(column) != n:
@@ -149,8 +160,8 @@ def train_batches(
         process: index and number of processes; JAX's own by default.
 
     Yields:
-        inputs (`Prompts`), targets (`Padded`) and example_id int32 of B / processes examples, if the
-        examples have them `document`, `rejected` and `keywords`, and if wanted `documents`, texts; the
+        inputs (`Prompts`), targets (`Padded`), example_id int32 and weight float32 of B / processes
+        examples, if the examples have them `document`, `rejected` and `keywords`, and if wanted `documents`, texts; the
         processes' rows, concatenated, are the batch. Inputs are as wide as the longest of the whole batch
         needs, see `narrowed`.
 
@@ -163,7 +174,7 @@ def train_batches(
     @functools.lru_cache(maxsize=1)  # positions only grow, so one epoch at a time is enough
     def shuffled(number: int) -> tuple[Batch, np.ndarray]:
         examples = read(_epoch_seed(seed, number))
-        arrays = _arrays(examples)
+        arrays = {"weight": np.ones(len(examples), np.float32)} | _arrays(examples)
         if with_documents:
             arrays["documents"] = np.array(examples.documents, object)
         return arrays, _order(len(examples), seed, number)
@@ -207,6 +218,17 @@ def eval_batches(
             yield _narrowed(some, longest) | {"valid": index < len(examples)}
 
     return batches()
+
+
+def spread_batches(examples: Examples, batch_size: int) -> Iterator[Batch]:
+    """Those of `eval_batches`, whole and spread over the mesh in use, which must divide them."""
+    mesh = mesh_in_use()
+    return (global_batch(batch, mesh) for batch in eval_batches(examples, batch_size))
+
+
+def only(batches: Iterator[Batch], *names: str) -> Iterator[Batch]:
+    """The batches with these of their columns; what a step does not read need not be moved."""
+    return ({name: batch[name] for name in names} for batch in batches)
 
 
 def _process_rows(batch_size: int, process: tuple[int, int] | None) -> range:

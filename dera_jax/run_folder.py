@@ -20,8 +20,9 @@ from dera_jax import __version__, json_files, lock
 from dera_jax.store import LEFTOVER, Store, open_store
 
 CONFIG, RESULT = "config.gin", "result.json"
-# Of what runs leave in their folders. 1 is that of version 0.1.0, whose config.gin did not say so.
-FORMAT = 2
+# Of what runs leave in their folders. 1 is that of version 0.1.0, whose config.gin did not say so; 3 has
+# the one train state.
+FORMAT = 3
 # What makes a folder that of a model: its parameters, or where its arrays are listed.
 MODEL_FILES = (
     "model.safetensors",
@@ -171,7 +172,7 @@ def _differences(there: str, here: str) -> str:
 
 
 def _settings(config: str) -> list[str]:
-    """The lines that matter: not comments, and not the folder itself, which may be moved."""
+    """The lines that matter: not comments, nor the folder itself, which may be moved, and the devices."""
     lines = [line for line in config.split("\n") if line.strip()]
     lines = [line for line in lines if line[0] != "#" or line.startswith(_FINGERPRINT)]
-    return [line for line in lines if not line.startswith("MODEL_DIR = ")]
+    return [line for line in lines if not line.startswith(("MODEL_DIR = ", "MESH = ", "RULES = "))]

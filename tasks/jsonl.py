@@ -8,7 +8,8 @@
 
 in a module that the gin file imports. The task yields texts, as all tasks here do: the model that
 reads them encodes them. A line may also have `"keywords": ["solar power", ...]`, which
-the reward for keyword coverage reads; other keys are ignored. A bad line stops the run, with its file
+the reward for keyword coverage reads, and `"weight": 0.5`, how much it counts in training (else 1);
+other keys are ignored. A bad line stops the run, with its file
 and number: nothing is skipped. What a file may look like: `tasks.json_lines`.
 
 Summaries: every line of a file has one, or none has. Files without can be sampled from, and their
@@ -154,19 +155,21 @@ def read(path: str, need_summaries: bool) -> dict[str, list[str]]:
 
     Returns:
         The columns `document` and `summary`, the latter of empty texts if the file has none, and if
-        it has them `keywords`, one on each line of a text.
+        it has them `keywords`, one on each line of a text, and `weight`.
 
     Raises:
         FileNotFoundError: no such file.
         TypeError: with file and line number: not an object, a value that is not a text, keywords
-            that are no list of texts.
+            that are no list of texts, a weight that is no number.
         ValueError: with file and line number: not JSON, a key missing, an empty document or
-            summary, a keyword without a letter or digit, a summary or keywords in some lines only.
+            summary, a keyword without a letter or digit, a weight that is negative, or a summary,
+            keywords or a weight in some lines only.
     """
 
     def parse(row: dict[str, object], where: str) -> list[Row]:
         keys = ["document", "summary"] if "summary" in row or need_summaries else ["document"]
-        return [{key: text_of(row, key, where) for key in keys} | keywords_of(row, where)]
+        more = keywords_of(row, where) | weight_of(row, where)
+        return [{key: text_of(row, key, where) for key in keys} | more]
 
     return with_summaries(read_columns(path, parse))
 
@@ -258,6 +261,18 @@ def keywords_of(row: dict[str, object], where: str) -> Row:
         if not words_of(keyword):
             raise ValueError(f"{where}: the keyword {keyword!r} has no letter or digit")
     return {"keywords": "\n".join(" ".join(x.split()) for x in found)}
+
+
+def weight_of(row: dict[str, object], where: str) -> Row:
+    """The column `weight` of a line that has one, as text."""
+    if "weight" not in row:
+        return {}
+    found = row["weight"]
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise TypeError(f"{where}: 'weight' must be a number, found {found!r}")
+    if not 0 <= found < float("inf"):
+        raise ValueError(f"{where}: 'weight' must be a finite number of at least 0, found {found}")
+    return {"weight": repr(float(found))}
 
 
 def check_unicode(text: str, key: str, where: str) -> None:

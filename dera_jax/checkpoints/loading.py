@@ -10,7 +10,6 @@ from pathlib import Path
 import flax.traverse_util
 import jax
 from jax import Array
-from jax.sharding import Mesh
 
 from dera_jax import checks, partitioning
 from dera_jax.checkpoints import model_folder
@@ -140,18 +139,17 @@ def load(
     reference: str | Path,
     *aligned: str | Path,
     vocabulary: Vocabulary | None = None,
-    mesh: Mesh | None = None,
     dtype: str = "float32",
     task: str | None = None,
 ) -> Loaded | Pair:
     """Reads a model, or a reference and aligned models as one realigned model.
 
+    Parameters are spread over the mesh in use, see `partitioning.use`; every process reads its part.
+
     Args:
         reference: path of a folder, or of a T5X checkpoint in one file; local, or a URL such as gs://...
         aligned: paths of aligned models, of whatever kinds.
         vocabulary: what the ids mean, where the checkpoints do not say.
-        mesh: to spread the parameters over, see `partitioning`; every process reads its part. None
-            for the default device.
         dtype: of the parameters in memory.
         task: of which the vocabulary is, if it was not named for these models: then it is that of
             T5X's checkpoints, which hold none, but not that of a folder that lacks its tokenizer.
@@ -167,8 +165,8 @@ def load(
     """
     checks.check("load.reference", reference, checks.PATH)
     if not aligned and task is None:
-        return _load(reference, vocabulary, mesh, dtype)
-    loaded = load_models([reference, *aligned], vocabulary, mesh, task, dtype)
+        return _load(reference, vocabulary, dtype)
+    loaded = load_models([reference, *aligned], vocabulary, task, dtype)
     if not aligned:
         return loaded[0]
     models = [x.model for x in loaded]
@@ -183,7 +181,6 @@ def load(
 def load_models(
     paths: Sequence[str | Path],
     vocabulary: Vocabulary | None = None,
-    mesh: Mesh | None = None,
     task: str | None = None,
     dtype: str = "float32",
 ) -> list[Loaded]:
@@ -191,7 +188,7 @@ def load_models(
 
     Args:
         paths: of checkpoints.
-        vocabulary, mesh, task, dtype: see `load`.
+        vocabulary, task, dtype: see `load`.
 
     Raises:
         FileNotFoundError, ValueError: as `load` and `Loaded.agreeing_with`; paths that are
@@ -199,7 +196,7 @@ def load_models(
             tables differ in size, and nothing says by how much of padding.
     """
     checks.check("load_models.paths", paths, checks.PATHS)
-    loaded = [_load(path, None, mesh, dtype) for path in paths]
+    loaded = [_load(path, None, dtype) for path in paths]
     known = [(str(p), x.vocabulary) for p, x in zip(paths, loaded, strict=True) if x.vocabulary]
     for name, theirs in known[1:]:
         check_same(known[0][1], theirs, known[0][0], name)
@@ -214,7 +211,7 @@ def load_models(
     return loaded
 
 
-def _load(path: str | Path, vocabulary: Vocabulary | None, mesh: Mesh | None, dtype: str) -> Loaded:
+def _load(path: str | Path, vocabulary: Vocabulary | None, dtype: str) -> Loaded:
     """One model; arguments and errors as `load`."""
     found = open_checkpoint(path)
     if found.head:
@@ -225,8 +222,7 @@ def _load(path: str | Path, vocabulary: Vocabulary | None, mesh: Mesh | None, dt
     model = model_of(found.config)
     if vocabulary is not None:
         model = over_vocabulary(model, vocabulary, found.where)
-    shardings = mesh and partitioning.param_shardings(model, mesh)
-    params = _read(found, shardings, dtype)
+    params = _read(found, model, dtype)
     if vocabulary is not None:
         return Loaded(model, params, vocabulary, found.card)
     silent = f"{found.where}: a {found.kind} checkpoint that does not say what its ids mean; "
@@ -276,7 +272,8 @@ def load_params(
     expected = flax.traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")
     needed = ((name, x.shape) for name, x in expected.items())
     check_shapes(found.shapes, needed, found.where)
-    return _read(found, None, "float32")
+    model = model_of(found.config)
+    return _read(found, ValueHead(model) if found.head else model, "float32")
 
 
 def read_config(path: str | Path) -> object:
@@ -292,7 +289,10 @@ def read_value(path: str | Path) -> ValueHead:
     return ValueHead(model_of(found.config))
 
 
-def _read(found: Checkpoint, shardings, dtype: str) -> PyTree:
+def _read(found: Checkpoint, network: partitioning.Network, dtype: str) -> PyTree:
+    """The parameters of this network, on the mesh in use."""
+    spread = partitioning.mesh_in_use().size > 1
+    shardings = partitioning.param_shardings(network, found.shapes) if spread else None
     size = sum(math.prod(x.shape) for x in found.arrays.values())
     print(f"{found.where}: a {found.kind} checkpoint, {size:,} parameters", file=sys.stderr)
     flat = read_arrays(found.arrays, shardings, dtype)

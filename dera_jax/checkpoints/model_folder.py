@@ -15,7 +15,8 @@ from pathlib import Path
 
 import flax.traverse_util
 import jax.numpy as jnp
-import safetensors.flax
+import numpy as np
+import safetensors.numpy
 
 from dera_jax import checks, json_files
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
@@ -27,6 +28,7 @@ from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.models.finite import check_params
 from dera_jax.models.language_model import PyTree
 from dera_jax.models.registry import family_named, family_of
+from dera_jax.partitioning import once, to_host
 
 CONFIG, PARAMETERS, CARD = "config.json", "model.safetensors", "card.json"
 SCALAR = "scalar"  # the one head there is
@@ -42,6 +44,8 @@ def save_model(
 ) -> None:
     """Writes a model's folder, complete or not at all; one of that name is replaced.
 
+    Parameters may lie over a mesh; of several processes, all of which call this, one writes.
+
     Args:
         folder: to be made.
         config: of a model of `models.registry`; its end token is the vocabulary's where the
@@ -56,12 +60,23 @@ def save_model(
     """
     folder = Path(folder)
     flat = flax.traverse_util.flatten_dict(params, sep="/")
-    arrays = {name: jnp.asarray(x, dtype) for name, x in flat.items()}
+    arrays = to_host({name: jnp.asarray(x, dtype) for name, x in flat.items()})
     check_params(arrays, f"the model to be written to {folder}")
+    once(lambda: _write(folder, config, vocabulary, arrays, card, "head" in params))
+
+
+def _write(
+    folder: Path,
+    config: object,
+    vocabulary: Vocabulary | None,
+    arrays: Mapping[str, np.ndarray],
+    card: Mapping[str, object],
+    has_head: bool,
+) -> None:
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    safetensors.flax.save_file(arrays, draft / PARAMETERS)
+    safetensors.numpy.save_file(arrays, draft / PARAMETERS)
     json_files.write(draft / CARD, dict(card), sort_keys=True)
     if vocabulary and vocabulary.end_id is not None and not config.end_ids:
         config = dataclasses.replace(config, end_ids=(vocabulary.end_id,))
@@ -70,7 +85,7 @@ def save_model(
         "model": dataclasses.asdict(config),
         "vocabulary": vocabulary and vocabulary.described(),
     }
-    if "head" in params:
+    if has_head:
         names["head"] = SCALAR
     json_files.write(draft / CONFIG, names, sort_keys=True)
     if vocabulary and not _ships(vocabulary):
@@ -86,6 +101,10 @@ def save_model(
 
 def restore_replaced(folder: Path) -> None:
     """Puts back the model that `save_model` was about to replace when its process was killed."""
+    once(lambda: _restore(folder))
+
+
+def _restore(folder: Path) -> None:
     if not folder.exists() and _replaced(folder).exists():
         _replaced(folder).rename(folder)
 

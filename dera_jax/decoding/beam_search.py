@@ -16,8 +16,7 @@ scoring, and what ends in between waits, unranked against the finished, for the 
 Source: Huang et al. 2024 (arXiv 2402.06147); the pools, the penalty and the rule when to stop are
 those of T5X's `decoding.beam_search`. One beam, no lookahead, length_penalty 0 and a reward model
 are the token-level guidance of ARGS (Khanov et al. 2024, arXiv 2402.01694), but for the pool: a
-text that ends does not end the search. With E end tokens, the (1 + E)·N best candidates compete, of
-which N at least have not ended.
+text that ends does not end the search. With E end tokens (1 + E)·N candidates compete, N of them not ended.
 
 Axes: B prompts, G searches of each prompt (one at each λ, say), N beams of a search, k candidates of
 a beam, R hypotheses of a search, K = G·N hypotheses of the model, T output length, V vocabulary.
@@ -42,6 +41,7 @@ from dera_jax.decoding.search import Candidates, Guide
 from dera_jax.decoding.search import search as run
 from dera_jax.models.finite import check_values
 from dera_jax.models.language_model import LanguageModel, Prompts, PyTree, State, select
+from dera_jax.partitioning import top_k
 from dera_jax.rewards.combined import Combined
 from dera_jax.rewards.protocol import Reward, check_limit
 
@@ -296,7 +296,7 @@ def _expand(model, params, search: Search, beams: _Beams) -> tuple[State, Pool]:
     last = lax.dynamic_index_in_dim(live.tokens, jnp.maximum(steps - 1, 0), axis=-1, keepdims=False)
     last = jnp.where(steps == 0, beams.state.first_token[:, None, None], last)
     output, state = model.step(params, beams.state, last.reshape(len(last), -1))
-    log_probs, tokens = lax.top_k(jax.nn.log_softmax(output.logits), k)  # [B, K, k]
+    log_probs, tokens = top_k(jax.nn.log_softmax(output.logits), k)  # [B, K, k]
     candidates = jax.tree.map(lambda x: jnp.repeat(x, k, axis=2), live)
     tokens = tokens.reshape(candidates.lengths.shape)
     return state, candidates.replace(
@@ -322,9 +322,9 @@ def _keep(search: Search, beams: _Beams, candidates: Pool) -> tuple[_Beams, Pool
     ended.
     """
     competitors = (1 + len(search.end_ids)) * search.beams
-    scores, best = lax.top_k(_scores(search, candidates), competitors)
+    scores, best = top_k(_scores(search, candidates), competitors)
     competing = pools.take(candidates, best)
-    _, index = lax.top_k(jnp.where(competing.finished, -jnp.inf, scores), search.beams)
+    _, index = top_k(jnp.where(competing.finished, -jnp.inf, scores), search.beams)
     beam = jnp.take_along_axis(best, index, axis=-1) // search.top_k
     state = select(beams.state, pools.hypotheses(beam, search.beams))
     live = pools.take(competing, index)
@@ -334,7 +334,7 @@ def _keep(search: Search, beams: _Beams, candidates: Pool) -> tuple[_Beams, Pool
 def _best(search: Search, pool: Pool) -> Pool:
     """The N best that have ended, of equal ones the first; if there are fewer, others follow."""
     scores = jnp.where(pools.has_ended(pool), _scores(search, pool), -jnp.inf)
-    best = pools.take(pool, lax.top_k(scores, search.beams)[1])
+    best = pools.take(pool, top_k(scores, search.beams)[1])
     return best.replace(finished=pools.has_ended(best))
 
 

@@ -27,6 +27,7 @@ from dera_jax.models.language_model import (
     State,
     without_unused,
 )
+from dera_jax.partitioning import constrain
 
 LAMBDA = checks.number()
 LAMBDAS = checks.several(
@@ -202,7 +203,7 @@ def _per_hypothesis(lam: Array, rows: Sequence[int], num_aligned: int) -> Array:
     """lam [B, G] or [B, G, M] -> float32 [B, K, M], each for K/G adjacent hypotheses of rows (B, K)."""
     check_lam(lam, rows, num_aligned)
     lam = jnp.asarray(lam, jnp.float32).reshape(*lam.shape[:2], num_aligned)
-    return jnp.repeat(lam, rows[1] // lam.shape[1], axis=1)
+    return constrain(jnp.repeat(lam, rows[1] // lam.shape[1], axis=1), "batch", None, None)
 
 
 def check_lam(lam: Array, rows: Sequence[int], num_aligned: int) -> None:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from dera_jax.models.language_model import LanguageModel, PyTree, State, rewind, take
+from dera_jax.partitioning import top_k
 
 # Folded into a key; the draws of tokens fold in their slots.
 AHEAD, _DONOR = 2**30, 2**30 + 1
@@ -31,7 +32,7 @@ def replacement(rewards: Array, ended: Array, drawn: Array, survivors: int) -> t
     Returns:
         survived bool [B, N], among the k best; donors int32 [B, N], oneself if not replaced.
     """
-    _, best = lax.top_k(rewards, survivors)
+    _, best = top_k(rewards, survivors)
     own = jnp.arange(rewards.shape[-1])
     survived = jnp.any(best[..., None] == own, axis=-2)
     return survived, jnp.where(survived | ended, own, jnp.take_along_axis(best, drawn, axis=-1))
@@ -73,7 +74,7 @@ def re_prefilled(model: LanguageModel, params: PyTree, state: State, adoption: A
     Only N - k of each N prompts are fed, in blocks of m tokens.
     """
     adopted, m = adoption.adopted, adoption.period
-    _, index = lax.top_k(adopted.astype(jnp.int32), adopted.shape[1] - adoption.survivors)
+    _, index = top_k(adopted.astype(jnp.int32), adopted.shape[1] - adoption.survivors)
     adopters = take(state, index)
     tokens = jnp.take_along_axis(adoption.tokens, index[..., None], axis=1)
     tokens = tokens.reshape(-1, 1, tokens.shape[-1])

@@ -27,6 +27,7 @@ from dera_jax.decoding.arguments import (
 from dera_jax.decoding.realign import LAMBDAS
 from dera_jax.decoding.scores import Tokens, check_scores, score_tokens
 from dera_jax.models.language_model import LanguageModel, Prompts, PyTree, State, rewind
+from dera_jax.partitioning import constrain
 
 _TEMPERATURE = checks.Check(
     "a finite number above 0 (for the most likely token set greedy=True)",
@@ -242,6 +243,7 @@ def _time_last(x: Array, length: int) -> Array:
 
 def begin(state: State, keys: Array) -> Hypotheses:
     """Hypotheses with keys[B, K] of a state of `start`, before their first token."""
+    keys = constrain(keys, "batch", None)
     zeros = jnp.zeros(keys.shape, jnp.int32)
     return Hypotheses(state, keys, zeros + state.first_token[:, None], zeros, zeros > 0)
 

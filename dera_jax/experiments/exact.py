@@ -27,8 +27,8 @@ from dera_jax.evaluation.tables import in_columns, write_csv
 from dera_jax.models.heads import TabularValue
 from dera_jax.models.language_model import Prompts
 from dera_jax.models.tabular import TabularLM
+from dera_jax.partitioning import mesh_in_use, partition
 from dera_jax.rewards.length import LengthInRange
-from dera_jax.rewards.protocol import Source
 from dera_jax.training import ppo
 
 TABLE = "exact.csv"
@@ -152,13 +152,14 @@ def align(
     """The table after PPO from `table`[1, P, V]."""
     actors = ppo.Actors(model, TabularValue(model))
     objective = ppo.Objective(reward, model.horizon, beta)
-    step = ppo.make_step(ppo.Setup(actors, objective, how.updates, how.optimizers, seed))
     state = ppo.initial_state(how.optimizers, table, actors.value.init())
+    setup = ppo.Setup(actors, objective, how.updates, how.optimizers)
+    step, key = partition(ppo.make_step(setup), state, mesh_in_use()), jax.random.key(seed)
     prompts = Prompts(jnp.zeros((how.inputs, 1), int), jnp.ones(how.inputs, int))
-    source, ids = Source(prompts), jnp.arange(how.inputs)
+    batch = {"inputs": prompts, "example_id": jnp.arange(how.inputs)}
     for _ in range(how.steps):
-        state, _ = step(state, ppo.Fixed(table), source, ids)
-    return np.asarray(state.policy.params)
+        state, _ = step(state, {"reference": table, "reward": None}, batch, key)
+    return np.asarray(state.params["policy"])
 
 
 def compare_policies(

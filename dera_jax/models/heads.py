@@ -4,7 +4,7 @@ Axes: B prompts, K hypotheses, N tokens, T output length, E emb_dim, P prefixes,
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jax import Array
 
 from dera_jax import checks
 from dera_jax.models.language_model import Prompts, PyTree, TrainableModel, within
-from dera_jax.models.tabular import TabularLM
+from dera_jax.models.tabular import OneTable, TabularLM
 
 
 class ValueModel(Protocol):
@@ -47,9 +47,20 @@ class ValueHead:
         yield "head/kernel", (self.trunk.emb_dim,)
         yield "head/bias", ()
 
+    @property
+    def units(self) -> Mapping[str, int]:
+        return self.trunk.units
+
+    def param_axes(self) -> Mapping[str, tuple[str | None, ...]]:
+        return _under_trunk(self.trunk) | {"head/kernel": ("embed",), "head/bias": ()}
+
     def values(self, params: PyTree, prompts: Prompts, tokens: Array) -> Array:
         hidden = self.trunk.hidden(params["trunk"], prompts, tokens).astype(jnp.float32)
         return hidden @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+def _under_trunk(trunk: TrainableModel) -> dict[str, tuple[str | None, ...]]:
+    return {f"trunk/{path}": axes for path, axes in trunk.param_axes().items()}
 
 
 def value_of_sequences(
@@ -102,6 +113,15 @@ class CriticHead:
             "head": {name: jnp.zeros(shape) for name, shape in shapes.items()},
         }
 
+    @property
+    def units(self) -> Mapping[str, int]:
+        return self.trunk.units
+
+    def param_axes(self) -> Mapping[str, tuple[str | None, ...]]:
+        places = None, "embed"
+        head = {"A": ("embed", None), "z": places, "u": places, "c": (None,)}
+        return _under_trunk(self.trunk) | {f"head/{name}": axes for name, axes in head.items()}
+
     def log_odds(self, params: PyTree, prompts: Prompts, tokens: Array) -> Array:
         queries, at_place = self._read(params, prompts, tokens)
         embedding = self.trunk.embedding(params["trunk"])
@@ -120,7 +140,7 @@ class CriticHead:
 
 
 @dataclasses.dataclass(frozen=True)
-class TabularCritic:
+class TabularCritic(OneTable):
     """A table of one value for every prompt, prefix and next token: params [num_inputs, P, V]."""
 
     table: TabularLM
@@ -138,7 +158,7 @@ class TabularCritic:
 
 
 @dataclasses.dataclass(frozen=True)
-class TabularValue:
+class TabularValue(OneTable):
     """A table of one value for every prompt and every prefix: params [num_inputs, P, 1]."""
 
     table: TabularLM

@@ -26,6 +26,7 @@ from flax import struct
 from jax import Array
 
 from dera_jax import checks
+from dera_jax.partitioning import constrain
 
 PyTree = object
 UNUSED = -1e9  # finite, so that 0·UNUSED is 0, and small enough that its exponential is 0
@@ -138,10 +139,15 @@ class TrainableModel(LanguageModel, Protocol):
     """What trainers and heads need of a single model beyond decoding.
 
     `emb_dim` is E. `ends_prompts` is whether the end token follows a prompt, as an encoder was trained.
+    `remat` names what training keeps of each layer's activations for the gradient, of
+    `jax.checkpoint_policies`; the rest is computed again. None keeps all. `units` are the sizes of what no
+    mesh cuts, by logical axis: {"joined_kv": 64} where that axis is heads of 64 end to end.
     """
 
     emb_dim: int
     ends_prompts: bool
+    remat: str | None
+    units: Mapping[str, int]
 
     def init(self, key: Array) -> PyTree:
         """Random parameters, float32."""
@@ -249,6 +255,12 @@ def check_single(prompts: Prompts, num_ids: int) -> None:
         checks.check_token_ids("prompts.tokens", used, num_ids)
 
 
+def spread(prompts: Prompts) -> Prompts:
+    """The prompts with their rows along the mesh in use, see `partitioning.constrain`."""
+    rows = lambda x: constrain(x, "batch", *[None] * (x.ndim - 1))
+    return jax.tree.map(rows, prompts)
+
+
 def next_token_logits(
     model: TrainableModel,
     params: PyTree,
@@ -332,17 +344,20 @@ def score_sequences(
     return _log_probs(next_token_logits(model, params, prompts, tokens), tokens, lengths)
 
 
+def log_prob_of(logits: Array, tokens: Array) -> Array:
+    """Log-probabilities of tokens[...] under softmax(logits[..., V]): float32 [...]."""
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
+
+
 def _log_probs(logits: Array, tokens: Array, lengths: Array) -> Array:
-    log_probs = jax.nn.log_softmax(logits)
-    picked = jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
-    return jnp.where(within(lengths, tokens.shape[-1]), picked, 0.0)
+    return jnp.where(within(lengths, tokens.shape[-1]), log_prob_of(logits, tokens), 0.0)
 
 
 def sequence_keys(seed: int | Array, example_ids: Array, numbers: Array | Sequence[int]) -> Array:
     """PRNG keys [B, K], one for each (seed, example, sequence number), whatever the batch around it.
 
     Args:
-        seed: the run's seed.
+        seed: the run's seed, or its key (threefry).
         example_ids: int32 [B], an id of each prompt that does not depend on its place in a batch.
         numbers: int32 [K] or [B, K]; hypotheses with equal numbers draw alike (common random
             numbers).
@@ -350,7 +365,8 @@ def sequence_keys(seed: int | Array, example_ids: Array, numbers: Array | Sequen
     Raises:
         ValueError: a seed that is not in [0, 2^32), or what are no int32 arrays of these shapes.
     """
-    if not isinstance(seed, jax.core.Tracer):
+    is_key = isinstance(seed, Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
+    if not is_key and not isinstance(seed, jax.core.Tracer):
         seed = checks.check("seed", seed, checks.SEED)
     example_ids, numbers = _as_int32("example_ids", example_ids), _as_int32("numbers", numbers)
     rows = example_ids.shape[:1] if numbers.ndim == 2 else ()
@@ -360,7 +376,7 @@ def sequence_keys(seed: int | Array, example_ids: Array, numbers: Array | Sequen
             f"{example_ids.shape} and {numbers.shape}."
         )
     numbers = jnp.broadcast_to(numbers, (example_ids.shape[0], numbers.shape[-1]))
-    root = jax.random.key(seed, impl="threefry2x32")
+    root = seed if is_key else jax.random.key(seed, impl="threefry2x32")
     example_keys = jax.vmap(jax.random.fold_in, (None, 0))(root, example_ids)
     return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(example_keys, numbers)
 

@@ -5,6 +5,7 @@ D head_dim, E emb_dim, M mlp_dim.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ import numpy as np
 from flax import linen as nn
 from flax.linen import partitioning
 from jax import Array
+
+from dera_jax.partitioning import constrain
 
 NUM_BUCKETS = 32
 MAX_DISTANCE = 128
@@ -50,6 +53,13 @@ def einsum(spec: str, x: Array, y: Array, dtype: str) -> Array:
     if dtype == "float32":
         return jnp.einsum(spec, x, y)
     return _low_precision_einsum(spec, x.astype(dtype), y.astype(dtype))
+
+
+def rematerialised(layer: Callable, remat: str | None) -> Callable:
+    """A layer that keeps for its gradient what the policy `remat` says; None: everything."""
+    if remat is None:
+        return layer
+    return jax.checkpoint(layer, policy=getattr(jax.checkpoint_policies, remat))
 
 
 class Dense(nn.Module):
@@ -106,7 +116,8 @@ class Attention(nn.Module):
     def _split_heads(self, x: Array) -> Array:
         """[..., L, H*D] -> [..., H, L, D]."""
         x = x.astype(self.dtype).reshape(*x.shape[:-1], self.num_heads, self.head_dim)
-        return jnp.swapaxes(x, -3, -2)
+        x = jnp.swapaxes(x, -3, -2)
+        return constrain(x, "batch", *[None] * (x.ndim - 4), "heads", None, None)
 
     def keys_values(self, x: Array) -> tuple[Array, Array]:
         """x[..., L, E] -> keys and values [..., H, L, D]."""
@@ -143,6 +154,7 @@ class Mlp(nn.Module):
             y = Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, name=name)(x)
             y = y.astype(self.dtype)
             hidden = hidden * (y if activation == "linear" else getattr(nn, activation)(y))
+        hidden = constrain(hidden, "batch", *[None] * (x.ndim - 2), "mlp")
         dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
         hidden = dropout(hidden, deterministic=not train)
         out = Dense(x.shape[-1], ("mlp", "embed"), self.dtype, name="wo")(hidden)

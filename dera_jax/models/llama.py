@@ -10,6 +10,7 @@ H query heads, G key and value heads, R = H/G queries of one key, D head_dim, V 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -17,12 +18,15 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import Array, lax
 
 from dera_jax import checks
-from dera_jax.models.layers import MASKED, einsum
+from dera_jax.models.layers import MASKED, einsum, rematerialised
+from dera_jax.partitioning import constrain
 
 KeysValues = tuple[Array, Array]
+CACHE_AXES = "batch", None, "kv_heads", None, None
 Params = Mapping[str, "Params | Array"]
 
 
@@ -127,7 +131,7 @@ def init(config: LlamaConfig, key: Array) -> Params:
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Context:
     """What all layers of one pass share.
 
@@ -178,6 +182,7 @@ def decode(
     context: Context,
     prompt: Sequence[KeysValues] | None = None,
     cache: Sequence[KeysValues] | None = None,
+    remat: str | None = None,
 ) -> tuple[Array, tuple[KeysValues, ...]]:
     """Runs the network over new tokens.
 
@@ -188,20 +193,18 @@ def decode(
         prompt: keys and values [B, G, S, D] of each layer; None for a pass over the prompt itself.
         cache: of each layer, keys and values [B, K, G, L, D] of each hypothesis, with room at the slots
             of the new tokens; None without a cache: then L = N, and slots are 0 to N - 1.
+        remat: see `language_model.TrainableModel`.
 
     Returns:
         Hidden states [B, K, N, E] after the final norm; for each layer keys and values [B, K, G, L, D].
     """
     x = params["token_embedder"]["embedding"][tokens].astype(config.dtype)
+    x = constrain(x, "batch", None, None, None)
+    layer = rematerialised(functools.partial(_layer, config), remat)
     updated = []
     for i in range(config.num_layers):
-        layer = params[f"layers_{i}"]
-        y = _norm(config, layer["pre_attention_norm"], x)
-        y, own = _attention(
-            config, layer["attention"], y, context, prompt and prompt[i], cache and cache[i]
-        )
-        x = x + y
-        x = x + _mlp(config, layer["mlp"], _norm(config, layer["pre_mlp_norm"], x))
+        blocks = prompt and prompt[i], cache and cache[i]
+        x, own = layer(params[f"layers_{i}"], x, context, *blocks)
         updated.append(own)
     return _norm(config, params["final_norm"], x), tuple(updated)
 
@@ -216,6 +219,21 @@ def logits(config: LlamaConfig, params: Params, hidden: Array) -> Array:
     return found.reshape(*hidden.shape[:-1], -1)
 
 
+def _layer(
+    config: LlamaConfig,
+    params: Params,
+    x: Array,
+    context: Context,
+    prompt: KeysValues | None,
+    cache: KeysValues | None,
+) -> tuple[Array, KeysValues]:
+    """x[B, K, N, E] -> [B, K, N, E], and keys and values as of `_attention`."""
+    y = _norm(config, params["pre_attention_norm"], x)
+    y, own = _attention(config, params["attention"], y, context, prompt, cache)
+    x = x + y
+    return x + _mlp(config, params["mlp"], _norm(config, params["pre_mlp_norm"], x)), own
+
+
 def _norm(config: LlamaConfig, params: Params, x: Array) -> Array:
     """RMSNorm of x[..., E] in float32; the scale is applied after rounding, as in transformers."""
     x = x.astype(jnp.float32)
@@ -227,7 +245,8 @@ def _norm(config: LlamaConfig, params: Params, x: Array) -> Array:
 def _mlp(config: LlamaConfig, params: Params, x: Array) -> Array:
     """SwiGLU of x[B, K, N, E]: down(silu(gate(x))·up(x))."""
     gate, up = (_project(config, params[name], x) for name in ("gate", "up"))
-    return _project(config, params["down"], jax.nn.silu(gate) * up)
+    hidden = constrain(jax.nn.silu(gate) * up, "batch", None, None, "mlp")
+    return _project(config, params["down"], hidden)
 
 
 def _attention(
@@ -242,7 +261,8 @@ def _attention(
     queries, keys, values = (
         jnp.moveaxis(_project(config, params[name], x), 3, 2) for name in ("query", "key", "value")
     )
-    queries, keys = _rotate(queries, context.rotation), _rotate(keys, context.rotation)
+    queries = constrain(_rotate(queries, context.rotation), "batch", None, "heads", None, None)
+    keys, values = (constrain(y, *CACHE_AXES) for y in (_rotate(keys, context.rotation), values))
     own = _remember(cache, (keys, values), context.slots)
     blocks = [own] if prompt is None else [prompt, own]
     grouped = queries.reshape(*x.shape[:2], config.num_kv_heads, -1, config.head_dim)

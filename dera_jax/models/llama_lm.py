@@ -14,9 +14,11 @@ from dera_jax.models.language_model import (
     PyTree,
     State,
     check_single,
+    spread,
     without_unused,
 )
 from dera_jax.models.llama import LlamaConfig
+from dera_jax.partitioning import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Llama:
 
     config: LlamaConfig
     num_ids: int | None = None
+    remat: str | None = None
+
+    @property
+    def units(self) -> Mapping[str, int]:
+        return {}
 
     @property
     def vocab_size(self) -> int:
@@ -70,6 +77,7 @@ class Llama:
         check_single(prompts, self.vocab_size)
 
     def start(self, params: PyTree, prompts: Prompts, num_hypotheses: int, max_len: int) -> State:
+        prompts = spread(prompts)
         config, (batch, size) = self.config, prompts.tokens.shape
         before = prompts.lengths - 1
         # The keys of the last token and those after it are made, and never attended to.
@@ -78,7 +86,7 @@ class Llama:
         _, keys_values = llama.decode(config, params, prompts.tokens[:, None], context)
         first_token = jnp.take_along_axis(prompts.tokens, before[:, None], axis=1)[:, 0]
         shape = batch, num_hypotheses, config.num_kv_heads, max_len, config.head_dim
-        empty = jnp.zeros(shape, config.dtype)
+        empty = constrain(jnp.zeros(shape, config.dtype), *llama.CACHE_AXES)
         return State(
             position=jnp.zeros((), jnp.int32),
             first_token=first_token,
@@ -93,7 +101,8 @@ class Llama:
     def extend(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
         slots = state.position + jnp.arange(tokens.shape[-1])
         hidden, cache = self._decode(params, state, tokens, slots, state.cache)
-        output = Output(self.logits(params, hidden[:, :, -1]))
+        # Whole, lest choosing a token cost a collective for each thing asked of them.
+        output = Output(constrain(self.logits(params, hidden[:, :, -1]), "batch", None, None))
         return output, state.replace(cache=cache, position=state.position + tokens.shape[-1])
 
     def teacher_forced(self, params: PyTree, state: State, tokens: Array) -> Output:
@@ -122,12 +131,14 @@ class Llama:
         """Hidden states [B, K, N + 1, E] of the first token and tokens[B, K, N] after it."""
         first = jnp.broadcast_to(state.first_token[:, None, None], (*tokens.shape[:2], 1))
         fed = jnp.concatenate([first, tokens], axis=-1)
-        return self._decode(params, state, fed, jnp.arange(fed.shape[-1]))[0]
+        return self._decode(params, state, fed, jnp.arange(fed.shape[-1]), remat=self.remat)[0]
 
-    def _decode(self, params: PyTree, state: State, tokens: Array, slots: Array, cache=None):
+    def _decode(
+        self, params: PyTree, state: State, tokens: Array, slots: Array, cache=None, remat=None
+    ):
         """Hidden states [B, K, N, E] of tokens[B, K, N] at slots[N], and the cache with them."""
         prompt, before = state.shared
         num_slots = cache[0][0].shape[3] if cache else len(slots)
         prompt_size = prompt[0][0].shape[2]
         context = llama.context(self.config, slots, num_slots, before, prompt_size)
-        return llama.decode(self.config, params, tokens, context, prompt, cache)
+        return llama.decode(self.config, params, tokens, context, prompt, cache, remat)

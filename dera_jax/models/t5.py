@@ -8,11 +8,13 @@ E emb_dim, V vocab_size.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 from flax.linen import partitioning
 from jax import Array
 
@@ -27,6 +29,7 @@ from dera_jax.models.layers import (
     RelativeBias,
     einsum,
 )
+from dera_jax.partitioning import constrain
 
 KeysValues = tuple[Array, Array]
 ACTIVATIONS = ("relu", "gelu", "silu", "swish", "tanh", "sigmoid", "linear")
@@ -161,7 +164,8 @@ class TokenEmbedder(nn.Module):
         )
 
     def __call__(self, tokens: Array) -> Array:
-        return self.embedding[tokens].astype(self.config.dtype)
+        x = self.embedding[tokens].astype(self.config.dtype)
+        return constrain(x, "batch", *[None] * tokens.ndim)
 
     def logits(self, hidden: Array) -> Array:
         """hidden[..., E] -> logits[..., V], divided by sqrt(E) as T5X does for tied tables."""
@@ -190,10 +194,12 @@ class EncoderLayer(nn.Module):
 
 class Encoder(nn.Module):
     config: T5Config
+    remat: str | None = None
 
     def setup(self):
         self.relpos_bias = RelativeBias(self.config.num_heads, bidirectional=True)
-        self.layers = [EncoderLayer(self.config) for _ in range(self.config.num_encoder_layers)]
+        layer = _rematerialised(EncoderLayer, self.remat)
+        self.layers = [layer(self.config) for _ in range(self.config.num_encoder_layers)]
         self.encoder_norm = LayerNorm(self.config.dtype)
         self.dropout = _shared_dropout(self.config)
         self.final_dropout = nn.Dropout(self.config.dropout_rate)
@@ -235,7 +241,7 @@ class DecoderLayer(nn.Module):
         return x + self.dropout(y, deterministic=not train), cache
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class DecoderContext:
     """What all layers of one decoder pass share.
 
@@ -252,6 +258,15 @@ class DecoderContext:
         if cache is None:
             return new
         return tuple(write_cache(old, x, self.positions) for old, x in zip(cache, new, strict=True))
+
+
+def _rematerialised(layer: type[nn.Module], remat: str | None) -> type[nn.Module]:
+    """A layer, whose last argument is `train`, that keeps for its gradient what the policy says."""
+    if remat is None:
+        return layer
+    train = len(inspect.signature(layer.__call__).parameters) - 1
+    policy = getattr(jax.checkpoint_policies, remat)
+    return nn.remat(layer, policy=policy, static_argnums=(train,))
 
 
 def write_cache(cache: Array, new: Array, positions: Array) -> Array:
@@ -275,10 +290,12 @@ def _attend_shared(attention: Attention, x, keys_values: KeysValues, bias: Array
 
 class Decoder(nn.Module):
     config: T5Config
+    remat: str | None = None
 
     def setup(self):
         self.relpos_bias = RelativeBias(self.config.num_heads, bidirectional=False)
-        self.layers = [DecoderLayer(self.config) for _ in range(self.config.num_decoder_layers)]
+        layer = _rematerialised(DecoderLayer, self.remat)
+        self.layers = [layer(self.config) for _ in range(self.config.num_decoder_layers)]
         self.decoder_norm = LayerNorm(self.config.dtype)
         self.dropout = _shared_dropout(self.config)
         if not self.config.logits_via_embedding:
@@ -311,11 +328,12 @@ class Transformer(nn.Module):
     """T5X's encoder-decoder: its parameter tree, with caches as arguments and results."""
 
     config: T5Config
+    remat: str | None = None
 
     def setup(self):
         self.token_embedder = TokenEmbedder(self.config)
-        self.encoder = Encoder(self.config)
-        self.decoder = Decoder(self.config)
+        self.encoder = Encoder(self.config, self.remat)
+        self.decoder = Decoder(self.config, self.remat)
 
     def encode(self, tokens: Array, mask: Array, train: bool = False) -> Array:
         """tokens[B, S], of which mask[B, S] are no padding -> encoded [B, S, E]."""

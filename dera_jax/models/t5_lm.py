@@ -15,9 +15,11 @@ from dera_jax.models.language_model import (
     PyTree,
     State,
     check_single,
+    spread,
     without_unused,
 )
 from dera_jax.models.t5 import T5Config, Transformer, param_shapes
+from dera_jax.partitioning import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,11 @@ class T5:
 
     config: T5Config
     num_ids: int | None = None
+    remat: str | None = None
+
+    @property
+    def units(self) -> Mapping[str, int]:
+        return {"joined_kv": self.config.head_dim}
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -81,11 +88,12 @@ class T5:
         check_single(prompts, self.vocab_size)
 
     def start(self, params: PyTree, prompts: Prompts, num_hypotheses: int, max_len: int) -> State:
+        prompts = spread(prompts)
         config, mask, batch = self.config, prompts.mask, len(prompts.tokens)
         encoded = self._apply(params, "encode", prompts.tokens, mask)
         cross = self._apply(params, "cross_keys_values", encoded)
         shape = batch, num_hypotheses, config.num_heads, max_len, config.head_dim
-        empty = jnp.zeros(shape, config.dtype)
+        empty = constrain(jnp.zeros(shape, config.dtype), "batch", None, "heads", None, None)
         return State(
             position=jnp.zeros((), jnp.int32),
             first_token=jnp.full(batch, self.start_token, jnp.int32),
@@ -101,7 +109,8 @@ class T5:
         positions = state.position + jnp.arange(tokens.shape[-1])
         cross, mask = state.shared
         hidden, cache = self._apply(params, "decode", tokens, positions, cross, mask, state.cache)
-        output = Output(self.logits(params, hidden[:, :, -1]))
+        # Whole, lest choosing a token cost a collective for each thing asked of them.
+        output = Output(constrain(self.logits(params, hidden[:, :, -1]), "batch", None, None))
         return output, state.replace(cache=cache, position=state.position + tokens.shape[-1])
 
     def teacher_forced(self, params: PyTree, state: State, tokens: Array) -> Output:
@@ -113,9 +122,10 @@ class T5:
     def hidden(
         self, params: PyTree, prompts: Prompts, tokens: Array, dropout_key: Array | None = None
     ) -> Array:
+        prompts = spread(prompts)
         inputs = prompts.tokens, prompts.mask, self._decoder_inputs(tokens)
         rngs = None if dropout_key is None else {"dropout": dropout_key}
-        module, train = Transformer(self.config), dropout_key is not None
+        module, train = Transformer(self.config, self.remat), dropout_key is not None
         return module.apply({"params": params}, *inputs, train=train, rngs=rngs)
 
     def logits(self, params: PyTree, hidden: Array) -> Array:

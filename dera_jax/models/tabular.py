@@ -17,8 +17,19 @@ from dera_jax import checks
 from dera_jax.models.language_model import Output, Prompts, PyTree, State, check_single
 
 
+class OneTable:
+    """What has one array of three axes as its parameters; every device has it whole."""
+
+    @property
+    def units(self) -> Mapping[str, int]:
+        return {}
+
+    def param_axes(self) -> Mapping[str, tuple[None, ...]]:
+        return {"": (None, None, None)}
+
+
 @dataclasses.dataclass(frozen=True)
-class TabularLM:
+class TabularLM(OneTable):
     """Logits params[prompt, prefix], for the prompt's first token and the output so far.
 
     Prefixes are numbered as the nodes of the V-ary tree in breadth-first order: the empty one is 0
@@ -33,6 +44,7 @@ class TabularLM:
     start_token: int = 0
     end_ids: tuple[int, ...] = (1,)
     num_ids: None = None  # every id may be produced
+    remat: None = None  # nothing is computed twice
 
     def __post_init__(self):
         sizes = dict.fromkeys(("vocab_size", "horizon", "num_inputs"), checks.whole(1))
@@ -97,9 +109,6 @@ class TabularLM:
     def embedding(self, params: PyTree) -> Array:
         del params
         return jnp.eye(self.vocab_size)
-
-    def param_axes(self) -> Mapping[str, tuple[str, ...]]:
-        return {"": ("inputs", "prefixes", "vocab")}
 
     def _prefixes(self, tokens: Array) -> Array:
         """The prefixes [B, K, N + 1] of tokens[B, K, N], from the empty one to all of them."""

@@ -5,12 +5,14 @@ checkpoint and, on a CPU, ends with the same bits.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from dera_jax import checks
 from dera_jax.checkpoints.loading import MODEL as A_MODEL
@@ -18,17 +20,18 @@ from dera_jax.checkpoints.loading import Loaded, loaded
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.resources import RunResources, ShapesOnly
-from dera_jax.examples import Batch
 from dera_jax.models.finite import check_params
 from dera_jax.models.heads import ValueHead
+from dera_jax.models.language_model import PyTree
+from dera_jax.partitioning import mesh_in_use, partition, place
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.length import LengthInRange
-from dera_jax.rewards.protocol import Reward, Source
-from dera_jax.training import metrics, ppo
+from dera_jax.rewards.protocol import Reward
+from dera_jax.training import loop, metrics, ppo
 from dera_jax.training.dry_run import Need, decodable, need, shapes, source_shapes
-from dera_jax.training.loop import repeat
 from dera_jax.training.progress import PERIOD
 from dera_jax.training.supervised import DATA, TrainingData
+from dera_jax.training.train_state import Batch, Memory, Step, TrainState
 
 MODEL = "aligned"
 _SHOWN = ("reward", "kl", "length")
@@ -50,6 +53,7 @@ class Alignment:
         steps: rollouts in all, each of one batch of documents.
         seed: of the data's order and all draws.
         saving: how often a checkpoint is written.
+        memory: how an update is kept small.
         start: the model that policy and value network start from, likewise, of the reference's
             sizes; None for the reference itself.
 
@@ -67,6 +71,7 @@ class Alignment:
     seed: int
     saving: Saving
     start: Loaded | Callable[[], Loaded] | None = None
+    memory: Memory = dataclasses.field(default_factory=Memory)
 
     def __post_init__(self):
         checks.check_fields(
@@ -80,8 +85,10 @@ class Alignment:
             seed=checks.SEED,
             saving=checks.instance(Saving),
             start=checks.optional(A_MODEL),
+            memory=checks.instance(Memory),
         )
         self.updates.check_batch(self.data.batch_size)
+        self.memory.check_batch(self.data.batch_size // self.updates.minibatches)
         each = self.updates.epochs * self.updates.minibatches
         name = f"Alignment.steps × Updates.epochs × Updates.minibatches ({self.steps} × {each})"
         self.optimizers.check_warmup(name, self.steps * each)
@@ -92,36 +99,49 @@ class Alignment:
 
     def setup(self, actors: ppo.Actors) -> ppo.Setup:
         """What the compiled step depends on."""
-        return ppo.Setup(actors, self.objective, self.updates, self.optimizers, self.seed)
+        return ppo.Setup(actors, self.objective, self.updates, self.optimizers, self.memory)
 
     def needs(self) -> list[Need]:
         """What a step takes, from shapes alone; those of `reference.params` suffice."""
         task, updates, reference = self.data, self.updates, loaded(self.reference)
         model = decodable(reference.model)
-        actors = ppo.Actors(model, ValueHead(model))
+        value = ValueHead(model)
         params = shapes(reference.params)
-        value = jax.eval_shape(actors.value.init, params)
-        start = lambda policy, value: ppo.initial_state(self.optimizers, policy, value)
-        state = jax.eval_shape(start, params, value)
-        setup, rows = self.setup(actors), task.batch_size
-        source = source_shapes(rows, task.inputs, task.targets)
-        example_ids = jax.ShapeDtypeStruct((rows,), jnp.int32)
+        start = functools.partial(ppo.initial_state, self.optimizers)
+        state = jax.eval_shape(start, params, jax.eval_shape(value.init, params))
+        setup, rows = self.setup(ppo.Actors(model, value)), task.batch_size
+        batch, key = _batch_shapes(rows, task.inputs, task.targets), jax.random.key(0)
         tokens = rows * updates.rollouts * self.objective.max_length
-        networks = {"reference": params, "policy": params, "value network": value}
+        networks = {"reference": params, "policy": params, "value network": state.params["value"]}
+        frozen = {"reference": params}
         if self.objective.reward.on_host:
             write, improve = ppo.make_halves(setup)
-            fixed = ppo.Fixed(params)
-            samples = jax.eval_shape(write, state, fixed, source.prompts, example_ids)
+            samples = jax.eval_shape(write, state, frozen, batch, key)
             rewards = jax.ShapeDtypeStruct(samples.lengths.shape, jnp.float32), {}
+            rollout = batch["inputs"], samples, rewards
+            improve = partition(improve, state, mesh_in_use())
             halves = {
-                "PPO rollout": (write, state, fixed, source.prompts, example_ids),
-                "PPO updates": (improve, state, source.prompts, samples, rewards),
+                "PPO rollout": (jax.jit(write), state, frozen, batch, key),
+                "PPO updates": (improve, state, None, rollout, key),
             }
             return [need(name, networks, tokens, *call) for name, call in halves.items()]
         reward = shapes(self.objective.reward.load(ShapesOnly(reference.model.vocab_size)))
         networks["reward"] = reward
-        step = ppo.make_step(setup), state, ppo.Fixed(params, reward), source, example_ids
-        return [need("PPO step", networks, tokens, *step)]
+        step = partition(ppo.make_step(setup), state, mesh_in_use())
+        arguments = state, frozen | {"reward": reward}, batch, key
+        return [need("PPO step", networks, tokens, step, *arguments)]
+
+
+def _batch_shapes(rows: int, inputs: int, targets: int) -> dict[str, object]:
+    """What `ppo.source_of` takes apart, and the ids."""
+    source = source_shapes(rows, inputs, targets)
+    return {
+        "inputs": source.prompts,
+        "targets": source.targets,
+        "keywords": source.keywords,
+        "document": source.document,
+        "example_id": jax.ShapeDtypeStruct((rows,), jnp.int32),
+    }
 
 
 def align(alignment: Alignment, folder: Path) -> dict[str, float]:
@@ -143,15 +163,15 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
     start = reference if alignment.start is None else fitted(loaded(alignment.start), task)
     if start.model != reference.model:
         raise ValueError(f"Alignment.start is {start.model}, the reference {reference.model}")
-    actors = ppo.Actors(reference.model, ValueHead(reference.model))
-    value_params = actors.value.init(start.params)
-    state = ppo.initial_state(alignment.optimizers, start.params, value_params)
+    model, value = reference.model, ValueHead(reference.model)
+    policy = place(model, start.params)
+    state = ppo.initial_state(alignment.optimizers, policy, place(value, value.init(policy)))
     reward = alignment.objective.reward
-    judge = judge_of(reward, reference)
-    improve = _step(alignment.setup(actors), judge)
+    judge, key = judge_of(reward, reference), jax.random.key(alignment.seed)
+    improve = _step(alignment.setup(ppo.Actors(model, value)), judge, state)
     check_params(reference.params, "the reference")
-    fixed = ppo.Fixed(jax.tree.map(jnp.asarray, reference.params), judge.params)
-    state = repeat(
+    frozen = {"reference": place(model, reference.params), "reward": judge.params}
+    state = loop.run(
         alignment.steps,
         alignment.saving,
         folder,
@@ -159,14 +179,14 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
         batches=lambda step: data.batches(
             alignment.seed, step, reward.on_host, reward.check_documents
         ),
-        update=lambda state, batch: improve(state, fixed, batch),
+        update=lambda state, batch: improve(state, frozen, batch, key),
         shown=_SHOWN,
-    )
+    ).state
     step = int(state.step)
     scores = last_scores(folder, step)
     card = {"step": step, "training": scores} | _recipe(alignment, reference, start)
     config, vocabulary = reference.model.config, reference.vocabulary
-    save_model(folder / MODEL, config, vocabulary, state.policy.params, card)
+    save_model(folder / MODEL, config, vocabulary, state.params["policy"], card)
     return scores
 
 
@@ -181,20 +201,22 @@ def judge_of(reward: Reward, reference: Loaded) -> Judge:
     return Judge(reward, params, reference.decode)
 
 
-def _step(setup: ppo.Setup, judge: Judge) -> Callable:
-    """(state, fixed, batch) -> (state, metrics), compiled in one piece if the reward can be."""
+def _step(setup: ppo.Setup, judge: Judge, state: TrainState) -> Step:
+    """The step, compiled in one piece if the reward can be; else the judge sees all texts of a rollout."""
+    mesh = mesh_in_use()
     if not judge.reward.on_host:
-        step = ppo.make_step(setup)
-        return lambda state, fixed, batch: step(state, fixed, source_of(batch), batch["example_id"])
-    step = ppo.make_host_step(setup, judge)
-    return lambda state, fixed, batch: step(
-        state, fixed, source_of(batch), batch["example_id"], batch["documents"]
-    )
+        return partition(ppo.make_step(setup), state, mesh)
+    write, improve = ppo.make_halves(setup)
+    write, improve = jax.jit(write), partition(improve, state, mesh)
 
+    def step(state: TrainState, frozen: PyTree, batch: Batch, key: Array):
+        documents = batch.pop("documents")
+        samples = write(state, frozen, batch, key)
+        texts = samples.tokens, samples.lengths, samples.finished
+        rewards = judge(ppo.source_of(batch), documents, *texts)
+        return improve(state, None, (batch["inputs"], samples, rewards), key)
 
-def source_of(batch: Batch) -> Source:
-    optional = (batch.get(name) for name in ("targets", "keywords", "document"))
-    return Source(batch["inputs"], *optional)
+    return step
 
 
 def _recipe(alignment: Alignment, reference: Loaded, start: Loaded) -> dict[str, object]:

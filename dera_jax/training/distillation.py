@@ -18,8 +18,6 @@ Axes: B prompts, K sequences of each, T output length, V vocabulary.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -39,40 +37,30 @@ from dera_jax.models.language_model import (
     sequence_keys,
     within,
 )
-from dera_jax.rewards.judge import Judge
-from dera_jax.rewards.protocol import Source
-from dera_jax.training.losses import weighted_mean
-from dera_jax.training.ppo import Learner, Objective, Optimizers, descend, new_learner
+from dera_jax.training.optimizers import Optimizer
+from dera_jax.training.ppo import Objective
+from dera_jax.training.train_state import Batch, Step, TrainState, descend
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """All that a step depends on beside its arguments.
+    """How texts are sampled.
 
     Attributes:
         model: of reference and policy.
-        critic: the architecture; it is trained and then thrown away.
         objective: whose optimum is distilled.
         rollouts: K.
-        critic_steps: rounds of texts for the critic, before those for the policy.
-        optimizers: of policy and critic (`value`).
-        seed: of texts.
 
     Raises:
         ValueError: a setting out of its range, or a reward without a known bound.
     """
 
     model: TrainableModel
-    critic: Critic
     objective: Objective
     rollouts: int
-    critic_steps: int
-    optimizers: Optimizers
-    seed: int
 
     def __post_init__(self):
-        sizes = {"rollouts": checks.whole(1), "critic_steps": checks.whole(0)}
-        checks.check_fields(self, seed=checks.SEED, **sizes)
+        checks.check_fields(self, rollouts=checks.whole(1))
         check_bound(self.objective)
 
 
@@ -83,93 +71,49 @@ def check_bound(objective: Objective) -> None:
 
 
 @struct.dataclass
-class DistillationState:
-    """What a checkpoint holds; step: int32, rounds of texts so far."""
+class Rollout:
+    """Texts to learn from, B rows of K."""
 
-    step: Array
-    policy: Learner
-    critic: Learner
+    prompts: Prompts
+    tokens: Array
+    lengths: Array
+    reward: Array
 
-
-def initial_state(optimizers: Optimizers, policy: PyTree, critic: PyTree) -> DistillationState:
-    """A run's first state."""
-    policy, critic = new_learner(optimizers.policy, policy), new_learner(optimizers.value, critic)
-    return DistillationState(jnp.int32(0), policy, critic)
-
-
-def make_step(setup: Setup, judge: Judge) -> Callable:
-    """(state, reference, source, example_ids[B], documents[B]) -> (state, metrics).
-
-    A round of the policy's texts, its rewards, and one update of the critic or, after
-    `critic_steps`, of the policy; `state` is donated. Texts depend on (seed, example id, step).
-    Metrics are scalars, `loss` that of the one that learns.
-    """
-    write = jax.jit(functools.partial(roll_out, setup))
-    teach_critic = jax.jit(functools.partial(learn_critic, setup), donate_argnums=0)
-    teach_policy = jax.jit(functools.partial(learn_policy, setup), donate_argnums=0)
-
-    def step(
-        state: DistillationState,
-        reference: PyTree,
-        source: Source,
-        example_ids: Array,
-        documents: Sequence[str] | None = None,
-    ):
-        critic_learns = int(state.step) < setup.critic_steps
-        samples = write(state, reference, source.prompts, example_ids)
-        texts = samples.tokens, samples.lengths, samples.finished
-        rewards, _ = judge(source, documents, *texts)
-        if critic_learns:
-            state, metrics = teach_critic(state, source.prompts, samples, rewards)
-        else:
-            state, metrics = teach_policy(state, reference, source.prompts, samples)
-        return state, metrics | observe(samples, rewards)
-
-    return step
+    @property
+    def written(self) -> Array:
+        """Which tokens belong to the texts, bool [B, K, T]."""
+        return within(self.lengths, self.tokens.shape[-1])
 
 
 def roll_out(
-    setup: Setup, state: DistillationState, reference: PyTree, prompts: Prompts, example_ids: Array
+    setup: Setup, policy: PyTree, reference: PyTree, batch: Batch, number: Array, key: Array
 ) -> Samples:
-    """K sequences of the policy for each prompt; the reference tells their KL."""
-    numbers = state.step * setup.rollouts + jnp.arange(setup.rollouts)
-    keys = sequence_keys(setup.seed, example_ids, numbers)
+    """K sequences of the policy for each prompt; the reference tells their KL.
+
+    Args:
+        setup: of the step.
+        policy: its parameters; those of the reference while the critic learns.
+        reference: its parameters.
+        batch: `inputs` and `example_id`.
+        number: int32 [], of the round: texts depend on (key, example id, number).
+        key: of the run.
+    """
+    numbers = number * setup.rollouts + jnp.arange(setup.rollouts)
+    keys = sequence_keys(key, batch["example_id"], numbers)
     sampling = Sampling(setup.objective.max_length)
-    pair, params = Realigned(setup.model, (setup.model,)), (reference, state.policy.params)
-    prompts = prompts.replace(lam=np.ones((len(example_ids), 1), np.float32))
+    pair, params = Realigned(setup.model, (setup.model,)), (reference, policy)
+    prompts = batch["inputs"].replace(lam=np.ones((len(batch["example_id"]), 1), np.float32))
     return sample(pair, params, prompts, keys, sampling)
 
 
-def learn_critic(
-    setup: Setup, state: DistillationState, prompts: Prompts, samples: Samples, rewards: Array
-) -> tuple[DistillationState, dict[str, Array]]:
-    """One update of the critic on texts of the reference with their rewards[B, K]."""
-    objective, tokens = setup.objective, samples.tokens
-    goodness = jnp.exp((rewards - objective.reward.highest) / objective.beta)
-    loss_of = lambda params: critic_loss(
-        setup.critic.log_odds_of(params, prompts, tokens), goodness, written(samples)
-    )
-    critic, metrics = descend(setup.optimizers.value, state.critic, loss_of)
-    return state.replace(step=state.step + 1, critic=critic), metrics
+def make_step(loss: "CriticLoss | PolicyLoss", optimizer: Optimizer, microbatches: int = 1) -> Step:
+    """The step on a rollout with its rewards: one update."""
 
+    def step(state: TrainState, frozen: PyTree, rollout: Rollout, key: Array):
+        state, metrics = descend(loss, optimizer, microbatches, state, frozen, rollout, key)
+        return state.replace(step=state.step + 1), metrics
 
-def learn_policy(
-    setup: Setup, state: DistillationState, reference: PyTree, prompts: Prompts, samples: Samples
-) -> tuple[DistillationState, dict[str, Array]]:
-    """One update of the policy at all prefixes of its texts."""
-    tokens = samples.tokens
-    log_odds = setup.critic.log_odds(state.critic.params, prompts, tokens)
-    targets = optimum_logits(next_token_logits(setup.model, reference, prompts, tokens), log_odds)
-    loss_of = lambda params: policy_loss(
-        next_token_logits(setup.model, params, prompts, tokens), targets, written(samples)
-    )
-    policy, metrics = descend(setup.optimizers.policy, state.policy, loss_of)
-    return state.replace(step=state.step + 1, policy=policy), metrics
-
-
-def written(samples: Samples) -> Array:
-    """Which tokens belong to the texts, bool [B, K, T]."""
-    return within(samples.lengths, samples.tokens.shape[-1])
+    return step
 
 
 def observe(samples: Samples, rewards: Array) -> dict[str, Array]:
@@ -188,27 +132,62 @@ def optimum_logits(reference: Array, log_odds: Array) -> Array:
     return reference + jax.nn.log_sigmoid(log_odds)
 
 
-def critic_loss(log_odds: Array, goodness: Array, weights: Array) -> tuple[Array, dict[str, Array]]:
-    """Binary cross-entropy of σ(q) with a text's goodness in (0, 1], and what to log of it.
+@dataclasses.dataclass(frozen=True)
+class CriticLoss:
+    """Binary cross-entropy of σ(q) with a text's goodness exp((r − r_max)/β) in (0, 1], per token.
 
     Its minimum is σ(q) = E[goodness].
-
-    Args:
-        log_odds: [B, K, T], q of each token of the texts.
-        goodness: [B, K].
-        weights: [B, K, T].
     """
-    loss = jax.nn.softplus(log_odds) - goodness[..., None] * log_odds
-    mean = weighted_mean(loss, weights)
-    return mean, {"loss": mean}
+
+    critic: Critic
+    objective: Objective
+
+    def weight(self, batch: Rollout) -> Array:
+        return jnp.maximum(jnp.sum(batch.written), 1e-9)
+
+    def __call__(
+        self, params: PyTree, frozen: PyTree, batch: Rollout, key: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """See `train_state.Objective`; trained is the critic."""
+        del frozen, key
+        goodness = jnp.exp((batch.reward - self.objective.reward.highest) / self.objective.beta)
+        log_odds = self.critic.log_odds_of(params, batch.prompts, batch.tokens)
+        return jnp.sum(critic_loss(log_odds, goodness) * batch.written), {}
 
 
-def policy_loss(logits: Array, targets: Array, weights: Array) -> tuple[Array, dict[str, Array]]:
-    """KL(softmax(logits) ‖ softmax(targets)), [..., V] each, averaged with weights[...].
+def critic_loss(log_odds: Array, goodness: Array) -> Array:
+    """Of each token [B, K, T], from its log-odds q and its text's goodness [B, K]."""
+    return jax.nn.softplus(log_odds) - goodness[..., None] * log_odds
 
-    At the prefixes of the policy's own texts. Summed over a text it is KL(π ‖ π*), and β times that
-    what the policy's E[r] − β·KL(π ‖ π_ref) lacks of the highest possible.
+
+@dataclasses.dataclass(frozen=True)
+class PolicyLoss:
+    """KL(π ‖ π*) of the next token, at the prefixes of the policy's own texts.
+
+    Summed over a text it is KL(π ‖ π*), and β times that what the policy's E[r] − β·KL(π ‖ π_ref) lacks of
+    the highest possible.
     """
+
+    model: TrainableModel
+    critic: Critic
+
+    def weight(self, batch: Rollout) -> Array:
+        return jnp.maximum(jnp.sum(batch.written), 1e-9)
+
+    def __call__(
+        self, params: PyTree, frozen: PyTree, batch: Rollout, key: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """See `train_state.Objective`; trained is the policy, frozen are `reference` and `critic`."""
+        del key
+        prompts, tokens = batch.prompts, batch.tokens
+        log_odds = self.critic.log_odds(frozen["critic"], prompts, tokens)
+        reference = next_token_logits(self.model, frozen["reference"], prompts, tokens)
+        targets = jax.lax.stop_gradient(optimum_logits(reference, log_odds))
+        logits = next_token_logits(self.model, params, prompts, tokens)
+        return jnp.sum(policy_loss(logits, targets) * batch.written), {}
+
+
+def policy_loss(logits: Array, targets: Array) -> Array:
+    """KL(softmax(logits) ‖ softmax(targets)) of [..., V] each: [...]."""
     log_pi, log_target = jax.nn.log_softmax(logits), jax.nn.log_softmax(targets)
-    mean = weighted_mean(jnp.sum(jnp.exp(log_pi) * (log_pi - log_target), axis=-1), weights)
-    return mean, {"loss": mean}
+    return jnp.sum(jnp.exp(log_pi) * (log_pi - log_target), axis=-1)

@@ -87,6 +87,11 @@ def padded_shapes(batch: int, size: int) -> Padded:
     return Padded(array((batch, size), jnp.int32), array((batch,), jnp.int32))
 
 
+def weight_shapes(batch: int) -> jax.ShapeDtypeStruct:
+    """How much each of `batch` sequences counts."""
+    return jax.ShapeDtypeStruct((batch,), jnp.float32)
+
+
 def source_shapes(batch: int, inputs: int, targets: int) -> Source:
     """What a reward knows of a batch; keywords as many and as long as a task's usually are."""
     keywords = jax.ShapeDtypeStruct((batch, *_KEYWORDS), jnp.uint8)

@@ -1,7 +1,8 @@
-"""The loop of runs that minimise a loss: steps, validations, checkpoints, the best model so far.
+"""The loop of every run of training: steps, validations, checkpoints, the best model so far.
 
-Everything random depends on (seed, step) alone: the batch of a step and its dropout masks. So a
-run killed at any moment resumes from its last checkpoint and, on a CPU, ends with the same bits.
+Everything random depends on (seed, step) alone: the batch of a step, its dropout masks, the texts that
+it samples. So a run killed at any moment resumes from its last checkpoint, on a mesh of any shape, and on
+one CPU ends with the same bits.
 """
 
 import dataclasses
@@ -9,150 +10,137 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
+from flax import struct
+from jax import Array
 
 from dera_jax import checks
 from dera_jax.checkpoints.orbax import Checkpoints, Saving, check_state
 from dera_jax.examples import Batch
 from dera_jax.models.language_model import PyTree
+from dera_jax.partitioning import global_batch, mesh_in_use, once
 from dera_jax.training.metrics import MetricWriter
 from dera_jax.training.progress import Progress
-from dera_jax.training.train_step import TrainState
+from dera_jax.training.train_state import TrainState
+
+
+@struct.dataclass
+class Tracked:
+    """What a checkpoint holds.
+
+    Attributes:
+        state: of the training.
+        best_loss: float32, the lowest validation loss so far; infinite before the first.
+        best_step: int32, when that was.
+    """
+
+    state: TrainState
+    best_loss: Array
+    best_step: Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
-    """When things happen.
+class Validating:
+    """How the best of a run is found.
 
     Attributes:
-        steps: updates in all.
         period: steps between two validations; there is one after the last step too.
         patience: stop after so many validations without a better loss; None to go on.
-        saving: how often a checkpoint is written.
+        scores: of parameters after a step, `loss` among them.
+        keep: called with each state whose validation loss is the lowest yet, and its scores.
     """
 
-    steps: int
     period: int
     patience: int | None
-    saving: Saving
+    scores: Callable[[PyTree, int], dict[str, float]]
+    keep: Callable[[TrainState, Mapping[str, float]], None]
 
     def __post_init__(self):
-        sizes = dict.fromkeys(("steps", "period"), checks.whole(1))
-        checks.check_fields(self, patience=checks.optional(checks.whole(1)), **sizes)
+        patience = checks.optional(checks.whole(1))
+        checks.check_fields(self, period=checks.whole(1), patience=patience)
 
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether there is one after this step of so many."""
+        return step == steps or step % self.period == 0
 
-def repeat(
-    steps: int,
-    saving: Saving,
-    folder: Path,
-    state: PyTree,
-    batches: Callable[[int], Iterator[Batch]],
-    update: Callable[[PyTree, Batch], tuple[PyTree, Mapping]],
-    shown: Sequence[str],
-) -> PyTree:
-    """Makes the steps, or those still missing, in `folder`: as `run` does, without validation.
-
-    Args:
-        steps: in all.
-        saving, folder, batches, update: as for `run`.
-        state: the first one, with a field `step`; a checkpoint in `folder` takes its place.
-        shown: metrics beside the progress bar.
-
-    Returns:
-        The last state.
-
-    Raises:
-        FloatingPointError, ValueError: as `run` does.
-    """
-    checkpoints = Checkpoints(folder / "checkpoints", saving)
-    state = _restored(checkpoints, state)
-    step = int(state.step)
-    stream = batches(step)
-    progress = Progress(MetricWriter(folder, step), step, steps, shown)
-
-    while step < steps:
-        state, metrics = update(state, next(stream))
-        step += 1
-        progress.add(metrics)
-        if step == steps or checkpoints.is_due(step):
-            progress.flush()
-            checkpoints.save(step, state)
-
-    checkpoints.close()
-    progress.close()
-    return state
+    def is_out_of_patience(self, found: Tracked) -> bool:
+        """Whether the best is too long ago."""
+        waited = int(found.state.step) // self.period - int(found.best_step) // self.period
+        return self.patience is not None and waited >= self.patience
 
 
 def run(
-    schedule: Schedule,
+    steps: int,
+    saving: Saving,
     folder: Path,
     state: TrainState,
     batches: Callable[[int], Iterator[Batch]],
     update: Callable[[TrainState, Batch], tuple[TrainState, Mapping]],
-    validate: Callable[[PyTree, int], dict[str, float]],
-    keep: Callable[[TrainState, Mapping[str, float]], None],
-) -> TrainState:
+    validating: Validating | None = None,
+    shown: Sequence[str] = ("loss",),
+) -> Tracked:
     """Trains, or goes on training, in `folder`: `checkpoints`, `metrics.jsonl`, TensorBoard events.
 
     Args:
-        schedule: when things happen.
+        steps: updates in all.
+        saving: how often a checkpoint is written.
         folder: of the run.
-        state: the first one; a checkpoint in `folder` takes its place.
-        batches: the endless batches from a step on.
-        update: one step.
-        validate: scores of parameters after a step, `loss` among them.
-        keep: called with each state whose validation loss is the lowest yet, and its scores.
+        state: the first one; a checkpoint in `folder` takes its place, on the state's devices.
+        batches: the endless batches from a step on, this process's rows.
+        update: one step; it is given the whole batch, spread over the mesh in use.
+        validating: if the best parameters are looked for.
+        shown: metrics beside the progress bar.
 
     Returns:
-        The last state, which tells the best loss and when that was.
+        The last state, and the best loss and when that was.
 
     Raises:
         FloatingPointError: the parameters to start from, reward, KL, loss, gradient or a validation
             score was not finite, naming what was so first, and the steps.
-        ValueError: a checkpoint in `folder` is of another size.
+        ValueError: a checkpoint in `folder` is of another size, or the mesh does not divide a batch.
     """
-    checkpoints = Checkpoints(folder / "checkpoints", schedule.saving)
-    state = _restored(checkpoints, state)
-    step = int(state.step)
+    checkpoints, mesh = Checkpoints(folder / "checkpoints", saving), mesh_in_use()
+    found = _restored(checkpoints, state)
+    step = int(found.state.step)
     stream = batches(step)
-    progress = Progress(MetricWriter(folder, step), step, schedule.steps)
+    progress = Progress(MetricWriter(folder, step), step, steps, shown)
 
-    done = step >= schedule.steps or _is_out_of_patience(state, schedule)
+    done = step >= steps or bool(validating and validating.is_out_of_patience(found))
     while not done:
-        state, metrics = update(state, next(stream))
-        step += 1
+        state, metrics = update(found.state, global_batch(next(stream), mesh))
+        found, step = found.replace(state=state), step + 1
         progress.add(metrics)
-        last = step == schedule.steps
-        if last or step % schedule.period == 0:
+        done = step == steps
+        if validating and validating.is_due(step, steps):
             progress.flush()
-            scores = validate(state.params, step)
-            progress.validated(scores)
-            if scores["loss"] < state.best_loss:
-                keep(state, scores)
-                loss = jnp.float32(scores["loss"])
-                state = state.replace(best_loss=loss, best_step=state.step + 0)
-            done = last or _is_out_of_patience(state, schedule)
+            found = _validated(validating, found, step, progress)
+            done = done or validating.is_out_of_patience(found)
         if done or checkpoints.is_due(step):
             progress.flush()
-            checkpoints.save(step, state)
+            checkpoints.save(step, found)
 
     checkpoints.close()
-    progress.close()
-    return state
+    once(progress.close)
+    return found
 
 
-def _restored(checkpoints: Checkpoints, state: PyTree) -> PyTree:
-    """The latest checkpoint's state, or the first one.
+def _validated(validating: Validating, found: Tracked, step: int, progress: Progress) -> Tracked:
+    scores = validating.scores(found.state.params, step)
+    progress.validated(scores)
+    if scores["loss"] >= found.best_loss:
+        return found
+    validating.keep(found.state, scores)
+    return found.replace(best_loss=jnp.float32(scores["loss"]), best_step=found.state.step + 0)
+
+
+def _restored(checkpoints: Checkpoints, state: TrainState) -> Tracked:
+    """The latest checkpoint's, or the first one.
 
     Raises:
         FloatingPointError: the first one has parameters that are NaN or infinite.
         ValueError: as `Checkpoints.restore`.
     """
-    restored = checkpoints.restore(state)
+    first = Tracked(state, jnp.full((), jnp.inf, jnp.float32), jnp.zeros((), jnp.int32))
+    restored = checkpoints.restore(first)
     if restored is None:
-        check_state(state, "the state to start training from")
-    return restored or state
-
-
-def _is_out_of_patience(state: TrainState, schedule: Schedule) -> bool:
-    waited = int(state.step) // schedule.period - int(state.best_step) // schedule.period
-    return schedule.patience is not None and waited >= schedule.patience
+        check_state(first, "the state to start training from")
+    return restored or first

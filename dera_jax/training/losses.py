@@ -4,10 +4,13 @@ Axes: V vocabulary; `...` any leading axes.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from dera_jax.models.language_model import Prompts, PyTree, TrainableModel, log_prob_of
 
 
 def cross_entropy(
@@ -44,6 +47,47 @@ def cross_entropy(
         loss = -(confidence - other) * at_target - other * everywhere
         loss += confidence * math.log(confidence) + label_smoothing * math.log(other)
     return loss + z_loss * jnp.square(log_z)
+
+
+def per_token(
+    model: TrainableModel,
+    params: PyTree,
+    hidden: Array,
+    tokens: Array,
+    measure: Callable[[Array, Array], PyTree],
+    chunk: int | None = None,
+) -> PyTree:
+    """Something about each of tokens[B, K, T], from the logits that predict it.
+
+    Args:
+        model, params: whose logits.
+        hidden: [B, K, T, E], entry t has read the t tokens before.
+        tokens: int32 [B, K, T].
+        measure: (logits[B, K, t, V], tokens[B, K, t]) -> arrays [B, K, t].
+        chunk: tokens of each sequence whose logits are held at once, in the gradient too; None for all.
+    """
+    read = lambda part: measure(model.logits(params, part[0]), part[1])
+    size = tokens.shape[-1]
+    if chunk is None or chunk >= size:
+        return read((hidden, tokens))
+    count = -(-size // chunk)
+
+    def cut(x: Array) -> Array:
+        missing = [(0, 0), (0, 0), (0, count * chunk - size), *[(0, 0)] * (x.ndim - 3)]
+        whole = jnp.pad(x, missing).reshape(*x.shape[:2], count, chunk, *x.shape[3:])
+        return jnp.moveaxis(whole, 2, 0)
+
+    found = jax.lax.map(jax.checkpoint(read), (cut(hidden), cut(tokens)))
+    joined = lambda x: jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1)[..., :size]
+    return jax.tree.map(joined, found)
+
+
+def log_probs(
+    model: TrainableModel, params: PyTree, prompts: Prompts, tokens: Array, chunk: int | None = None
+) -> Array:
+    """Log-probability of each of tokens[B, K, T] under teacher forcing, float32 [B, K, T]."""
+    hidden = model.hidden(params, prompts, tokens[..., :-1])
+    return per_token(model, params, hidden, tokens, log_prob_of, chunk)
 
 
 def weighted_mean(values: Array, weights: Array) -> Array:

@@ -6,13 +6,14 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 
 from dera_jax import json_files
+from dera_jax.partitioning import is_writer
 from dera_jax.store import read_file, write_file
 
 FILE = "metrics.jsonl"
 
 
 class MetricWriter:
-    """Appends to `metrics.jsonl` and to a TensorBoard event file in `folder`.
+    """Appends to `metrics.jsonl` and to a TensorBoard event file in `folder`; of several processes one does.
 
     A resumed run repeats the steps after its checkpoint: lines beyond `start_step` are dropped
     first, so that each step is reported once.
@@ -24,13 +25,17 @@ class MetricWriter:
     """
 
     def __init__(self, folder: Path, start_step: int):
-        self._path = folder / FILE
+        self._path, self._events = folder / FILE, None
+        if not is_writer():
+            return
         kept = [row for row in read(folder) if row["step"] <= start_step]
         write_file(self._path, json_files.to_lines(kept, str(self._path)))
         self._events = SummaryWriter(str(folder))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Reports named numbers after `step` steps."""
+        if self._events is None:
+            return
         line = json_files.to_lines([{"step": step, **values}], str(self._path))
         try:
             with self._path.open("ab") as lines:

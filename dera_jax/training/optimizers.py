@@ -4,6 +4,7 @@ A schedule is a function step -> learning rate; all warm up linearly from 0 at s
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,17 @@ class Optimizer:
                 f"the warm-up of the learning rate has {warmup} steps, and {name} gives {steps} "
                 "updates: lower warmup_steps, or train longer"
             )
+
+
+def jointly(optimizers: Mapping[str, Optimizer]) -> Optimizer:
+    """One optimizer of several networks by name, each with its own and clipped by its own norm.
+
+    The schedule that is logged is the first one's.
+    """
+    parts = {name: x.transformation for name, x in optimizers.items()}
+    by_network = lambda params: {name: name for name in params}
+    first = next(iter(optimizers.values()))
+    return Optimizer(optax.multi_transform(parts, by_network), first.learning_rate)
 
 
 def constant(peak: float, warmup_steps: int) -> optax.Schedule:

@@ -9,12 +9,12 @@ Axes: B prompts, K rollouts of each, T output length, b prompts of a minibatch.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import struct
 from jax import Array
 
@@ -26,15 +26,17 @@ from dera_jax.models.language_model import (
     Prompts,
     PyTree,
     TrainableModel,
-    next_token_logits,
+    log_prob_of,
     sequence_keys,
     within,
 )
-from dera_jax.rewards.judge import Judge, score
+from dera_jax.rewards.judge import score
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import REWARD, Reward, Source, check_limit
 from dera_jax.training import policy_gradient as pg
-from dera_jax.training.optimizers import Optimizer
+from dera_jax.training.losses import per_token
+from dera_jax.training.optimizers import Optimizer, jointly
+from dera_jax.training.train_state import Batch, Memory, Step, TrainState, descend, new_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +108,11 @@ class Optimizers:
     policy: Optimizer
     value: Optimizer
 
+    @property
+    def together(self) -> Optimizer:
+        """Of {"policy": …, "value": …}; the learning rate that is logged is the policy's."""
+        return jointly({"policy": self.policy, "value": self.value})
+
     def __post_init__(self):
         checks.check_fields(
             self, policy=checks.instance(Optimizer), value=checks.instance(Optimizer)
@@ -119,41 +126,23 @@ class Optimizers:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """All that a step depends on beside its arguments; seed: of texts and minibatches."""
+    """All that a step depends on beside its arguments."""
 
     actors: Actors
     objective: Objective
     updates: Updates
     optimizers: Optimizers
-    seed: int
+    memory: Memory = dataclasses.field(default_factory=Memory)
 
-    def __post_init__(self):
-        checks.check_fields(self, seed=checks.SEED)
-
-
-@struct.dataclass
-class Learner:
-    """A network under training: its parameters, and optax's state."""
-
-    params: PyTree
-    opt_state: PyTree
-
-
-@struct.dataclass
-class PPOState:
-    """What a checkpoint holds; step: int32, rollouts made."""
-
-    step: Array
-    policy: Learner
-    value: Learner
-
-
-@struct.dataclass
-class Fixed:
-    """Parameters that PPO reads and never changes."""
-
-    reference: PyTree
-    reward: PyTree = None
+    @property
+    def loss(self) -> "PPOLoss":
+        """What an update minimises."""
+        actors, memory = self.actors, self.memory
+        value = actors.value
+        if memory.remat is not None:
+            value = dataclasses.replace(value, trunk=memory.of(value.trunk))
+        small = Actors(memory.of(actors.model), value)
+        return PPOLoss(small, self.updates.clip, memory.chunk)
 
 
 @struct.dataclass
@@ -179,107 +168,91 @@ class Experience:
     weights: Array
 
 
-def initial_state(optimizers: Optimizers, policy: PyTree, value: PyTree) -> PPOState:
-    """A run's first state."""
-    policy, value = new_learner(optimizers.policy, policy), new_learner(optimizers.value, value)
-    return PPOState(jnp.int32(0), policy, value)
+def initial_state(optimizers: Optimizers, policy: PyTree, value: PyTree) -> TrainState:
+    """A run's first state; its steps count rollouts."""
+    return new_state({"policy": policy, "value": value}, optimizers.together)
 
 
-def new_learner(optimizer: Optimizer, params: PyTree) -> Learner:
-    """Starts from these parameters, copied, since a step donates its state."""
-    params = jax.tree.map(jnp.array, params)
-    return Learner(params, optimizer.transformation.init(params))
+def make_step(setup: Setup) -> Step:
+    """The step of PPO, for a compiled reward: one rollout and its epochs of updates.
 
-
-def make_step(setup: Setup) -> Callable:
-    """The compiled (state, fixed, source, example_ids[B]) -> (state, metrics).
-
-    One rollout and its epochs of updates; `state` is donated. Texts depend on (seed, example id,
-    step), minibatches on (seed, step). Metrics are scalars, of the rollout before its updates
-    unless they are losses.
+    Frozen are the parameters of `reference` and `reward`. The batch has `inputs`, `example_id` and what
+    the reward reads (`rewards.protocol.Source`). Texts depend on (key, example id, step), minibatches on (key, step). Metrics are scalars, of the rollout
+    before its updates unless they are losses.
 
     Raises:
         ValueError: (at the first call) B is not divisible by the minibatches.
     """
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: PPOState, fixed: Fixed, source: Source, example_ids: Array):
-        samples = roll_out(setup, state, fixed, source.prompts, example_ids)
+    def step(state: TrainState, frozen: PyTree, batch: Batch, key: Array):
+        samples = roll_out(setup, state, frozen, batch, key)
         texts = samples.tokens, samples.lengths, samples.finished
-        rewards = score(setup.objective.reward, fixed.reward, source, *texts)
-        return learn(setup, state, source.prompts, samples, rewards)
+        rewards = score(setup.objective.reward, frozen["reward"], source_of(batch), *texts)
+        return learn(setup, state, (batch["inputs"], samples, rewards), key)
 
     return step
 
 
-def make_host_step(setup: Setup, judge: Judge) -> Callable:
-    """What `make_step` gives, for a reward in Python: (state, fixed, source, ids, documents[B]).
+def make_halves(setup: Setup) -> tuple[Callable, Step]:
+    """The same step in two, between which a reward in Python scores all texts at once.
 
-    Two compiled calls, with the judge between them, which sees all texts of the rollout at once.
+    Returns:
+        `roll_out`, and `learn` as a step, whose batch are the prompts, the samples and their rewards.
     """
 
-    write, improve = make_halves(setup)
+    def improve(state: TrainState, frozen: None, rollout: tuple, key: Array):
+        del frozen
+        return learn(setup, state, rollout, key)
 
-    def step(state, fixed, source, example_ids, documents: Sequence[str]):
-        samples = write(state, fixed, source.prompts, example_ids)
-        texts = samples.tokens, samples.lengths, samples.finished
-        rewards = judge(source, documents, *texts)
-        return improve(state, source.prompts, samples, rewards)
-
-    return step
+    return functools.partial(roll_out, setup), improve
 
 
-def make_halves(setup: Setup) -> tuple[Callable, Callable]:
-    """`roll_out` and `learn`, compiled; the second's state is donated."""
-    write = jax.jit(functools.partial(roll_out, setup))
-    return write, jax.jit(functools.partial(learn, setup), donate_argnums=0)
-
-
-def roll_out(
-    setup: Setup, state: PPOState, fixed: Fixed, prompts: Prompts, example_ids: Array
-) -> Samples:
+def roll_out(setup: Setup, state: TrainState, frozen: PyTree, batch: Batch, key: Array) -> Samples:
     """Samples the policy, K sequences for each prompt, with the keys of this step."""
-    updates, model = setup.updates, setup.actors.model
+    updates, model, prompts = setup.updates, setup.actors.model, batch["inputs"]
     updates.check_batch(len(prompts.tokens))
     numbers = state.step * updates.rollouts + jnp.arange(updates.rollouts)
-    keys = sequence_keys(setup.seed, example_ids, numbers)
-    params = fixed.reference, state.policy.params
+    keys = sequence_keys(key, batch["example_id"], numbers)
+    params = frozen["reference"], state.params["policy"]
     prompts = prompts.replace(lam=np.ones((len(prompts.tokens), 1), np.float32))
     sampling = Sampling(setup.objective.max_length)
     return sample(Realigned(model, (model,)), params, prompts, keys, sampling)
 
 
+def source_of(batch: Batch) -> Source:
+    """What rewards know of a batch."""
+    optional = (batch.get(name) for name in ("targets", "keywords", "document"))
+    return Source(batch["inputs"], *optional)
+
+
 def learn(
-    setup: Setup,
-    state: PPOState,
-    prompts: Prompts,
-    samples: Samples,
-    rewards: tuple[Array, Mapping[str, Array]],
-) -> tuple[PPOState, dict[str, Array]]:
-    """The epochs of updates on a rollout with its rewards[B, K] and their named parts."""
+    setup: Setup, state: TrainState, rollout: tuple[Prompts, Samples, tuple], key: Array
+) -> tuple[TrainState, dict[str, Array]]:
+    """The epochs of updates on a rollout: prompts, samples, and rewards[B, K] with their named parts."""
+    prompts, samples, rewards = rollout
     experience = judged(setup, state, prompts, samples, rewards[0])
     observed = observe(setup.objective.reward, samples, *rewards)
-    key = jax.random.fold_in(jax.random.key(setup.seed), state.step)
+    key = jax.random.fold_in(key, state.step)
     order = minibatch_order(key, len(prompts.tokens), setup.updates)
+    optimizer, microbatches = setup.optimizers.together, setup.memory.microbatches
 
-    def improve(state: PPOState, rows: Array):
+    def improve(state: TrainState, rows: Array):
         batch = jax.tree.map(lambda x: x[rows], experience)
-        return update(setup.actors, setup.optimizers, setup.updates.clip, state, batch)
+        return descend(setup.loss, optimizer, microbatches, state, None, batch, key)
 
     state, losses = jax.lax.scan(improve, state, order)
     losses = jax.tree.map(jnp.mean, losses)
-    losses["loss"] = losses["policy_loss"] + losses["value_loss"]
     return state.replace(step=state.step + 1), observed | losses
 
 
 def judged(
-    setup: Setup, state: PPOState, prompts: Prompts, samples: Samples, reward: Array
+    setup: Setup, state: TrainState, prompts: Prompts, samples: Samples, reward: Array
 ) -> Experience:
     """A rollout and its reward[B, K], ready to learn from."""
     actors, objective, updates = setup.actors, setup.objective, setup.updates
     mask = within(samples.lengths, objective.max_length)
     before = samples.tokens[..., :-1]  # of each token the value of what stands before it
-    values = actors.value.values(state.value.params, prompts, before) * mask
+    values = actors.value.values(state.params["value"], prompts, before) * mask
 
     def credit(reward: Array, log_ratio: Array, length: Array, values: Array) -> Array:
         rewards = pg.token_rewards(reward, log_ratio, length, objective.beta)
@@ -327,48 +300,47 @@ def minibatch_order(key: Array, num_inputs: int, updates: Updates) -> Array:
     return order.reshape(updates.epochs * updates.minibatches, -1)
 
 
-def update(
-    actors: Actors, optimizers: Optimizers, clip: float, state: PPOState, batch: Experience
-) -> tuple[PPOState, dict[str, Array]]:
-    """One step of both optimizers on the b prompts of a minibatch, with all their rollouts."""
-    policy_loss_of = lambda params: policy_loss(actors.model, params, batch, clip)
-    value_loss_of = lambda params: value_loss(actors.value, params, batch)
-    policy, metrics = descend(optimizers.policy, state.policy, policy_loss_of)
-    value, value_metrics = descend(optimizers.value, state.value, value_loss_of)
-    return state.replace(policy=policy, value=value), metrics | value_metrics
+@dataclasses.dataclass(frozen=True)
+class PPOLoss:
+    """The clipped objective of the policy, and the squared error of the value function.
 
+    Attributes:
+        actors: whose.
+        clip: ε.
+        chunk: see `train_state.Memory`.
+    """
 
-def policy_loss(
-    model: TrainableModel, params: PyTree, batch: Experience, clip: float
-) -> tuple[Array, dict[str, Array]]:
-    """The clipped objective, and what to log of it."""
-    log_probs = jax.nn.log_softmax(next_token_logits(model, params, batch.prompts, batch.tokens))
-    log_prob = jnp.take_along_axis(log_probs, batch.tokens[..., None], axis=-1)[..., 0]
-    rows = jax.vmap(jax.vmap(functools.partial(pg.clipped_policy_loss, clip=clip)))
-    loss = _mean(rows(log_prob, batch.old_log_prob, batch.advantages), batch.weights)
-    return loss, {
-        "policy_loss": loss,
-        "entropy": _mean(pg.entropy(log_probs), batch.weights),
-        "clip_fraction": _mean(pg.is_clipped(log_prob, batch.old_log_prob, clip), batch.weights),
-    }
+    actors: Actors
+    clip: float
+    chunk: int | None = None
 
+    def weight(self, batch: Experience) -> Array:
+        """The texts of a minibatch of b prompts, b·K."""
+        return jnp.float32(math.prod(batch.tokens.shape[:2]))
 
-def value_loss(
-    model: ValueModel, params: PyTree, batch: Experience
-) -> tuple[Array, dict[str, Array]]:
-    """Squared error of the value function, and what to log of it."""
-    values = model.values(params, batch.prompts, batch.tokens[..., :-1])
-    loss = _mean(pg.value_loss(values, batch.targets), batch.weights)
-    return loss, {"value_loss": loss}
+    def __call__(
+        self, params: PyTree, frozen: None, batch: Experience, key: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """See `train_state.Objective`; there is no dropout."""
+        del frozen, key
+        policy, logged = self._policy(params["policy"], batch)
+        value = self._value(params["value"], batch)
+        return policy + value, logged | {"policy_loss": policy, "value_loss": value}
 
+    def _policy(self, params: PyTree, batch: Experience) -> tuple[Array, dict[str, Array]]:
+        def measure(logits: Array, tokens: Array) -> tuple[Array, Array]:
+            return log_prob_of(logits, tokens), pg.entropy(jax.nn.log_softmax(logits))
 
-def _mean(per_token: Array, weights: Array) -> Array:
-    """[b, K, T] -> the mean over rows of the weighted sum over tokens."""
-    return jnp.mean(jnp.sum(per_token * weights, axis=-1))
+        model, tokens = self.actors.model, batch.tokens
+        hidden = model.hidden(params, batch.prompts, tokens[..., :-1])
+        log_prob, entropy = per_token(model, params, hidden, tokens, measure, self.chunk)
+        rows = jax.vmap(jax.vmap(functools.partial(pg.clipped_policy_loss, clip=self.clip)))
+        total = lambda each: jnp.sum(each * batch.weights)
+        return total(rows(log_prob, batch.old_log_prob, batch.advantages)), {
+            "entropy": total(entropy),
+            "clip_fraction": total(pg.is_clipped(log_prob, batch.old_log_prob, self.clip)),
+        }
 
-
-def descend(optimizer: Optimizer, learner: Learner, loss_of: Callable) -> tuple[Learner, dict]:
-    """One step on loss_of(params) -> (loss, what to log)."""
-    grads, metrics = jax.grad(loss_of, has_aux=True)(learner.params)
-    changes, opt_state = optimizer.transformation.update(grads, learner.opt_state, learner.params)
-    return Learner(optax.apply_updates(learner.params, changes), opt_state), metrics
+    def _value(self, params: PyTree, batch: Experience) -> Array:
+        values = self.actors.value.values(params, batch.prompts, batch.tokens[..., :-1])
+        return jnp.sum(pg.value_loss(values, batch.targets) * batch.weights)

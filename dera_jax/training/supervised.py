@@ -15,13 +15,15 @@ from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.recognise import open_checkpoint
 from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.checkpoints.vocabulary import Vocabulary
-from dera_jax.examples import Batch, Examples
+from dera_jax.examples import Batch, Examples, only
 from dera_jax.models.language_model import PyTree, TrainableModel
 from dera_jax.models.registry import CONFIG, model_of
+from dera_jax.partitioning import mesh_in_use, partition, place
 from dera_jax.training import loop
-from dera_jax.training.dry_run import Need, need, padded_shapes, prompt_shapes
+from dera_jax.training.dry_run import Need, need, padded_shapes, prompt_shapes, weight_shapes
 from dera_jax.training.optimizers import Optimizer
-from dera_jax.training.train_step import Loss, TrainState, initial_state, make_step
+from dera_jax.training.train_state import Memory, Step, TrainState, make_step, new_state
+from dera_jax.training.train_step import CrossEntropy, Loss
 from dera_jax.training.validation import Validation, Validator
 
 BEST = "best"  # the folder of the model with the lowest validation loss
@@ -97,6 +99,7 @@ class Training:
         validation: how often, and when to stop early.
         loss: what is minimised.
         saving: how often a checkpoint is written.
+        memory: how a step is kept small.
 
     Raises:
         ValueError: a setting out of its range, no split `validation`, or a warm-up that is longer
@@ -111,6 +114,7 @@ class Training:
     validation: Validation
     loss: Loss
     saving: Saving
+    memory: Memory = dataclasses.field(default_factory=Memory)
 
     def __post_init__(self):
         checks.check_fields(
@@ -123,7 +127,9 @@ class Training:
             validation=checks.instance(Validation),
             loss=checks.instance(Loss),
             saving=checks.instance(Saving),
+            memory=checks.instance(Memory),
         )
+        self.memory.check_batch(self.data.batch_size)
         self.data.check("validation")
         self.optimizer.check_warmup("Training.steps", self.steps)
 
@@ -135,15 +141,21 @@ class Training:
         """What a step takes, from shapes alone."""
         model, task = self.start.model, self.data
         params = jax.eval_shape(model.init, jax.random.key(0))
-        state = jax.eval_shape(lambda p: initial_state(p, self.optimizer), params)
-        update = make_step(model, self.optimizer, self.loss, self.seed)
-        batch = (
-            prompt_shapes(task.batch_size, task.inputs),
-            padded_shapes(task.batch_size, task.targets),
-        )
+        state = jax.eval_shape(lambda p: new_state(p, self.optimizer), params)
+        batch = {
+            "inputs": prompt_shapes(task.batch_size, task.inputs),
+            "targets": padded_shapes(task.batch_size, task.targets),
+            "weight": weight_shapes(task.batch_size),
+        }
         tokens = task.batch_size * (task.inputs + task.targets)
         name = f"training step on {task.name}"
-        return [need(name, {"model": params}, tokens, update, state, *batch)]
+        step = partition(self.step(model), state, mesh_in_use())
+        return [need(name, {"model": params}, tokens, step, state, None, batch, jax.random.key(0))]
+
+    def step(self, model: TrainableModel) -> Step:
+        """What is compiled."""
+        objective = CrossEntropy(self.memory.of(model), self.loss, self.memory.chunk)
+        return make_step(objective, self.optimizer, self.memory.microbatches)
 
 
 def new_model(
@@ -257,19 +269,25 @@ def train(training: Training, folder: Path) -> dict[str, float]:
     validator = Validator(
         origin.model, examples, origin.decode, training.data.batch_size, training.validation
     )
-    improve = make_step(origin.model, training.optimizer, training.loss, training.seed)
-    settings = training.validation
+    state = new_state(place(origin.model, origin.params), training.optimizer)
+    step = partition(training.step(origin.model), state, mesh_in_use())
+    key, settings = jax.random.key(training.seed), training.validation
     restore_replaced(folder / BEST)
-    state = loop.run(
-        loop.Schedule(training.steps, settings.period, settings.patience, training.saving),
+    found = loop.run(
+        training.steps,
+        training.saving,
         folder,
-        initial_state(origin.params, training.optimizer),
-        batches=lambda step: data.batches(training.seed, step),
-        update=lambda state, batch: improve(state, batch["inputs"], batch["targets"]),
-        validate=lambda params, step: validator(params, folder / f"samples/step_{step:06d}.txt"),
-        keep=lambda state, scores: _keep_best(state, scores, training, origin, folder),
+        state,
+        batches=lambda step: only(data.batches(training.seed, step), "inputs", "targets", "weight"),
+        update=lambda state, batch: step(state, None, batch, key),
+        validating=loop.Validating(
+            settings.period,
+            settings.patience,
+            scores=lambda params, at: validator(params, folder / f"samples/step_{at:06d}.txt"),
+            keep=lambda state, scores: _keep_best(state, scores, training, origin, folder),
+        ),
     )
-    return {"best_loss": float(state.best_loss), "best_step": int(state.best_step)}
+    return {"best_loss": float(found.best_loss), "best_step": int(found.best_step)}
 
 
 def _keep_best(

@@ -17,7 +17,7 @@ from jax import Array
 from dera_jax import checks
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation import metrics
-from dera_jax.examples import Examples, eval_batches
+from dera_jax.examples import Examples, spread_batches
 from dera_jax.models.finite import check_values
 from dera_jax.models.language_model import (
     Padded,
@@ -27,6 +27,7 @@ from dera_jax.models.language_model import (
     next_token_logits,
     sequence_keys,
 )
+from dera_jax.partitioning import once, to_host
 from dera_jax.store import write_file
 from dera_jax.training.losses import cross_entropy
 
@@ -85,7 +86,8 @@ class Validator:
             texts = [self.decode(ids) for ids in greedy]
             rouge = metrics.rouge(decoded.summaries, texts)
             scores |= {name: float(np.mean(values)) for name, values in rouge.items()}
-            write_samples(samples, decoded.at(slice(self.settings.shown)), texts)
+            shown = decoded.at(slice(self.settings.shown))
+            once(lambda: write_samples(samples, shown, texts))
         return scores
 
 
@@ -105,8 +107,8 @@ def losses(
         FloatingPointError: the loss of an example is not finite.
     """
     sums = [
-        np.sum(token_losses(model, params, batch["inputs"], batch["targets"]), axis=-1)
-        for batch in eval_batches(examples, batch_size)
+        np.sum(to_host(token_losses(model, params, x["inputs"], x["targets"])), axis=-1)
+        for x in spread_batches(examples, batch_size)
     ]
     sums = np.concatenate(sums)[: len(examples)].astype(np.float64)
     check_values({"validation loss": sums}, ("example",))
@@ -128,10 +130,10 @@ def greedy_tokens(
     """The model's greedy completions of n examples, not longer than the longest target may be."""
     sampling = Sampling(max_length=examples.targets.tokens.shape[1], greedy=True)
     found = []
-    for batch in eval_batches(examples, batch_size):
+    for batch in spread_batches(examples, batch_size):
         keys = sequence_keys(0, batch["example_id"], [0])  # greedy decoding draws nothing
         out = sample(model, params, batch["inputs"], keys, sampling)
-        tokens, lengths = np.asarray(out.tokens[:, 0]), np.asarray(out.lengths[:, 0])
+        tokens, lengths = to_host((out.tokens[:, 0], out.lengths[:, 0]))
         found += [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)]
     return found[: len(examples)]
 
