@@ -18,7 +18,7 @@ RUN := $(BIN)/python -m dera_jax.main
 # it is done, so that they end together whatever the tests take.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
 
-.PHONY: demo test test-slow test-fast lint tiny evidence-chain evidence-dry-runs evidence-studies evidence-benchmarks
+.PHONY: demo test test-slow test-fast lint tiny evidence-chain evidence-dry-runs evidence-studies evidence-mesh evidence-optimised evidence-benchmarks
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -42,9 +42,17 @@ evidence-chain: $(TESTABLE)
 evidence-dry-runs: $(TESTABLE)
 	$(BIN)/python -m pytest -m evidence tests/test_main.py
 
-# Methods compared at equal tokens processed, interrupted trainings, the corpus made anew: 5 minutes.
+# The experiments, methods compared at equal tokens processed, interrupted trainings, the corpus made anew: 15 minutes.
 evidence-studies: $(TESTABLE)
-	$(PYTEST) -m evidence tests/experiments tests/test_interrupts.py tests/tasks
+	$(PYTEST) -m evidence tests/experiments tests/training tests/evaluation tests/test_interrupts.py tests/test_gin_mutators.py tests/tasks
+
+# Every trainer and decoding method on other meshes of 8 virtual devices, fully sharded ones among them: some 20 minutes.
+evidence-mesh: $(TESTABLE)
+	$(PYTEST) -m evidence tests/test_meshes.py
+
+# All tests with programs compiled as users compile them: some 50 minutes.
+evidence-optimised: $(TESTABLE)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m 'slow or not slow'
 
 # Timings beside other implementations, on an idle machine: some 40 minutes.
 evidence-benchmarks: $(TESTABLE)

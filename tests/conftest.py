@@ -35,8 +35,8 @@ def pytest_configure(config):
     ):  # XLA stops at a flag it does not know
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".strip()
-    if config.getoption("markexpr") == "not slow":
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    if "evidence" not in config.getoption("markexpr"):
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 def pytest_unconfigure(config):

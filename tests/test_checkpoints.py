@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.flax
+import safetensors.numpy
 
 from dera_jax.checkpoints import orbax, ship
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
@@ -145,7 +145,7 @@ def test_a_model_is_never_lost_while_it_is_replaced(folder, vocabulary, killed_a
 
     monkeypatch.setattr(Path, "rename", rename)
     if killed_at == "save_file":
-        monkeypatch.setattr(safetensors.flax, "save_file", save_file)
+        monkeypatch.setattr(safetensors.numpy, "save_file", save_file)
     params = T5(CONFIG).init(jax.random.key(2))
     with pytest.raises(KeyboardInterrupt):
         save_model(folder, CONFIG, vocabulary, params, {"loss": 1.0})

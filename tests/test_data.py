@@ -201,6 +201,24 @@ def test_a_mixture_of_tasks_with_different_fields_is_refused():
         data.epoch("mixed_fields", "train", BYTES, SIZES)
 
 
+def test_a_weight_counts_and_is_no_note(tmp_path):
+    path = tmp_path / "weighted.jsonl"
+    path.write_text('{"document": "one", "summary": "a", "weight": 0.25}\n'
+                    '{"document": "two", "summary": "b", "weight": 3}\n')  # fmt: skip
+    jsonl.register("weighted", {"train": str(path)}, template="{document}")
+    examples = data.epoch("weighted", "train", BYTES, Sizes(20, 6))
+    np.testing.assert_array_equal(examples.weight, np.float32([0.25, 3]))
+    assert "weight" not in examples.notes
+    (batch,) = take(train("weighted", batch_size=2), 1)
+    assert sorted(batch["weight"].tolist()) == [0.25, 3]
+    (plain,) = take(train(batch_size=2), 1)
+    np.testing.assert_array_equal(plain["weight"], np.ones(2, np.float32))
+    for wrong, said in (("-1", "finite number of at least 0"), ('"1"', "must be a number")):
+        path.write_text(f'{{"document": "one", "summary": "a", "weight": {wrong}}}\n')
+        with pytest.raises((TypeError, ValueError), match=f"line 1: 'weight' .*{said}"):
+            data.epoch("weighted", "train", BYTES, Sizes(20, 6))
+
+
 def test_a_template_that_asks_for_keywords_needs_them():
     template = "use {keywords} for {document}"
     fields = {"document": ["one"], "template": [template]}
@@ -427,4 +445,4 @@ def test_batches_keep_what_belongs_together(pairs_task):
             of_rows = jax.tree.map(lambda x, rows=rows: x[rows], getattr(pairs, name))
             assert_equal(batch[name], of_rows)
     plain = next(train("toy", seed=1))
-    assert set(plain) == {"inputs", "targets", "example_id", "document"}
+    assert set(plain) == {"inputs", "targets", "example_id", "document", "weight"}

@@ -9,7 +9,11 @@ from dera_jax import main
 from dera_jax.evaluation import shards
 from tests.experiments import small
 
-MUTATORS = sorted(Path("gin_configs/mutators").glob("*.gin"))
+IN_CI = ("bank", "rewriter")
+MUTATORS = [
+    pytest.param(path, marks=pytest.mark.slow if path.stem in IN_CI else pytest.mark.evidence)
+    for path in sorted(Path("gin_configs/mutators").glob("*.gin"))
+]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +25,6 @@ def models(tmp_path_factory) -> list[str]:
 PLAIN = "summarize: {document}"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", MUTATORS, ids=lambda path: path.stem)
 def test_populations_evolve_under_every_mutator(path, models, tmp_path):
     files = ["gin_configs/runs/evolution.gin", "gin_configs/rewards/faithfulness.gin", str(path)]

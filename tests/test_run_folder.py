@@ -20,7 +20,7 @@ def claim(folder: Path, config: str = SETTINGS) -> None:
 
 def test_the_first_line_of_a_config_names_the_version_and_the_rest_is_short(call):  # noqa: F811
     text = (call() / CONFIG).read_text()
-    assert text.startswith(f"# dera_jax {__version__}, run folder format 2\n")
+    assert text.startswith(f"# dera_jax {__version__}, run folder format 3\n")
     assert len(text) < 2000 and "====" not in text
 
 
@@ -37,7 +37,7 @@ def test_settings_of_every_run_file_are_short(tmp_path):
 
 @pytest.mark.parametrize(
     ("first", "version"),
-    [("", "0.1.0"), ("# dera_jax 0.3.0, run folder format 3\n", "0.3.0")],
+    [("", "0.1.0"), ("# dera_jax 0.3.0, run folder format 4\n", "0.3.0")],
 )
 def test_a_folder_of_another_format_is_refused_by_its_version(first, version, tmp_path):
     (tmp_path / CONFIG).write_text(f"{first}{SETTINGS}")
@@ -49,7 +49,7 @@ def test_a_folder_of_another_format_is_refused_by_its_version(first, version, tm
 
 
 def test_a_folder_of_another_version_with_this_format_is_resumed(tmp_path):
-    (tmp_path / CONFIG).write_text(f"# dera_jax 0.2.9, run folder format 2\n{SETTINGS}")
+    (tmp_path / CONFIG).write_text(f"# dera_jax 0.2.9, run folder format 3\n{SETTINGS}")
     (tmp_path / "records.jsonl").write_text("")
     claim(tmp_path)
 

@@ -47,8 +47,9 @@ from dera_jax.rewards import learned, length, tokens, words
 from dera_jax.rewards.combined import Combined, Part, Statistics
 from dera_jax.rewards.protocol import Reward
 from dera_jax.t5x.decoders import EvolutionDecoder, SampleDecoder, SearchDecoder
-from dera_jax.training import distillation, loop, optimizers, ppo, preferences, supervised
+from dera_jax.training import distillation, loop, optimizers, ppo, preferences, scorers, supervised
 from dera_jax.training.alignment import Alignment
+from dera_jax.training.train_state import Memory
 from dera_jax.training.train_step import Loss
 from dera_jax.training.validation import Validation
 from dera_jax.training.warm_start import WarmStart
@@ -104,17 +105,17 @@ MADE = [  # one of each class, whose fields are then changed one by one
     tokens.TokenOverlap(),
     words.KeywordCoverage(),
     words.WordsInRange(1, 3),
-    loop.Schedule(4, 2, None, Saving()),
+    loop.Validating(2, None, nothing, nothing),
+    Memory(),
     preferences.Validation(1),
-    preferences.LogRatio(None, 0.1),
+    scorers.LogRatio(None, 0.1),
     preferences.PreferenceTraining(
         preferences.Start(None, FINISHED), Data("newswire_pairs", 16, 16, 4), OPTIMIZER,
         4, 0, preferences.Validation(1), Saving(),
     ),
     supervised.Training(FINISHED, DATA, OPTIMIZER, 4, 0, Validation(1), Loss(), Saving()),
-    ppo.Setup(None, OBJECTIVE, UPDATES, BOTH, 0),
     Alignment(nothing, DATA, OBJECTIVE, UPDATES, BOTH, 2, 0, Saving()),
-    distillation.Setup(None, None, OBJECTIVE, 2, 2, BOTH, 0),
+    distillation.Setup(None, OBJECTIVE, 2),
     WarmStart(nothing, DATA, OBJECTIVE, 2, BOTH, 2, 2, 0, Saving()),
     ON_TABLES,
     exact.ExactWorlds(3, (3, 4), (0.5, 1.0), 0.1, 1.0, 2, ON_TABLES, 1),
@@ -143,6 +144,8 @@ NOT_SETTINGS = {
     "Llama": "its id is a constant",
     "LlamaConfig": "read from config.json too; tests/models/test_llama.py",
     "Budget": "computed from rows of tables",
+    "CrossEntropy": "made by a training from its settings",
+    "PPOLoss": "made by a training from its settings",
     "Need": "what a dry run found",
     "ShapesOnly": "made by dry runs from a model",
     "StoredArray": "read from a checkpoint, whose shapes are compared",

@@ -178,9 +178,11 @@ def test_an_unknown_kind_of_url_is_refused():
 SHARDED = """
 import sys, jax, numpy as np
 from dera_jax.checkpoints.loading import load
-from dera_jax.partitioning import make_mesh
+from dera_jax.partitioning import make_mesh, use
 
-found, expected = load(sys.argv[1], mesh=make_mesh(4)), load(sys.argv[2])
+with use(make_mesh(model=4)):
+    found = load(sys.argv[1])
+expected = load(sys.argv[2])
 jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
 """
 
@@ -330,18 +332,20 @@ LARGE = T5Config(
 PEAK = """
 import sys, jax
 from dera_jax.checkpoints.loading import load
-from dera_jax.partitioning import make_mesh
+from dera_jax.partitioning import make_mesh, use
 
 path, small, dtype, model = sys.argv[1:]
-mesh = make_mesh(int(model)) if int(model) else None
+mesh = make_mesh(model=int(model)) if int(model) else make_mesh(1)
 status = lambda key: next(
     int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key)
 )
-load(small, mesh=mesh, dtype=dtype)
+with use(mesh):
+    load(small, dtype=dtype)
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # the peak begins anew
 before = status("VmRSS")
-params = load(path, mesh=mesh, dtype=dtype).params
+with use(mesh):
+    params = load(path, dtype=dtype).params
 print(sum(x.nbytes for x in jax.tree.leaves(params)), status("VmHWM") - before)
 """
 

@@ -21,6 +21,7 @@ from dera_jax.models.llama_lm import Llama
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.models.tabular import TabularLM
+from dera_jax.partitioning import place
 from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Reward, Source
@@ -132,7 +133,8 @@ def world(name: str, setting: Setting) -> World:
     tokens, lengths = padded(rows, setting.width)
     tokens = np.where(within(lengths, setting.width), tokens, setting.padding).astype(np.int32)
     prompts, base = Prompts(tokens, lengths), name.removeprefix("realigned ")
-    single, params = SINGLE[base], tuple(_params(SINGLE[base], SEEDS[base] + i) for i in range(2))
+    single = SINGLE[base]
+    params = tuple(place(single, _params(single, SEEDS[base] + i)) for i in range(2))
     ids = np.array(setting.rows) + 10
     if name in SINGLE:
         return World(single, params[setting.aligned], prompts, ids, setting)

@@ -876,38 +876,3 @@ def test_a_reward_in_python_is_refused_inside_a_compiled_call():
 
 
 # Devices
-
-DEVICES = """
-import jax, numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from dera_jax.decoding.beam_search import Search, beam_search
-from dera_jax.decoding.search import Guide
-from dera_jax.models.language_model import sequence_keys
-from dera_jax.models.t5 import T5Config
-from dera_jax.models.t5_lm import T5
-from dera_jax.rewards.judge import Judge
-from dera_jax.rewards.protocol import Source
-from dera_jax.rewards.tokens import Repetition
-from tests.decoding.worlds import whole
-model = T5(T5Config(32, 16, 2, 1, 1, 8, 16))
-params = model.init(jax.random.key(0))
-prompts = whole(np.random.default_rng(0).integers(2, 32, (8, 5)))
-keys = sequence_keys(0, np.arange(8), np.arange(2))
-settings = Search(6, 2, 4, 2, reward_weight=2.0, end_ids=(1,))
-guide = lambda prompts: Guide(Judge(Repetition(1), None, str), Source(prompts))
-search = lambda *x: beam_search(model, params, *x, settings, guide(x[0]))
-one = search(prompts, keys)
-assert jax.device_count() == 8
-rows = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
-eight = search(*jax.device_put((prompts, keys), rows))
-assert len(eight.pool.tokens.sharding.device_set) == 8, eight.pool.tokens.sharding
-np.testing.assert_array_equal(one.pool.tokens, eight.pool.tokens)
-np.testing.assert_array_equal(one.positions, eight.positions)
-np.testing.assert_allclose(one.scores, eight.scores, atol=1e-4)
-print("identical")
-"""
-
-
-@pytest.mark.slow
-def test_texts_are_identical_on_one_and_eight_devices():
-    worlds.run_on_eight_devices(DEVICES)

@@ -389,36 +389,3 @@ def test_new_values_compile_nothing(table):
 def test_settings_that_cannot_be_meant_are_refused(table, changed, sentence):
     with pytest.raises(ValueError, match=sentence):
         live(table, dataclasses.replace(EVOLUTION, **changed))
-
-
-DEVICES = """
-import jax, numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from dera_jax.decoding.evolution import generation
-from tests.decoding import test_evolution as t, worlds
-
-model, params, prompts, _ = worlds.realigned_t5(whole=True)
-prompts = jax.tree.map(lambda x: np.concatenate([x, x]), prompts.replace(lam=None))
-
-def live(mutated, keys, prompts):
-    found = generation(model, params, mutated, keys, t.ON_DEVICES, t.guide_of(prompts))
-    return jax.tree.map(np.asarray, found)
-
-arguments = *t.populations(prompts), prompts
-mesh = Mesh(np.array(jax.devices()), ("data",))
-assert mesh.size == 8
-put = lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
-one, eight = live(*arguments), live(*put(arguments))
-sums = [x.history.log_probs for x in (one, eight)]  # of floats, in the order of the devices
-np.testing.assert_allclose(*sums, rtol=1e-4)
-without = lambda x: x.replace(history=x.history.replace(log_probs=None))
-jax.tree.map(np.testing.assert_array_equal, without(one), without(eight))
-assert np.any(one.history.donors != np.arange(t.N)[:, None])
-print("identical")
-"""
-ON_DEVICES = Evolution(dataclasses.replace(SAMPLING, end_ids=(-1,)), N, period=4, survivors=1)
-
-
-@pytest.mark.slow
-def test_populations_are_identical_on_one_and_eight_devices():
-    worlds.run_on_eight_devices(DEVICES)

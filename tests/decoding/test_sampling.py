@@ -247,29 +247,6 @@ def test_decoding_stops_when_every_row_has_ended():
     assert int(out.steps) == 8 and (out.lengths == 1).all()
 
 
-DEVICES = """
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from dera_jax.decoding.sampling import Sampling, sample
-from tests.decoding.worlds import realigned_t5
-model, params, prompts, keys = realigned_t5()
-prompts = jax.tree.map(lambda x: np.concatenate([x, x]), prompts)
-keys = jnp.concatenate([keys, keys])
-one = sample(model, params, prompts, keys, Sampling(max_length=12))
-assert jax.device_count() == 8
-rows = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
-eight = sample(model, params, *jax.device_put((prompts, keys), rows), Sampling(max_length=12))
-assert len(eight.tokens.sharding.device_set) == 8, eight.tokens.sharding
-np.testing.assert_array_equal(one.tokens, eight.tokens)
-print("identical")
-"""
-
-
-@pytest.mark.slow
-def test_tokens_are_identical_on_one_and_eight_devices():
-    worlds.run_on_eight_devices(DEVICES)
-
-
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -4,14 +4,7 @@ As a script, `python -m tests.decoding.test_two_processes PORT INDEX FILE`, this
 """
 
 import dataclasses
-import json
-import os
-import socket
-import subprocess
 import sys
-import time
-import traceback
-from pathlib import Path
 from unittest import mock
 
 import jax
@@ -29,9 +22,9 @@ from dera_jax.models.tabular import TabularLM
 from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Source
+from tests import processes
 from tests.decoding import worlds
 
-ROOT = Path(__file__).resolve().parents[2]
 EOS, T = worlds.EOS, 6
 MODEL = TabularLM(5, T, num_inputs=3)
 END_BONUS = (5.0, 5.0, -5.0)  # of the end token's logit: documents 0 and 1 end soon, 2 never
@@ -91,46 +84,22 @@ def run(method: str, rows: list[int], num: int) -> dict:
     return {"found": found, "rounds": everywhere.call_count, "asked": asked}
 
 
-def _statuses(processes: list[subprocess.Popen]) -> list[int | None]:
-    return [process.poll() for process in processes]
-
-
 CASES = [(method, share) for share in (EARLY_AND_LATE, ONE_HAS_NONE) for method in METHODS]
 
 
 def main(port: str, index: str, file: str) -> None:
     """Runs all cases as one of the two processes."""
-    jax.distributed.initialize(f"localhost:{port}", 2, int(index))
-    assert jax.process_count() == 2
-    try:
-        found = [run(method, *share[int(index)]) for method, share in CASES]
-    except Exception:  # noqa: BLE001 (whatever it is, the other process must not wait)
-        traceback.print_exc()
-        os._exit(1)  # without waiting for the other process
-    Path(file).write_text(json.dumps(found))
+    processes.join(
+        port, index, file, lambda: [run(method, *share[int(index)]) for method, share in CASES]
+    )
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> list[tuple[dict, dict]]:
     """What both processes found, for each case."""
     folder = tmp_path_factory.mktemp("two")
-    files, logs = ([folder / f"{i}.{x}" for i in range(2)] for x in ("json", "log"))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    command, started = [sys.executable, "-m", "tests.decoding.test_two_processes", port], []
-    for i, (file, log) in enumerate(zip(files, logs, strict=True)):
-        with log.open("w") as stderr:
-            started.append(subprocess.Popen([*command, str(i), file], cwd=ROOT, stderr=stderr))
-    statuses, end = _statuses(started), time.monotonic() + 120
-    while None in statuses and not any(statuses) and time.monotonic() < end:
-        time.sleep(0.1)  # an error in one process leaves the other waiting
-        statuses = _statuses(started)
-    for process in started:
-        process.kill()
-        process.wait()
-    assert statuses == [0, 0], [log.read_text()[-2000:] for log in logs]
-    return list(zip(*(json.loads(file.read_text()) for file in files), strict=True))
+    both = processes.run_two("tests.decoding.test_two_processes", folder)
+    return list(zip(*both, strict=True))
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=lambda i: f"{CASES[i][0]} {i}")

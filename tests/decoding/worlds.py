@@ -91,6 +91,13 @@ def run_on_eight_devices(script: str) -> None:
     assert done.returncode == 0 and "identical" in done.stdout, done.stderr[-3000:]
 
 
+def one_layer(model: T5, params) -> tuple[T5, dict]:
+    """The first layer each of encoder and decoder, which compiles in less time."""
+    model = T5(dataclasses.replace(model.config, num_encoder_layers=1, num_decoder_layers=1))
+    first = lambda part: {k: x for k, x in part.items() if k == "layers_0" or "layers_" not in k}
+    return model, params | {name: first(params[name]) for name in ("encoder", "decoder")}
+
+
 def realigned_t5(whole: bool = False):
     """A realigned T5 pair: model, params, prompts of 4 with λ [4, 3], keys [4, 6].
 
@@ -99,11 +106,7 @@ def realigned_t5(whole: bool = False):
     """
     model, params, g = golden.load("v1_1")
     if not whole:
-        model = T5(dataclasses.replace(model.config, num_encoder_layers=1, num_decoder_layers=1))
-        first = lambda part: {
-            k: x for k, x in part.items() if k == "layers_0" or "layers_" not in k
-        }
-        params |= {name: first(params[name]) for name in ("encoder", "decoder")}
+        model, params = one_layer(model, params)
     params = params, jax.tree.map(lambda x: 1.1 * x, params)
     lam, numbers = sweep_rows([0.0, 0.5, 2.0], num_samples=2, batch=4)
     prompts = golden.prompts(g, size=40, lam=lam)

@@ -64,7 +64,7 @@ def wait_for(process: subprocess.Popen, folder: Path, count: int) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_a_sweep_killed_twice_ends_as_one_left_alone_and_no_second_one_works_beside_it(tmp_path):
     whole, killed, draw = tmp_path / "whole", tmp_path / "killed", random.Random(0)
     assert start(whole).wait() == 0

@@ -33,7 +33,7 @@ def experiment(tmp_path_factory) -> LengthReward:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_a_stopped_experiment_goes_on_and_ends_the_same(experiment, tmp_path):
     ended = experiment.run(tmp_path / "whole")
     whole = json.loads((tmp_path / "whole" / "comparison.json").read_text())

@@ -77,7 +77,7 @@ def study(tmp_path_factory) -> RewardStudy:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_a_study_measures_every_part_and_optimises_those_with_a_weight(
     study, tmp_path, monkeypatch
 ):
@@ -105,7 +105,7 @@ def test_a_study_measures_every_part_and_optimises_those_with_a_weight(
     assert again["lambda"] == rows
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_the_sweep_s_rewards_are_those_of_the_parts(study, tmp_path):
     """Against each part called alone on the recorded tokens."""
     shown = dataclasses.replace(

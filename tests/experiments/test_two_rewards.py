@@ -31,7 +31,7 @@ def experiment(tmp_path_factory) -> TwoRewards:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_the_grid_ends_in_the_single_models(experiment, tmp_path):
     compared = experiment.run(tmp_path)["compared"]
     pairs = {(a, b) for a in experiment.grid for b in experiment.grid}

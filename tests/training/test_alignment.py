@@ -58,7 +58,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_a_run_that_died_ends_with_the_same_bits(alignment, tmp_path, monkeypatch):
     expected_scores = alignment.run(tmp_path / "whole")
     whole = leaves(tmp_path / "whole")

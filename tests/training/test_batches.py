@@ -10,7 +10,9 @@ from dera_jax.examples import Examples
 from dera_jax.models.language_model import Padded, Prompts
 from dera_jax.models.tabular import TabularLM
 from dera_jax.prompts import Prompt
-from dera_jax.training import optimizers, preferences, train_step
+from dera_jax.training import optimizers, scorers
+from dera_jax.training.train_state import new_state
+from tests.training import steps
 
 B, S, T = 3, 4, 5
 PROMPTS = Prompts(np.ones((B, S), np.int32), np.array([4, 1, 2]))
@@ -61,6 +63,9 @@ def test_sequences_of_examples_fit(name, change, message):
         ({"example_id": np.arange(2)}, r"\.example_id must be an array \[n\] of ids with n = 3"),
         ({"example_id": np.ones(B)}, r"\.example_id must be .*; found float64"),
         ({"keywords": np.zeros((B, 2), np.uint8)}, r"\.keywords must be an array \[n, W, L\]"),
+        ({"weight": np.ones(B, int)}, r"\.weight must be an array \[n\] of numbers.*; found int"),
+        ({"weight": np.array([1, -1, 0.5])}, r"\.weight must be finite.*found -1.0 .* example 1"),
+        ({"weight": np.array([1, 1, np.nan])}, r"\.weight must be finite.*found nan .* example 2"),
         ({"asked": ASKED[:2]}, ": asked must be n = 3 texts, as many as inputs"),
         ({"summaries": "abc"}, ": summaries must be n = 3 texts"),
         ({"notes": {"topic": TEXTS * 2}}, ": topic must be n = 3 texts"),
@@ -72,15 +77,14 @@ def test_columns_of_examples_fit(change, message):
 
 
 def supervised_step(prompts, targets):
-    step = train_step.make_step(MODEL, RATE, train_step.Loss(), seed=0)
-    state = train_step.initial_state(MODEL.init(jax.random.key(0)), RATE)
-    return step(state, prompts, targets)
+    state = new_state(MODEL.init(jax.random.key(0)), RATE)
+    return steps.sft(MODEL, RATE)(state, prompts, targets)
 
 
 def preference_step(prompts, chosen, rejected=SEQUENCES):
     params = MODEL.init(jax.random.key(0))
-    step = preferences.make_step(preferences.LogRatio(MODEL, 0.1), RATE)
-    return step(train_step.initial_state(params, RATE), params, prompts, chosen, rejected)
+    step = steps.pairs(scorers.LogRatio(MODEL, 0.1), RATE)
+    return step(new_state(params, RATE), params, prompts, chosen, rejected)
 
 
 @pytest.mark.parametrize(("change", "message"), WRONG)

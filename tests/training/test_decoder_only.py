@@ -10,10 +10,10 @@ from dera_jax.models.heads import ValueHead
 from dera_jax.models.language_model import Padded, Prompts
 from dera_jax.models.llama_lm import Llama
 from dera_jax.rewards.length import LengthInRange
-from dera_jax.rewards.protocol import Source
-from dera_jax.training import optimizers, ppo, preferences
-from dera_jax.training.train_step import initial_state
+from dera_jax.training import optimizers, ppo, scorers
+from dera_jax.training.train_state import new_state
 from tests import tiny
+from tests.training import steps
 
 END = 0
 MODEL = Llama(dataclasses.replace(tiny.LLAMA, end_ids=(END,)))
@@ -30,12 +30,12 @@ def ppo_metrics(tokens: np.ndarray) -> dict[str, float]:
         ppo.Objective(reward, max_length=6),
         ppo.Updates(rollouts=2, epochs=1, minibatches=1),
         ppo.Optimizers(RATE, RATE),
-        seed=0,
     )
     params = tiny.params(MODEL)
     state = ppo.initial_state(setup.optimizers, params, setup.actors.value.init(params))
-    source = Source(Prompts(jnp.asarray(tokens), jnp.asarray(LENGTHS)))
-    _, metrics = ppo.make_step(setup)(state, ppo.Fixed(params), source, jnp.arange(3))
+    prompts = Prompts(jnp.asarray(tokens), jnp.asarray(LENGTHS))
+    batch = {"inputs": prompts, "example_id": jnp.arange(3)}
+    _, metrics = steps.ppo_step(setup)(state, params, batch)
     return jax.tree.map(float, metrics)
 
 
@@ -46,15 +46,15 @@ def test_ppo_does_not_read_what_is_after_a_prompt():
 
 
 def test_a_reward_model_does_not_read_what_is_after_a_sequence():
-    scorer = preferences.ScalarHead(ValueHead(MODEL))
-    step = preferences.make_step(scorer, RATE)
+    scorer = scorers.ScalarHead(ValueHead(MODEL))
+    step = steps.pairs(scorer, RATE)
     prompts = Prompts(jnp.asarray(TOKENS), jnp.asarray(LENGTHS))
     texts = np.array([[3, 0, 0], [0, 5, 5], [8, 8, 0]], np.int32)
     lengths = np.array([2, 1, 3], np.int32)
     within = np.arange(3) < lengths[:, None]
 
     def losses(padding: int) -> list[float]:
-        state = initial_state(scorer.init(tiny.params(MODEL)), RATE)
+        state = new_state(scorer.init(tiny.params(MODEL)), RATE)
         chosen = Padded(np.where(within, texts, padding), lengths)
         rejected = Padded(np.where(within, 11, padding), lengths)
         found = []

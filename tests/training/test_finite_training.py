@@ -6,11 +6,12 @@ import pytest
 
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.models.heads import TabularValue
-from dera_jax.rewards.protocol import Source
 from dera_jax.training import loop, optimizers, ppo, preferences
 from dera_jax.training.progress import Progress
+from dera_jax.training.train_state import TrainState
 from tests import prompts
 from tests.decoding import worlds
+from tests.training import steps
 
 VOCAB = 3
 FINITE = {"tokens": 8, "reward": 0.1, "reward_part": 1.0, "kl": 0.2, "full_kl": 0.2, "loss": 1.0}
@@ -65,17 +66,17 @@ def test_a_validation_that_is_not_finite_stops_the_run(progress):
 
 
 def test_parameters_to_start_from_are_looked_at_before_the_first_step(tmp_path):
-    bad = {"step": jnp.int32(0), "params": {"w": jnp.array([1, np.inf, 0])}}
+    bad = TrainState(jnp.int32(0), {"w": jnp.array([1, np.inf, 0])}, ())
     with pytest.raises(
-        FloatingPointError, match="to start training from: 1 of 3 values of params/w"
+        FloatingPointError, match="to start training from: 1 of 3 values of state/params/w"
     ):
-        loop.repeat(3, Saving(), tmp_path, bad, batches=None, update=None, shown=())
+        loop.run(3, Saving(), tmp_path, bad, batches=None, update=None)
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_pairs_without_a_finite_score_are_named(monkeypatch):
     batches = [{"inputs": None, "targets": None, "rejected": None}] * 2
-    monkeypatch.setattr(preferences, "eval_batches", lambda *_: batches)
+    monkeypatch.setattr(preferences, "spread_batches", lambda *_: batches)
     monkeypatch.setattr(preferences, "_margin_of", lambda *_: np.array([0.5, np.nan]))
     with pytest.raises(
         FloatingPointError, match="score's margin of pair 1 .* is nan; 1 of 3 values"
@@ -94,14 +95,13 @@ def ppo_step():
         ppo.Objective(worlds.TextReward(VOCAB), worlds.HORIZON),
         ppo.Updates(rollouts=8, epochs=1, minibatches=1),
         ppo.Optimizers(sgd, sgd),
-        seed=0,
     )
-    step = ppo.make_step(setup)
+    step = steps.ppo_step(setup)
 
     def call(policy, rewards):
         state = ppo.initial_state(setup.optimizers, policy, actors.value.init())
-        fixed = ppo.Fixed(reference, jnp.asarray(rewards))
-        return step(state, fixed, Source(prompts.whole(np.zeros((4, 1)))), jnp.arange(4))[1]
+        batch = {"inputs": prompts.whole(np.zeros((4, 1))), "example_id": jnp.arange(4)}
+        return step(state, reference, batch, jnp.asarray(rewards))[1]
 
     return reference, call
 

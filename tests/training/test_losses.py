@@ -10,7 +10,9 @@ from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.training import optimizers
 from dera_jax.training.losses import cross_entropy, weighted_mean
-from dera_jax.training.train_step import Loss, initial_state, make_step
+from dera_jax.training.train_state import new_state
+from dera_jax.training.train_step import Loss
+from tests.training import steps
 
 
 def loop_cross_entropy(logits, targets, smoothing, z_loss):
@@ -63,8 +65,8 @@ def test_smoothed_targets_leave_out_ids_that_are_not_produced():
 def test_a_step_with_smoothed_targets_is_over_the_ids_of_the_vocabulary():
     model = T5(T5Config(64, 16, 2, 1, 1, 8, 16, ("relu",), True, 0.0), num_ids=50)
     optimizer = optimizers.adamw(optimizers.constant(1e-3, 0), clip_norm=1.0)
-    step = make_step(model, optimizer, Loss(label_smoothing=0.1, z_loss=1e-4), seed=0)
-    state = initial_state(model.init(jax.random.key(0)), optimizer)
+    step = steps.sft(model, optimizer, Loss(label_smoothing=0.1, z_loss=1e-4))
+    state = new_state(model.init(jax.random.key(0)), optimizer)
     tokens, lengths = jnp.ones((2, 4), jnp.int32), jnp.full(2, 4)
     _, metrics = step(state, Prompts(tokens, lengths), Padded(tokens, lengths))
     assert 0 < metrics["loss"] < 2 * np.log(50)

@@ -14,6 +14,7 @@ from dera_jax.rewards.protocol import Source
 from dera_jax.training import optimizers, ppo
 from tests import golden, prompts
 from tests.decoding import worlds
+from tests.training import steps
 
 VOCAB = 3
 TEXTS = worlds.texts(VOCAB)
@@ -54,12 +55,17 @@ def tabular_ppo(reference, reward, reward_params, beta: float):
     policy = optimizers.adamw(schedule, clip_norm=1.0, weight_decay=0.0)
     optimizers_of = ppo.Optimizers(policy, constant_optimizers(0.0, 0.05).value)
     objective = ppo.Objective(reward, worlds.HORIZON, beta)
-    step = ppo.make_step(ppo.Setup(actors, objective, updates, optimizers_of, seed=0))
+    step = steps.ppo_step(ppo.Setup(actors, objective, updates, optimizers_of))
     state = ppo.initial_state(optimizers_of, reference, actors.value.init())
-    source, ids = Source(prompts.whole(np.zeros((DOCUMENTS, 1)))), jnp.arange(DOCUMENTS)
+    batch = asked(prompts.whole(np.zeros((DOCUMENTS, 1))), jnp.arange(DOCUMENTS))
     for _ in range(STEPS):
-        state, metrics = step(state, ppo.Fixed(reference, reward_params), source, ids)
-    return state.policy.params, metrics
+        state, metrics = step(state, reference, batch, reward_params)
+    return state.params["policy"], metrics
+
+
+def asked(documents, ids) -> dict:
+    """A batch for PPO."""
+    return {"inputs": documents, "example_id": ids}
 
 
 @pytest.mark.slow
@@ -104,6 +110,7 @@ def test_ppo_on_the_length_reward_gives_the_share_in_closed_form():
 def t5():
     """A small T5 world: actors, objective, updates, params, prompts [4, S], ids [4]."""
     model, params, g = golden.load("v1_1")
+    model, params = worlds.one_layer(model, params)
     actors = ppo.Actors(model, ValueHead(model))
     objective = ppo.Objective(LengthInRange(2, 4), max_length=6, beta=0.1)
     updates = ppo.Updates(rollouts=3, epochs=2, minibatches=2)
@@ -114,9 +121,10 @@ def t5():
 def first_rollout(t5, policy):
     actors, objective, updates, params, documents, ids = t5
     rates = constant_optimizers(1e-3, 1e-3)
-    setup = ppo.Setup(actors, objective, updates, rates, seed=0)
+    setup = ppo.Setup(actors, objective, updates, rates)
     state = ppo.initial_state(rates, policy, actors.value.init(params))
-    samples = ppo.roll_out(setup, state, ppo.Fixed(params), documents, ids)
+    frozen = {"reference": params}
+    samples = ppo.roll_out(setup, state, frozen, asked(documents, ids), steps.KEY)
     texts = samples.tokens, samples.lengths, samples.finished
     reward = objective.reward(None, Source(documents), *texts)
     experience = ppo.judged(setup, state, documents, samples, reward)
@@ -158,10 +166,20 @@ def expected_targets(samples, log_ratio, objective, decay) -> np.ndarray:
     return targets
 
 
-def test_the_first_update_starts_at_ratio_one(t5):
+def losses(t5, policy, experience) -> dict:
+    """Means over a minibatch."""
     actors, _, updates, params, *_ = t5
+    loss = ppo.PPOLoss(actors, updates.clip)
+    both = {"policy": policy, "value": actors.value.init(params)}
+    _, sums = jax.jit(loss)(both, None, experience, steps.KEY)
+    return {name: x / loss.weight(experience) for name, x in sums.items()}
+
+
+def test_the_first_update_starts_at_ratio_one(t5):
+    actors, params = t5[0], t5[3]
     experience, _ = first_rollout(t5, params)
-    loss, metrics = ppo.policy_loss(actors.model, params, experience, updates.clip)
+    metrics = losses(t5, params, experience)
+    loss = metrics["policy_loss"]
     assert float(metrics["clip_fraction"]) == 0
     # At ratio 1 the loss is minus the mean advantage, which whitening makes 0.
     assert float(loss) == pytest.approx(0, abs=1e-4)
@@ -169,13 +187,15 @@ def test_the_first_update_starts_at_ratio_one(t5):
 
 
 def test_minibatches_add_up_to_the_batch(t5):
-    actors, _, updates, params, *_ = t5
+    params = t5[3]
     experience, _ = first_rollout(t5, params)
     policy = jax.tree.map(lambda x: 1.01 * x, params)
     halves = [jax.tree.map(lambda x, at=at: x[at : at + 2], experience) for at in (0, 2)]
-    parts = [ppo.policy_loss(actors.model, policy, half, updates.clip)[0] for half in halves]
-    whole = ppo.policy_loss(actors.model, policy, experience, updates.clip)[0]
-    assert np.mean(parts) == pytest.approx(float(whole), abs=1e-5)
+    whole = losses(t5, policy, experience)
+    for name, expected in whole.items():
+        parts = [float(losses(t5, policy, half)[name]) for half in halves]
+        assert np.mean(parts) == pytest.approx(float(expected), abs=1e-5)
+    assert float(whole["value_loss"]) > 0
 
 
 def test_every_epoch_sees_every_document_once():
@@ -187,46 +207,43 @@ def test_every_epoch_sees_every_document_once():
     assert (epochs[0] != epochs[1]).any()
 
 
-COMPILED = {}  # rate -> step, since compiling it takes longer than all its calls
-
-
-def t5_steps(t5, count: int, rate: float = 1e-3) -> list[dict]:
-    actors, objective, updates, params, documents, ids = t5
-    rates = constant_optimizers(rate, rate)
-    if rate not in COMPILED:
-        COMPILED[rate] = ppo.make_step(ppo.Setup(actors, objective, updates, rates, seed=3))
-    step = COMPILED[rate]
-    state = ppo.initial_state(rates, params, actors.value.init(params))
-    seen = []
-    for _ in range(count):
-        state, metrics = step(state, ppo.Fixed(params), Source(documents), ids)
-        seen.append({name: float(x) for name, x in metrics.items()} | {"step": int(state.step)})
-    return seen
-
-
 @pytest.mark.slow
 def test_a_step_repeats_itself_and_moves_on(t5):
-    first, again = t5_steps(t5, 3), t5_steps(t5, 3)
-    assert first == again
-    assert [row["step"] for row in first] == [1, 2, 3]
-    assert first[0]["kl"] == pytest.approx(0, abs=1e-4)
-    assert first[2]["full_kl"] > 1e-4  # the policy has left the reference
+    """The first two steps change nothing, and draw anew; the third leaves the reference."""
+    actors, objective, updates, params, documents, ids = t5
+    late = optimizers.adamw(
+        lambda step: jnp.where(step < 2 * updates.epochs * updates.minibatches, 0.0, 1e-3),
+        clip_norm=1.0,
+        weight_decay=0.0,
+    )
+    setup = ppo.Setup(actors, objective, updates, ppo.Optimizers(late, late))
+    step = steps.ppo_step(setup, seed=3)
 
+    def run() -> list[dict]:
+        state = ppo.initial_state(setup.optimizers, params, actors.value.init(params))
+        seen = []
+        for _ in range(4):
+            state, metrics = step(state, params, asked(documents, ids))
+            seen.append({name: float(x) for name, x in metrics.items()} | {"step": int(state.step)})
+        return seen
 
-@pytest.mark.slow
-def test_each_step_draws_anew_for_the_same_documents(t5):
-    first, second = t5_steps(t5, 2, rate=0.0)  # what differs is not the policy
-    assert first["entropy"] != second["entropy"]
+    first = run()
+    assert first == run()
+    assert [row["step"] for row in first] == [1, 2, 3, 4]
+    assert first[0]["entropy"] != first[1]["entropy"]
+    for row in first[:3]:
+        assert row["kl"] == pytest.approx(0, abs=1e-4)
+    assert first[3]["full_kl"] > 1e-4
 
 
 def test_a_batch_that_minibatches_do_not_divide_is_refused(t5):
     actors, objective, _, params, documents, ids = t5
     rates = constant_optimizers(1e-3, 1e-3)
-    setup = ppo.Setup(actors, objective, ppo.Updates(minibatches=3), rates, seed=0)
-    step = ppo.make_step(setup)
+    setup = ppo.Setup(actors, objective, ppo.Updates(minibatches=3), rates)
+    step = steps.ppo_step(setup)
     state = ppo.initial_state(rates, params, actors.value.init(params))
     with pytest.raises(ValueError, match=r"4 documents .* Updates.minibatches \(3\)"):
-        step(state, ppo.Fixed(params), Source(documents), ids)
+        step(state, params, asked(documents, ids))
 
 
 def test_bad_objectives_are_refused():

@@ -16,7 +16,7 @@ from dera_jax.checkpoints.orbax import Saving
 from dera_jax.data import Data
 from dera_jax.models.language_model import score
 from dera_jax.models.t5 import T5Config
-from dera_jax.training import metrics, optimizers, preferences, supervised
+from dera_jax.training import metrics, optimizers, preferences, scorers, supervised
 from dera_jax.training.losses import bradley_terry
 from tasks import preferences as pairs_task
 from tests import prompts
@@ -49,7 +49,7 @@ def world():
         row[: len(text)] = text
     lengths = np.array([[len(text) for text in texts]])
     rewards = np.random.default_rng(0).normal(size=len(texts))
-    return preferences.LogRatio(model, BETA), reference, tokens, lengths, rewards
+    return scorers.LogRatio(model, BETA), reference, tokens, lengths, rewards
 
 
 def train_on_population(world, probability: np.ndarray, steps: int):
@@ -177,7 +177,7 @@ def test_a_reward_model_learns_what_was_chosen_for(tmp_path):
     model = read_value(tmp_path / "best")
     params = load_params(tmp_path / "best", model.random, ByteVocabulary(), "this test")
     texts = np.array([[[ord("b") + 3, ord(c) + 3, 1] for c in "!?"]])
-    scorer = preferences.ScalarHead(model)
+    scorer = scorers.ScalarHead(model)
     prompt, lengths = prompts.whole(np.full((1, 16), 5)), np.full((1, 2), 3)
     good, bad = scorer.scores(params, None, prompt, texts, lengths)[0]
     assert good > bad + 1
@@ -193,14 +193,19 @@ def test_dpo_raises_the_chosen_texts(tmp_path):
     first = supervised.new_model(CONFIG, seed=0).read().params
     texts = np.array([[[ord("b") + 3, ord(c) + 3, 1] for c in "!?"]])
     prompt, lengths = prompts.whole(np.full((1, 16), 5)), np.full((1, 2), 3)
-    scorer = preferences.LogRatio(found.model, 1.0)
+    scorer = scorers.LogRatio(found.model, 1.0)
     good, bad = scorer.scores(found.params, first, prompt, texts, lengths)[0]
     assert good > bad + 1
     assert found.card["beta"] == 0.5
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [preferences.reward_model, dpo])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(preferences.reward_model, marks=pytest.mark.evidence),
+        pytest.param(dpo, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_run_ends_with_the_same_bits(kind, tmp_path):
     short = {"steps": 6, "validation": preferences.Validation(period=2), "saving": Saving(steps=2)}
     training(kind, **short).run(tmp_path / "whole")

@@ -1,6 +1,7 @@
 """The trainer on a copying task of a few bytes."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,10 @@ from dera_jax.models.language_model import next_token_logits
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.training import metrics, optimizers, supervised, validation
-from dera_jax.training.train_step import Loss, initial_state, make_step
+from dera_jax.training.train_state import make_step, new_state
+from dera_jax.training.train_step import CrossEntropy, Loss
 from tests import prompts
+from tests.training import steps
 
 CONFIG = T5Config(
     vocab_size=259,
@@ -143,10 +146,15 @@ def test_dropout_depends_on_seed_and_step_alone():
     params = T5(CONFIG).init(jax.random.key(0))
     batch = prompts.whole(np.full((2, 4), 5)), prompts.zero_padded_targets(np.full((2, 3), 7))
 
-    def losses(config: T5Config, seed: int, steps: list[int]) -> list[float]:
-        step_fn = make_step(T5(config), still, Loss(), seed)
-        states = [initial_state(params, still).replace(step=jnp.int32(step)) for step in steps]
-        return [float(step_fn(state, *batch)[1]["loss"]) for state in states]
+    @functools.cache
+    def compiled(config: T5Config):
+        return jax.jit(make_step(CrossEntropy(T5(config), Loss()), still))
+
+    def losses(config: T5Config, seed: int, at: list[int]) -> list[float]:
+        step = compiled(config)
+        states = [new_state(params, still).replace(step=jnp.int32(i)) for i in at]
+        given = None, steps.batch(*batch), jax.random.key(seed)
+        return [float(step(state, *given)[1]["loss"]) for state in states]
 
     first, again, later = losses(CONFIG, 0, [4, 4, 5])
     (other,) = losses(CONFIG, 1, [4])
