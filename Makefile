@@ -46,7 +46,7 @@ evidence-dry-runs: $(TESTABLE)
 evidence-studies: $(TESTABLE)
 	$(PYTEST) -m evidence tests/experiments tests/training tests/evaluation tests/test_interrupts.py tests/test_gin_mutators.py tests/tasks
 
-# Every trainer and decoding method on other meshes of 8 virtual devices, fully sharded ones among them: some 20 minutes.
+# Every trainer and decoding method on five meshes of 8 virtual devices, a fully sharded one among them: some 40 minutes.
 evidence-mesh: $(TESTABLE)
 	$(PYTEST) -m evidence tests/test_meshes.py
 

@@ -34,6 +34,7 @@ _COMPLETIONS = ("targets", _REJECTED)
 WEIGHT = "weight"  # of an example in training, a number or how one is written
 _TEXTS = ("inputs", *_COMPLETIONS, "document", "template", WEIGHT)  # all others are notes
 _PROMPT_FIELDS = ("document", "template", "keep_end")
+_MIXED_FIELDS = (*_PROMPT_FIELDS, WEIGHT)
 _AS_TEXT = "_pretokenized"
 
 Row = dict[str, object]
@@ -206,7 +207,7 @@ def _rows(task: seqio.Task | seqio.Mixture, split: str, sizes: Sizes, seed: int)
         lengths[_REJECTED] = sizes.targets
     # Of its tasks' fields a mixture drops all but features: dialogues would lose their ends.
     is_mixture = isinstance(task, seqio.Mixture) and yields_text(task)
-    more = {"passthrough_features": _PROMPT_FIELDS} if is_mixture else {}
+    more = {"passthrough_features": _MIXED_FIELDS} if is_mixture else {}
     with _mixed(task):
         dataset = task.get_dataset(
             lengths,
@@ -236,7 +237,7 @@ def _mixed(task: seqio.Task | seqio.Mixture) -> Iterator[None]:
         names = ", ".join(x.name for x in task.tasks)
         raise ValueError(
             f"mixture {task.name!r} mixes tasks whose examples have different fields or types ({names}): "
-            f"all must yield {', '.join(_PROMPT_FIELDS)}, as those of tasks/ do, or none of them may"
+            f"of {', '.join(_MIXED_FIELDS)} all must yield the same"
         ) from error
 
 
@@ -288,9 +289,19 @@ def _texts(rows: Sequence[Row], asked: list[Prompt], completions: Mapping[str, l
         targets=completions["targets"],
         example_id=np.array([row.get("example_id", i) for i, row in enumerate(rows)], np.int32),
         rejected=completions.get(_REJECTED),
-        weight=np.array([row[WEIGHT] for row in rows], np.float32) if WEIGHT in rows[0] else None,
+        weight=_weights(rows) if WEIGHT in rows[0] else None,
         notes={name: [row[name] for row in rows] for name in notes},
     )
+
+
+def _weights(rows: Sequence[Row]) -> np.ndarray:
+    """Numbers, or texts of numbers."""
+    try:
+        return np.array([row[WEIGHT] for row in rows], np.float32)
+    except ValueError as error:
+        raise ValueError(
+            f"the task's field {WEIGHT!r} is how much an example counts: {error}"
+        ) from error
 
 
 def _of_ids(

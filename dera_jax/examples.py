@@ -231,6 +231,22 @@ def only(batches: Iterator[Batch], *names: str) -> Iterator[Batch]:
     return ({name: batch[name] for name in names} for batch in batches)
 
 
+def unweighted(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches of a training that samples its own texts, in which examples have no weights.
+
+    Raises:
+        ValueError: one has.
+    """
+    for batch in batches:
+        weight = batch.pop("weight", None)
+        if weight is not None and np.any(weight != 1):
+            raise ValueError(
+                "the task's examples have weights, which PPO and distillation do not read; leave the "
+                "field 'weight' out"
+            )
+        yield batch
+
+
 def _process_rows(batch_size: int, process: tuple[int, int] | None) -> range:
     """The rows of a batch of B that belong to one process."""
     index, count = process or (jax.process_index(), jax.process_count())

@@ -6,7 +6,7 @@ parameters `place` looks at them, of activations and caches `constrain`, in the 
 named there. What comes out of a step lies where it lay before, see `partition`.
 
 The rules are T5X's standard ones: `model` splits vocabulary, heads and feed-forward, `data` the batch;
-everything else is on every device. `FULLY_SHARDED` also splits every parameter over `data`.
+everything else is on every device. `FULLY_SHARDED` also splits what has an axis `embed` over `data`.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dera_jax import checks
 from dera_jax.log import warn_once
@@ -65,10 +65,13 @@ def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
             f"a mesh of {data} devices along 'data' and {model} along 'model' needs {data * model} "
             f"devices; there are {len(devices)}"
         )
+    return _mesh(devices[: data * model], data, model)
+
+
+def _mesh(devices: Sequence[jax.Device], data: int, model: int) -> Mesh:
     # jax's own default asks every operation where its result goes.
     automatic = (AxisType.Auto,) * 2
-    used = devices[: data * model]
-    return jax.make_mesh((data, model), (DATA, MODEL), automatic, devices=used)
+    return jax.make_mesh((data, model), (DATA, MODEL), automatic, devices=devices)
 
 
 @contextlib.contextmanager
@@ -99,7 +102,7 @@ def use(mesh: Mesh, rules: Rules = ()) -> Iterator[None]:
 def mesh_in_use() -> Mesh:
     """The mesh of `use`, or one of the default device."""
     mesh = jax.sharding.get_mesh()
-    return mesh if not mesh.empty else make_mesh(1, 1)
+    return mesh if not mesh.empty else _mesh(jax.local_devices()[:1], 1, 1)
 
 
 class Network(Protocol):
@@ -153,10 +156,16 @@ def constrain(x: Array, *axes: str | None) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
+    along = _along(axes, mesh)
     parts = [
         name if size % mesh.shape.get(name, 1) == 0 else None
-        for name, size in zip(_along(axes), x.shape, strict=True)
+        for name, size in zip(along, x.shape, strict=True)
     ]
+    if DATA in along and DATA not in parts and x.shape[along.index(DATA)] > 1:
+        warn_once(
+            f"{x.shape[along.index(DATA)]} rows are not divided among the {mesh.shape[DATA]} devices "
+            "along 'data', which do not divide them: each works on all rows; take another batch size"
+        )
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
 
 
@@ -166,7 +175,8 @@ def top_k(x: Array, k: int) -> tuple[Array, Array]:
     Each device looks at its own: XLA would bring the rows of all devices to each of them.
     """
     mesh, largest = jax.sharding.get_abstract_mesh(), lambda rows: jax.lax.top_k(rows, k)
-    if mesh.empty or mesh.size == 1 or x.shape[0] % mesh.shape[DATA]:
+    devices = 1 if mesh.empty else mesh.shape.get(DATA, 1)
+    if devices == 1 or x.shape[0] % devices:
         return largest(x)
     rows = PartitionSpec(DATA)
     return jax.shard_map(largest, in_specs=rows, out_specs=rows, axis_names={DATA})(x)
@@ -192,9 +202,11 @@ def global_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     """Arrays whose rows lie along `data`, from the rows of each process; texts are left alone.
 
     Raises:
-        ValueError: the mesh does not divide the batch.
+        ValueError: the mesh does not divide the batch, or not into as many rows for each process, in the
+            order of the processes.
     """
     sharding = NamedSharding(mesh, PartitionSpec(DATA))
+    _check_processes(mesh)
 
     def put(x):
         if not isinstance(x, np.ndarray | Array) or x.dtype == object:
@@ -208,6 +220,20 @@ def global_batch(batch: PyTree, mesh: Mesh) -> PyTree:
         return jax.make_array_from_process_local_data(sharding, np.asarray(x))
 
     return jax.tree.map(put, batch)
+
+
+def _check_processes(mesh: Mesh) -> None:
+    """Raises ValueError unless `data` is cut between the processes in their order."""
+    count = jax.process_count()
+    if count == 1:
+        return
+    rows = [sorted({device.process_index for device in row}) for row in mesh.devices]
+    share = len(rows) // count
+    if len(rows) % count or rows != [[i // share] for i in range(len(rows))]:
+        raise ValueError(
+            f"MESH has {len(rows)} devices along 'data', of the processes {rows}: batches are made of an equal "
+            f"part of each of the {count} processes, one after the other; take a mesh that 'data' cuts so"
+        )
 
 
 def beside(params: PyTree, state: PyTree) -> PyTree:
@@ -253,12 +279,13 @@ def once(write: Callable[[], None]) -> None:
         multihost_utils.sync_global_devices("dera_jax: written")
 
 
-def _along(axes: Axes) -> list[str | None]:
+def _along(axes: Axes, mesh: Mesh | AbstractMesh) -> list[str | None]:
     """The axis of the mesh for each logical axis; each is used once, for the first that asks."""
     found: list[str | None] = []
     for name in axes:
         mesh_axis = next((along for known, along in _rules if known == name), None)
-        found.append(None if mesh_axis in found else mesh_axis)
+        free = mesh_axis in mesh.shape and mesh_axis not in found
+        found.append(mesh_axis if free else None)
     return found
 
 
@@ -267,7 +294,7 @@ def _param_spec(
 ) -> PartitionSpec:
     """Of one parameter, see `param_shardings`."""
     parts = []
-    for size, name, along in zip(shape, axes, _along(axes), strict=True):
+    for size, name, along in zip(shape, axes, _along(axes, mesh), strict=True):
         pieces, devices = size // units.get(name, 1), mesh.shape.get(along, 1)
         if pieces % devices == 0:
             parts.append(along)
@@ -305,7 +332,7 @@ def _name(path: tuple) -> str:
 
 def _checked(rules: Rules) -> Rules:
     """Raises ValueError, see `use`."""
-    known = {name for name, _ in RULES}
+    known = {name for name, _ in RULES if name != "batch"}  # rows lie along data
     for rule in rules:
         pair = isinstance(rule, Sequence) and not isinstance(rule, str) and len(rule) == 2
         if not (pair and rule[0] in known and rule[1] in (DATA, MODEL, None)):

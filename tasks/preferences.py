@@ -103,7 +103,7 @@ def read(path: str) -> dict[str, list[str]]:
     """Reads and checks a file of `{"document", "chosen", "rejected"}` lines.
 
     Returns:
-        These columns, and one for every further key whose values are texts.
+        These columns, one for every further key whose values are texts, and `weight` if there is one.
 
     Raises:
         FileNotFoundError: no such file.
@@ -174,7 +174,8 @@ def _split_of(content: str, shares: Mapping[str, float]) -> str:
 
 def _parse(row: dict[str, object], where: str) -> list[dict[str, str]]:
     found = pair(*(jsonl.text_of(row, key, where) for key in TEXTS), where)
-    return [found | jsonl.keywords_of(row, where) | _further(row, where)]
+    more = jsonl.keywords_of(row, where) | jsonl.weight_of(row, where)
+    return [found | more | _further(row, where)]
 
 
 def _further(row: dict[str, object], where: str) -> dict[str, str]:

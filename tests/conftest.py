@@ -28,13 +28,14 @@ def pytest_configure(config):
     config.compiled = tempfile.mkdtemp(prefix="compiled")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compiled  # jax reads it when it is imported
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
-    # Most of the time is XLA's: more than half of it goes without the emitters of fused loops, and some
-    # without optimizations. The main job (test_shipped.py) is run as users run it.
+    # Most of the time is XLA's: more than half of it goes without the emitters of fused loops, a seventh
+    # where each program is compiled in one piece, and some without optimizations. The main job (test_shipped.py) is run as users run it.
     if importlib.metadata.version("jaxlib").startswith(
         "0.10."
     ):  # XLA stops at a flag it does not know
         flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".strip()
+        faster = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        os.environ["XLA_FLAGS"] = f"{flags} {faster}".strip()
     if "evidence" not in config.getoption("markexpr"):
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 

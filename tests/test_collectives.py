@@ -55,8 +55,8 @@ def collectives(method, name, mesh):
                 found[kind, array] += 1
     return found
 
-for name in ("realigned t5", "realigned llama"):
-    for method in METHODS:
+for name, methods in (("realigned t5", METHODS), ("realigned llama", METHODS[:1])):
+    for method in methods:
         found = collectives(method, name, (8, 1))
         # A search with a reward runs to its end, and asks nothing.
         asked = set() if method == "guided beam search" else {("all-reduce", "pred")}
@@ -65,7 +65,7 @@ for name in ("realigned t5", "realigned llama"):
 # One layer of decoder: attention to itself, to the prompt, feed-forward. Of the Llama's two layers only
 # the feed-forward, since no mesh of 2 divides 9 heads.
 for name, layers in (("realigned t5", 3), ("realigned llama", 2)):
-    for method in ("sample", "greedy"):
+    for method in ("sample", "beam search"):
         found = collectives(method, name, (4, 2))
         assert found == {
             ("all-reduce", "pred"): 1,
@@ -77,7 +77,8 @@ print("identical")
 
 
 @pytest.mark.slow
-def test_devices_talk_about_nothing_else():
+def test_devices_talk_about_nothing_else(monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")  # the programs that users run
     methods = [
         "sample",
         "greedy",

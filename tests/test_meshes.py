@@ -89,7 +89,7 @@ def test_decoding_is_that_of_one_device(model):
 @pytest.mark.slow
 def test_on_another_mesh():
     run(TRAIN, (2, 4), FULLY_SHARDED, TRAINED=[("sft", "t5")])
-    some = [("realigned t5", method, False) for method in ("sample", "generation")]
+    some = [("realigned t5", method, False) for method in ("generation",)]
     run(DECODE, (2, 4), FULLY_SHARDED, DECODED=some)
 
 

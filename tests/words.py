@@ -20,7 +20,7 @@ from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.tokens import LengthNear
 from dera_jax.training import optimizers, ppo, preferences, supervised
 from dera_jax.training.alignment import Alignment
-from dera_jax.training.train_state import Memory, new_state  # noqa: F401 (of the scripts that run these)
+from dera_jax.training.train_state import Memory  # noqa: F401 (of scripts that run these)
 from dera_jax.training.train_step import Loss
 from dera_jax.training.validation import Validation
 from dera_jax.training.warm_start import WarmStart

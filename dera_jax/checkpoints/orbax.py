@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
 
 from dera_jax import checks
 from dera_jax.checkpoints.mismatch import check_shapes
@@ -80,8 +81,12 @@ class Checkpoints:
         return state
 
     def is_due(self, step: int) -> bool:
+        """Whether a state is to be saved after this step; of several processes the first one's clock counts."""
         waited = time.monotonic() - self._last_save
-        return step % self._saving.steps == 0 or waited >= 60 * self._saving.minutes
+        late = waited >= 60 * self._saving.minutes
+        if jax.process_count() > 1:
+            late = bool(multihost_utils.broadcast_one_to_all(late))
+        return step % self._saving.steps == 0 or late
 
     def save(self, step: int, state: PyTree) -> None:
         """Writes `state` unless this step's checkpoint exists.

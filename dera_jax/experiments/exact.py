@@ -25,7 +25,7 @@ from dera_jax import checks
 from dera_jax.evaluation import plots, trees
 from dera_jax.evaluation.tables import in_columns, write_csv
 from dera_jax.models.heads import TabularValue
-from dera_jax.models.language_model import Prompts
+from dera_jax.models.language_model import THREEFRY, Prompts
 from dera_jax.models.tabular import TabularLM
 from dera_jax.partitioning import mesh_in_use, partition
 from dera_jax.rewards.length import LengthInRange
@@ -154,7 +154,10 @@ def align(
     objective = ppo.Objective(reward, model.horizon, beta)
     state = ppo.initial_state(how.optimizers, table, actors.value.init())
     setup = ppo.Setup(actors, objective, how.updates, how.optimizers)
-    step, key = partition(ppo.make_step(setup), state, mesh_in_use()), jax.random.key(seed)
+    step, key = (
+        partition(ppo.make_step(setup), state, mesh_in_use()),
+        jax.random.key(seed, impl=THREEFRY),
+    )
     prompts = Prompts(jnp.zeros((how.inputs, 1), int), jnp.ones(how.inputs, int))
     batch = {"inputs": prompts, "example_id": jnp.arange(how.inputs)}
     for _ in range(how.steps):

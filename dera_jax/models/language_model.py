@@ -29,6 +29,7 @@ from dera_jax import checks
 from dera_jax.partitioning import constrain
 
 PyTree = object
+THREEFRY = "threefry2x32"  # of all keys of draws, whatever JAX's default is
 UNUSED = -1e9  # finite, so that 0·UNUSED is 0, and small enough that its exponential is 0
 
 
@@ -376,7 +377,7 @@ def sequence_keys(seed: int | Array, example_ids: Array, numbers: Array | Sequen
             f"{example_ids.shape} and {numbers.shape}."
         )
     numbers = jnp.broadcast_to(numbers, (example_ids.shape[0], numbers.shape[-1]))
-    root = seed if is_key else jax.random.key(seed, impl="threefry2x32")
+    root = seed if is_key else jax.random.key(seed, impl=THREEFRY)
     example_keys = jax.vmap(jax.random.fold_in, (None, 0))(root, example_ids)
     return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(example_keys, numbers)
 

@@ -83,7 +83,8 @@ class Llama:
         # The keys of the last token and those after it are made, and never attended to.
         none = jnp.zeros(batch, jnp.int32)
         context = llama.context(config, jnp.arange(size), size, none, 0)
-        _, keys_values = llama.decode(config, params, prompts.tokens[:, None], context)
+        tokens = prompts.tokens[:, None]
+        _, keys_values = llama.decode(config, params, tokens, context, remat=self.remat)
         first_token = jnp.take_along_axis(prompts.tokens, before[:, None], axis=1)[:, 0]
         shape = batch, num_hypotheses, config.num_kv_heads, max_len, config.head_dim
         empty = constrain(jnp.zeros(shape, config.dtype), *llama.CACHE_AXES)

@@ -20,9 +20,10 @@ from dera_jax.checkpoints.loading import Loaded, loaded
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.resources import RunResources, ShapesOnly
+from dera_jax.examples import unweighted
 from dera_jax.models.finite import check_params
 from dera_jax.models.heads import ValueHead
-from dera_jax.models.language_model import PyTree
+from dera_jax.models.language_model import THREEFRY, PyTree
 from dera_jax.partitioning import mesh_in_use, partition, place
 from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.length import LengthInRange
@@ -154,7 +155,7 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
         The mean of each metric over the reports of the last 100 steps.
 
     Raises:
-        FloatingPointError: as `loop.repeat`.
+        FloatingPointError: as `loop.run`.
         ValueError: a checkpoint in `folder` is of another size, the task has another vocabulary than
             the reference, or `start` is a model of other sizes.
     """
@@ -167,7 +168,7 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
     policy = place(model, start.params)
     state = ppo.initial_state(alignment.optimizers, policy, place(value, value.init(policy)))
     reward = alignment.objective.reward
-    judge, key = judge_of(reward, reference), jax.random.key(alignment.seed)
+    judge, key = judge_of(reward, reference), jax.random.key(alignment.seed, impl=THREEFRY)
     improve = _step(alignment.setup(ppo.Actors(model, value)), judge, state)
     check_params(reference.params, "the reference")
     frozen = {"reference": place(model, reference.params), "reward": judge.params}
@@ -176,8 +177,8 @@ def align(alignment: Alignment, folder: Path) -> dict[str, float]:
         alignment.saving,
         folder,
         state,
-        batches=lambda step: data.batches(
-            alignment.seed, step, reward.on_host, reward.check_documents
+        batches=lambda step: unweighted(
+            data.batches(alignment.seed, step, reward.on_host, reward.check_documents)
         ),
         update=lambda state, batch: improve(state, frozen, batch, key),
         shown=_SHOWN,

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
@@ -143,4 +144,9 @@ def _restored(checkpoints: Checkpoints, state: TrainState) -> Tracked:
     restored = checkpoints.restore(first)
     if restored is None:
         check_state(first, "the state to start training from")
-    return restored or first
+        return first
+    for x in jax.tree.leaves(
+        first
+    ):  # who made the first state may hold it as long as the run lasts
+        x.delete()
+    return restored

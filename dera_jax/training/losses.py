@@ -90,11 +90,6 @@ def log_probs(
     return per_token(model, params, hidden, tokens, log_prob_of, chunk)
 
 
-def weighted_mean(values: Array, weights: Array) -> Array:
-    """Σ values·weights / Σ weights over all axes; 0 where no weight is positive."""
-    return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1e-9)
-
-
 def bradley_terry(margin: Array, probability: float | Array = 1.0) -> Array:
     """−p·log σ(margin) − (1 − p)·log σ(−margin), in nats.
 

@@ -50,7 +50,7 @@ class Optimizer:
 def jointly(optimizers: Mapping[str, Optimizer]) -> Optimizer:
     """One optimizer of several networks by name, each with its own and clipped by its own norm.
 
-    The schedule that is logged is the first one's.
+    Its learning rate is the first one's.
     """
     parts = {name: x.transformation for name, x in optimizers.items()}
     by_network = lambda params: {name: name for name in params}

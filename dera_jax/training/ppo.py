@@ -110,7 +110,7 @@ class Optimizers:
 
     @property
     def together(self) -> Optimizer:
-        """Of {"policy": …, "value": …}; the learning rate that is logged is the policy's."""
+        """Of {"policy": …, "value": …}."""
         return jointly({"policy": self.policy, "value": self.value})
 
     def __post_init__(self):

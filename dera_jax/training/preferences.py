@@ -172,7 +172,9 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
         partition(training.step(scorer), state, mesh_in_use()),
         jax.random.key(training.seed),
     )
-    scores_of = functools.partial(margins, scorer, fixed=fixed, batch_size=task.batch_size)
+    scores_of = functools.partial(
+        margins, scorer.kept_small(training.memory), fixed=fixed, batch_size=task.batch_size
+    )
 
     def keep(state: TrainState, scores: Mapping[str, float]) -> None:
         card = _card(training, int(state.step), scores, origin.card, data.left_out())

@@ -267,7 +267,12 @@ def train(training: Training, folder: Path) -> dict[str, float]:
     data = training.data.encoded_by(origin.tokenizer)
     examples = data.read("validation").at(slice(training.validation.examples))
     validator = Validator(
-        origin.model, examples, origin.decode, training.data.batch_size, training.validation
+        origin.model,
+        examples,
+        origin.decode,
+        training.data.batch_size,
+        training.validation,
+        training.memory.chunk,
     )
     state = new_state(place(origin.model, origin.params), training.optimizer)
     step = partition(training.step(origin.model), state, mesh_in_use())

@@ -51,7 +51,9 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """How a step keeps what it holds at once small. Losses and gradients are the same up to rounding.
+    """How a step keeps what it holds at once small.
+
+    Losses and gradients are the same up to rounding; with microbatches dropout draws other masks.
 
     Attributes:
         microbatches: parts of a batch, one after the other; their gradients are added, each by its

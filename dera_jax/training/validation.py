@@ -24,12 +24,11 @@ from dera_jax.models.language_model import (
     Prompts,
     PyTree,
     TrainableModel,
-    next_token_logits,
     sequence_keys,
 )
 from dera_jax.partitioning import once, to_host
 from dera_jax.store import write_file
-from dera_jax.training.losses import cross_entropy
+from dera_jax.training.losses import cross_entropy, per_token
 
 _PREFIX = re.compile(r"(\w+):")
 _SMALLEST_SHARE = 0.02  # of the tokens; below it a prefix is no objective but chance
@@ -76,10 +75,11 @@ class Validator:
     decode: Callable[[Sequence[int]], str]
     batch_size: int
     settings: Validation
+    chunk: int | None = None
 
     def __call__(self, params: PyTree, samples: Path) -> dict[str, float]:
         """Losses and ROUGE; decoded text goes to the file `samples`."""
-        scores = losses(self.model, params, self.examples, self.batch_size)
+        scores = losses(self.model, params, self.examples, self.batch_size, self.chunk)
         if self.settings.decoded:
             decoded = self.examples.at(slice(self.settings.decoded))
             greedy = greedy_tokens(self.model, params, decoded, self.batch_size)
@@ -91,15 +91,27 @@ class Validator:
         return scores
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def token_losses(model: TrainableModel, params: PyTree, prompts: Prompts, targets: Padded) -> Array:
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def token_losses(
+    model: TrainableModel,
+    params: PyTree,
+    prompts: Prompts,
+    targets: Padded,
+    chunk: int | None = None,
+) -> Array:
     """Plain cross-entropy in nats, float32 [B, T], of targets [B, T]; 0 at padding."""
-    logits = next_token_logits(model, params, prompts, targets.tokens[:, None])[:, 0]
-    return cross_entropy(logits, targets.tokens, 0.0, 0.0) * targets.mask
+    measure = lambda logits, tokens: cross_entropy(logits, tokens, 0.0, 0.0)
+    hidden = model.hidden(params, prompts, targets.tokens[:, None, :-1])
+    found = per_token(model, params, hidden, targets.tokens[:, None], measure, chunk)
+    return found[:, 0] * targets.mask
 
 
 def losses(
-    model: TrainableModel, params: PyTree, examples: Examples, batch_size: int
+    model: TrainableModel,
+    params: PyTree,
+    examples: Examples,
+    batch_size: int,
+    chunk: int | None = None,
 ) -> dict[str, float]:
     """Mean loss per target token, of all examples and of those under each prefix ("copy: ...").
 
@@ -107,7 +119,7 @@ def losses(
         FloatingPointError: the loss of an example is not finite.
     """
     sums = [
-        np.sum(to_host(token_losses(model, params, x["inputs"], x["targets"])), axis=-1)
+        np.sum(to_host(token_losses(model, params, x["inputs"], x["targets"], chunk)), axis=-1)
         for x in spread_batches(examples, batch_size)
     ]
     sums = np.concatenate(sums)[: len(examples)].astype(np.float64)

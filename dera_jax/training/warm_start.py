@@ -15,8 +15,9 @@ from dera_jax.checkpoints.loading import MODEL as A_MODEL
 from dera_jax.checkpoints.loading import Loaded, loaded
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
+from dera_jax.examples import unweighted
 from dera_jax.models.heads import CriticHead
-from dera_jax.models.language_model import PyTree
+from dera_jax.models.language_model import THREEFRY, PyTree
 from dera_jax.partitioning import mesh_in_use, partition, place
 from dera_jax.rewards.judge import Judge
 from dera_jax.training import distillation, loop
@@ -77,6 +78,10 @@ class WarmStart:
             **sizes,
         )
         self.memory.check_batch(self.data.batch_size)
+        if self.memory.chunk is not None:
+            raise ValueError(
+                "WarmStart.memory.chunk must be None (CHUNK): whole distributions are learned"
+            )
         distillation.check_bound(self.objective)
         self.optimizers.value.check_warmup("WarmStart.critic_steps", self.critic_steps)
         self.optimizers.policy.check_warmup("WarmStart.policy_steps", self.policy_steps)
@@ -96,7 +101,7 @@ def warm_start(run: WarmStart, folder: Path) -> dict[str, float]:
         The mean of each metric over the reports of the last 100 steps.
 
     Raises:
-        FloatingPointError: as `loop.repeat`.
+        FloatingPointError: as `loop.run`.
         ValueError: a checkpoint in `folder` is of another size, or the task has another vocabulary
             than the reference.
     """
@@ -108,7 +113,9 @@ def warm_start(run: WarmStart, folder: Path) -> dict[str, float]:
 
     first = new_state(place(critic, critic.init(params)), run.optimizers.value)
     loss, frozen = distillation.CriticLoss(critic, objective), {"reference": params}
-    learned = learn(loss, first, frozen, folder / CRITIC)
+    learned = learn(loss, first, frozen, folder / CRITIC).replace(
+        opt_state=None
+    )  # not needed any more
 
     first = new_state(params, run.optimizers.policy).replace(step=learned.step)
     loss, frozen = distillation.PolicyLoss(model, critic), frozen | {"critic": learned.params}
@@ -149,7 +156,7 @@ def _learn(
     setup = distillation.Setup(reference.model, run.objective, run.rollouts)
     roll_out = jax.jit(functools.partial(distillation.roll_out, setup))
     data, reward = run.data.encoded_by(reference.tokenizer), run.objective.reward
-    key = jax.random.key(run.seed)
+    key = jax.random.key(run.seed, impl=THREEFRY)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
         policy = frozen["reference"] if critic_learns else state.params
@@ -161,5 +168,7 @@ def _learn(
         state, metrics = improve(state, frozen, rollout, key)
         return state, metrics | distillation.observe(samples, rewards)
 
-    batches = lambda at: data.batches(run.seed, at, reward.on_host, reward.check_documents)
+    batches = lambda at: unweighted(
+        data.batches(run.seed, at, reward.on_host, reward.check_documents)
+    )
     return loop.run(steps, run.saving, folder, first, batches, update, shown=_SHOWN).state

@@ -1,12 +1,14 @@
 """Batches and examples of a user's own: arrays that do not fit are named before anything is trained."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from dera_jax.examples import Examples
+from dera_jax import partitioning
+from dera_jax.examples import Examples, unweighted
 from dera_jax.models.language_model import Padded, Prompts
 from dera_jax.models.tabular import TabularLM
 from dera_jax.prompts import Prompt
@@ -107,3 +109,23 @@ def test_prompts_of_a_batch_fit(change, message):
     for step in (supervised_step, preference_step):
         with pytest.raises(ValueError, match=f"prompts.{message}"):
             step(PROMPTS.replace(**change), SEQUENCES)
+
+
+def test_weights_are_refused_where_nothing_reads_them():
+    batches = [{"weight": np.ones(B, np.float32)}, {"weight": np.float32([1, 0.5, 1])}]
+    stream = unweighted(iter(batches))
+    assert next(stream) == {}
+    with pytest.raises(ValueError, match="weights, which PPO and distillation do not read"):
+        next(stream)
+
+
+@pytest.mark.parametrize(("data", "fits"), [(4, True), (2, True), (1, False)])
+def test_batches_are_made_of_equal_parts_of_the_processes(data, fits, monkeypatch):
+    """Four devices, two of each process."""
+    devices = np.array([SimpleNamespace(process_index=i // 2) for i in range(4)])
+    mesh = SimpleNamespace(devices=devices.reshape(data, -1))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    if fits:
+        return partitioning._check_processes(mesh)
+    with pytest.raises(ValueError, match=r"1 devices along 'data', of the processes \[\[0, 1\]\]"):
+        partitioning._check_processes(mesh)

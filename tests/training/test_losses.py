@@ -9,7 +9,7 @@ from dera_jax.models.language_model import UNUSED, Padded, Prompts
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.training import optimizers
-from dera_jax.training.losses import cross_entropy, weighted_mean
+from dera_jax.training.losses import cross_entropy
 from dera_jax.training.train_state import new_state
 from dera_jax.training.train_step import Loss
 from tests.training import steps
@@ -43,11 +43,6 @@ def test_smoothed_cross_entropy_of_the_smoothed_target_is_zero():
     q[2] = 0.9
     loss = cross_entropy(jnp.log(jnp.array(q)), jnp.int32(2), 0.1, 0.0)
     assert abs(float(loss)) < 1e-6
-
-
-def test_weighted_mean_leaves_out_what_has_no_weight():
-    assert float(weighted_mean(jnp.array([1.0, 5.0, 9.0]), jnp.array([1, 1, 0]))) == 3.0
-    assert float(weighted_mean(jnp.array([1.0]), jnp.array([0]))) == 0.0
 
 
 def test_smoothed_targets_leave_out_ids_that_are_not_produced():

@@ -119,11 +119,12 @@ def test_a_mean_of_the_parts_means_would_be_another_loss():
     assert abs(float(np.mean(halves)) - float(value(rows))) > 1e-3
 
 
-def kept_bytes(model, memory: Memory) -> int:
+def kept_bytes(model, memory: Memory, wide: str = "targets") -> int:
     """What the forward pass of a loss keeps for the backward one, parameters and batch included."""
     loss, params, _, rows = supervised(model, memory, tiny.params(model))
-    wide = lambda x: np.pad(x, [(0, 0), (0, 64 - x.shape[1])])
-    rows = rows | {"targets": Padded(wide(rows["targets"].tokens), rows["targets"].lengths)}
+    tokens = rows[wide].tokens
+    tokens = np.pad(tokens, [(0, 0), (0, 64 - tokens.shape[1])])
+    rows = rows | {wide: rows[wide].replace(tokens=tokens)}
     backward = lambda p: jax.vjp(lambda q: loss(q, None, rows, steps.KEY)[0], p)[1]
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(backward, params)))
 
@@ -137,6 +138,8 @@ def test_chunks_and_rematerialisation_keep_less():
     logits = B * 64 * 4000 * 4
     assert chunks < whole - 0.9 * logits
     assert nothing < 0.3 * chunks
+    prompt = [kept_bytes(model, Memory(remat=x), "inputs") for x in (None, "nothing_saveable")]
+    assert prompt[1] < 0.5 * prompt[0]
 
 
 def test_a_weight_is_how_often_an_example_counts():
