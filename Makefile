@@ -1,6 +1,6 @@
 # demo: realigned summaries at several λ, on a CPU, without a download after set-up.
-# test: lint, and every test that is not marked slow: 17 minutes on 2 cores that do other work too.
-# test-slow: the tests marked slow: some 11 minutes more.   .ci/run: set-up and both.
+# test: lint, and every test that is not marked slow: 13 minutes on 2 cores.
+# test-slow: the tests marked slow: 9 minutes more.   .ci/run: set-up (4 minutes) and both.
 # test-fast: models, decoding and rewards: 5 minutes.   lint: style only.
 # evidence-…: what takes longer, run by hand before a release; each target says how long.
 # tiny: train the shipped models again.

@@ -9,28 +9,30 @@ A task registers itself when its module is imported (`import tasks`), as everywh
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import seqio
-import tensorflow as tf
 
 from dera_jax import checks, encoding
-from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
-from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.tokenizer import EncodedPrompt, Tokenizer
-from dera_jax.checkpoints.vocabulary import VOCABULARY, Vocabulary, check_end, check_same
+from dera_jax.checkpoints.vocabulary import VOCABULARY, Vocabulary, check_same
 from dera_jax.encoding import KEYWORDS, Ids, Sizes, Texts
 from dera_jax.examples import Batch, Examples, train_batches
 from dera_jax.log import warn_once
 from dera_jax.prompts import DOCUMENT, Prompt
 from dera_jax.prompts import KEYWORDS as SLOT
+from dera_jax.seqio_tasks import (
+    REJECTED,
+    check_pairs,
+    check_task,
+    find_task,
+    known_vocabulary,
+    yields_text,
+)
 
-_FEATURES = ("inputs", "targets")
-_REJECTED = "rejected"  # what tasks of pairs have beside their targets
-_COMPLETIONS = ("targets", _REJECTED)
+_COMPLETIONS = ("targets", REJECTED)
 WEIGHT = "weight"  # of an example in training, a number or how one is written
 _TEXTS = ("inputs", *_COMPLETIONS, "document", "template", WEIGHT)  # all others are notes
 _PROMPT_FIELDS = ("document", "template", "keep_end")
@@ -166,7 +168,7 @@ def epoch(
         ValueError: unknown task or split, no example in the split, none of which cutting leaves
             something, or ids of another vocabulary than the model's.
     """
-    task = _task(task_name, split)
+    task = find_task(task_name, split)
     rows = _rows(task, split, sizes, seed)
     if yields_text(task):
         texts, ids = _encoded(_Rows(map(_scalars, rows)), tokenizer, sizes)
@@ -191,11 +193,6 @@ def _compare_ends(task: seqio.Task | seqio.Mixture, tokenizer: Tokenizer) -> Non
         )
 
 
-def yields_text(task: seqio.Task | seqio.Mixture) -> bool:
-    """Whether a task leaves it to the model to encode its texts."""
-    return tf.as_dtype(task.output_features["inputs"].dtype) == tf.string
-
-
 def _name(task: str, split: str) -> str:
     return f"{task}, {split}"
 
@@ -203,8 +200,8 @@ def _name(task: str, split: str) -> str:
 def _rows(task: seqio.Task | seqio.Mixture, split: str, sizes: Sizes, seed: int) -> list[Row]:
     """Texts as str."""
     lengths = {"inputs": sizes.inputs, "targets": sizes.targets}
-    if _REJECTED in task.output_features:
-        lengths[_REJECTED] = sizes.targets
+    if REJECTED in task.output_features:
+        lengths[REJECTED] = sizes.targets
     # Of its tasks' fields a mixture drops all but features: dialogues would lose their ends.
     is_mixture = isinstance(task, seqio.Mixture) and yields_text(task)
     more = {"passthrough_features": _MIXED_FIELDS} if is_mixture else {}
@@ -288,7 +285,7 @@ def _texts(rows: Sequence[Row], asked: list[Prompt], completions: Mapping[str, l
         asked=asked,
         targets=completions["targets"],
         example_id=np.array([row.get("example_id", i) for i, row in enumerate(rows)], np.int32),
-        rejected=completions.get(_REJECTED),
+        rejected=completions.get(REJECTED),
         weight=_weights(rows) if WEIGHT in rows[0] else None,
         notes={name: [row[name] for row in rows] for name in notes},
     )
@@ -324,7 +321,7 @@ def _of_ids(
         bare=[x.cut > 0 and x.ids == end for x in encoded],
         documents=[x[: len(x) - len(end)] if x[-1:] == end else x for x in ids["inputs"]],
         targets=ids["targets"],
-        rejected=ids.get(_REJECTED),
+        rejected=ids.get(REJECTED),
         end_id=next(iter(ends["targets"]), None),
     )
 
@@ -347,99 +344,3 @@ def _cut(ids: list[int], end: list[int], size: int) -> EncodedPrompt:
     if len(ids) <= size:
         return EncodedPrompt(ids, 0)
     return EncodedPrompt(ids[: size - len(end)] + end, len(ids) - size)
-
-
-def known_vocabulary(task_name: str, named: Vocabulary | None = None) -> Vocabulary | None:
-    """What the ids of a run mean, as far as its data say it.
-
-    Args:
-        task_name: of a task that yields ids, which says it, or texts, which does not.
-        named: VOCABULARY of the run.
-
-    Raises:
-        ValueError: unknown task, features of different vocabularies, as `as_stored`, no end token, or
-            another vocabulary than the one named.
-    """
-    task = _task(task_name)
-    if yields_text(task):
-        return named
-    features = task.output_features
-    found = as_stored(features["targets"].vocabulary)
-    check_end(found, f"task {task_name!r}")
-    for name in (*_FEATURES, _REJECTED):
-        if name in features and features[name].vocabulary != features["targets"].vocabulary:
-            theirs = as_stored(features[name].vocabulary)
-            check_same(found, theirs, f"targets of task {task_name!r}", f"{name} of it")
-    if named is not None:
-        check_same(found, named, f"task {task_name!r}", "VOCABULARY")
-    return found
-
-
-def check_task(task_name: str, *splits: str) -> None:
-    """Checks that a task has features `inputs` and `targets`, and these splits; reads nothing.
-
-    Raises:
-        ValueError: unknown task, with near matches, or split.
-    """
-    _task(task_name, *splits)
-
-
-def as_stored(vocabulary: seqio.Vocabulary) -> Vocabulary:
-    """A seqio vocabulary as model folders store it.
-
-    Raises:
-        ValueError: it is neither SentencePiece's nor bytes, or its file cannot be read.
-    """
-    _read(vocabulary)
-    if isinstance(vocabulary, seqio.SentencePieceVocabulary):
-        return SentencePieceVocabulary(vocabulary.sentencepiece_model_file, vocabulary.extra_ids)
-    if isinstance(vocabulary, seqio.ByteVocabulary):
-        return ByteVocabulary(vocabulary.extra_ids)
-    raise ValueError(
-        f"a vocabulary of the kind {type(vocabulary).__name__} does not say what text its ids stand "
-        "for; supported are seqio.SentencePieceVocabulary and seqio.ByteVocabulary"
-    )
-
-
-def _read(vocabulary: seqio.Vocabulary) -> None:
-    """Reads the file."""
-    try:
-        vocabulary.vocab_size  # noqa: B018
-    except (OSError, RuntimeError, tf.errors.OpError) as error:  # RuntimeError: SentencePiece's
-        file = getattr(vocabulary, "sentencepiece_model_file", "")
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"the task's vocabulary {file} cannot be read ({reason}); register the task with a local "
-            "copy of it, or as texts (tasks.jsonl), which the model encodes"
-        ) from error
-
-
-def check_pairs(task_name: str, split: str) -> None:
-    """Raises ValueError unless the task is one of pairs, with a feature `rejected`."""
-    features = _task(task_name, split).output_features
-    if _REJECTED not in features:
-        raise ValueError(
-            f"task {task_name!r} has no pairs: expected a feature {_REJECTED!r} (see "
-            f"tasks.preferences), found {sorted(features)}"
-        )
-
-
-def _task(name: str, *splits: str) -> seqio.Task | seqio.Mixture:
-    known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
-    if name not in known:
-        near = difflib.get_close_matches(name, known) or known
-        raise ValueError(
-            f"unknown task {name!r}; registered: {', '.join(near) or 'none'}. A task is known "
-            "once the module that registers it has been imported (`import tasks`)"
-        )
-    task = seqio.get_mixture_or_task(name)
-    for split in splits:
-        if split not in task.splits:
-            raise ValueError(f"task {name!r} has no split {split!r}, only {sorted(task.splits)}")
-    missing = [feature for feature in _FEATURES if feature not in task.output_features]
-    if missing:
-        raise ValueError(
-            f"task {name!r}: expected the features {list(_FEATURES)}, "
-            f"found {sorted(task.output_features)}"
-        )
-    return task

@@ -15,7 +15,7 @@ import functools
 import seqio
 import tensorflow as tf
 
-from dera_jax import data
+from dera_jax import seqio_tasks
 from tasks import docstrings, jsonl, newswire, xsum  # noqa: F401 (they register what is taken up here)
 
 SLOT = "{prompt}"  # of the task's own template
@@ -55,7 +55,7 @@ def register(name: str, of: str, short: int, long: int) -> seqio.Task:
     """
     _check(short, long)
     task = seqio.TaskRegistry.get(of)
-    if not data.yields_text(task):
+    if not seqio_tasks.yields_text(task):
         raise ValueError(f"task {of!r} yields ids, into which no instruction can be put")
     return seqio.TaskRegistry.add(
         name,

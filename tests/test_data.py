@@ -9,7 +9,7 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from dera_jax import data, examples, log
+from dera_jax import data, examples, log, seqio_tasks
 from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.encoding import Sizes
 from dera_jax.examples import eval_batches, train_batches
@@ -314,7 +314,7 @@ def test_rows_of_a_batch_belong_together():
 
 
 @pytest.mark.parametrize("task", ["toy", "toy_random", "toy_mixture"])
-@pytest.mark.parametrize("start", [1, 3, 9])
+@pytest.mark.parametrize("start", [3, 9])
 def test_starting_at_a_step_continues_the_sequence(task, start):
     whole = take(train(task), 12)
     assert_same(take(train(task, start_step=start), 12 - start), whole[start:])
@@ -418,9 +418,9 @@ def test_rejected_texts_are_cut_as_targets_are(pairs_task):
     for row, text in zip(examples.rejected.tokens, WORDS[:-1], strict=True):
         assert row.tolist() == [b + 3 for b in f"{text} or not"[:5].encode()] + [1]
     assert examples.rejected.lengths.tolist() == [6] * (len(WORDS) - 1)
-    data.check_pairs("toy_pairs", "train")
+    seqio_tasks.check_pairs("toy_pairs", "train")
     with pytest.raises(ValueError, match="task 'toy' has no pairs: expected a feature 'rejected'"):
-        data.check_pairs("toy", "train")
+        seqio_tasks.check_pairs("toy", "train")
     assert data.epoch("toy", "train", BYTES, SIZES, 0).rejected is None
 
 

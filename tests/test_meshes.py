@@ -71,10 +71,8 @@ def run(script: str, mesh: tuple[int, int], rules: str = "()", **names) -> None:
     run_on_eight_devices(given + script)
 
 
-@pytest.mark.parametrize(
-    "trained",
-    [FIRST[:2], *(pytest.param(x, marks=pytest.mark.slow) for x in (FIRST[2:4], FIRST[4:]))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", [FIRST[:2], FIRST[2:4], FIRST[4:]])
 def test_training_is_that_of_one_device(trained):
     run(TRAIN, (4, 2), TRAINED=trained)
 

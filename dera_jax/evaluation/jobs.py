@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dera_jax import checks, data
+from dera_jax import checks, data, seqio_tasks
 from dera_jax.checkpoints import loading
 from dera_jax.checkpoints.loading import Pair
 from dera_jax.checkpoints.resources import RunResources
@@ -50,11 +50,11 @@ class Split:
             inputs=checks.whole(1),
             documents=checks.optional(checks.whole(1)),
         )
-        data.check_task(self.task, self.split)
+        seqio_tasks.check_task(self.task, self.split)
 
     def known_vocabulary(self) -> Vocabulary | None:
-        """See `data.known_vocabulary`."""
-        return data.known_vocabulary(self.task, self.vocabulary)
+        """See `seqio_tasks.known_vocabulary`."""
+        return seqio_tasks.known_vocabulary(self.task, self.vocabulary)
 
     def read(self, tokenizer: Tokenizer, reward: Reward | None = None) -> Documents:
         """Leaves out what cutting leaves nothing of, with a warning.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from dera_jax import checks, data
+from dera_jax import checks, seqio_tasks
 from dera_jax.checkpoints.learned_rewards import reward_model
 from dera_jax.checkpoints.loading import Loaded, load
 from dera_jax.checkpoints.resources import RunResources
@@ -102,7 +102,7 @@ class FromComparisons:
 
     def stages(self, start: supervised.Start, experiment: Path) -> list[Stage]:
         training = self.training(preferences.reward_model(start))  # now: its settings are checked
-        data.check_pairs(training.data.task, training.data.split)
+        seqio_tasks.check_pairs(training.data.task, training.data.split)
         return [Stage(f"reward model {self.name}", experiment / self.name, training.run)]
 
     def reward(self, experiment: Path) -> Reward:

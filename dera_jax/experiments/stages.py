@@ -94,7 +94,7 @@ class Reference:
         """How it reads text, known before it is trained.
 
         Args:
-            known: the vocabulary of the data, see `data.known_vocabulary`.
+            known: the vocabulary of the data, see `seqio_tasks.known_vocabulary`.
 
         Raises:
             ValueError: nobody says what its ids mean.

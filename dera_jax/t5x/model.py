@@ -8,7 +8,7 @@ from flax import core
 from jax import Array
 from t5x import models
 
-from dera_jax import data
+from dera_jax import seqio_tasks
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.decoding.realign import Realigned
@@ -98,4 +98,4 @@ def _known(vocabulary: seqio.Vocabulary) -> Vocabulary | None:
     """None for ids without a text, of which only rewards of ids can be computed."""
     if isinstance(vocabulary, seqio.PassThroughVocabulary):
         return None
-    return data.as_stored(vocabulary)
+    return seqio_tasks.as_stored(vocabulary)

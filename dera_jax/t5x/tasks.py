@@ -13,7 +13,7 @@ import seqio
 import tensorflow as tf
 
 import tasks  # noqa: F401 (registers those that are taken up here)
-from dera_jax.data import yields_text
+from dera_jax.seqio_tasks import yields_text
 
 _T5_PIECES = "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model"
 _OF_TEXTS = ("document", "template", "keep_end")

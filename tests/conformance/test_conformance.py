@@ -20,20 +20,12 @@ from tests.conformance.table import (
 )
 
 every_method = pytest.mark.parametrize("method", METHODS)
-slow_t5 = lambda names: [
-    pytest.param(name, marks=pytest.mark.slow if "t5" in name else ()) for name in names
+QUICK = ("tabular", "realigned tabular", "realigned llama")
+some_slow = lambda names: [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names
 ]
-every_model = pytest.mark.parametrize("name", slow_t5(MODELS))
-every_single_model = pytest.mark.parametrize("name", slow_t5(SINGLE))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """Nearly all the time is XLA's, and a third of it goes without its optimizations."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+every_model = pytest.mark.parametrize("name", some_slow(MODELS))
+every_single_model = pytest.mark.parametrize("name", some_slow(SINGLE))
 
 
 def assert_same(found: table.Found, expected: table.Found, exact: bool = True) -> None:

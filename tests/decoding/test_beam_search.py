@@ -431,7 +431,7 @@ def test_the_parts_of_a_compiled_sum_are_its_rewards():
 # Several end tokens
 
 
-@pytest.mark.parametrize("num_ends", [1, 2, 3])
+@pytest.mark.parametrize("num_ends", [2, 3])
 def test_where_all_end_tokens_are_the_likeliest_every_search_still_has_its_beams(num_ends):
     """All beams survive to the limit, and what is found is the best of every text there is."""
     horizon, n, vocab, end_ids = 4, 4, 2 + num_ends, tuple(range(2, 2 + num_ends))

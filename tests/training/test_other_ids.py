@@ -7,7 +7,7 @@ import pytest
 import sentencepiece
 import seqio
 
-from dera_jax import data
+from dera_jax import data, seqio_tasks
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.named_vocabulary import named_vocabulary
 from dera_jax.checkpoints.orbax import Saving
@@ -167,4 +167,4 @@ def test_a_vocabulary_without_end_of_sequence_is_refused(tmp_path):
 
 def test_ids_without_text_have_no_vocabulary():
     with pytest.raises(ValueError, match="kind PassThroughVocabulary does not say what text"):
-        data.as_stored(seqio.PassThroughVocabulary(10))
+        seqio_tasks.as_stored(seqio.PassThroughVocabulary(10))

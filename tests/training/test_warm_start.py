@@ -35,7 +35,7 @@ def leaves(folder) -> list[np.ndarray]:
     return jax.tree.leaves(load(folder / MODEL).params)
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_a_run_that_died_ends_with_the_same_bits(warm_start, tmp_path, monkeypatch):
     expected = warm_start.run(tmp_path / "whole")
     whole = leaves(tmp_path / "whole")
