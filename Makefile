@@ -42,15 +42,15 @@ evidence-chain: $(TESTABLE)
 evidence-dry-runs: $(TESTABLE)
 	$(BIN)/python -m pytest -m evidence tests/test_main.py
 
-# The experiments, methods compared at equal tokens processed, interrupted trainings, the corpus made anew: 15 minutes.
+# The experiments, methods compared at equal tokens processed, interrupted trainings, the corpus made anew: 15 minutes by estimate.
 evidence-studies: $(TESTABLE)
 	$(PYTEST) -m evidence tests/experiments tests/training tests/evaluation tests/test_interrupts.py tests/test_gin_mutators.py tests/tasks
 
-# Every trainer and decoding method on five meshes of 8 virtual devices, a fully sharded one among them: some 40 minutes.
+# Every trainer and decoding method on five meshes of 8 virtual devices, a fully sharded one among them: 40 minutes by estimate.
 evidence-mesh: $(TESTABLE)
 	$(PYTEST) -m evidence tests/test_meshes.py
 
-# All tests with programs compiled as users compile them: some 50 minutes.
+# All tests with programs compiled as users compile them: 50 minutes by estimate.
 evidence-optimised: $(TESTABLE)
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m 'slow or not slow'
 
