@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from tests import golden
 
-VOCABULARY = seqio.PassThroughVocabulary(size=128, eos_id=1)
+IDS = seqio.PassThroughVocabulary(size=128, eos_id=1)
+BYTES = seqio.ByteVocabulary(extra_ids=0)  # for instructions, which are text
 
 
 def _examples(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
@@ -34,12 +35,13 @@ def _mean_length(targets, predictions) -> dict[str, float]:
     return {"mean_length": float(np.mean([np.sum(np.array(x) > 0) for x in predictions]))}
 
 
-seqio.TaskRegistry.add(
-    "golden_v1_1",
-    source=seqio.FunctionDataSource(_examples, splits=["validation", "test"]),
-    preprocessors=[_to_ids],
-    output_features={
-        name: seqio.Feature(VOCABULARY, add_eos=False) for name in ("inputs", "targets")
-    },
-    metric_fns=[_mean_length],
-)
+for _name, _vocabulary in (("golden_v1_1", IDS), ("golden_v1_1_bytes", BYTES)):
+    seqio.TaskRegistry.add(
+        _name,
+        source=seqio.FunctionDataSource(_examples, splits=["validation", "test"]),
+        preprocessors=[_to_ids],
+        output_features={
+            feature: seqio.Feature(_vocabulary, add_eos=False) for feature in ("inputs", "targets")
+        },
+        metric_fns=[_mean_length],
+    )

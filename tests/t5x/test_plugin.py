@@ -176,7 +176,12 @@ def test_search_and_evolution_inside_t5x(world):
         name, f"gin_configs/t5x/{name}.gin", lam=0.5, LOW="3", HIGH="9", **more
     )
     guided = rewarded("deal")
-    evolved = rewarded("darwin", INSTRUCTIONS=r"('\x05', '\x06\x07')")
+    spelled = {
+        "MIXTURE_OR_TASK_NAME": '"golden_v1_1_bytes"',
+        "VOCABULARY": "@seqio.ByteVocabulary()",
+        "seqio.ByteVocabulary.extra_ids": "0",
+    }
+    evolved = rewarded("darwin", INSTRUCTIONS="('in brief: ', 'tl;dr: ')", **spelled)
     samples = world.pair(
         "samples", "gin_configs/t5x/sample.gin", "tests/t5x/reward.gin", lam=0.5, SAMPLES="8"
     )
