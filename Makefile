@@ -18,7 +18,7 @@ RUN := $(BIN)/python -m dera_jax.main
 # it is done, so that they end together whatever the tests take.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
 
-.PHONY: demo test test-slow test-fast lint tiny evidence-chain evidence-dry-runs evidence-studies evidence-mesh evidence-optimised evidence-benchmarks
+.PHONY: demo test test-slow test-fast lint tiny evidence-chain evidence-dry-runs evidence-studies evidence-conformance evidence-mesh evidence-optimised evidence-benchmarks
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -46,6 +46,10 @@ evidence-dry-runs: $(TESTABLE)
 evidence-studies: $(TESTABLE)
 	$(PYTEST) -m evidence tests/experiments tests/training tests/evaluation tests/test_interrupts.py tests/test_gin_mutators.py tests/tasks
 
+# Every decoding method with single T5 and Llama models, which the tests meet as pairs: 3 minutes.
+evidence-conformance: $(TESTABLE)
+	$(PYTEST) -m evidence tests/conformance
+
 # Every trainer and decoding method on five meshes of 8 virtual devices, a fully sharded one among them: 40 minutes by estimate.
 evidence-mesh: $(TESTABLE)
 	$(PYTEST) -m evidence tests/test_meshes.py
@@ -70,7 +74,7 @@ tiny: $(READY)
 	$(RUN) --gin_file=$(TINY)/warm_start.gin
 	$(RUN) --gin_file=$(TINY)/align.gin
 	$(BIN)/python -m dera_jax.checkpoints.ship out/tiny/align/aligned dera_jax/assets/aligned
-	$(BIN)/python -m dera_jax.evaluation.card
+	$(BIN)/python -m dera_jax.model_card
 
 # A .venv without a working pip (a stopped set-up) is made again; a working one is brought up to date.
 $(READY): setup.py constraints.txt

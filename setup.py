@@ -66,7 +66,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["dera_jax", "dera_jax.*", "tasks", "tasks.*"]),
-    package_data={"dera_jax": ["assets/**", "evaluation/*.html"]},
+    package_data={"dera_jax": ["assets/**", "experiments/*.html"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

@@ -30,20 +30,20 @@ import naive_search
 import numpy as np
 
 import tasks  # noqa: F401 (registers `docstrings`)
-from dera_jax.checkpoints.loading import Pair, load
+from dera_jax.checkpoints.loading import ModelPair, load
 from dera_jax.checkpoints.resources import RunResources
+from dera_jax.data.documents import Documents
+from dera_jax.data.splits import Split
 from dera_jax.decoding.beam_search import NBest, Search, beam_search
 from dera_jax.decoding.search import Guide
-from dera_jax.evaluation.jobs import Split
-from dera_jax.evaluation.sweep import Documents
 from dera_jax.models.language_model import Prompts, PyTree, sequence_keys
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
-from dera_jax.rewards.judge import Judge, score
 from dera_jax.rewards.protocol import Reward, Source
+from dera_jax.rewards.scoring import RewardScorer, score
 from dera_jax.rewards.tokens import Repetition
 from dera_jax.rewards.words import KeywordCoverage
-from dera_jax.training.dry_run import need
+from dera_jax.training.dry_run import program_cost
 
 INPUTS, MAX_LENGTH, REWARD_WEIGHT, LAM = 80, 24, 4.0, 2.0
 BATCH = 16  # documents of one compiled call
@@ -84,10 +84,10 @@ the first call, compilation for the most part.
 
 "Positions" are tokens fed to decoders, as the search itself counts them, per document: those of
 texts that have ended and of documents whose search is decided do not count. The pair's are those of
-both models. "Computed" is what the fixed shapes come to: N·(1 + k·lookahead) positions at every
+both models. "Computed" is what the fixed shapes come to: N·(1 + k·lookahead) tokens at every
 step, until the last document of a call is decided.
 
-| model | B | N | k | lookahead | seconds | positions | µs per position | computed | first call |
+| model | B | N | k | lookahead | seconds | tokens processed | µs per token | computed | first call |
 |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|
 {grid}
 
@@ -127,10 +127,10 @@ less. The last column adds such a copy for every hypothesis.
 class World:
     """The shipped pair, its parameters on the device, documents, and the reward's parameters."""
 
-    pair: Pair
+    pair: ModelPair
     params: PyTree
     documents: Documents
-    judging: PyTree
+    reward_params: PyTree
 
     def rows(self, first: int, number: int, lam: float | None):
         """Prompts at one λ, keys [B, 1] and guide of documents in a row."""
@@ -138,19 +138,19 @@ class World:
         keys = sequence_keys(0, self.documents.example_id[rows], [0])
         lams = None if lam is None else np.full((number, 1), lam, np.float32)
         prompts = self.documents.prompts_of(rows, lams)
-        return prompts, keys, guide(REWARD, self.judging, self.documents.source(rows))
+        return prompts, keys, guide(REWARD, self.reward_params, self.documents.source(rows))
 
 
 def guide(reward: Reward, params: PyTree, source: Source) -> Guide:
     """A reward that needs no text."""
-    return Guide(Judge(reward, params, str), source)
+    return Guide(RewardScorer(reward, params, str), source)
 
 
 def load_world() -> World:
     pair = load("dera_jax/assets/reference", "dera_jax/assets/aligned")
     documents = Split("docstrings", "test", INPUTS, BATCH).read(pair.tokenizer)
-    judging = REWARD.load(RunResources(pair.vocabulary))
-    return World(pair, jax.device_put(pair.params), documents, judging)
+    reward_params = REWARD.load(RunResources(pair.vocabulary))
+    return World(pair, jax.device_put(pair.params), documents, reward_params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,11 +220,11 @@ QUICK = Plan(
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """The best text of a document, its score, and the positions it took: counted and computed."""
+    """The best text of a document, its score, and the tokens processed for it: counted and computed."""
 
     tokens: list[int]
     score: float
-    positions: int
+    forward_tokens: int
     computed: int
 
 
@@ -251,7 +251,7 @@ def found(case: Case, n_best: NBest) -> list[Found]:
         Found(
             tokens=best.pool.tokens[b, 0, 0, : best.pool.lengths[b, 0, 0]].tolist(),
             score=float(best.scores[b, 0, 0]),
-            positions=models * int(best.positions[b, 0]),
+            forward_tokens=models * int(best.forward_tokens[b, 0]),
             computed=models * int(best.steps) * step,
         )
         for b in range(case.at_once)
@@ -275,7 +275,9 @@ def loop(world: World, case: Case) -> Callable[[], list[Found]]:
     def one(row: int) -> Found:
         passes = Passes(world, case, row)
         best = naive_search.search(passes, rewards(world, case, row), settings)
-        return Found(best.tokens[0], float(best.scores[0]), best.positions, passes.positions)
+        return Found(
+            best.tokens[0], float(best.scores[0]), best.forward_tokens, passes.forward_tokens
+        )
 
     return lambda: [one(row) for row in range(case.documents)]
 
@@ -284,7 +286,7 @@ class Passes:
     """`next_log_probs` of a document, by the smallest pass that holds the prefixes.
 
     Attributes:
-        positions: computed so far.
+        forward_tokens: computed so far.
     """
 
     def __init__(self, world: World, case: Case, row: int):
@@ -292,11 +294,11 @@ class Passes:
         sizes = [case.beams, case.beams * case.top_k][: 1 + (case.lookahead > 0)]
         args = model, world.params[0], prompt, MAX_LENGTH
         self._passes = {rows: naive_search.forward_of(*args, rows) for rows in sizes}
-        self.positions = 0
+        self.forward_tokens = 0
 
     def __call__(self, prefixes: list[naive_search.Text]) -> np.ndarray:
         rows = min(rows for rows in self._passes if rows >= len(prefixes))
-        self.positions += rows * MAX_LENGTH
+        self.forward_tokens += rows * MAX_LENGTH
         return self._passes[rows](prefixes)
 
 
@@ -310,7 +312,7 @@ def rewards(world: World, case: Case, row: int) -> naive_search.TextRewards:
         for i, text in enumerate(texts):
             tokens[0, i, : len(text)], lengths[0, i] = text, len(text)
         finished[0, : len(ended)] = ended
-        found = score(REWARD, world.judging, source, tokens, lengths, finished)[0]
+        found = score(REWARD, world.reward_params, source, tokens, lengths, finished)[0]
         return np.asarray(found)[0, : len(texts)]
 
     return texts_rewards
@@ -389,9 +391,9 @@ def beside(case: Case, kind: str) -> Case:
 
 def grid_row(case: Case, x: Timed) -> str:
     model = "pair" if case.kind == PAIRED else "reference"
-    seconds, positions = x.per_document, x.mean("positions")
+    seconds, forward_tokens = x.per_document, x.mean("forward_tokens")
     cells = [model, case.at_once, case.beams, case.top_k, case.lookahead, f"{seconds:.4f}",
-             f"{positions:.0f}", f"{1e6 * seconds / positions:.0f}", f"{x.mean('computed'):.0f}",
+             f"{forward_tokens:.0f}", f"{1e6 * seconds / forward_tokens:.0f}", f"{x.mean('computed'):.0f}",
              f"{x.first - x.median:.1f} s"]  # fmt: skip
     return table_row(cells)
 
@@ -465,7 +467,7 @@ def temporary(beams: int, top_k: int) -> int:
     )
     tokens = beams * SMALL_LENGTH * (1 + top_k * SMALL_LOOKAHEAD)
     prompts = Prompts(array((1, SMALL_INPUTS), jnp.int32), array((1,), jnp.int32))
-    found = need("search", {"model": params}, tokens, call, params, prompts, keys)
+    found = program_cost("search", {"model": params}, tokens, call, params, prompts, keys)
     print(f"N = {beams}, k = {top_k}: {found.temporary / MIB:.1f} MiB", flush=True)
     return found.temporary
 
@@ -517,7 +519,7 @@ def plot(times: dict[Case, Timed], measured: Memory, path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     for kind, marker in zip(LABELS, "osDx", strict=True):
         left.loglog(*points(times, kind), marker, label=LABELS[kind])
-    left.set_xlabel("positions per document")
+    left.set_xlabel("tokens processed per document")
     left.set_ylabel("seconds per document")
     plot_memory(measured, right)
     for axis, place in ((left, "lower right"), (right, "upper left")):
@@ -528,11 +530,11 @@ def plot(times: dict[Case, Timed], measured: Memory, path: Path) -> None:
 
 
 def points(times: dict[Case, Timed], kind: str) -> tuple[list[float], list[float]]:
-    """Positions and seconds per document; the loop over the positions of the search beside it."""
+    """Tokens processed and seconds per document; the loop over the tokens of the search beside it."""
     cases = [case for case in times if case.kind == kind]
     counted = [beside(case, SINGLE) if kind == LOOP else case for case in cases]
-    positions = [times[case].mean("positions") for case in counted]
-    return positions, [times[case].per_document for case in cases]
+    forward_tokens = [times[case].mean("forward_tokens") for case in counted]
+    return forward_tokens, [times[case].per_document for case in cases]
 
 
 def plot_memory(measured: Memory, axis: plt.Axes) -> None:

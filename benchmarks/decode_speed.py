@@ -26,7 +26,7 @@ import speed_report
 import torch
 
 from dera_jax.decoding.realign import Realigned
-from dera_jax.decoding.sampling import Sampling, sample, sweep_rows
+from dera_jax.decoding.sampling import Sampling, sample, sweep_hypotheses
 from dera_jax.models.language_model import Prompts, sequence_keys
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
@@ -94,7 +94,7 @@ def decode(pair: Pair, num_models: int, prompts: Prompts, lams, greedy: bool) ->
     """Our side: tokens [B, K, T] of the aligned model, or of the pair at K values of λ."""
     sampling = Sampling(max_length=pair.size.new_tokens, greedy=greedy, end_ids=(-1,))
     batch = len(prompts.tokens)
-    lam, numbers = sweep_rows(np.asarray(lams, np.float32), 1, batch)
+    lam, numbers = sweep_hypotheses(np.asarray(lams, np.float32), 1, batch)
     keys = sequence_keys(0, np.arange(batch), numbers)
     prompts = prompts.replace(lam=None if num_models == 1 else lam)
     return np.asarray(sample(*pair.last(num_models), prompts, keys, sampling).tokens)

@@ -42,8 +42,8 @@ from beam_search_speed import (
 from dera_jax.decoding.evolution import Evolution, Generation, generation
 from dera_jax.decoding.mutation import RELEASED, InputEdits
 from dera_jax.decoding.search import Guide
-from dera_jax.models.language_model import Prompts, padded, sequence_keys
-from dera_jax.rewards.judge import score
+from dera_jax.models.language_model import Prompts, pad_sequences, sequence_keys
+from dera_jax.rewards.scoring import score
 
 MUTATOR = InputEdits()
 NEAR = 1e-4  # between scores of tokens that only rounding tells apart
@@ -67,12 +67,12 @@ document. The widest spread of a row's runs, (max − min) ÷ median, was {sprea
 
 ## The compiled populations
 
-{batch} documents in one call: encoder, populations and reward. "Rounds" and "positions" are means
-over the documents: how often a population was judged, and tokens fed to the decoder as the
+{batch} documents in one call: encoder, populations and reward. "Rounds" and "tokens processed" are means
+over the documents: how often a population was scored, and tokens fed to the decoder as the
 populations count them, of which those of adopted texts, read again under another instruction, are
 "adopted". "First call" is the extra time of the first call, compilation for the most part.
 
-| N | m | seconds | rounds | positions | adopted | µs per position | first call |
+| N | m | seconds | rounds | tokens processed | adopted | µs per token | first call |
 |---:|---:|---:|---:|---:|---:|---:|---:|
 {grid}
 
@@ -147,7 +147,7 @@ class Found:
     Attributes:
         texts: N.
         written: int [N, T], what each individual wrote itself.
-        rounds: how often it was judged.
+        rounds: how often it was scored.
         fed: tokens fed to the decoder.
         encoded: tokens of instructions, for the encoder.
     """
@@ -167,10 +167,10 @@ class Found:
 def instructions(world: World, population: int) -> Prompts:
     """[BATCH, N, INPUTS]: the mutated documents."""
     documents = world.documents
-    ids, prompts = documents.example_id[:BATCH], documents.asked[:BATCH]
+    ids, prompts = documents.example_id[:BATCH], documents.text_prompts[:BATCH]
     mutated = MUTATOR(prompts, population, sequence_keys(0, ids, [-1])[:, 0]).children
     read = [world.pair.encode_prompt(x, INPUTS).ids for row in mutated for x in row]
-    tokens, lengths = padded(read, INPUTS)
+    tokens, lengths = pad_sequences(read, INPUTS)
     return Prompts(tokens.reshape(BATCH, population, -1), lengths.reshape(BATCH, population))
 
 
@@ -181,8 +181,8 @@ def compiled(world: World, case: Case) -> Callable[[], list[Found]]:
     def live(first: int) -> list[Found]:
         rows = np.arange(first, first + case.at_once)
         own = jax.tree.map(lambda x: x[rows], prompts)
-        model, judge = world.pair.model.reference, judging(world, rows)
-        arguments = own, keys(world, rows, case), case.evolution, judge
+        model, scorer = world.pair.model.reference, scoring(world, rows)
+        arguments = own, keys(world, rows, case), case.evolution, scorer
         return found(generation(model, world.params[0], *arguments), own)
 
     firsts = range(0, case.documents, case.at_once)
@@ -193,8 +193,8 @@ def keys(world: World, rows: np.ndarray, case: Case) -> jax.Array:
     return sequence_keys(0, world.documents.example_id[rows], np.arange(case.population))
 
 
-def judging(world: World, rows: np.ndarray) -> Guide:
-    return guide(REWARD, world.judging, world.documents.source(rows))
+def scoring(world: World, rows: np.ndarray) -> Guide:
+    return guide(REWARD, world.reward_params, world.documents.source(rows))
 
 
 def found(population: Generation, prompts: Prompts) -> list[Found]:
@@ -206,7 +206,7 @@ def found(population: Generation, prompts: Prompts) -> list[Found]:
             texts=[x[:n].tolist() for x, n in zip(texts.tokens[b], texts.lengths[b], strict=True)],
             written=population.written[b],
             rounds=int(population.rounds[b]),
-            fed=int(population.positions[b]),
+            fed=int(population.forward_tokens[b]),
             encoded=int(np.sum(prompts.lengths[b])),
         )
         for b in range(len(prompts.tokens))
@@ -257,7 +257,7 @@ def rewards(world: World, case: Case, row: int) -> naive_evolution.TextRewards:
         for i, text in enumerate(texts):
             tokens[0, i, : len(text)] = text
         lengths = np.array([[len(text) for text in texts]])
-        found, _ = score(REWARD, world.judging, source, tokens, lengths, np.array([finished]))
+        found, _ = score(REWARD, world.reward_params, source, tokens, lengths, np.array([finished]))
         return np.asarray(found)[0]
 
     return texts_rewards

@@ -35,16 +35,16 @@ class Round:
     """A period and the replacement at its end.
 
     Attributes:
-        before, written, judged: the N texts at its start, at its end, and with their lookahead.
+        before, written, scored: the N texts at its start, at its end, and with their lookahead.
         ended: whether each text of `written` has ended.
-        rewards: of `judged`.
+        rewards: of `scored`.
         best: the survivors, best first.
         donors: the individual whose text each goes on with.
     """
 
     before: list[Text]
     written: list[Text]
-    judged: list[Text]
+    scored: list[Text]
     ended: list[bool]
     rewards: list[float]
     best: list[int]
@@ -53,7 +53,7 @@ class Round:
     @property
     def calls(self) -> list[dict[int, Text]]:
         """The texts that became longer, by individual: in the period, and in the lookahead."""
-        return [_grown(self.before, self.written), _grown(self.written, self.judged)]
+        return [_grown(self.before, self.written), _grown(self.written, self.scored)]
 
 
 def _grown(before: list[Text], after: list[Text]) -> dict[int, Text]:
@@ -96,14 +96,14 @@ def generation(write: Write, reward: TextRewards, keys: Array, evolution: Evolut
     while not all(ends(text, sampling) for text in texts):
         before, steps = texts, evolution.period * (len(rounds) + 1)
         written = write(before, keys, evolution.period)
-        judged = written
+        scored = written
         if evolution.lookahead:
-            judged = write(written, ahead(keys, steps), evolution.lookahead)
-        scores = [float(x) for x in reward(judged, [complete(x, sampling) for x in judged])]
+            scored = write(written, ahead(keys, steps), evolution.lookahead)
+        scores = [float(x) for x in reward(scored, [complete(x, sampling) for x in scored])]
         ended, drawn = [ends(x, sampling) for x in written], draws(keys, steps, evolution)
         best, donors = replacement(scores, ended, drawn, evolution.survivors)
         texts, rewards = [written[i] for i in donors], [scores[i] for i in donors]
-        rounds.append(Round(before, written, judged, ended, scores, best, donors))
+        rounds.append(Round(before, written, scored, ended, scores, best, donors))
     return Population(texts, rewards, rounds)
 
 
@@ -230,7 +230,7 @@ def _scores(output: Output, state: State, keys: Array, sampling: Sampling) -> Ar
 
 
 @dataclasses.dataclass(frozen=True)
-class Lived:
+class EvolvedGeneration:
     """A generation.
 
     Attributes:
@@ -254,7 +254,7 @@ class Evolved:
 
     text: Text
     reward: float
-    generations: list[Lived]
+    generations: list[EvolvedGeneration]
 
 
 def evolve(
@@ -289,7 +289,7 @@ def evolve(
                 best = text, value
         offered = oftenest(found)
         archive = updated(archive, parent, [(children[i], found.rewards[i]) for i in offered])
-        generations.append(Lived(parent, children, found, offered, archive))
+        generations.append(EvolvedGeneration(parent, children, found, offered, archive))
     return Evolved(*best, generations)
 
 

@@ -1,7 +1,7 @@
 """The search with lookahead rewards as one writes it first: Python lists, no cache, one document.
 
 DeAL (Huang et al. 2024, arXiv 2402.06147) on the rules of T5X's beam search: every `period` tokens
-the candidates of a beam search are continued greedily by `lookahead` tokens, a reward judges what
+the candidates of a beam search are continued greedily by `lookahead` tokens, a reward scores what
 they would become, and it is added to their scores. It is here as the reference that the compiled
 search is tested against, and as the Python loop over a jitted forward pass to time it beside.
 
@@ -80,7 +80,7 @@ class Result:
         scores: float [<= N]; without the length penalty if the texts are not finished.
         finished: all texts end in an end token; else none of them does.
         steps: of the search, T at most.
-        positions: of the decoder: N for every step, one for every token of a lookahead.
+        forward_tokens: of the decoder: N for every step, one for every token of a lookahead.
     """
 
     tokens: list[Text]
@@ -89,7 +89,7 @@ class Result:
     scores: np.ndarray
     finished: bool
     steps: int
-    positions: int
+    forward_tokens: int
 
 
 def search(next_log_probs: NextLogProbs, reward: TextRewards | None, settings: Settings) -> Result:
@@ -100,15 +100,15 @@ def search(next_log_probs: NextLogProbs, reward: TextRewards | None, settings: S
         reward: texts, and whether each has ended -> a reward for each; None: plain beam search.
         settings: see there.
     """
-    live, waiting, finished, positions = [Hypothesis([], 0.0)], [], [], 0
+    live, waiting, finished, forward_tokens = [Hypothesis([], 0.0)], [], [], 0
     for n in range(1, settings.max_length + 1):
         candidates = expand(next_log_probs, live, settings)
-        positions += settings.beams
+        forward_tokens += settings.beams
         scoring = n % settings.period == 0 or n == settings.max_length
         if scoring and reward is not None:
             texts, produced = look_ahead(next_log_probs, candidates, settings)
-            candidates, waiting = judge(reward, texts, candidates, waiting, settings)
-            positions += produced
+            candidates, waiting = score_all(reward, texts, candidates, waiting, settings)
+            forward_tokens += produced
         live, ended = rank(candidates, settings)
         if not scoring:
             waiting = best(waiting + ended, settings.beams, settings)
@@ -117,7 +117,7 @@ def search(next_log_probs: NextLogProbs, reward: TextRewards | None, settings: S
         waiting = []
         if settled(live, finished, 0.0 if reward is None else settings.highest_reward, settings):
             break
-    return result(live, finished, n, positions, settings)
+    return result(live, finished, n, forward_tokens, settings)
 
 
 def expand(next_log_probs: NextLogProbs, live: list[Hypothesis], settings: Settings):
@@ -145,18 +145,18 @@ def look_ahead(next_log_probs: NextLogProbs, candidates: list[Hypothesis], setti
     return texts, produced
 
 
-def judge(reward: TextRewards, texts: list[Text], candidates, waiting, settings: Settings):
+def score_all(reward: TextRewards, texts: list[Text], candidates, waiting, settings: Settings):
     """Candidates with the rewards of their `texts`, and waiting with their own; one call for all.
 
     The tokens of the lookahead are forgotten here.
     """
     texts = texts + [hypothesis.tokens for hypothesis in waiting]
     rewards = reward(texts, [ends(text, settings) for text in texts])
-    judged = [
+    scored = [
         dataclasses.replace(hypothesis, reward=float(value))
         for hypothesis, value in zip(candidates + waiting, rewards, strict=True)
     ]
-    return judged[: len(candidates)], judged[len(candidates) :]
+    return scored[: len(candidates)], scored[len(candidates) :]
 
 
 def rank(candidates: list[Hypothesis], settings: Settings):
@@ -180,7 +180,7 @@ def settled(live, finished, highest: float | None, settings: Settings) -> bool:
     return score(finished[-1], settings) > hope
 
 
-def result(live, finished, steps: int, positions: int, settings: Settings) -> Result:
+def result(live, finished, steps: int, forward_tokens: int, settings: Settings) -> Result:
     """The finished texts; the live ones if there are none."""
     texts, scored = finished, settings
     if not finished:
@@ -192,7 +192,7 @@ def result(live, finished, steps: int, positions: int, settings: Settings) -> Re
         scores=np.array([score(x, scored) for x in texts]),
         finished=bool(finished),
         steps=steps,
-        positions=positions,
+        forward_tokens=forward_tokens,
     )
 
 

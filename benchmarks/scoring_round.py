@@ -28,19 +28,19 @@ import tasks  # noqa: F401 (registers `docstrings`)
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.checkpoints.tokenizer import Tokenizer
+from dera_jax.data.documents import Documents, keyword_texts
+from dera_jax.data.splits import Split
 from dera_jax.decoding.best_of_n import best_of_n, winners
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.decoding.search import Guide
-from dera_jax.evaluation.jobs import Split
-from dera_jax.evaluation.sweep import Documents, keyword_texts
 from dera_jax.models.heads import ValueHead
-from dera_jax.models.language_model import padded, sequence_keys
+from dera_jax.models.language_model import pad_sequences, sequence_keys
 from dera_jax.rewards.host import HostReward
-from dera_jax.rewards.judge import Judge, score
 from dera_jax.rewards.learned import Entailment, RewardModel
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import Reward, Source
-from dera_jax.rewards.words import Faithfulness, KeywordCoverage, coverage, faithful_share
+from dera_jax.rewards.scoring import RewardScorer, score
+from dera_jax.rewards.words import Faithfulness, KeywordCoverage, coverage, faithful_fraction
 
 BATCH, SAMPLES, INPUTS, MAX_LENGTH = 16, 16, 80, 24
 REPORT = Path(__file__).parents[1] / "docs" / "results" / "scoring_round.md"
@@ -83,17 +83,17 @@ def read_world() -> World:
 def inside(world: World, reward: Reward, params) -> np.ndarray:
     """int [B], the winners of one compiled call."""
     source, *begun = round_of(world)
-    guide = Guide(Judge(reward, params, world.text.decode), source)
+    guide = Guide(RewardScorer(reward, params, world.text.decode), source)
     best = best_of_n(world.model, world.params, *begun, SAMPLES, guide)
     return np.asarray(best.index)[:, 0]
 
 
-def outside(world: World, judge: Judge) -> np.ndarray:
+def outside(world: World, scorer: RewardScorer) -> np.ndarray:
     """int [B], the winners by way of text."""
     samples = decode(world)
     source = round_of(world)[0]
     texts = samples.tokens, samples.lengths, samples.finished
-    rewards, _ = judge(source, world.documents.texts, *texts)
+    rewards, _ = scorer(source, world.documents.texts, *texts)
     return np.asarray(winners(rewards, SAMPLES))[:, 0]
 
 
@@ -126,7 +126,7 @@ def pairs(world: World) -> list[tuple[str, Reward, object, Callable]]:
         ("keyword coverage", *words(KeywordCoverage()),
          lambda d, t: [coverage(x, keywords[y]) for x, y in zip(t, d, strict=True)]),
         ("faithfulness", *words(Faithfulness()),
-         lambda d, t: [faithful_share(x, y) for x, y in zip(t, d, strict=True)]),
+         lambda d, t: [faithful_fraction(x, y) for x, y in zip(t, d, strict=True)]),
         ("reward model", RewardModel(trunk), network,
          lambda d, t: through_text(world, RewardModel(trunk), network, t)),
         ("entailment", answers, prompts, lambda d, t: through_text(world, answers, prompts, t)),
@@ -158,7 +158,7 @@ def in_range(world: World, reward: LengthInRange, texts: Sequence[str]) -> list[
 def through_text(world: World, reward: Reward, params, texts: Sequence[str]) -> np.ndarray:
     """A network's reward of texts, K for each of the round's documents in order."""
     end = world.text.end_id
-    tokens, lengths = padded(
+    tokens, lengths = pad_sequences(
         [[*world.text.encode(text), end][:MAX_LENGTH] for text in texts], MAX_LENGTH
     )
     tokens, lengths = tokens.reshape(BATCH, -1, MAX_LENGTH), lengths.reshape(BATCH, -1)
@@ -182,20 +182,20 @@ def measure(calls: dict[str, Callable], runs: int) -> dict[str, float]:
 
 def row(world: World, name: str, reward: Reward, params, function: Callable, runs: int):
     """A line of the table, and the decode's own milliseconds."""
-    judge = Judge(HostReward(function), None, world.text.decode)
+    scorer = RewardScorer(HostReward(function), None, world.text.decode)
     samples, source = decode(world), round_of(world)[0]
     texts = samples.tokens, samples.lengths, samples.finished
     found = measure(
         {
             "inside": lambda: inside(world, reward, params),
-            "host": lambda: outside(world, judge),
+            "host": lambda: outside(world, scorer),
             "decode": lambda: decode(world),
             "reward": lambda: jax.block_until_ready(score(reward, params, source, *texts)),
-            "text": lambda: judge(source, world.documents.texts, *texts),
+            "text": lambda: scorer(source, world.documents.texts, *texts),
         },
         runs,
     )
-    same = np.mean(inside(world, reward, params) == outside(world, judge))
+    same = np.mean(inside(world, reward, params) == outside(world, scorer))
     line = (
         f"| {name} | {found['inside']:.0f} | {found['host']:.0f} | "
         f"{found['host'] / found['inside']:.2f} | {found['reward']:.1f} | "

@@ -6,7 +6,7 @@ import statistics
 from importlib import metadata
 from pathlib import Path
 
-from dera_jax import json_files
+from dera_jax.files import json_files
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers")

@@ -1,13 +1,13 @@
 """Decoding-time alignment of language models in plain JAX.
 
-What most users need, imported when it is first used:
+The main functions are imported on first use:
 
-load        a model, or a reference and aligned models, from their checkpoints
-sample      sequences of a model at any λ
-sweep       documents at several λ, written down as they are decoded
-search      reward-guided beam search (DeAL)
-evolve      evolutionary decoding (DARWIN)
-best_of_n   the best of n samples
+load        loads a model, or a reference model and aligned models, from checkpoints
+sample      samples sequences from a model, for a realigned model at any λ
+sweep       decodes documents at several λ and writes each result as soon as it is decoded
+search      runs reward-guided beam search (DeAL)
+evolve      runs evolutionary decoding (DARWIN)
+best_of_n   selects the sequence with the highest reward among n samples
 rewards     the package of reward functions
 """
 
@@ -15,7 +15,7 @@ import importlib
 
 __version__ = "0.2.0"
 
-_WHERE = {
+_LOCATIONS = {  # module and attribute of each name; None for the module itself
     "load": ("dera_jax.checkpoints.loading", "load"),
     "sample": ("dera_jax.decoding.sampling", "sample"),
     "sweep": ("dera_jax.evaluation.sweep", "decode"),
@@ -28,11 +28,11 @@ __all__ = ["best_of_n", "evolve", "load", "rewards", "sample", "search", "sweep"
 
 
 def __getattr__(name: str) -> object:
-    if name not in _WHERE:
+    if name not in _LOCATIONS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _WHERE[name]
-    found = importlib.import_module(module)
-    return found if attribute is None else getattr(found, attribute)
+    path, attribute = _LOCATIONS[name]
+    module = importlib.import_module(path)
+    return module if attribute is None else getattr(module, attribute)
 
 
 def __dir__() -> list[str]:

@@ -1,8 +1,8 @@
-"""What a parsed gin config says of its bindings: where each comes from, and what is wrong with it.
+"""Locates and validates the bindings of a parsed gin configuration.
 
-gin takes a misspelt scope, a parameter that nothing reads and a value of the wrong type without a
-word; what is raised later names none of them. All that is known here comes from the references of
-the config, followed from `configure.run` on.
+gin silently accepts a misspelt scope, a parameter that nothing reads and a value of the wrong type,
+and errors that follow from them do not name the binding. The functions below follow the references
+of the configuration, starting from `configure.run`, to find such bindings.
 """
 
 import collections.abc
@@ -26,10 +26,10 @@ Key = tuple[str, str, str]  # scope (of a macro: its name), complete selector, p
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """Where the bindings of a config stand.
+    """Places of the bindings of a configuration.
 
     Attributes:
-        places: by binding, "in FILE, line N" or "on the command line"; the last one counts.
+        places: "in FILE, line N" or "on the command line" for each binding; the last place counts.
         scopes: every scope that a reference of any statement opens.
     """
 
@@ -37,11 +37,12 @@ class Sources:
     scopes: frozenset[str]
 
     def from_command_line(self) -> list[Key]:
+        """Return the bindings that were made on the command line."""
         return [key for key, place in self.places.items() if place == _COMMAND_LINE]
 
 
-class _Written(config_parser.ParserDelegate):
-    """Collects the scopes of references; gives values of no use."""
+class _ScopeCollector(config_parser.ParserDelegate):
+    """Collects the scopes of references while a file is parsed; the parsed values are not used."""
 
     def __init__(self):
         self.scopes: set[str] = set()
@@ -57,28 +58,29 @@ Statement = config_parser.BindingStatement
 
 
 def statements(files: Sequence[str]) -> tuple[list[Statement], frozenset[str]]:
-    """The bindings of gin files and of those they include, in order, and the scopes they open.
+    """Parse the bindings of gin files and of the files they include, in order, and collect scopes.
 
-    gin reads the same files once more: it does not keep where a binding was made. Files that are
-    missing are left to it.
+    gin itself parses the same files again, since it does not keep the places of bindings. Missing
+    files are skipped here, and gin reports them.
 
     Raises:
-        ValueError: a file that is no gin, naming the line.
+        ValueError: a file is not valid gin; the message names the line.
     """
-    written = _Written()
-    return [x for file in files for x in _statements(file, written)], frozenset(written.scopes)
+    collector = _ScopeCollector()
+    parsed = [x for file in files for x in _statements(file, collector)]
+    return parsed, frozenset(collector.scopes)
 
 
-def _statements(file: str, written: _Written) -> Iterator[Statement]:
+def _statements(file: str, collector: _ScopeCollector) -> Iterator[Statement]:
     places = (Path(prefix) / file for prefix in gin.config._LOCATION_PREFIXES)
     path = next((path for path in places if path.is_file()), None)
     if path is None:
         return
     with path.open(encoding="utf-8") as lines:
         try:
-            for statement in config_parser.ConfigParser(lines, written):
+            for statement in config_parser.ConfigParser(lines, collector):
                 if isinstance(statement, config_parser.IncludeStatement):
-                    yield from _statements(statement.filename, written)
+                    yield from _statements(statement.filename, collector)
                 elif isinstance(statement, Statement):
                     location = statement.location._replace(filename=file)
                     yield statement._replace(location=location)
@@ -89,25 +91,31 @@ def _statements(file: str, written: _Written) -> Iterator[Statement]:
 
 
 def sources(found: Sequence[Statement], scopes: frozenset[str], bindings: Sequence[str]) -> Sources:
-    """Where the bindings stand: those of `statements`, once gin knows the names, and `bindings`."""
+    """Return the places of bindings.
+
+    Args:
+        found, scopes: as `statements` returns them. gin must have parsed the files already, so
+            that it knows the names.
+        bindings: those of the command line.
+    """
     places = {_key(x): f"in {x.location.filename}, line {x.location.line_num}" for x in found}
-    written = _Written()
+    collector = _ScopeCollector()
     for binding in bindings:
-        for statement in config_parser.ConfigParser(binding, written):
+        for statement in config_parser.ConfigParser(binding, collector):
             places[_key(statement)] = _COMMAND_LINE
-    return Sources(places, scopes | written.scopes)
+    return Sources(places, scopes | collector.scopes)
 
 
 def _key(statement: Statement) -> Key:
     scope, selector, parameter, *_ = statement
     if not parameter:
         return "/".join(filter(None, (scope, selector))), MACRO, "value"
-    found = gin.config._REGISTRY.matching_selectors(selector)
-    return scope, found[0] if len(found) == 1 else selector, parameter
+    matching = gin.config._REGISTRY.matching_selectors(selector)
+    return scope, matching[0] if len(matching) == 1 else selector, parameter
 
 
 def check_macros(known: Sources) -> None:
-    """Raises ValueError for a %MACRO that no statement defines, with near matches and its place."""
+    """Raise ValueError for an undefined %MACRO, naming its place and similar names."""
     defined = [scope for scope, selector in gin.config._CONFIG if selector == MACRO]
     for key, value in _all_bindings():
         for reference in gin.config.iterate_references({"value": value}):
@@ -115,12 +123,12 @@ def check_macros(known: Sources) -> None:
             if selector == MACRO and scope not in defined:
                 raise ValueError(
                     f"%{scope} {known.places.get(key, '')}: no gin file defines this macro, which "
-                    f"{name_of(key)} refers to{near(scope, defined)}"
+                    f"{name_of(key)} refers to{suggestion(scope, defined)}"
                 )
 
 
 def check_scopes(known: Sources) -> None:
-    """Raises ValueError for a binding in a scope that no reference opens: nothing would read it."""
+    """Raise ValueError for a binding in a scope that no reference opens, since nothing reads it."""
     for key, _ in _all_bindings():
         scopes = key[0].split("/") if key[0] and key[1] != MACRO else []
         for scope in scopes:
@@ -128,7 +136,7 @@ def check_scopes(known: Sources) -> None:
                 raise ValueError(
                     f"{name_of(key)} {known.places.get(key, '')}: no reference @{scope}/... opens "
                     f"the scope {scope!r}, so that nothing reads this binding"
-                    f"{near(scope, sorted(known.scopes))}"
+                    f"{suggestion(scope, sorted(known.scopes))}"
                 )
 
 
@@ -139,7 +147,7 @@ def _all_bindings() -> Iterator[tuple[Key, object]]:
 
 
 def name_of(key: Key) -> str:
-    """A binding as it is written in a gin file."""
+    """Return the name of a binding as written in a gin file."""
     scope, selector, parameter = key
     if selector == MACRO:
         return scope
@@ -147,37 +155,37 @@ def name_of(key: Key) -> str:
     return f"{scope}/{short}" if scope else short
 
 
-def near(name: str, known: Sequence[str]) -> str:
-    """The end of a sentence: what may have been meant."""
-    found = difflib.get_close_matches(name, known) or sorted(known)
-    return f"; did you mean {' or '.join(found)}?" if found else ""
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """Return a suggestion of similar names, to be appended to a message."""
+    similar = difflib.get_close_matches(name, known) or sorted(known)
+    return f"; did you mean {' or '.join(similar)}?" if similar else ""
 
 
-def reached(start: str) -> dict[Key, object]:
-    """The bindings that count when the configurable `start` is called, macros among them.
+def reachable_bindings(start: str) -> dict[Key, object]:
+    """Return the bindings, including macros, that a call of the configurable `start` reads.
 
     Args:
-        start: its complete selector.
+        start: complete selector of the configurable.
     """
-    found, seen, ahead = {}, set(), [((), start)]
-    while ahead:
-        scopes, selector = ahead.pop()
+    result, seen, pending = {}, set(), [((), start)]
+    while pending:
+        scopes, selector = pending.pop()
         if (scopes, selector) in seen:
             continue
         seen.add((scopes, selector))
-        here = _bindings_at(scopes, selector)
-        found |= here
-        for reference in gin.config.iterate_references(here):
+        bindings = _bindings_at(scopes, selector)
+        result |= bindings
+        for reference in gin.config.iterate_references(bindings):
             scope, callee = reference.config_key
             inner = tuple(scope.split("/")) if scope else ()
-            ahead.append((inner or scopes, callee))
-            if not reference.evaluate:  # called later, maybe outside of this scope
-                ahead.append((inner, callee))
-    return found
+            pending.append((inner or scopes, callee))
+            if not reference.evaluate:  # may be called later, outside of this scope
+                pending.append((inner, callee))
+    return result
 
 
 def _bindings_at(scopes: Sequence[str], selector: str) -> dict[Key, object]:
-    """Those of a configurable called in scopes; inner scopes override outer ones."""
+    """Return the bindings of a configurable called in nested scopes; inner scopes override."""
     innermost = {}
     for depth in range(len(scopes) + 1):
         scope = "/".join(scopes[:depth])
@@ -187,19 +195,19 @@ def _bindings_at(scopes: Sequence[str], selector: str) -> dict[Key, object]:
 
 
 def value_of(value: object) -> object:
-    """The value of a binding, where it is a macro the macro's."""
+    """Return the value of a binding, with references to macros replaced by their values."""
     while isinstance(value, gin.config.ConfigurableReference) and value.config_key[1] == MACRO:
         value = gin.config._CONFIG[value.config_key]["value"]
     return value
 
 
 def check_types(bindings: Mapping[Key, object], known: Sources) -> None:
-    """Compares literal values with the annotations of a user's own functions and classes.
+    """Compare literal values with the type annotations of a user's own functions and classes.
 
-    Those of this package validate their values themselves, when they are called.
+    Functions and classes of this package validate their values themselves, when they are called.
 
     Raises:
-        TypeError: a value of another type, naming the binding and its place.
+        TypeError: a value has another type; the message names the binding and its place.
     """
     for key, value in bindings.items():
         _, selector, parameter = key
@@ -217,12 +225,13 @@ def _hints(selector: str) -> Mapping[str, object]:
     function = gin.config._REGISTRY[selector].wrapped
     try:
         return typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
-    except (NameError, TypeError, AttributeError):  # of a user's function: they need not resolve
+    # Annotations of a user's function need not resolve.
+    except (NameError, TypeError, AttributeError):
         return {}
 
 
 def _fits(value: object, hint: object) -> bool:
-    """Whether a literal has the type of a hint; references and unusual hints fit."""
+    """Return whether a literal has the type of a hint; references and unusual hints always fit."""
     value, kind, arguments = value_of(value), typing.get_origin(hint), typing.get_args(hint)
     if isinstance(value, gin.config.ConfigurableReference) or hint in (object, typing.Any):
         return True
@@ -247,7 +256,7 @@ def _items_fit(values: Sequence, hints: tuple) -> bool:
 
 
 def _words(hint: object) -> str:
-    """A type for people: 'int or None', 'a tuple of float', 'a Reward'."""
+    """Describe a type in words: 'int or None', 'a tuple of float', 'a Reward (@function())'."""
     kind, arguments = typing.get_origin(hint), typing.get_args(hint)
     if kind in (typing.Union, types.UnionType):
         return " or ".join(map(_words, arguments))
@@ -261,7 +270,7 @@ def _words(hint: object) -> str:
 
 
 def place(key: Key, bindings: Mapping[Key, object], known: Sources) -> str:
-    """A binding, or the macro that it is set by, with its value and where that stands."""
+    """Describe a binding, or the macro that sets it, with its value and place."""
     value = bindings[key]
     while isinstance(value, gin.config.ConfigurableReference) and value.config_key[1] == MACRO:
         key, value = (*value.config_key, "value"), gin.config._CONFIG[value.config_key]["value"]
@@ -269,23 +278,26 @@ def place(key: Key, bindings: Mapping[Key, object], known: Sources) -> str:
 
 
 def unused(bindings: Mapping[Key, object], known: Sources) -> list[str]:
-    """Bindings of the command line that nothing reads, as far as references tell."""
+    """Return the bindings of the command line that no reference in `bindings` reads."""
     return [name_of(key) for key in known.from_command_line() if key not in bindings]
 
 
-def blamed(
+def related_bindings(
     message: str, function: str | None, bindings: Mapping[Key, object], known: Sources
 ) -> str:
-    """Which bindings a message is about: parameters of `function` that it names, strings it quotes.
+    """Describe the bindings that an error message is about.
+
+    These are parameters of `function` whose names occur in the message, and macros whose string
+    values the message quotes.
 
     Args:
         message: of an error.
-        function: the last part of its name; None if the error was raised in none.
-        bindings: those that count.
+        function: last part of the name of the configurable that raised it; None if there is none.
+        bindings: those that the run reads.
         known: their places.
 
     Returns:
-        '' if none is found, otherwise their values and places, in parentheses.
+        The values and places of these bindings in parentheses; '' if there are none.
     """
     named = [
         key
@@ -293,6 +305,6 @@ def blamed(
         if (key[1].rpartition(".")[2] == function and re.search(rf"\b{key[2]}\b", message))
         or (key[1] == MACRO and isinstance(value, str) and repr(value) in message)
     ]
-    found = dict.fromkeys(place(key, bindings, known) for key in named)
-    found = [text for text in found if text not in message]
-    return f" ({', '.join(found)})" if found else ""
+    places = dict.fromkeys(place(key, bindings, known) for key in named)
+    places = [text for text in places if text not in message]
+    return f" ({', '.join(places)})" if places else ""

@@ -1,14 +1,14 @@
-"""Validate settings and arguments where they are given, and raise ValueError in one sentence.
+"""Validates configurations and arguments; raises ValueError with a message of one sentence.
 
-A class of settings checks its fields when it is made, which is before a model is loaded:
+A configuration class validates its fields at construction, which is before a model is loaded:
 
     def __post_init__(self):
-        check_fields(self, batch_size=whole(1), seed=SEED)
+        check_fields(self, batch_size=integer(1), seed=SEED)
 
     Data.batch_size must be an integer of at least 1; found 0.
 
-True and 2.0 are not integers; '0.5', NaN and infinity are not numbers. A list or an array becomes a
-tuple where a tuple is expected, and scalars of NumPy and JAX become Python's.
+True and 2.0 are not integers; '0.5', NaN and infinity are not numbers. Lists and arrays are
+converted to tuples, and scalars of NumPy and JAX to Python scalars.
 """
 
 import dataclasses
@@ -19,17 +19,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-LARGEST = 2**31 - 1  # of a size
-_SHOWN = 80  # characters of a wrong value
+LARGEST = 2**31 - 1  # the largest size
+_MOST_CHARACTERS = 80  # of an invalid value in a message
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A condition on a value.
+    """Defines which values are accepted.
 
     Attributes:
-        words: what is accepted, in words that follow "must be".
-        allows: whether a value is accepted.
+        words: description of the accepted values, which follows "must be" in messages.
+        allows: function that returns whether a value is accepted.
     """
 
     words: str
@@ -37,10 +37,11 @@ class Check:
 
 
 def check_fields(settings: object, **accepted: Check) -> None:
-    """Validates fields of a frozen dataclass; called from its `__post_init__`.
+    """Validates fields of a frozen dataclass in its `__post_init__` and converts them as `check`.
 
     Raises:
-        ValueError: naming class and field, what is accepted and what was found.
+        ValueError: a field is not accepted; the message names class and field, the accepted values
+            and the value found.
     """
     for field, kind in accepted.items():
         given = getattr(settings, field)
@@ -50,10 +51,15 @@ def check_fields(settings: object, **accepted: Check) -> None:
 
 
 def check(name: str, value: object, accepted: Check) -> object:
-    """Validates one value and returns it as a plain Python object.
+    """Validates one value and returns it with scalars and arrays as Python objects.
+
+    Args:
+        name: name of the value in the message.
+        value: the value.
+        accepted: the accepted values.
 
     Raises:
-        ValueError: as `check_fields`.
+        ValueError: the value is not accepted.
     """
     plain = _plain(value)
     if not accepted.allows(plain):
@@ -62,20 +68,20 @@ def check(name: str, value: object, accepted: Check) -> object:
 
 
 def check_distinct(name: str, values: Sequence[object]) -> None:
-    """Raises ValueError for a value that is given twice, which would count twice."""
-    twice = [value for i, value in enumerate(values) if value in values[:i]]
-    if twice:
-        raise ValueError(f"{name} must be different values; found {_shown(twice[0])} twice.")
+    """Raises ValueError if a value occurs twice, since it would then count twice."""
+    repeated = [value for i, value in enumerate(values) if value in values[:i]]
+    if repeated:
+        raise ValueError(f"{name} must be different values; found {_format(repeated[0])} twice.")
 
 
 def check_traced(settings: object, **accepted: Check) -> None:
-    """Validates fields of a pytree: of a leaf that is an array, every element.
+    """Validates fields of a pytree, and every element of a leaf that is an array.
 
-    Values traced by `jax.jit` are not known and are skipped. Call this outside of jit, and not from
-    the `__post_init__` of a pytree, which JAX also calls with leaves of any kind.
+    Values traced by `jax.jit` are unknown and are skipped. Call this outside of jit, and not in the
+    `__post_init__` of a pytree, which JAX also calls with leaves of any type.
 
     Raises:
-        ValueError: as `check_fields`.
+        ValueError: a field is not accepted; see `check_fields`.
     """
     static = {
         x.name for x in dataclasses.fields(settings) if not x.metadata.get("pytree_node", True)
@@ -87,8 +93,8 @@ def check_traced(settings: object, **accepted: Check) -> None:
             raise ValueError(_sentence(f"{type(settings).__name__}.{field}", kind, value))
 
 
-def whole(least: int | None = None, most: int | None = None) -> Check:
-    """Integers within the bounds."""
+def integer(least: int | None = None, most: int | None = None) -> Check:
+    """Accepts integers within inclusive bounds."""
     return Check(
         f"an integer{_bounds(least, None, most, None)}",
         lambda value: _is_number(value, jnp.integer) and _is_within(value, least, None, most, None),
@@ -96,8 +102,10 @@ def whole(least: int | None = None, most: int | None = None) -> Check:
 
 
 def below_limit(least: int, limit: int, name: str = "max_length") -> Check:
-    """Integers from `least` on, below a limit with a name."""
-    return Check(f"an integer in [{least}, {limit}), below {name}", whole(least, limit - 1).allows)
+    """Accepts integers from `least` to limit - 1; the message calls the limit `name`."""
+    return Check(
+        f"an integer in [{least}, {limit}), below {name}", integer(least, limit - 1).allows
+    )
 
 
 def number(
@@ -106,7 +114,12 @@ def number(
     above: float | None = None,
     below: float | None = None,
 ) -> Check:
-    """Finite numbers within the bounds, integers among them."""
+    """Accepts finite numbers, including integers, within the bounds.
+
+    Args:
+        least, most: inclusive bounds.
+        above, below: exclusive bounds.
+    """
     bounds = least, above, most, below
     return Check(
         f"a finite number{_bounds(*bounds)}",
@@ -119,14 +132,14 @@ def number(
 
 
 def optional(accepted: Check) -> Check:
-    """None, or what is accepted."""
+    """Accepts None and the values that `accepted` accepts."""
     return Check(
         f"{accepted.words}, or None", lambda value: value is None or accepted.allows(value)
     )
 
 
-def several(accepted: Check, example: str, least: int = 1) -> Check:
-    """Tuples of at least so many values, each accepted."""
+def sequence(accepted: Check, example: str, least: int = 1) -> Check:
+    """Accepts tuples of at least `least` accepted values; the message shows `example`."""
     size = ("tuple or list", "non-empty tuple or list", f"tuple or list of at least {least}")
     return Check(
         f"a {size[min(least, 2)]} such as {example}, each entry {accepted.words}",
@@ -137,20 +150,20 @@ def several(accepted: Check, example: str, least: int = 1) -> Check:
 
 
 def either(*accepted: Check) -> Check:
-    """What one of them accepts."""
+    """Accepts values that at least one of the checks accepts."""
     words = ", or ".join(kind.words for kind in accepted)
     return Check(words, lambda value: any(kind.allows(value) for kind in accepted))
 
 
 def instance(*kinds: type, words: str = "") -> Check:
-    """Objects of these classes."""
-    named = lambda name: f"a{'n' if name[0] in 'AEIOU' else ''} {name}"
-    names = " or ".join(named(kind.__name__) for kind in kinds)
+    """Accepts instances of these classes, described by `words` or by the classes' names."""
+    with_article = lambda name: f"a{'n' if name[0] in 'AEIOU' else ''} {name}"
+    names = " or ".join(with_article(kind.__name__) for kind in kinds)
     return Check(words or names, lambda value: isinstance(value, kinds))
 
 
-def having(method: str) -> Check:
-    """Objects with a method of this name, as protocols ask for."""
+def with_attribute(method: str) -> Check:
+    """Accepts objects with a method of this name, for arguments whose type is a Protocol."""
     words = f"an object with the method `{method}`"
     return Check(words, lambda value: callable(getattr(value, method, None)))
 
@@ -161,14 +174,14 @@ def check_array(
     """Validates element type and shape of an array, traced or not, and returns the shape.
 
     Args:
-        name: of the argument.
-        value: what was given.
-        words: what its elements are.
-        dtype: of the elements, as `jnp.issubdtype` takes it.
-        axes: the axes in order, with the size of each or None for any.
+        name: name of the argument in the message.
+        value: the argument.
+        words: description of the elements in the message.
+        dtype: type of the elements, in the sense of `jnp.issubdtype`.
+        axes: size of each axis, in order of the axes; None accepts any size.
 
     Raises:
-        ValueError: no array, or one of another type or shape, naming all that is expected.
+        ValueError: the value is not an array, or an array of another type or shape.
     """
     sizes = tuple(axes.values())
     is_array = isinstance(value, (np.ndarray, jax.Array))
@@ -176,42 +189,42 @@ def check_array(
     if not fits or any(size not in (None, n) for size, n in zip(sizes, value.shape, strict=True)):
         known = ", ".join(f"{axis} = {size}" for axis, size in axes.items() if size is not None)
         kind = f"an array [{', '.join(axes)}] of {words}{known and f' with {known}'}"
-        found = f"{value.dtype} of shape {value.shape}" if is_array else _shown(value)
+        found = f"{value.dtype} of shape {value.shape}" if is_array else _format(value)
         raise ValueError(f"{name} must be {kind}; found {found}.")
     return value.shape
 
 
 def is_known(array: jax.Array | np.ndarray) -> bool:
-    """Whether the values of an array can be read here: it is not traced, and wholly on this process."""
+    """Returns whether an array's values can be read: it is untraced and fully addressable."""
     traced = isinstance(array, jax.core.Tracer)
     return not traced and getattr(array, "is_fully_addressable", True)
 
 
 def check_token_ids(name: str, ids: jax.Array | np.ndarray, size: int) -> None:
-    """Validates that ids are in [0, size). Those that are not known here are skipped.
+    """Validates that ids are in [0, size), unless their values cannot be read (`is_known`).
 
     Raises:
-        ValueError: naming the first that is not, and its place.
+        ValueError: an id is out of range; the message names the first such id and its index.
     """
     if not is_known(ids):
         return
     ids = np.asarray(ids)
-    wrong = np.argwhere((ids < 0) | (ids >= size))
-    if len(wrong):
-        place = tuple(map(int, wrong[0]))
+    invalid = np.argwhere((ids < 0) | (ids >= size))
+    if len(invalid):
+        index = tuple(map(int, invalid[0]))
         raise ValueError(
-            f"{name} must be in [0, {size}), the ids of the model's table; found {ids[place]} at "
-            f"{list(place)}."
+            f"{name} must be in [0, {size}), the ids of the model's embedding table; found "
+            f"{ids[index]} at {list(index)}."
         )
 
 
 def is_size(value: object, least: int = 1) -> bool:
-    """Whether it can be a size: an integer (True is none) from `least` to 2**31 - 1."""
+    """Returns whether a value is an int, and no bool, from `least` to 2**31 - 1."""
     return type(value) is int and least <= value <= LARGEST
 
 
 def _plain(value: object) -> object:
-    """Scalars as Python's, lists and arrays as tuples."""
+    """Converts scalars to Python scalars, and lists and arrays to tuples."""
     if isinstance(value, jax.core.Tracer):
         return value
     if isinstance(value, (np.generic, np.ndarray, jax.Array)):
@@ -220,9 +233,9 @@ def _plain(value: object) -> object:
 
 
 def _is_number(value: object, dtype: object) -> bool:
-    """Whether a number, or an array of them, is of this kind. Booleans are of none."""
-    known = isinstance(value, (int, float, np.generic, np.ndarray, jax.Array))
-    return known and jnp.issubdtype(np.asarray(value).dtype, dtype)
+    """Returns whether a number or an array has this type, to which booleans never belong."""
+    is_numeric = isinstance(value, (int, float, np.generic, np.ndarray, jax.Array))
+    return is_numeric and jnp.issubdtype(np.asarray(value).dtype, dtype)
 
 
 def _is_within(value: object, least, above, most, below) -> bool:
@@ -236,7 +249,7 @@ def _is_within(value: object, least, above, most, below) -> bool:
 
 
 def _bounds(least, above, most, below) -> str:
-    """In words, with a space before."""
+    """Describes the bounds, with a space before the description."""
     has_lower = least is not None or above is not None
     has_upper = most is not None or below is not None
     if has_lower and has_upper:
@@ -250,14 +263,14 @@ def _bounds(least, above, most, below) -> str:
 
 
 def _sentence(name: str, accepted: Check, value: object) -> str:
-    return f"{name} must be {accepted.words}; found {_shown(value)}."
+    return f"{name} must be {accepted.words}; found {_format(value)}."
 
 
-def _shown(value: object) -> str:
-    """A value on one line and not too long."""
+def _format(value: object) -> str:
+    """Formats a value on one line of limited length."""
     is_array = isinstance(value, (np.ndarray, jax.Array)) and value.ndim
     text = " ".join(repr(np.asarray(value).tolist() if is_array else value).split())
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
 
 
 FLAG = Check("True or False", lambda value: isinstance(value, (bool, np.bool_)))
@@ -267,6 +280,6 @@ PATH = Check(
     "a path, as a non-empty string",
     lambda value: isinstance(value, (str, os.PathLike)) and bool(os.fspath(value)),
 )
-PATHS = several(PATH, "['a/folder']")
+PATHS = sequence(PATH, "['a/folder']")
 FUNCTION = Check("a function", callable)
-SEED = whole(0, 2**32 - 1)  # JAX's keys hold 32 bits of it: seeds beyond would draw like others
+SEED = integer(0, 2**32 - 1)  # JAX's PRNG keys hold 32 bits; larger seeds would repeat smaller ones

@@ -1,8 +1,8 @@
-"""From gin files and command-line bindings to a run.
+"""Parses gin files and command-line bindings, and launches the run that they configure.
 
-Gin files use dynamic registration (`from __gin__ import dynamic_registration`), so any function or
-class they import can be bound, and the library itself does not know gin. A run file names its job
-and its folder:
+Gin files use dynamic registration (`from __gin__ import dynamic_registration`). Any function or
+class that they import can therefore be bound, and the other modules of the library do not import
+gin. A run file binds its job and its folder:
 
     configure.run.job = @supervised.Training()
     configure.run.folder = %MODEL_DIR
@@ -17,66 +17,67 @@ from typing import Protocol
 import gin
 from absl import logging
 
-from dera_jax import checks, partitioning, run_folder
+from dera_jax import checks, partitioning
 from dera_jax.bindings import (
     Sources,
-    blamed,
     check_macros,
     check_scopes,
     check_types,
-    near,
-    reached,
+    reachable_bindings,
+    related_bindings,
     sources,
     statements,
+    suggestion,
     unused,
     value_of,
 )
 from dera_jax.command_line import unwrapped
-from dera_jax.destinations import check_one_process, output_folder
-from dera_jax.training.dry_run import format_needs
+from dera_jax.files import run_folder
+from dera_jax.files.destinations import check_one_process, output_folder
+from dera_jax.training.dry_run import format_costs
 
 _RUN = "dera_jax.configure.run"
 _MESH = checks.Check(
     "the devices along 'data' and along 'model', such as (4, 2), or None",
-    lambda x: isinstance(x, tuple) and len(x) == 2 and all(map(checks.whole(1).allows, x)),
+    lambda x: isinstance(x, tuple) and len(x) == 2 and all(map(checks.integer(1).allows, x)),
 )
 REPOSITORY = Path(__file__).resolve().parent.parent
-_ONE_LINE = 10**6  # so that settings can be compared line by line
+_ONE_LINE = 10**6  # one line per binding, so that configurations can be compared line by line
 
 
 class Job(Protocol):
-    """What a run file describes."""
+    """Runs what a run file configures, for example training or decoding."""
 
     def run(self, folder: Path) -> Mapping[str, object]:
-        """Does the job, or goes on with it, in `folder`; the result must fit into JSON."""
+        """Runs or resumes the job in `folder`; the returned values must be JSON values."""
 
 
 def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]) -> Sources:
-    """Reads gin files in order, then bindings, later ones overriding earlier ones.
+    """Parses gin files in order, then bindings; later bindings override earlier ones.
 
     Args:
-        files: gin files, looked for in the search paths and then beside this package.
-        bindings: 'NAME = value' with NAME a macro or a parameter.
+        files: paths of gin files, relative to a search path or to the repository.
+        bindings: 'NAME = value', where NAME is a macro or a parameter.
         search_paths: folders.
 
     Returns:
-        Where each binding stands.
+        The place of each binding.
 
     Raises:
-        ValueError: an unknown macro, scope, function or parameter, with near matches; a macro
-            without value; a file that is no gin.
-        ImportError: a module that a file imports is not there.
-        OSError: no such file.
+        ValueError: a macro, scope, function or parameter is unknown (the message lists similar
+            names), a macro has no value, or a file is not valid gin.
+        ImportError: a module that a file imports is not installed.
+        OSError: a file does not exist.
     """
     gin.clear_config()
     _look_in([*search_paths, str(REPOSITORY)])
-    found = statements(files)
+    parsed = statements(files)
     try:
         gin.parse_config_files_and_bindings(files, None, finalize_config=False)
         _check_macros(bindings)
         for binding in bindings:
             _bind(binding)
-        known = sources(*found, bindings)
+        known = sources(*parsed, bindings)
         check_macros(known)
         check_scopes(known)
         gin.finalize()
@@ -88,41 +89,43 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
 
 
 def launch(known: Sources, dry_run: bool = False) -> None:
-    """Does what the parsed config says, or tells what it would need.
+    """Launches the run of the parsed configuration; with `dry_run` only prints its costs.
 
     Raises:
-        ValueError: the config holds no run, several processes, a folder that cannot be written to.
-        TypeError: a binding of another type than its parameter has.
-        Exception: what the run raises; of `reached`'s bindings those it is about are named.
+        ValueError: the configuration binds no run, JAX runs in several processes, or MODEL_DIR is a
+            URL.
+        OSError: MODEL_DIR cannot be written to.
+        TypeError: a bound value has another type than its parameter.
+        Exception: whatever the run raises; `error_message` adds the bindings that it is about.
     """
     check_one_process()
-    bindings = reached(_RUN)
+    bindings = reachable_bindings(_RUN)
     if not {("", _RUN, "job"), ("", _RUN, "folder")} <= set(bindings):
         raise ValueError(
-            "the gin files set no configure.run.job and configure.run.folder; expected one of "
-            "gin_configs/runs or gin_configs/experiments among them"
+            "the gin files set no configure.run.job and configure.run.folder; add a --gin_file of "
+            "gin_configs/runs or gin_configs/experiments"
         )
     check_types(bindings, known)
     for name in unused(bindings, known):
-        logging.warning("--gin.%s: nothing in this run reads it", name)
+        logging.warning("--gin.%s: this run does not read this binding", name)
     if where := folder():  # before models are loaded
         output_folder(where)
     gin.get_configurable(run)(dry_run=dry_run)
 
 
 def folder() -> str | None:
-    """MODEL_DIR of the parsed config, None if there is none."""
-    found = value_of(gin.config._CONFIG.get(("", _RUN), {}).get("folder"))
-    return found if isinstance(found, str) else None
+    """Return MODEL_DIR of the parsed configuration; None if it is not bound."""
+    value = value_of(gin.config._CONFIG.get(("", _RUN), {}).get("folder"))
+    return value if isinstance(value, str) else None
 
 
-def explained(error: Exception, known: Sources) -> str:
-    """What an error says, without gin's additions, and which bindings it is about."""
+def error_message(error: Exception, known: Sources) -> str:
+    """Return the message of an error without gin's additions, and with the bindings it is about."""
     cause = unwrapped(error)
     match = re.search(r"In call to configurable '(\w+)'", str(error)[len(str(cause)) :])
-    # In the run itself a word of a message, such as folder, need not mean a parameter of `run`.
+    # For `run` itself, a word such as "folder" in a message need not mean a parameter of `run`.
     function = match[1] if match and match[1] != run.__name__ else None
-    return str(cause) + blamed(str(cause), function, reached(_RUN), known)
+    return str(cause) + related_bindings(str(cause), function, reachable_bindings(_RUN), known)
 
 
 def run(
@@ -132,70 +135,75 @@ def run(
     rules: Sequence[Sequence[str | None]] = (),
     dry_run: bool = False,
 ) -> None:
-    """Does `job` in `folder` unless that was done already.
+    """Runs `job` in `folder`, or resumes it; does nothing if the run has ended already.
 
     Args:
-        job: what to do.
-        folder: where.
-        mesh: devices along 'data' and along 'model'; None for all along 'data'.
-        rules: see `partitioning.use`.
-        dry_run: only print what the job needs, from shapes; touches no folder.
+        job: the job to run.
+        folder: output folder.
+        mesh: numbers of devices along 'data' and along 'model'; None puts all along 'data'.
+        rules: see `partitioning.use_mesh`.
+        dry_run: only print the costs of the job, computed from shapes; no folder is created.
 
     Raises:
-        FileExistsError, RuntimeError: the folder belongs to a run with other settings, or is in use.
-        ValueError: a dry run of a job that does not know its needs, or a mesh or rules that are none.
+        FileExistsError: the folder belongs to a run with another configuration.
+        RuntimeError: another process uses the folder.
+        ValueError: `mesh` or `rules` are invalid, or the job does not support a dry run.
     """
     mesh = checks.check("MESH", mesh, checks.optional(_MESH))
-    with partitioning.use(partitioning.make_mesh(*mesh or ()), rules):
+    with partitioning.use_mesh(partitioning.make_mesh(*mesh or ()), rules):
         _run(job, folder, dry_run)
 
 
 def _run(job: Job, folder: str, dry_run: bool) -> None:
     if dry_run:
-        if not hasattr(job, "needs"):
-            raise ValueError(f"--dry_run: {type(job).__name__} has no step whose shapes to check")
-        print(format_needs(job.needs()))
+        if not hasattr(job, "program_costs"):
+            raise ValueError(
+                f"--dry_run: {type(job).__name__} does not support a dry run; omit --dry_run"
+            )
+        print(format_costs(job.program_costs()))
         return
     where = output_folder(folder)
     with run_folder.claim(where, _settings()):
         if run_folder.result(where) is None:
             run_folder.finish(where, job.run(where))
         else:
-            logging.warning("%s: this run has ended before; nothing to do", where)
+            logging.warning("%s: this run has already ended; nothing to do", where)
     print(f"{where}: {run_folder.result(where)}")
 
 
 def _settings() -> str:
-    """Gin's operative config, and what is bound besides: an experiment builds its stages' jobs later,
-    whose settings are settings of the run all the same."""
+    """Return gin's operative configuration and all other bindings.
+
+    An experiment constructs the jobs of its stages later, whose bindings belong to the run too.
+    """
     operative = _without_rules(gin.operative_config_str(max_line_length=_ONE_LINE))
     bound = _without_rules(gin.config_str(max_line_length=_ONE_LINE))
     known = set(operative)
-    more = [line for line in bound if "=" in line and line not in known]
-    return "\n".join([*operative, "# Bound, and not used yet:", *more]) + "\n"
+    unused_yet = [line for line in bound if "=" in line and line not in known]
+    return "\n".join([*operative, "# Bound, and not used yet:", *unused_yet]) + "\n"
 
 
 def _without_rules(config: str) -> list[str]:
-    """The lines but for those of "=", which are as long as a line may be."""
+    """Return the lines without gin's rulers of "=", which are as long as the line length."""
     return [line for line in config.split("\n") if line.strip("# =") or not line]
 
 
 def _look_in(search_paths: Sequence[str]) -> None:
-    """Gin files are looked for here, relative to the working directory first."""
+    """Sets the folders in which gin looks for files; the working directory comes first."""
     gin.config._LOCATION_PREFIXES[:] = ["", *search_paths]
-    # Gin's second reader looks in Python packages, and fails with a TypeError where a folder on
-    # sys.path has the name of the config's.
+    # Gin's second reader looks in Python packages. It fails with a TypeError if a folder on
+    # sys.path has the same name as the folder of a gin file.
     del gin.config._FILE_READERS[1:]
 
 
 def _check_macros(bindings: Sequence[str]) -> None:
-    """Gin would take any NAME = value for a new macro, and ignore it."""
+    """Raise ValueError for unknown macros, which gin would define silently."""
     known = [scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"]
     for binding in bindings:
         name = binding.partition("=")[0].strip()
         if "." not in name and name not in known:
             raise ValueError(
-                f"--gin.{name}: no gin file defines the macro {name!r}{near(name, known)}"
+                f"--gin.{name}: no gin file defines the macro {name!r}{suggestion(name, known)}"
             )
 
 
@@ -204,28 +212,29 @@ def _bind(binding: str) -> None:
         gin.parse_config(binding)
     except SyntaxError as error:
         raise ValueError(
-            f"--gin: cannot read {binding!r}; a text needs quotes of its own: --gin.NAME='\"text\"'"
+            f"--gin: cannot read {binding!r}; put strings in two pairs of quotes: "
+            "--gin.NAME='\"string\"'"
         ) from error
 
 
 def _in_one_line(message: str) -> str:
-    """What gin says, with the innermost of the places that it adds in the same line."""
-    said, _, place = message.strip().partition("\n  In ")
+    """Put gin's message, and the innermost of the places that gin adds to it, in one line."""
+    text, _, place = message.strip().partition("\n  In ")
     if match := re.match(r'file "(.+)", line (\d+)', place):
-        return f"{match[1]}, line {match[2]}: {said}"
+        return f"{match[1]}, line {match[2]}: {text}"
     match = re.match(r"bindings string line \d+\n *(\S+)", place)
-    return f"--gin.{match[1]}: {said}" if match else said
+    return f"--gin.{match[1]}: {text}" if match else text
 
 
 def _hint(message: str) -> str:
-    """What may have been meant where gin knows only what was not."""
+    """Return a suggestion of similar names for an error of gin, or an empty string."""
     if match := re.search(r"Configurable '(\S+)' doesn't have a parameter named '(\w+)'", message):
         function = gin.config._REGISTRY.get_match(match[1]).wrapped
-        return near(match[2], list(inspect.signature(function).parameters))
+        return suggestion(match[2], list(inspect.signature(function).parameters))
     if match := re.search(r"No configurable matching '(\S+)'", message):
-        parts = match[1].count(".") + 1  # compare what the user wrote with names cut alike
+        parts = match[1].count(".") + 1  # compare with names of as many parts
         known = {".".join(name.split(".")[-parts:]) for name, _ in gin.config._REGISTRY.items()}
-        return near(match[1], sorted(known))
+        return suggestion(match[1], sorted(known))
     if match := re.match(r"(\w+)/macro.value set to `%gin.REQUIRED`", message):
         return f" The macro {match[1]} has no value: add --gin.{match[1]}=..."
     return ""

@@ -1,25 +1,25 @@
-"""Warnings that a run gives once, however often it comes by."""
+"""Logs warnings once per process."""
 
 from collections.abc import Hashable
 
 from absl import logging
 
-_said: set[Hashable] = set()
+_logged: set[Hashable] = set()
 
 
 def warn_once(message: str, about: Hashable = None) -> None:
-    """Logs a warning the first time that this process is warned of something.
+    """Logs a warning unless this process has already logged it.
 
     Args:
         message: the warning.
-        about: what it is about, where the message alone does not tell: counts in it may differ.
+        about: key that identifies the warning if its message varies, for example by a count.
     """
     key = message if about is None else about
-    if key not in _said:
-        _said.add(key)
+    if key not in _logged:
+        _logged.add(key)
         logging.warning("%s", message)
 
 
-def forget() -> None:
-    """Lets every warning be given again; for tests."""
-    _said.clear()
+def clear_logged_warnings() -> None:
+    """Forgets all logged warnings, so that they are logged again; for tests."""
+    _logged.clear()

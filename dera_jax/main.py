@@ -1,8 +1,8 @@
-"""The one entry point: reads gin, runs one job.
+"""Parses gin files and runs the job that they configure.
 
     python -m dera_jax.main --gin_file=gin_configs/runs/pretrain.gin --gin.MODEL_DIR='"/tmp/pre"'
 
-Which job is up to the gin file: those of `gin_configs/runs` and `gin_configs/experiments`.
+The gin files of `gin_configs/runs` and `gin_configs/experiments` configure the jobs.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 class _Run:
-    """A run from its gin files on. What it needs is imported late, so that Ctrl-C is heard."""
+    """Parses and launches a run. Imports happen inside the methods, where Ctrl-C is handled."""
 
     def __init__(self, options: argparse.Namespace, bindings: Sequence[str]):
         self._options = options
@@ -48,7 +48,7 @@ class _Run:
     def explain(self, error: Exception) -> str:
         from dera_jax import configure
 
-        return configure.explained(error, self._sources) if self._sources else str(error)
+        return configure.error_message(error, self._sources) if self._sources else str(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,18 +56,22 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m dera_jax.main",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="--gin.NAME=VALUE sets a macro or a parameter of a function; quote texts twice.",
+        epilog="--gin.NAME=VALUE binds a macro or a parameter of a function; put strings in two "
+        "pairs of quotes, as above.",
     )
     parser.add_argument(
-        "--gin_file", action="append", required=True, help="may be repeated; later ones win"
+        "--gin_file",
+        action="append",
+        required=True,
+        help="may be repeated; later files override earlier ones",
     )
     parser.add_argument(
-        "--gin_search_paths", default=".", help="folders of gin files, separated by commas"
+        "--gin_search_paths", default=".", help="folders with gin files, separated by commas"
     )
     parser.add_argument(
         "--dry_run",
         action="store_true",
-        help="check every shape and tell parameters, memory and tokens per step; runs nothing",
+        help="check all shapes and print parameters, memory and tokens per step, without running",
     )
     return parser
 

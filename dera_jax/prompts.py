@@ -1,7 +1,7 @@
-"""What a model is asked about a document: a template with one slot for it.
+"""Defines prompts, which insert a document into the slot of a prompt template.
 
-Templates are the user's message as plain text. Which control tokens surround it is the model's
-business, see `checkpoints.tokenizer`.
+A template is the text of the user's message. `checkpoints.tokenizer` adds the model's control
+tokens.
 """
 
 import dataclasses
@@ -15,16 +15,19 @@ DOCUMENT, KEYWORDS = "{document}", "{keywords}"
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """An instruction and the document that it is about.
+    """Holds a document and the prompt template for it.
 
     Attributes:
-        document: its text.
-        template: the instruction; has the slot {document} once, and may have {keywords}.
-        keywords: of the document.
-        keep_end: of a document that is too long the beginning is cut, not the end (a dialogue).
+        document: text of the document.
+        template: the instruction, with the slot {document} exactly once and optional slots
+            {keywords}.
+        keywords: keywords of the document.
+        keep_end: whether a document that is too long is truncated at its beginning instead of its
+            end, as for a dialogue.
 
     Raises:
-        ValueError: the template does not have the slot {document} once.
+        ValueError: a field has another type, or the template does not have the slot {document}
+            exactly once.
     """
 
     document: str
@@ -33,7 +36,7 @@ class Prompt:
     keep_end: bool = False
 
     def __post_init__(self):
-        keywords = checks.several(checks.STRING, "('tax',)", least=0)
+        keywords = checks.sequence(checks.STRING, "('tax',)", least=0)
         checks.check_fields(
             self,
             document=checks.STRING,
@@ -45,33 +48,41 @@ class Prompt:
 
     @property
     def around(self) -> tuple[str, str]:
-        """The texts before and after the document."""
+        """The texts before and after the document, with the keywords filled in."""
         before, after = self.template.split(DOCUMENT)
         keywords = {KEYWORDS: ", ".join(self.keywords)}
         return fill(before, keywords), fill(after, keywords)
 
     def render(self) -> str:
-        """The template with its slots filled; braces in the document or the keywords mean nothing."""
+        """Returns the template with its slots filled; braces in the values are kept as text."""
         before, after = self.around
         return before + self.document + after
 
 
 def check_template(template: str, name: str) -> None:
-    """Raises ValueError unless the template is a string with the slot {document} once."""
+    """Checks that a template has the slot {document} exactly once; `name` starts the message.
+
+    Raises:
+        ValueError: the template is not a non-empty string, or has no or several slots {document}.
+    """
     checks.check(f"{name}: the template", template, checks.TEXT)
     check_slots(template, f"{name}: the template", DOCUMENT)
     if template.count(DOCUMENT) > 1:
-        raise ValueError(f"{name}: the template {template!r} has two slots {DOCUMENT}; leave one.")
+        raise ValueError(
+            f"{name}: the template {template!r} has two slots {DOCUMENT} or more; keep exactly one."
+        )
 
 
 def check_slots(template: str, name: str, *slots: str) -> None:
-    """Raises ValueError for a slot that is not there."""
+    """Raises ValueError if a template lacks one of the slots; `name` starts the message."""
     for slot in slots:
         if slot not in template:
-            raise ValueError(f"{name} {template!r} has no slot {slot}; put it where it belongs.")
+            raise ValueError(
+                f"{name} {template!r} has no slot {slot}; insert {slot} where the text belongs."
+            )
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """The template with its slots replaced, all at once: what a value holds is left alone."""
+    """Returns the template with all slots replaced at once, so slots in the values are kept."""
     slots = "|".join(map(re.escape, values))
     return re.sub(slots, lambda slot: values[slot[0]], template)

@@ -1,10 +1,11 @@
-"""The seqio tasks: `import tasks` registers all of them.
+"""Registers all seqio tasks of this package on `import tasks`.
 
-docstrings, prose: from the installed packages; newswire: generated. docstrings_pairs,
-docstrings_entailment, newswire_pairs, newswire_entailment: made from these by `corruptions`. xsum,
-tldr, tldr_pairs, hh_rlhf, commongen, arguments: local files of published data, see their modules.
-newswire_instructed, docstrings_instructed, xsum_instructed: with instructions, see `instructions`.
-A user's own files: `tasks.jsonl.register`, pairs: `tasks.preferences.register`.
+docstrings, prose: text of installed packages; newswire: generated reports. docstrings_pairs,
+docstrings_entailment, newswire_pairs, newswire_entailment: derived from these by `corruptions`.
+xsum, tldr, tldr_pairs, hh_rlhf, commongen, arguments: published data in local files, see their
+modules. newswire_instructed, docstrings_instructed, xsum_instructed: with instructions, see
+`instructions`. Register your own files with `tasks.jsonl.register`, preference pairs with
+`tasks.preferences.register`.
 """
 
 from tasks import (

@@ -1,15 +1,16 @@
-"""Lists of arguments for and against, and prose that says them and nothing else.
+"""Registers tasks of writing prose that states a given list of pro and con arguments and no others.
 
 Task `arguments` reads `train.jsonl`, `validation.jsonl` and `test.jsonl` from the folder named by
 `DERA_JAX_ARGUMENTS` (local or `gs://`): lines of `{"topic": "Ban cars", "pro": ["Quiet streets."],
-"con": ["Villages have no trains."], "text": "Quiet streets speak for it, but ..."}`. What DeRa's
-hallucination experiment uses (Liu et al., 2024, arXiv 2402.02992) is not published; this layout is
-our own. Lists of arguments can be made of sets such as IBM's 30,000 (Gretz et al., 2020, arXiv
-1911.11408); TensorFlow Datasets has none. In the split `test` all lines may lack `text`.
+"con": ["Villages have no trains."], "text": "Quiet streets speak for it, but ..."}`. The data of
+DeRa's hallucination experiment (Liu et al., 2024, arXiv 2402.02992) are not published; this file
+format is our own. Lists of arguments can be made from data sets such as the 30,000 arguments of IBM
+(Gretz et al., 2020, arXiv 1911.11408), which TensorFlow Datasets does not have. In the split
+`test`, all lines may omit `text`.
 
 The document is the list, "topic: Ban cars pro: Quiet streets. con: Villages have no trains.", after
-"rewrite: "; the summary is the prose. A folder of your own: `register`, under another name; one file
-for all splits: `register_one_file`.
+"rewrite: "; the summary is the prose. Use `register` for your own folder, under another name, and
+`register_one_file` for one file that holds all splits.
 """
 
 import functools
@@ -28,20 +29,24 @@ def register(name: str, folder: str) -> seqio.Task:
     """Registers a task over a folder with one JSONL file per split.
 
     Raises:
-        ValueError: the name is taken. Reading a split raises ValueError and TypeError with file and
-            line number: a text that is missing or empty, a list that is none, no argument at all.
+        ValueError: the name is already registered. Reading a split raises ValueError or TypeError,
+            with file and line number, for a missing or empty string, a value that should be a list,
+            or a line without arguments.
     """
     rows = functools.partial(_rows, folder)
     return jsonl.register_pairs(name, rows, SPLITS, TEMPLATE)
 
 
 def register_one_file(name: str, path: str, shares: Mapping[str, float]) -> seqio.Task:
-    """Registers a task over one file, of whose documents each split gets a share.
+    """Registers a task over one file, whose documents are divided among the splits.
 
-    shares: by split, such as `{"train": 0.6, "validation": 0.2, "test": 0.2}`
+    Args:
+        shares: fraction of the documents of each split, such as `{"train": 0.6, "validation": 0.2,
+            "test": 0.2}`.
 
     Raises:
-        ValueError: shares that do not add up to 1, or the name is taken; and as `register`.
+        ValueError: the fractions do not add up to 1, or the name is already registered; and as
+            `register`.
     """
     preferences.check_shares(shares)
 
@@ -64,7 +69,7 @@ def _parse(row: dict[str, object], where: str, need_text: bool) -> list[dict[str
     topic = jsonl.text_of(row, "topic", where).strip()
     sides = [(side, argument) for side in ("pro", "con") for argument in _list(row, side, where)]
     if not sides:
-        raise ValueError(f"{where}: neither 'pro' nor 'con' has an argument")
+        raise ValueError(f"{where}: 'pro' and 'con' are empty; give at least one argument")
     document = " ".join([f"topic: {topic}", *(f"{side}: {text}" for side, text in sides)])
     if not need_text and "text" not in row:
         return [{"document": document}]
@@ -72,10 +77,10 @@ def _parse(row: dict[str, object], where: str, need_text: bool) -> list[dict[str
 
 
 def _list(row: dict[str, object], side: str, where: str) -> list[str]:
-    found = row.get(side, [])
-    if not isinstance(found, list):
-        raise TypeError(f"{where}: {side!r} must be a list of texts, found {found!r}")
-    return [jsonl.text_of({side: text}, side, where).strip() for text in found]
+    arguments = row.get(side, [])
+    if not isinstance(arguments, list):
+        raise TypeError(f"{where}: {side!r} must be a list of strings, found {arguments!r}")
+    return [jsonl.text_of({side: text}, side, where).strip() for text in arguments]
 
 
 def _default_rows(split: str) -> dict[str, list[str]]:

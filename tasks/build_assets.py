@@ -1,8 +1,8 @@
-"""Rebuilds `heldout.json` and `docstrings.model` from the installed packages.
+"""Rebuilds the assets `heldout.json` and `docstrings.model` from the installed packages.
 
     python -m tasks.build_assets        # 10 minutes on 2 cores
 
-Run it when the pinned versions change: the shipped models must then be retrained.
+Run it when the pinned versions change. The shipped models must then be retrained.
 """
 
 import json
@@ -12,23 +12,23 @@ from pathlib import Path
 from tasks import docstring_corpus, prose_corpus, vocabularies
 
 ASSETS = Path(__file__).parent.parent / "dera_jax" / "assets"
-_PROSE_SHARE = 3  # every third paragraph: more changes the pieces little and takes long
+_PROSE_STEP = 3  # use every third paragraph; more take long and hardly change the pieces
 
 
 def main() -> None:
-    """Writes both files; the held-out list first, since the prose leaves its documents out."""
+    """Writes both files; the held-out list first, since the prose excludes its documents."""
     splits = docstring_corpus.corpus()
     record = json.dumps(docstring_corpus.held_out_record(splits), indent=0, sort_keys=True)
     (ASSETS / "heldout.json").write_text(record + "\n", encoding="utf-8")
     vocabularies.train(_texts(splits["train"]), str(ASSETS / "docstrings.model"))
 
 
-def _texts(pairs: list[docstring_corpus.Pair]) -> Iterator[str]:
+def _texts(pairs: list[docstring_corpus.DocstringPair]) -> Iterator[str]:
     for pair in pairs:
         yield pair.document
         yield pair.summary
     paragraphs = [p for file in prose_corpus.corpus()["train"] for p in file.paragraphs]
-    yield from paragraphs[::_PROSE_SHARE]
+    yield from paragraphs[::_PROSE_STEP]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Text extracted from installed packages, kept as JSON lines between runs."""
+"""Caches text extracted from installed packages between runs, in files of JSON lines."""
 
 import hashlib
 import json
@@ -7,17 +7,17 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from dera_jax.cache_folder import cache_folder
+from dera_jax.files.cache_folder import cache_folder
 
 
 def path(name: str, key: Mapping[str, object], suffix: str) -> Path:
-    """The file of `name` for everything its content depends on, such as package versions."""
+    """Return the cache file for `name` and a key of all that its content depends on."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     return cache_folder() / f"{name}-{digest}{suffix}"
 
 
 def write_atomically(target: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a file that takes the name `target` only once it is complete."""
+    """Calls `write` with a temporary file, which is renamed to `target` once it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, suffix=target.suffix)
     os.close(handle)
@@ -30,7 +30,7 @@ def write_atomically(target: Path, write: Callable[[Path], None]) -> None:
 
 
 def rows(name: str, key: Mapping[str, object], make: Callable[[], Iterable[dict]]) -> list[dict]:
-    """The rows of `make()`, computed once per `key`."""
+    """Return the rows of `make()`, which are computed once per `key` and then cached."""
     target = path(name, key, ".jsonl")
     if not target.exists():
         write_atomically(target, lambda temporary: _write_rows(temporary, make()))
@@ -38,6 +38,6 @@ def rows(name: str, key: Mapping[str, object], make: Callable[[], Iterable[dict]
         return [json.loads(line) for line in lines]
 
 
-def _write_rows(target: Path, made: Iterable[dict]) -> None:
+def _write_rows(target: Path, new_rows: Iterable[dict]) -> None:
     with target.open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(row) + "\n" for row in made)
+        out.writelines(json.dumps(row) + "\n" for row in new_rows)

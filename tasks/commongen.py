@@ -1,20 +1,20 @@
-"""CommonGen (Lin et al., 2020, "CommonGen: A Constrained Text Generation Challenge for Generative
-Commonsense Reasoning", arXiv 1911.03705): a sentence that uses all of some given concepts.
+"""Registers CommonGen (Lin et al., 2020, "CommonGen: A Constrained Text Generation Challenge for
+Generative Commonsense Reasoning", arXiv 1911.03705): write a sentence that uses all given concepts.
 
 Task `commongen` reads `train.jsonl`, `validation.jsonl` and `test.jsonl` (published as
 `commongen.train.jsonl`, `commongen.dev.jsonl` and `commongen.test.jsonl`) from the folder named by
 `DERA_JAX_COMMONGEN` (local or `gs://`): lines of `{"concept_set": "dog#frisbee#catch", "scene":
-["...", ...]}`. Marks of the part of speech, as in `dog_N`, are taken off; other keys are ignored.
+["...", ...]}`. Part-of-speech tags, as in `dog_N`, are removed; other keys are ignored.
 
-The document is the concepts with commas, the summary a scene: `train` has a row for every scene of
-a line, the other splits one for the first. Lines of `test` may have no scenes, if none has; they
-can be sampled from. The field `keywords` has the concepts, one per line.
+The document is the list of concepts, separated by commas, and the summary is a scene. `train` has a
+row for every scene of a line, and the other splits have one for the first scene. The lines of
+`test` may omit scenes if all do; such a file can be used for sampling. The field `keywords` holds
+the concepts, one per line.
 
-Task `commongen_tfds` reads `gem/common_gen` of TensorFlow Datasets, the same set as GEM prepared it:
-every split has the rows that it has there, with `target` as the summary, which may be empty in
-`test`.
+Task `commongen_tfds` reads `gem/common_gen` of TensorFlow Datasets, the version of the data set
+that GEM prepared, with its rows and splits. The summary is `target`, which may be empty in `test`.
 
-A folder of your own: `register`, under another name.
+Use `register` for your own folder, under another name.
 """
 
 import functools
@@ -30,7 +30,7 @@ from tasks import jsonl
 TEMPLATE = "generate a sentence with: {document}"
 SPLITS = ("train", "validation", "test")
 _TFDS_NAME = "gem/common_gen:1.1.0"
-_ROW = ("document", "summary")  # a document of `train` has several rows
+_ROW = ("document", "summary")  # identify an example: a document of `train` has several rows
 _TAG = re.compile(r"_[NV]$")
 
 
@@ -38,8 +38,8 @@ def register(name: str, folder: str) -> seqio.Task:
     """Registers a task over a folder with one JSONL file per split.
 
     Raises:
-        ValueError: the name is taken. Reading a split raises ValueError and TypeError with file and
-            line number: no concepts, no scenes where they are needed, an empty one.
+        ValueError: the name is already registered. Reading a split raises ValueError or TypeError,
+            with file and line number, if concepts or required scenes are missing or empty.
     """
     rows = functools.partial(_rows, folder)
     return jsonl.register_pairs(name, rows, SPLITS, TEMPLATE, identity=_ROW)
@@ -70,9 +70,11 @@ def _parse(row: dict[str, object], where: str, split: str) -> list[dict[str, str
         )
     scenes = row.get("scene", [])
     if not isinstance(scenes, list):
-        raise TypeError(f"{where}: 'scene' must be a list of texts, found {type(scenes).__name__}")
+        raise TypeError(
+            f"{where}: 'scene' must be a list of strings, found {type(scenes).__name__}"
+        )
     if not scenes and split != "test":
-        raise ValueError(f"{where}: 'scene' has no text; only lines of 'test' may do without")
+        raise ValueError(f"{where}: 'scene' is missing or empty; only lines of 'test' may omit it")
     texts = [jsonl.text_of({"scene": scene}, "scene", where).strip() for scene in scenes]
     document = {"document": ", ".join(concepts), "keywords": "\n".join(concepts)}
     if not texts:

@@ -1,23 +1,26 @@
-"""Preference pairs and entailment made from `docstrings` and `newswire` by corrupting summaries.
+"""Builds preference pairs and entailment tasks by corrupting summaries of two tasks.
+
+The source tasks are `docstrings` and `newswire`.
 
 Tasks `docstrings_pairs` and `newswire_pairs`: the true summary is chosen, a corrupted one rejected.
-The field `corruption` names what was done to it:
+The field `corruption` names the kind of corruption:
 
-- `swap`: a word that the document has too became another one of its kind: in docstrings one that
-  the split has seen between the same neighbours, if possible in the same document; in newswire
-  another value of the same role, with an even chance one that the document has elsewhere, if any.
-- `number`: a number became another one.
-- `other`: it is the summary of another document, in newswire of the same kind of report.
+- `swap`: a word that also occurs in the document is replaced by another word. In docstrings it is
+  one that occurs between the same neighbours in the split, if possible one of the same document. In
+  newswire it is another value of the same role, with probability 1/2 one that the document has in
+  another role, if there is any.
+- `number`: a number is replaced by another number.
+- `other`: the summary of another document, in newswire of the same kind of report.
 
-A generator seeded by the document draws one of the kinds that its summary admits. All pieces come
-from the document's own split. In newswire every rejected summary is false for certain; in
-docstrings one may happen to be a fair summary still.
+A random generator seeded by the document selects one of the kinds that are possible for its
+summary. All parts come from the document's own split. In newswire every rejected summary is
+certainly false; in docstrings a rejected summary may still be acceptable.
 
-Tasks `docstrings_entailment` and `newswire_entailment`: "premise: {document} hypothesis: {summary}"
-in, "entailment" out for the true summary and "contradiction" for the corrupted one, both in turn.
-Inputs that are cut lose the hypothesis, so leave room: all of newswire's fit in 128 tokens; of
-docstrings' training inputs 9 % are longer than 256 tokens and 2 % longer than 512. The labels need
-16 tokens.
+Tasks `docstrings_entailment` and `newswire_entailment`: the input is "premise: {document}
+hypothesis: {summary}", the target "entailment" for the true summary and "contradiction" for the
+corrupted one; each pair gives both examples. Truncated inputs lose the hypothesis, so choose INPUTS
+large enough: all inputs of newswire fit in 128 tokens; of the training inputs of docstrings, 9 %
+are longer than 256 tokens and 2 % longer than 512. The labels need 16 tokens.
 """
 
 import functools
@@ -43,9 +46,10 @@ from tasks import (
 
 _SEED = 0
 _TRUE, _FALSE = "entailment", "contradiction"
-_MOST_SUPPORT = 0.5  # of another document's line: below the 0.6 that makes a line a summary
-_DONORS = 30
-# Words that fit in each other's place without making a summary false.
+# Support of another document's summary, below the 0.6 required of a document's own summary.
+_MAX_SUPPORT = 0.5
+_NUM_DONORS = 30  # other summaries to draw for the kind `other`
+# Words that can replace each other without making a summary false.
 _SYNONYMS = [
     frozenset(group.split())
     for group in (
@@ -78,7 +82,7 @@ Columns = dict[str, list[str]]
 
 @functools.cache
 def docstrings_pairs(split: str) -> Columns:
-    """The columns of `docstrings_pairs`. Raises RuntimeError as `docstrings.dataset`."""
+    """Return the columns of `docstrings_pairs`; raises RuntimeError as `docstrings.dataset`."""
     pairs = docstrings.pairs(split)
     neighbours = _Neighbours(pairs)
     rows = []
@@ -95,7 +99,7 @@ def docstrings_pairs(split: str) -> Columns:
 
 @functools.cache
 def newswire_pairs(split: str) -> Columns:
-    """The columns of `newswire_pairs`."""
+    """Return the columns of the task `newswire_pairs`."""
     reports = newswire.reports(split)
     same_kind: dict[str, list[str]] = {}
     for report in reports:
@@ -114,7 +118,7 @@ def newswire_pairs(split: str) -> Columns:
 
 
 def entailment(pairs: Mapping[str, list[str]]) -> Columns:
-    """From columns of pairs to two rows for each: its texts as hypotheses, and their label."""
+    """Return two rows for each pair: both summaries as hypotheses, with their labels."""
     rows = []
     keys = ("document", "chosen", "rejected", "corruption")
     for document, chosen, rejected, corruption in zip(*(pairs[key] for key in keys), strict=True):
@@ -127,10 +131,10 @@ def entailment(pairs: Mapping[str, list[str]]) -> Columns:
 def _row(
     document: str, summary: str, kinds: Mapping[str, Callable[[random.Random], str | None]]
 ) -> dict[str, str]:
-    """The first draft that there is, of the kinds in random order."""
+    """Return a row with the first corruption that is possible, trying the kinds in random order."""
     rng = random.Random(f"{_SEED} {text.text_hash(document)}")
     names = rng.sample(list(kinds), len(kinds))
-    kind, rejected = next((name, draft) for name in names if (draft := kinds[name](rng)))
+    kind, rejected = next((name, corrupted) for name in names if (corrupted := kinds[name](rng)))
     return {"document": document, "chosen": summary, "rejected": rejected, "corruption": kind}
 
 
@@ -146,37 +150,37 @@ class _Gap(NamedTuple):
 
 
 class _Neighbours:
-    """Which words stand next to which in the texts of a split.
+    """Counts bigrams in the documents and summaries of a split, to find words that fit a gap.
 
-    A word that is known both after the word before a gap and before the word after it mostly fits
-    the gap, in part of speech too.
+    A word that occurs after the gap's left neighbour and before its right neighbour usually fits
+    the gap, including its part of speech.
     """
 
-    def __init__(self, pairs: Iterable[docstring_corpus.Pair]):
+    def __init__(self, pairs: Iterable[docstring_corpus.DocstringPair]):
         self._count: Counter[tuple[str, str]] = Counter()
         for pair in pairs:
-            for written in (pair.document, pair.summary):
-                self._count.update(itertools.pairwise(["", *_TOKEN.findall(written), ""]))
+            for content in (pair.document, pair.summary):
+                self._count.update(itertools.pairwise(["", *_TOKEN.findall(content), ""]))
         self._after: dict[str, set[str]] = {}
         for left, right in self._count:
             self._after.setdefault(left, set()).add(right)
 
-    def swap(self, pair: docstring_corpus.Pair, rng: random.Random) -> str | None:
-        """The summary with one word changed, or None if no other word fits anywhere."""
+    def swap(self, pair: docstring_corpus.DocstringPair, rng: random.Random) -> str | None:
+        """Return the summary with one word replaced, or None if no other word fits in any gap."""
         gaps = list(_gaps(pair))
         own = set(text.words(pair.document))
-        found = [(gap, word, n) for gap in gaps for word, n in self._fitting(gap, own, pair)]
-        if not found:
-            found = [(gap, word, n) for gap in gaps for word, n in self._fitting(gap, None, pair)]
-        if not found:
+        swaps = [(gap, word, n) for gap in gaps for word, n in self._fitting(gap, own, pair)]
+        if not swaps:
+            swaps = [(gap, word, n) for gap in gaps for word, n in self._fitting(gap, None, pair)]
+        if not swaps:
             return None
-        ((gap, word, _),) = rng.choices(found, [n for *_, n in found])
+        ((gap, word, _),) = rng.choices(swaps, [n for *_, n in swaps])
         return pair.summary[: gap.start] + word + pair.summary[gap.start + len(gap.word) :]
 
     def _fitting(
-        self, gap: _Gap, among: set[str] | None, pair: docstring_corpus.Pair
+        self, gap: _Gap, among: set[str] | None, pair: docstring_corpus.DocstringPair
     ) -> list[tuple[str, int]]:
-        """(word, how often it is known in such a place) of what could stand in a gap."""
+        """Return (word, smaller count of its two bigrams) for every word that fits a gap."""
         after = self._after[gap.left] if among is None else self._after[gap.left] & among
         return [
             (word, min(self._count[gap.left, word], self._count[word, gap.right]))
@@ -186,14 +190,17 @@ class _Neighbours:
             and _ending(word) == _ending(gap.word)
             and word not in _VAGUE
             and not _alike(word, gap.word)
-            and not docstring_corpus.support(pair.summary, word)  # by stem: not said already
+            and not docstring_corpus.support(
+                pair.summary, word
+            )  # the summary has no word of its stem
         ]
 
 
-def _gaps(pair: docstring_corpus.Pair) -> Iterator[_Gap]:
-    """The words of a summary that could be swapped.
+def _gaps(pair: docstring_corpus.DocstringPair) -> Iterator[_Gap]:
+    """Yields the words of a summary that may be replaced: content words that the document contains.
 
-    Not the first one, a verb for which others would do as well, nor parts of `a.b` and `a-b`.
+    Excluded are the first word, a verb that other verbs could replace without making the summary
+    false, and parts of `a.b` and `a-b`.
     """
     shared = set(docstrings.shared_words(pair))
     tokens = list(_TOKEN.finditer(pair.summary))
@@ -207,8 +214,10 @@ def _gaps(pair: docstring_corpus.Pair) -> Iterator[_Gap]:
 
 
 def _ending(word: str) -> str:
-    """What an English word's form shows: plural or third person, past, -ing, adverb."""
-    match = re.search(r"(?<=[^s])(s)$|[aeiouy]\w*(ed|ing|ly)$", word)  # not that of `string`
+    """Return the inflection of an English word: s (plural or third person), ed, ing, ly, or ''."""
+    match = re.search(
+        r"(?<=[^s])(s)$|[aeiouy]\w*(ed|ing|ly)$", word
+    )  # the `ing` of `string` does not count
     return match[1] or match[2] if match else ""
 
 
@@ -218,10 +227,10 @@ def _alike(one: str, other: str) -> bool:
 
 
 def _change_number(summary: str, rng: random.Random) -> str | None:
-    found = list(_NUMBER.finditer(summary))
-    if not found:
+    matches = list(_NUMBER.finditer(summary))
+    if not matches:
         return None
-    match = rng.choice(found)
+    match = rng.choice(matches)
     number = int(match[0])
     before, after = summary[: match.start()], summary[match.end() :]
     widths = next((_WIDTHS[kind] for kind in _WIDTHS if before.endswith(kind)), None)
@@ -231,24 +240,27 @@ def _change_number(summary: str, rng: random.Random) -> str | None:
 
 
 def _foreign_line(
-    pair: docstring_corpus.Pair, pairs: Sequence[docstring_corpus.Pair], rng: random.Random
+    pair: docstring_corpus.DocstringPair,
+    pairs: Sequence[docstring_corpus.DocstringPair],
+    rng: random.Random,
 ) -> str:
-    """Another function's line that says little of this one."""
-    drawn = [pairs[rng.randrange(len(pairs))].summary for _ in range(_DONORS)]
+    """Return another function's summary that has little support in this document."""
+    drawn = [pairs[rng.randrange(len(pairs))].summary for _ in range(_NUM_DONORS)]
     lines = [line for line in drawn if line != pair.summary]
-    said = [docstring_corpus.support(pair.document, line) for line in lines]
-    return lines[next((i for i, s in enumerate(said) if s < _MOST_SUPPORT), said.index(min(said)))]
+    support = [docstring_corpus.support(pair.document, line) for line in lines]
+    lowest = support.index(min(support))
+    return lines[next((i for i, s in enumerate(support) if s < _MAX_SUPPORT), lowest)]
 
 
 def _change_fact(report: newswire_corpus.Report, number: bool, rng: random.Random) -> str | None:
-    """The summary with another value of one of its roles, or None if there is no such role."""
-    told = newswire_corpus.facts_in(report.summary, report.facts)
-    roles = [role for role in sorted(told) if report.facts[role].isdigit() == number]
+    """Return the summary with another value in one of its roles, or None if it has no role."""
+    stated = newswire_corpus.facts_in(report.summary, report.facts)
+    roles = [role for role in sorted(stated) if report.facts[role].isdigit() == number]
     if not roles:
         return None
-    said = set(re.findall(r"\w+", report.summary))
+    words = set(re.findall(r"\w+", report.summary))
     slots = newswire_words.KINDS[report.facts["kind"]].slots
-    new = {role: [value for value in slots[role] if value not in said] for role in roles}
+    new = {role: [value for value in slots[role] if value not in words] for role in roles}
     known = set(report.facts.values())
     elsewhere = [(role, value) for role in roles for value in new[role] if value in known]
     if elsewhere and rng.random() < 0.5:
@@ -256,7 +268,7 @@ def _change_fact(report: newswire_corpus.Report, number: bool, rng: random.Rando
     else:
         role = rng.choice(roles)
         value = rng.choice(new[role])
-    # The first of equal numbers will do: any of them is the value of its own role.
+    # If several roles have this value, replacing its first occurrence changes one of them.
     return re.sub(rf"\b{report.facts[role]}\b", value, report.summary, count=1)
 
 

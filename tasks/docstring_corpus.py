@@ -1,13 +1,13 @@
-"""Pairs (document, summary) from the docstrings of installed packages.
+"""Extracts pairs (document, summary) from the docstrings of installed packages.
 
-Document: name, argument names and body of a docstring; summary: its first paragraph; both in lower
-case, the words of identifiers apart (`text.uncased`). Only pairs count whose summary can be told
-from the document: most of its words occur there. Many
-docstrings are near copies of each other (numpy's and jax.numpy's, say): near copies are grouped
-before a hash of the group's content picks the split, so that no held-out document has a twin in
-training. The hashes of the held-out documents ship in `dera_jax/assets/heldout.json`; wherever
-other versions of the packages are installed, only documents listed there count as held out, and
-nothing is said about the rest.
+The document is the name, the argument names and the body of a docstring; the summary is its first
+paragraph. Both are in lower case, with identifiers split into words (`text.uncased`). A pair is
+used only if the summary can be inferred from the document, that is if most of its words occur
+there. Many docstrings are near duplicates (those of numpy and jax.numpy, for example). Near
+duplicates are grouped before a hash of the group's content selects the split, so that no held-out
+document has a near duplicate in training. The hashes of the held-out documents ship in
+`dera_jax/assets/heldout.json`. Under other versions of the packages, only the listed documents
+count as held out, and the split of all other documents is unknown.
 """
 
 import functools
@@ -24,7 +24,7 @@ from nltk.stem.porter import PorterStemmer
 
 from tasks import cache, text
 
-PACKAGES = {  # import name -> distributions, the first one installed gives the version
+PACKAGES = {  # import name -> distributions; the first that is installed gives the version
     "tensorflow": ("tensorflow-cpu", "tensorflow"),
     "scipy": ("scipy",),
     "jax": ("jax",),
@@ -38,12 +38,12 @@ PACKAGES = {  # import name -> distributions, the first one installed gives the 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = ("validation", "test")
 
-FORMAT = 3  # part of the cache's name: raise it whenever the extracted text changes
-_HELD_OUT_PERCENT = 3  # of the groups, for each held-out split
+FORMAT = 3  # part of the name of the cache file: increase it whenever the extracted text changes
+_HELD_OUT_PERCENT = 3  # of the groups, in each held-out split
 _MIN_BODY_WORDS = 12
 _SUMMARY_WORDS = (3, 30)
 _MAX_ARGUMENTS = 8
-_MIN_SUPPORT = 0.6  # of a summary's words, function words aside, by stem
+_MIN_SUPPORT = 0.6  # fraction of a summary's words, without function words, by stem
 _WORDS = """
 a an the this that these those its it of in on to for and or is are be by with from as at into
 if not all any each which when can will given
@@ -62,8 +62,8 @@ _STEMMER = PorterStemmer()
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A document, its summary, and the file (relative to site-packages) it was read from."""
+class DocstringPair:
+    """Holds a document, its summary, and its source file (relative to site-packages)."""
 
     document: str
     summary: str
@@ -71,15 +71,15 @@ class Pair:
 
     @property
     def hash(self) -> str:
-        """Identity of the document: 16 hexadecimal digits."""
+        """Return a hash of the document, 16 hexadecimal digits, which identifies it."""
         return text.text_hash(self.document)
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the installed packages the corpus is read from.
+    """Return the versions of the installed packages from which the corpus is read.
 
     Raises:
-        ModuleNotFoundError: one of them is not installed.
+        ModuleNotFoundError: a package is not installed.
     """
     return {name: _version(name, candidates) for name, candidates in PACKAGES.items()}
 
@@ -91,13 +91,13 @@ def _version(name: str, candidates: tuple[str, ...]) -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     raise ModuleNotFoundError(
-        f"the docstrings corpus reads the package {name!r}, which is not installed: "
-        f"expected one of the distributions {', '.join(candidates)}"
+        f"the docstrings corpus reads the package {name!r}, which is not installed; install one of "
+        f"the distributions {', '.join(candidates)}"
     )
 
 
 def package_files(package: str) -> Iterator[tuple[str, Path]]:
-    """Yields (path relative to site-packages, path) of a package's files, sorted, not imported."""
+    """Yields (path relative to site-packages, path) of a package's files, sorted."""
     spec = importlib.util.find_spec(package)
     if spec is None:
         raise ModuleNotFoundError(f"package {package!r} is not installed")
@@ -109,12 +109,13 @@ def package_files(package: str) -> Iterator[tuple[str, Path]]:
                 yield relative, path
 
 
-def extract(sources: Container[str] | None = None) -> list[Pair]:
-    """All pairs of the installed packages, in order of files, exact copies removed (20 s).
+def extract(sources: Container[str] | None = None) -> list[DocstringPair]:
+    """Extract all distinct pairs of the installed packages, in the order of files (20 s).
 
-    sources: read only these files (relative to site-packages)
+    Args:
+        sources: read only these files (relative to site-packages); None for all.
     """
-    pairs: dict[str, Pair] = {}
+    pairs: dict[str, DocstringPair] = {}
     for package in PACKAGES:
         for relative, path in package_files(package):
             if sources is None or relative in sources:
@@ -123,7 +124,7 @@ def extract(sources: Container[str] | None = None) -> list[Pair]:
     return list(pairs.values())
 
 
-def _file_pairs(relative: str, path: Path) -> Iterator[Pair]:
+def _file_pairs(relative: str, path: Path) -> Iterator[DocstringPair]:
     source = path.read_text(encoding="utf-8", errors="replace")
     if '"""' not in source and "'''" not in source:
         return
@@ -133,8 +134,8 @@ def _file_pairs(relative: str, path: Path) -> Iterator[Pair]:
             yield pair
 
 
-def to_pair(item: text.Documented, source: str) -> Pair | None:
-    """The pair of one docstring, or None if it has no usable summary and body."""
+def to_pair(item: text.Documented, source: str) -> DocstringPair | None:
+    """Return the pair of one docstring, or None if it has no usable summary or body."""
     if not item.name:
         return None
     head, *others = text.body_paragraphs(item.docstring) or [""]
@@ -153,19 +154,26 @@ def to_pair(item: text.Documented, source: str) -> Pair | None:
         or body.startswith("Deprecated")
     ):
         return None
-    if body[0].islower() and summary[-1].isalnum():  # one sentence broken by an empty line
+    if body[0].islower() and summary[-1].isalnum():  # one sentence that an empty line interrupts
         return None
     arguments = ", ".join(item.arguments[:_MAX_ARGUMENTS])
     document = text.uncased(f"{item.name}({arguments}): {body}")
     summary = text.uncased(summary)
-    return Pair(document, summary, source) if support(document, summary) >= _MIN_SUPPORT else None
+    return (
+        DocstringPair(document, summary, source)
+        if support(document, summary) >= _MIN_SUPPORT
+        else None
+    )
 
 
 def support(document: str, summary: str) -> float:
-    """Share of the summary's words, function words aside, whose stem occurs in the document."""
+    """Return the fraction of the summary's words whose stem occurs in the document.
+
+    Function words are not counted.
+    """
     known = {_stem(word) for word in text.words(document)}
-    told = [_stem(word) for word in text.words(summary) if word not in _FUNCTION_WORDS]
-    return sum(stem in known for stem in told) / max(len(told), 1)
+    stems = [_stem(word) for word in text.words(summary) if word not in _FUNCTION_WORDS]
+    return sum(stem in known for stem in stems) / max(len(stems), 1)
 
 
 @functools.cache
@@ -174,7 +182,7 @@ def _stem(word: str) -> str:
 
 
 def _split_sentence(paragraph: str) -> tuple[str, str]:
-    """(first sentence, rest) of a paragraph that is longer than a summary, else (it, "")."""
+    """Split a paragraph longer than a summary into (first sentence, rest); else (it, "")."""
     if len(text.words(paragraph)) <= _SUMMARY_WORDS[1]:
         return paragraph, ""
     match = re.search(r"(?<![eigc.]\.[eg])(?<!\b[A-Z])[.!?:](?=\s+[A-Z])", paragraph)
@@ -183,7 +191,7 @@ def _split_sentence(paragraph: str) -> tuple[str, str]:
 
 
 def _is_sentence(summary: str) -> bool:
-    """Mostly words of letters, unlike a signature or a formula."""
+    """Return whether a summary consists mostly of words, unlike a signature or a formula."""
     if not summary[0].isalpha() or _UNFINISHED.search(summary):
         return False
     tokens = summary.split()
@@ -191,11 +199,11 @@ def _is_sentence(summary: str) -> bool:
     return plain_words >= 0.6 * len(tokens)
 
 
-def group(pairs: list[Pair]) -> list[int]:
-    """Group number of every pair: near copies of each other, transitively, share one.
+def group(pairs: list[DocstringPair]) -> list[int]:
+    """Return the group number of every pair; near duplicates, transitively, share a group.
 
-    Two pairs are near copies if their summaries are the same words, or if one body contains at
-    least half of the other's runs of five words.
+    Two pairs are near duplicates if their summaries consist of the same words, or if their bodies
+    share at least half of the 5-grams of the body that has fewer.
     """
     bodies = [text.shingles(pair.document.partition("): ")[2], 5) for pair in pairs]
     parent = list(range(len(pairs)))
@@ -210,18 +218,19 @@ def group(pairs: list[Pair]) -> list[int]:
 
 
 def _candidates(shingle_sets: list[set[int]], reach: int = 20) -> set[tuple[int, int]]:
-    """Pairs of indices that share a shingle, each with at most `reach` predecessors per shingle.
+    """Return pairs of indices that share a shingle, with at most `reach` predecessors per shingle.
 
-    The cap keeps boilerplate from costing quadratic time; its copies chain through neighbours.
+    Without this limit boilerplate would cost quadratic time; its copies are still grouped, since
+    groups are transitive.
     """
     seen: dict[int, list[int]] = {}
-    found = set()
+    candidates = set()
     for i, shingle_set in enumerate(shingle_sets):
         for shingle in shingle_set:
             before = seen.setdefault(shingle, [])
-            found.update((j, i) for j in before[-reach:])
+            candidates.update((j, i) for j in before[-reach:])
             before.append(i)
-    return found
+    return candidates
 
 
 def _root(parent: list[int], i: int) -> int:
@@ -231,8 +240,8 @@ def _root(parent: list[int], i: int) -> int:
     return i
 
 
-def split_of_groups(pairs: list[Pair], groups: list[int]) -> list[str]:
-    """Split of every pair, decided by the smallest document hash of its group."""
+def split_of_groups(pairs: list[DocstringPair], groups: list[int]) -> list[str]:
+    """Return the split of every pair, chosen by the smallest document hash of its group."""
     smallest: dict[int, str] = {}
     for pair, number in zip(pairs, groups, strict=True):
         smallest[number] = min(smallest.get(number, "~"), pair.hash)
@@ -246,13 +255,13 @@ def _split_of_hash(content_hash: str) -> str:
     return "validation" if percent < 2 * _HELD_OUT_PERCENT else "train"
 
 
-def corpus() -> dict[str, list[Pair]]:
-    """Split -> pairs, computed from the installed packages (about 40 s, then cached)."""
+def corpus() -> dict[str, list[DocstringPair]]:
+    """Return the pairs of every split from the installed packages (about 40 s, then cached)."""
     key = {"packages": package_versions(), "format": FORMAT}
     rows = cache.rows("docstrings", key, _corpus_rows)
-    splits: dict[str, list[Pair]] = {split: [] for split in SPLITS}
+    splits: dict[str, list[DocstringPair]] = {split: [] for split in SPLITS}
     for row in rows:
-        splits[row.pop("split")].append(Pair(**row))
+        splits[row.pop("split")].append(DocstringPair(**row))
     return splits
 
 
@@ -262,14 +271,14 @@ def _corpus_rows() -> Iterator[dict[str, str]]:
     return (asdict(p) | {"split": s} for p, s in zip(pairs, splits, strict=True))
 
 
-def corpus_hash(splits: dict[str, list[Pair]]) -> str:
-    """One hash of all documents, summaries and splits, independent of their order."""
+def corpus_hash(splits: dict[str, list[DocstringPair]]) -> str:
+    """Return one hash of all documents, summaries and splits, independent of their order."""
     lines = (f"{s}\t{p.document}\t{p.summary}" for s, pairs in splits.items() for p in pairs)
     return text.text_hash("\n".join(sorted(lines)))
 
 
-def held_out_record(splits: dict[str, list[Pair]]) -> dict:
-    """What `heldout.json` says: versions, corpus hash, and split -> file -> document hashes."""
+def held_out_record(splits: dict[str, list[DocstringPair]]) -> dict:
+    """Return the content of `heldout.json`: versions, corpus hash, and document hashes."""
     record = {"packages": package_versions(), "corpus_hash": corpus_hash(splits)}
     for split in HELD_OUT:
         files: dict[str, list[str]] = {}
@@ -280,38 +289,39 @@ def held_out_record(splits: dict[str, list[Pair]]) -> dict:
 
 
 def shipped() -> dict:
-    """The `held_out_record` of the shipped models, from `dera_jax/assets/heldout.json`."""
+    """Read the `held_out_record` of the shipped models from `dera_jax/assets/heldout.json`."""
     path = importlib.resources.files("dera_jax") / "assets" / "heldout.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def held_out(split: str) -> list[Pair]:
-    """Documents of a held-out split under any package versions: those whose hash is listed.
+def held_out(split: str) -> list[DocstringPair]:
+    """Return the listed documents of a held-out split, under any versions of the packages.
 
-    Neither grouping nor a pass over all files is needed: the list names the files to read.
+    This needs neither grouping nor a pass over all files, since the list names the files to read.
 
     Raises:
         ValueError: `split` is not a held-out split.
     """
     if split not in HELD_OUT:
-        raise ValueError(f"held-out splits are {HELD_OUT}, found {split!r}")
+        raise ValueError(f"expected one of the held-out splits {HELD_OUT}, found {split!r}")
     record = shipped()
     key = {"packages": package_versions(), "format": FORMAT, "listed": record["corpus_hash"]}
     rows = cache.rows(f"held_out_{split}", key, lambda: _held_out_rows(record, split))
-    return [Pair(**row) for row in rows]
+    return [DocstringPair(**row) for row in rows]
 
 
 def _held_out_rows(record: dict, split: str) -> Iterator[dict[str, str]]:
     pairs = extract(sources=record[split])
-    found = listed_splits(pairs)
-    return (asdict(pair) for pair, where in zip(pairs, found, strict=True) if where == split)
+    splits = listed_splits(pairs)
+    return (asdict(pair) for pair, where in zip(pairs, splits, strict=True) if where == split)
 
 
-def listed_splits(pairs: list[Pair]) -> list[str]:
-    """Split of every pair as far as the shipped list tells.
+def listed_splits(pairs: list[DocstringPair]) -> list[str]:
+    """Return the split of every pair according to the shipped list.
 
-    `validation` or `test` if the hash is listed; else `train` under the shipped versions of the
-    packages and `unknown` under others, where the pair may be a twin of a held-out one.
+    It is `validation` or `test` if the hash is listed. Otherwise it is `train` under the versions
+    of the packages that the list was made with, and `unknown` under others, where the pair may be a
+    near duplicate of a held-out one.
     """
     record = shipped()
     listed = {h: split for split in HELD_OUT for hs in record[split].values() for h in hs}

@@ -1,6 +1,6 @@
-"""seqio task `docstrings`: the body of a docstring in, its first line out.
+"""Registers the seqio task `docstrings`: predict the first line of a docstring from its body.
 
-The field `keywords` has the words to be covered, one per line (see `keywords`).
+The field `keywords` holds the words that an output should contain, one per line (see `keywords`).
 """
 
 import seqio
@@ -17,26 +17,26 @@ return returns returned same shall should since some such than that the their th
 they this those through true until upon use used uses using via was were what when where whether
 which while who whose will with within without would you your
 """
-_EMPTY_WORDS = frozenset(_WORDS.split())
+_STOP_WORDS = frozenset(_WORDS.split())
 
 
 def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
-    """Examples: `document`, `targets`, `keywords`, `example_id`.
+    """Return examples with the fields `document`, `targets`, `keywords` and `example_id`.
 
-    `example_id` is a non-negative int32 made from the document's hash: the same document has the
-    same id in every run. Held-out splits come from the shipped list, and `train` needs the
-    versions that list was made with.
+    `example_id` is a non-negative int32 from the document's hash, so that a document has the same
+    id in every run. Held-out splits come from the shipped list. `train` needs the versions of the
+    packages that the list was made with.
 
     Raises:
-        RuntimeError: `train` under other package versions, where twins of held-out documents
-            cannot be told apart.
+        RuntimeError: `train` is read under other versions of the packages, where near duplicates of
+            held-out documents cannot be recognized.
     """
-    del shuffle_files, seed  # the loader permutes
+    del shuffle_files, seed  # the data loader shuffles
     return tf.data.Dataset.from_tensor_slices(_columns(pairs(split)))
 
 
-def pairs(split: str) -> list[docstring_corpus.Pair]:
-    """The pairs of a split, in the task's order. Raises RuntimeError as `dataset`."""
+def pairs(split: str) -> list[docstring_corpus.DocstringPair]:
+    """Return the pairs of a split, in the task's order; raises RuntimeError as `dataset`."""
     if split in docstring_corpus.HELD_OUT:
         return docstring_corpus.held_out(split)
     expected, found = docstring_corpus.shipped()["packages"], docstring_corpus.package_versions()
@@ -47,47 +47,51 @@ def pairs(split: str) -> list[docstring_corpus.Pair]:
             if found[name] != expected.get(name)
         )
         raise RuntimeError(
-            "the training split of `docstrings` is known for the pinned package versions only; "
-            f"installed: {differing}. Install them with constraints.txt, or use a JSONL task."
+            "the training split of `docstrings` is defined for the pinned package versions only; "
+            f"installed: {differing}. Install the pinned versions with constraints.txt, or use "
+            "a JSONL task."
         )
     return docstring_corpus.corpus()[split]
 
 
-def _columns(found: list[docstring_corpus.Pair]) -> dict[str, list]:
+def _columns(selected: list[docstring_corpus.DocstringPair]) -> dict[str, list]:
     return {
-        "document": [pair.document for pair in found],
-        "targets": [pair.summary for pair in found],
-        "keywords": ["\n".join(keywords(pair)) for pair in found],
-        "example_id": tf.constant([example_id(pair) for pair in found], tf.int32),
+        "document": [pair.document for pair in selected],
+        "targets": [pair.summary for pair in selected],
+        "keywords": ["\n".join(keywords(pair)) for pair in selected],
+        "example_id": tf.constant([example_id(pair) for pair in selected], tf.int32),
     }
 
 
-def keywords(pair: docstring_corpus.Pair) -> list[str]:
-    """Up to three words that a summary should have: the longest of those that both texts share."""
+def keywords(pair: docstring_corpus.DocstringPair) -> list[str]:
+    """Return up to three keywords: the longest content words that document and summary share."""
     shared = shared_words(pair)
     longest = sorted(shared, key=len, reverse=True)[:_MOST_KEYWORDS]
     return [word for word in shared if word in longest]
 
 
-def shared_words(pair: docstring_corpus.Pair) -> list[str]:
-    """The content words of the summary that stand in the document, each once, in order."""
+def shared_words(pair: docstring_corpus.DocstringPair) -> list[str]:
+    """Return the content words of the summary that occur in the document, each once, in order."""
     known = set(text.words(pair.document))
-    told = dict.fromkeys(text.words(pair.summary))
-    return [word for word in told if word in known and is_content(word)]
+    words = dict.fromkeys(text.words(pair.summary))
+    return [word for word in words if word in known and is_content(word)]
 
 
 def is_content(word: str) -> bool:
-    """Three letters or more, and about something: no function word, and none of every docstring."""
-    return len(word) >= 3 and word.isalpha() and word not in _EMPTY_WORDS
+    """Return whether a word has three letters or more and is not a stop word.
+
+    Stop words are function words, and words that occur in most docstrings, such as `returns`.
+    """
+    return len(word) >= 3 and word.isalpha() and word not in _STOP_WORDS
 
 
-def example_id(pair: docstring_corpus.Pair) -> int:
-    """31 bits of the document's hash."""
+def example_id(pair: docstring_corpus.DocstringPair) -> int:
+    """Return the example id of a pair, 31 bits of the document's hash."""
     return int(pair.hash[:8], 16) & 0x7FFFFFFF
 
 
 @seqio.map_over_dataset
-def _asked(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+def _with_inputs(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     template = tf.constant(jsonl.SUMMARIZE)
     inputs = jsonl.render(template, row["document"])
     return row | {"inputs": inputs, "template": template, "keep_end": tf.constant(False)}
@@ -96,6 +100,6 @@ def _asked(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 seqio.TaskRegistry.add(
     "docstrings",
     source=seqio.FunctionDataSource(dataset, splits=docstring_corpus.SPLITS),
-    preprocessors=[_asked],
+    preprocessors=[_with_inputs],
     output_features=jsonl.features(),
 )

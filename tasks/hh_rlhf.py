@@ -1,21 +1,23 @@
-"""Helpful and harmless dialogues (Bai et al., 2022, "Training a Helpful and Harmless Assistant with
-Reinforcement Learning from Human Feedback", arXiv 2204.05862), as Anthropic published them.
+"""Registers the helpful and harmless dialogues that Anthropic published (Bai et al., 2022,
+"Training a Helpful and Harmless Assistant with Reinforcement Learning from Human Feedback", arXiv
+2204.05862).
 
-Task `hh_rlhf` reads `train.jsonl.gz` and `test.jsonl.gz`, or the same unpacked, from the folder
-named by `DERA_JAX_HH_RLHF` (local or `gs://`), one of the published ones such as `helpful-base`.
-Lines are of `{"chosen", "rejected"}`, two dialogues that differ in the last answer only:
+Task `hh_rlhf` reads `train.jsonl.gz` and `test.jsonl.gz`, or the unpacked files, from the folder
+named by `DERA_JAX_HH_RLHF` (local or `gs://`), one of the published folders such as `helpful-base`.
+Lines are objects `{"chosen", "rejected"}`, two dialogues that differ in the last response only:
 
     "\\n\\nHuman: ...\\n\\nAssistant: ...\\n\\nHuman: ...\\n\\nAssistant: ..."
 
-The document is the dialogue up to and with the last "Assistant:", of which a long one loses its
-beginning; the two answers
-are the pair. The published sets have no validation split: 5 % of the training dialogues are taken
-for it, by a hash of the first turn, so that all pairs of one conversation fall on the same side.
+The document is the dialogue up to and including the last "Assistant:"; the two last responses are
+the preference pair. Long dialogues are truncated at their beginning. The published data have no
+validation split. 5 % of the training dialogues are used for it, selected by a hash of the first
+turn, so that all pairs of one conversation are in the same split.
 
-A line whose dialogues differ earlier, or that has an empty answer or twice the same one, stops the
-run. To train on files that have such lines use `register` with `leave_out_bad`.
+A line raises ValueError if its dialogues differ earlier, or if a response is empty or both are the
+same. To train on files with such lines, use `register` with `leave_out_bad`.
 
-TensorFlow Datasets does not have this set. A folder of your own: `register`, under another name.
+TensorFlow Datasets does not have this data set. Use `register` for your own folder, under another
+name.
 """
 
 import functools
@@ -43,13 +45,13 @@ def register(
 
     Args:
         name: see `jsonl.register`.
-        folder: with `train.jsonl` and `test.jsonl`, or these with `.gz`.
-        validation_share: of the conversations in the training file.
-        leave_out_bad: leave out the lines that are refused, which the log reports.
+        folder: with `train.jsonl` and `test.jsonl`, or with `train.jsonl.gz` and `test.jsonl.gz`.
+        validation_share: fraction of the conversations in the training file to use for validation.
+        leave_out_bad: skip invalid lines with a warning, instead of raising an error.
 
     Raises:
-        ValueError: a share that is not between 0 and 1, or the name is taken. Reading a split
-            raises as `preferences.read`.
+        ValueError: the fraction is not between 0 and 1, or the name is already registered. Reading
+            a split raises as `preferences.read`.
     """
     preferences.check_shares(_shares(validation_share))
     rows = functools.partial(_rows, folder, validation_share, leave_out_bad)
@@ -68,10 +70,10 @@ def _rows(
     folder: str, validation_share: float, leave_out_bad: bool, split: str
 ) -> dict[str, list[str]]:
     path = _file(folder, "test" if split == "test" else "train")
-    found = jsonl.read_columns(path, _parse, leave_out_bad)
+    columns = jsonl.read_columns(path, _parse, leave_out_bad)
     if split == "test":
-        return found
-    return preferences.split_rows(found, _shares(validation_share), key=_opening)[split]
+        return columns
+    return preferences.split_rows(columns, _shares(validation_share), key=_opening)[split]
 
 
 def _file(folder: str, name: str) -> str:
@@ -80,7 +82,7 @@ def _file(folder: str, name: str) -> str:
 
 
 def _opening(document: str) -> str:
-    """The first turn: later pairs of a conversation have the earlier ones' turns too."""
+    """Return the first turn, which all pairs of a conversation share."""
     return document.partition(_ASSISTANT)[0]
 
 
@@ -90,24 +92,24 @@ def _parse(row: dict[str, object], where: str) -> list[dict[str, str]]:
     )
     if prompt != other:
         raise ValueError(
-            f"{where}: 'chosen' and 'rejected' differ before their last answer, "
+            f"{where}: 'chosen' and 'rejected' differ before their last response, "
             f"from {_difference(prompt, other)!r} on"
         )
     return [preferences.pair(prompt, chosen, rejected, where)]
 
 
 def _divide(dialogue: str, key: str, where: str) -> tuple[str, str]:
-    """(dialogue up to and with the last "Assistant:", last answer)."""
+    """Split a dialogue into (dialogue up to and including the last "Assistant:", last response)."""
     before, marker, answer = dialogue.rpartition(_ASSISTANT)
     if not marker or not dialogue.startswith(_HUMAN):
         raise ValueError(
-            f"{where}: {key!r} must start with {_HUMAN!r} and have an {_ASSISTANT!r}, "
+            f"{where}: {key!r} must start with {_HUMAN!r} and contain {_ASSISTANT!r}, "
             f"found {dialogue[:60]!r}"
         )
     if _HUMAN in answer:
-        raise ValueError(f"{where}: {key!r} must end with the assistant's answer")
+        raise ValueError(f"{where}: {key!r} must end with the assistant's response")
     if not answer.strip():
-        raise ValueError(f"{where}: the last answer of {key!r} is empty")
+        raise ValueError(f"{where}: the last response of {key!r} is empty")
     return (before + marker).strip(), answer.strip()
 
 

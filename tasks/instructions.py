@@ -1,13 +1,14 @@
-"""Instructions before the inputs of a task, so that a model learns to heed them.
+"""Puts instructions before the inputs of a task, so that a model learns to follow them.
 
     from tasks import instructions
     instructions.register("my_news_instructed", "my_news", short=8, long=16)
 
-Tasks `newswire_instructed`, `docstrings_instructed` and `xsum_instructed`: those without the
-ending, whose inputs may begin with an instruction: "briefly, summarize: ...". The rest of an
-example is as there, its id too. About a third of the inputs stay as they are and a third get one of
-`NEUTRAL`; the others get what fits their target: one of `SHORT` or `LONG`, or `NEUTRAL` if it is
-neither. So in held-out splits too an instruction tells something of the target's length.
+Tasks `newswire_instructed`, `docstrings_instructed` and `xsum_instructed` are the tasks of the same
+names without `_instructed`, but their inputs may begin with an instruction: "briefly, summarize:
+...". The other fields of an example, including its id, are unchanged. About a third of the inputs
+are unchanged, and a third get an instruction of `NEUTRAL`. The others get one that fits the length
+of their target: of `SHORT` or `LONG`, or of `NEUTRAL` if the target is neither short nor long.
+Instructions therefore depend on the target's length, in held-out splits too.
 """
 
 import functools
@@ -15,10 +16,10 @@ import functools
 import seqio
 import tensorflow as tf
 
-from dera_jax import seqio_tasks
-from tasks import docstrings, jsonl, newswire, xsum  # noqa: F401 (they register what is taken up here)
+from dera_jax.data import seqio_tasks
+from tasks import docstrings, jsonl, newswire, xsum  # noqa: F401 (they register tasks)
 
-SLOT = "{prompt}"  # of the task's own template
+SLOT = "{prompt}"  # is replaced by the task's own template
 SHORT = (
     "briefly, {prompt}",
     "in a few words, {prompt}",
@@ -38,7 +39,7 @@ _FIELDS = ("template", "document", "targets", "example_id")
 
 
 def bank(template: str = jsonl.SUMMARIZE) -> tuple[str, ...]:
-    """A task's template with every instruction before it, first without any."""
+    """Return a task's template without an instruction, then with each instruction before it."""
     return tuple(x.replace(SLOT, template) for x in (SLOT, *NEUTRAL, *SHORT, *LONG))
 
 
@@ -47,36 +48,42 @@ def register(name: str, of: str, short: int, long: int) -> seqio.Task:
 
     Args:
         name: of the new task; each name can be registered once.
-        of: the name of a registered task of texts, no mixture, with the fields that `phrase` needs.
-        short, long: see `phrase`.
+        of: the name of a registered task of text (not a mixture) with the fields that `add_instructions`
+            needs.
+        short, long: see `add_instructions`.
 
     Raises:
-        ValueError: `of` is no such task, the name is taken, or as `phrase`.
+        ValueError: `of` is not such a task, the name is already registered, or as `add_instructions`.
     """
     _check(short, long)
     task = seqio.TaskRegistry.get(of)
     if not seqio_tasks.yields_text(task):
-        raise ValueError(f"task {of!r} yields ids, into which no instruction can be put")
+        raise ValueError(
+            f"task {of!r} yields ids, into which no instruction can be put; give a task of text"
+        )
     return seqio.TaskRegistry.add(
         name,
         source=task.source,
-        preprocessors=[*task.preprocessors, functools.partial(phrase, short=short, long=long)],
+        preprocessors=[
+            *task.preprocessors,
+            functools.partial(add_instructions, short=short, long=long),
+        ],
         output_features=task.output_features,
     )
 
 
-def phrase(dataset: tf.data.Dataset, short: int, long: int) -> tf.data.Dataset:
-    """Puts instructions before the inputs, the same in every run: see the module.
+def add_instructions(dataset: tf.data.Dataset, short: int, long: int) -> tf.data.Dataset:
+    """Puts instructions before the inputs, the same ones in every run, as the module describes.
 
     Args:
-        dataset: of examples with the texts `template`, `document` and `targets` and the integer
+        dataset: examples with the strings `template`, `document` and `targets` and the integer
             `example_id`.
-        short: the most words, divided by white space, of a target that `SHORT` fits; it fits an
-            empty target too, as in splits without summaries.
-        long: the fewest words of a target that `LONG` fits.
+        short: maximum number of words (separated by white space) of a target that gets an
+            instruction of `SHORT`. Empty targets, as in splits without summaries, count as short.
+        long: minimum number of words of a target that gets an instruction of `LONG`.
 
     Raises:
-        ValueError: not 0 < short < long, or a field is missing.
+        ValueError: 0 < short < long does not hold, or a field is missing.
     """
     _check(short, long)
     missing = [name for name in _FIELDS if name not in dataset.element_spec]
@@ -102,23 +109,23 @@ def _check(short: int, long: int) -> None:
 
 
 def _template(row: dict[str, tf.Tensor], short: int, long: int) -> tf.Tensor:
-    # A hash of the id, not a generator: every epoch, split and order of reading gives the same.
+    # A hash of the id, not a random generator: the result must not depend on epoch or order.
     number = tf.strings.to_hash_bucket_fast(tf.strings.as_string(row["example_id"]), 2**31 - 1)
-    third, place = number % 3, number // 3
+    third, index = number % 3, number // 3
     words = tf.size(tf.strings.split(row["targets"]))
-    neutral = _pick(NEUTRAL, place)
-    fitting = tf.where(words >= long, _pick(LONG, place), neutral)
-    fitting = tf.where(words <= short, _pick(SHORT, place), fitting)
+    neutral = _pick(NEUTRAL, index)
+    fitting = tf.where(words >= long, _pick(LONG, index), neutral)
+    fitting = tf.where(words <= short, _pick(SHORT, index), fitting)
     return tf.gather([SLOT, neutral, fitting], third)
 
 
-def _pick(templates: tuple[str, ...], place: tf.Tensor) -> tf.Tensor:
-    return tf.gather(templates, place % len(templates))
+def _pick(templates: tuple[str, ...], index: tf.Tensor) -> tf.Tensor:
+    return tf.gather(templates, index % len(templates))
 
 
-# Of newswire's training targets 32 % have at most 8 words and 35 % at least 16, of the docstrings'
-# 30 % at most 6 and 31 % at least 10: the limits nearest to thirds, from `len(target.split())`.
-# XSum's are a choice, on either side of its published mean of 23 words.
+# Limits that come nearest to thirds, by `len(target.split())`: of newswire's training targets 32 %
+# have at most 8 words and 35 % at least 16; of those of docstrings 30 % have at most 6 and 31 % at
+# least 10. The limits of XSum are a choice, on either side of its published mean of 23 words.
 register("newswire_instructed", "newswire", short=8, long=16)
 register("docstrings_instructed", "docstrings", short=6, long=10)
 register("xsum_instructed", "xsum", short=20, long=26)

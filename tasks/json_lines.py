@@ -1,7 +1,7 @@
-"""Reads JSON Lines: UTF-8, one JSON object per line. Errors name the file and the line.
+"""Reads JSON Lines (UTF-8, one JSON object per line); errors name the file and the line.
 
-Accepted beside the plain form: a byte-order mark, lines that end in CR LF, a last line without an
-end, blank lines at the end, gzip (a name that ends in `.gz`).
+A byte-order mark, lines that end in CR LF, a last line without a line end, blank lines at the end,
+and gzip files (with a name that ends in `.gz`) are accepted too.
 """
 
 import gzip
@@ -11,21 +11,25 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from dera_jax import json_files
+from dera_jax.files import json_files
 
 _EXPECTED = "expected one JSON object per line (JSON Lines)"
 _BLANK = b" \t\r\n"
 _BOM = "\ufeff".encode()
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # begin UTF-32 too, or stand near its beginning
+_UTF_16 = (
+    b"\xff\xfe",
+    b"\xfe\xff",
+)  # these bytes occur at or near the beginning of UTF-32 files too
 _GZIP = b"\x1f\x8b"
 
 
 def lines(path: str) -> Iterator[tuple[str, bytes]]:
-    """Yields (where, line), `where` as in "file, line 3"; no blank lines from the end.
+    """Yields (where, line), with `where` as in "file, line 3", without blank lines at the end.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a folder, an empty file, or one in UTF-16, in a broken gzip or without its name.
+        FileNotFoundError: the file does not exist.
+        ValueError: the path is a folder, or the file is empty, in UTF-16 or UTF-32, a broken gzip
+            file, or a gzip file whose name does not end in `.gz`.
     """
     if not tf.io.gfile.exists(path):
         raise FileNotFoundError(f"{path}: no such JSONL file")
@@ -43,18 +47,19 @@ def lines(path: str) -> Iterator[tuple[str, bytes]]:
                     blank = []
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(
-                f"{path}: not a whole gzip file, {number} lines could be read: {error}"
+                f"{path}: not a complete gzip file, {number} lines could be read: {error}"
             ) from error
     if number == len(blank):
         raise ValueError(f"{path}: the file is empty; {_EXPECTED}")
 
 
 def read_object(line: bytes, where: str) -> dict[str, object]:
-    """The object on a line.
+    """Parse the JSON object of a line.
 
     Raises:
-        TypeError: the line is another JSON value.
-        ValueError: it is blank, not UTF-8, not JSON (NaN is none), or an object has a key twice.
+        TypeError: the line is a JSON value, but not an object.
+        ValueError: the line is blank, not UTF-8, not valid JSON (NaN is not), or an object repeats
+            a key.
     """
     try:
         text = line.removeprefix(_BOM).strip(_BLANK).decode("utf-8")
@@ -65,7 +70,7 @@ def read_object(line: bytes, where: str) -> dict[str, object]:
             "with `iconv -f WINDOWS-1252 -t UTF-8`"
         ) from error
     if not text:
-        raise ValueError(f"{where}: the line is blank and others follow; {_EXPECTED}")
+        raise ValueError(f"{where}: the line is blank, but other lines follow; {_EXPECTED}")
     try:
         row = json_files.parse(text)
     except json.JSONDecodeError as error:
@@ -85,22 +90,22 @@ def _unpacked(file: tf.io.gfile.GFile, path: str) -> Iterator[bytes]:
 
 def _check_start(line: bytes, path: str) -> None:
     if line.startswith(_GZIP):
-        raise ValueError(f"{path}: the file is packed by gzip; give it a name that ends in .gz")
+        raise ValueError(f"{path}: the file is compressed by gzip; give it a name that ends in .gz")
     if line.startswith(_UTF_16) or b"\0" in line[:4]:
         raise ValueError(
-            f"{path}: the file is in UTF-16 or UTF-32, expected UTF-8: convert it, for example with "
-            "`iconv -f UTF-16 -t UTF-8`"
+            f"{path}: the file is in UTF-16 or UTF-32, expected UTF-8; convert it, for example "
+            "with `iconv -f UTF-16 -t UTF-8`"
         )
 
 
 def _reason(text: str, error: json.JSONDecodeError) -> str:
-    if error.msg == "Extra data":  # tf.io.gfile has dropped a carriage return, if there was one
+    if error.msg == "Extra data":  # tf.io.gfile has removed a carriage return, if there was one
         return (
             f"not valid JSON: more than one value on the line; {_EXPECTED}. A file whose lines end "
             "in a carriage return alone is converted by `tr '\\r' '\\n'`"
         )
     if text.startswith("["):
-        return f"not valid JSON: a list begins here; {_EXPECTED}: convert with `jq -c '.[]'`"
+        return f"not valid JSON: the line begins a list; {_EXPECTED}: convert with `jq -c '.[]'`"
     if text.startswith("{") and error.pos >= len(text):
         return (
             f"not valid JSON: the object does not end on its line; {_EXPECTED}. A file with line "

@@ -1,4 +1,4 @@
-"""A seqio task over a user's own files of `{"document": ..., "summary": ...}` lines.
+"""Registers a seqio task over a user's own files of `{"document": ..., "summary": ...}` lines.
 
     from tasks import jsonl
     jsonl.register(
@@ -6,14 +6,14 @@
         {"train": "news/train.jsonl", "validation": "news/dev.jsonl", "test": "news/test.jsonl"},
     )
 
-in a module that the gin file imports. The task yields texts, as all tasks here do: the model that
-reads them encodes them. A line may also have `"keywords": ["solar power", ...]`, which
-the reward for keyword coverage reads, and `"weight": 0.5`, how much it counts in training (else 1);
-other keys are ignored. A bad line stops the run, with its file
-and number: nothing is skipped. What a file may look like: `tasks.json_lines`.
+Call it in a module that the gin file imports. The task yields text, which the model's tokenizer
+encodes. A line may also have `"keywords": ["solar power", ...]`, which the keyword coverage reward
+reads, and `"weight": 0.5`, the weight of the example in training (1 by default); other keys are
+ignored. An invalid line raises an error with its file and line number; no line is skipped.
+`tasks.json_lines` describes the accepted files.
 
-Summaries: every line of a file has one, or none has. Files without can be sampled from, and their
-targets are empty; `train` and `validation` must have summaries.
+Either every line of a file has a summary or none has. A file without summaries can be used for
+sampling; its targets are empty. The splits `train` and `validation` must have summaries.
 """
 
 import functools
@@ -29,9 +29,9 @@ from dera_jax.rewards.segmentation import words_of
 from tasks import json_lines
 
 NEED_SUMMARIES = ("train", "validation")
-SUMMARIZE = "summarize: {document}"  # as T5 was trained
+SUMMARIZE = "summarize: {document}"  # the prefix that T5 was trained with
 _SUMMARY = {"targets": "summary"}
-_MOST_REASONS = 10  # shown in the log, of lines that were left out
+_MAX_REASONS = 10  # errors of skipped lines that the warning shows
 
 Row = dict[str, str]
 Parse = Callable[[dict[str, object], str], Iterable[Row]]
@@ -42,20 +42,23 @@ def register(name: str, paths: Mapping[str, str], template: str = SUMMARIZE) -> 
 
     Args:
         name: of the task; each name can be registered once.
-        paths: file by split, local or `gs://`; read when the split is, not before.
-        template: what the model is asked about each document, with one slot {document}.
+        paths: file of each split, local or `gs://`; a file is read when its split is read.
+        template: the prompt template, with one slot {document}.
 
     Raises:
-        ValueError: no split, no slot, or the name is taken. Reading a split raises as `read`.
+        ValueError: `paths` is empty, the template has no slot, or the name is already registered.
+            Reading a split raises as `read`.
     """
     check_paths(name, paths)
     return register_pairs(name, functools.partial(_rows, dict(paths)), list(paths), template)
 
 
 def check_paths(name: str, paths: Mapping[str, str]) -> None:
-    """Raises ValueError if there is no file at all."""
+    """Raise ValueError if `paths` is empty."""
     if not paths:
-        raise ValueError(f"task {name!r}: `paths` has no split; expected split -> file")
+        raise ValueError(
+            f"task {name!r}: `paths` has no split; expected a dictionary from split to file"
+        )
 
 
 def register_pairs(
@@ -65,13 +68,14 @@ def register_pairs(
     template: str,
     identity: Sequence[str] = ("document",),
 ) -> seqio.Task:
-    """Registers a task over columns of text held in memory.
+    """Registers a task over columns of strings in memory.
 
     Args:
-        rows: for a split, equally long columns `document` and `summary`; further ones are kept.
+        rows: returns, for a split, the columns `document` and `summary` of equal length; further
+            columns are kept as fields.
         name, template: see `register`.
-        identity: the columns whose hash is an example's id; where a document occurs several times,
-            these have to tell its rows apart.
+        identity: columns whose hash is the example id; if a document occurs in several rows, these
+            columns must distinguish them.
     """
     return register_columns(name, rows, splits, preprocessors(template, identity=identity))
 
@@ -83,10 +87,10 @@ def register_columns(
     steps: Sequence[Callable[..., tf.data.Dataset]],
     names: Sequence[str] = ("inputs", "targets"),
 ) -> seqio.Task:
-    """As `register_pairs`, for other `preprocessors`, and names of features, than a summary's."""
+    """Registers a task as `register_pairs` does, with other preprocessors and feature names."""
 
     def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
-        del shuffle_files, seed  # the order is the file's; the loader shuffles
+        del shuffle_files, seed  # rows keep the file's order; the data loader shuffles
         columns = {key: tf.constant(column, tf.string) for key, column in rows(split).items()}
         return tf.data.Dataset.from_tensor_slices(columns)
 
@@ -104,13 +108,13 @@ def preprocessors(
     identity: Sequence[str] = ("document",),
     keep_end: bool = False,
 ) -> list[Callable[..., tf.data.Dataset]]:
-    """From rows of columns to examples as `dera_jax.data` reads them.
+    """Return preprocessors that convert rows of columns to the examples that `dera_jax.data` reads.
 
     Args:
         template: see `register`.
-        outputs: column by feature; the document is the column `document`.
-        identity: the columns whose hash is an example's id.
-        keep_end: of documents that are too long cut the beginning, not the end.
+        outputs: column of each output feature; the document is the column `document`.
+        identity: columns whose hash is the example id.
+        keep_end: truncate documents that are too long at their beginning, not at their end.
     """
     check_template(template, "the task")
     settings = {"template": template, "outputs": outputs, "identity": identity}
@@ -118,13 +122,13 @@ def preprocessors(
 
 
 def features(names: Sequence[str] = ("inputs", "targets")) -> dict[str, seqio.Feature]:
-    """Features that are texts."""
+    """Return seqio features of type string."""
     text = seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string, rank=0)
     return dict.fromkeys(names, text)
 
 
 def render(template: tf.Tensor, document: tf.Tensor) -> tf.Tensor:
-    """The feature `inputs`: a template with its document, as text."""
+    """Insert a document into a template; the result is the feature `inputs`."""
     before, after = tf.unstack(tf.strings.split(template, DOCUMENT), num=2)
     return tf.strings.join([before, document, after])
 
@@ -151,19 +155,20 @@ def _to_example(
 
 
 def read(path: str, need_summaries: bool) -> dict[str, list[str]]:
-    """Reads and checks a file of `{"document", "summary"}` lines.
+    """Reads and validates a file of `{"document", "summary"}` lines.
 
     Returns:
-        The columns `document` and `summary`, the latter of empty texts if the file has none, and if
-        it has them `keywords`, one on each line of a text, and `weight`.
+        The columns `document` and `summary`, which holds empty strings if the file has no
+        summaries; if the file has them, also `keywords` (one keyword per line of the string) and
+        `weight`.
 
     Raises:
-        FileNotFoundError: no such file.
-        TypeError: with file and line number: not an object, a value that is not a text, keywords
-            that are no list of texts, a weight that is no number.
-        ValueError: with file and line number: not JSON, a key missing, an empty document or
-            summary, a keyword without a letter or digit, a weight that is negative, or a summary,
-            keywords or a weight in some lines only.
+        FileNotFoundError: the file does not exist.
+        TypeError: a line is not an object, a value is not a string, keywords are not a list of
+            strings, or a weight is not a number.
+        ValueError: a line is not valid JSON, lacks a key, has an empty document or summary, a
+            keyword without a letter or digit, or a negative weight; or only some lines have a
+            summary, keywords or a weight. These errors name the file and the line.
     """
 
     def parse(row: dict[str, object], where: str) -> list[Row]:
@@ -175,49 +180,48 @@ def read(path: str, need_summaries: bool) -> dict[str, list[str]]:
 
 
 def with_summaries(columns: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The columns, with one of empty summaries if there is none."""
+    """Return the columns with a column of empty summaries if they have none."""
     return columns | {"summary": columns.get("summary", [""] * len(columns["document"]))}
 
 
 def read_columns(path: str, parse: Parse, leave_out_bad: bool = False) -> dict[str, list[str]]:
-    """Reads a file of JSON objects, one per line; one that ends in `.gz` is unpacked on the way.
+    """Reads a file of JSON objects, one per line; a file that ends in `.gz` is decompressed.
 
     Args:
         path: of the file.
-        parse: from an object and where it stands ("file, line 3") to the rows it makes; raises
-            TypeError or ValueError, with that place, for an object that it refuses.
-        leave_out_bad: leave out the lines that are refused, which the log reports, instead of
-            stopping at the first one.
+        parse: maps an object and its place ("file, line 3") to rows; raises TypeError or
+            ValueError, naming the place, for an invalid object.
+        leave_out_bad: skip invalid lines with one warning, instead of raising an error.
 
     Raises:
-        FileNotFoundError: no such file.
-        TypeError, ValueError: a line that is refused, or whose rows have other keys than the first;
-            an empty file, or one of which no line is left.
+        FileNotFoundError: the file does not exist.
+        TypeError, ValueError: a line is invalid, its rows have other keys than the first row, or
+            the file has no (valid) line.
     """
-    found: list[tuple[str, Row]] = []
+    rows: list[tuple[str, Row]] = []
     bad: list[str] = []
     for where, line in json_lines.lines(path):
         try:
-            row = json_lines.read_object(line, where)
-            found += [(where, made) for made in parse(row, where)]
+            value = json_lines.read_object(line, where)
+            rows += [(where, row) for row in parse(value, where)]
         except (TypeError, ValueError) as error:
             if not leave_out_bad:
                 raise
             bad.append(str(error))
     if bad:
-        shown = "\n".join(bad[:_MOST_REASONS])
-        message = f"{path}: left out {len(bad)} lines, the first of them:\n{shown}"
-        if not found:
-            raise ValueError(f"{message}\nno line is left")
+        shown = "\n".join(bad[:_MAX_REASONS])
+        message = f"{path}: skipped {len(bad)} invalid lines, the first of them:\n{shown}"
+        if not rows:
+            raise ValueError(f"{message}\nthe file has no valid line")
         warn_once(message)
-    first = found[0][1].keys()
-    for where, row in found:
+    first = rows[0][1].keys()
+    for where, row in rows:
         _check_keys(row, first, where)
-    return {key: [row[key] for _, row in found] for key in first}
+    return {key: [row[key] for _, row in rows] for key in first}
 
 
 def folder_of(variable: str, task: str, files: str) -> str:
-    """The folder that an environment variable names; raises ValueError if it is not set."""
+    """Return the folder that an environment variable names; raises ValueError if it is not set."""
     folder = os.environ.get(variable)
     if not folder:
         raise ValueError(f"task {task!r}: set {variable} to a folder with {files}")
@@ -228,7 +232,7 @@ def _check_keys(row: Row, expected: Iterable[str], where: str) -> None:
     for key in sorted(row.keys() ^ set(expected)):
         raise ValueError(
             f"{where}: {'a' if key in row else 'no'} {key!r}, unlike the lines before; "
-            "either every line of a file has one or none"
+            "either all lines of a file or none must have this key"
         )
 
 
@@ -237,12 +241,12 @@ def _rows(paths: Mapping[str, str], split: str) -> dict[str, list[str]]:
 
 
 def text_of(row: dict[str, object], key: str, where: str) -> str:
-    """The text under `key`, which has to be there and to say something."""
+    """Return the string under `key`; raises ValueError or TypeError if there is no valid one."""
     if key not in row:
         raise ValueError(f"{where}: key {key!r} is missing, found {sorted(row)}")
     text = row[key]
     if not isinstance(text, str):
-        raise TypeError(f"{where}: {key!r} must be a text, found {type(text).__name__}")
+        raise TypeError(f"{where}: {key!r} must be a string, found {type(text).__name__}")
     if not text.strip():
         raise ValueError(f"{where}: {key!r} is empty")
     check_unicode(text, key, where)
@@ -250,33 +254,33 @@ def text_of(row: dict[str, object], key: str, where: str) -> str:
 
 
 def keywords_of(row: dict[str, object], where: str) -> Row:
-    """The column `keywords` of a line that has a list of them, possibly an empty one."""
+    """Return the column `keywords` of a line, or nothing if the line has no list of keywords."""
     if "keywords" not in row:
         return {}
-    found = row["keywords"]
-    if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
-        raise TypeError(f"{where}: 'keywords' must be a list of texts, found {found!r}")
-    for keyword in found:
+    keywords = row["keywords"]
+    if not isinstance(keywords, list) or not all(isinstance(x, str) for x in keywords):
+        raise TypeError(f"{where}: 'keywords' must be a list of strings, found {keywords!r}")
+    for keyword in keywords:
         check_unicode(keyword, "keywords", where)
         if not words_of(keyword):
             raise ValueError(f"{where}: the keyword {keyword!r} has no letter or digit")
-    return {"keywords": "\n".join(" ".join(x.split()) for x in found)}
+    return {"keywords": "\n".join(" ".join(x.split()) for x in keywords)}
 
 
 def weight_of(row: dict[str, object], where: str) -> Row:
-    """The column `weight` of a line that has one, as text."""
+    """Return the column `weight` of a line as a decimal string, or nothing if it has none."""
     if "weight" not in row:
         return {}
-    found = row["weight"]
-    if isinstance(found, bool) or not isinstance(found, int | float):
-        raise TypeError(f"{where}: 'weight' must be a number, found {found!r}")
-    if not 0 <= found < float("inf"):
-        raise ValueError(f"{where}: 'weight' must be a finite number of at least 0, found {found}")
-    return {"weight": repr(float(found))}
+    weight = row["weight"]
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise TypeError(f"{where}: 'weight' must be a number, found {weight!r}")
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"{where}: 'weight' must be a finite number of at least 0, found {weight}")
+    return {"weight": repr(float(weight))}
 
 
 def check_unicode(text: str, key: str, where: str) -> None:
-    """Raises ValueError if a text has half a character, as JSON can spell it: "\\ud83d"."""
+    """Raise ValueError if a string has a lone surrogate, which JSON allows: "\\ud83d"."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

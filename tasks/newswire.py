@@ -1,7 +1,7 @@
-"""The seqio task `newswire`: generated reports, and the vocabulary trained on them.
+"""Registers the seqio task `newswire` of generated reports, and trains a vocabulary on them.
 
-Fields besides the texts: `facts` (a JSON object, value by role) and `keywords` (one per line);
-`newswire_corpus.check` compares a summary with the facts.
+Besides document and summary, an example has the fields `facts` (a JSON object from role to value)
+and `keywords` (one per line). `newswire_corpus.check` compares a summary with the facts.
 """
 
 import functools
@@ -18,15 +18,15 @@ from tasks import cache, jsonl, newswire_corpus, newswire_words
 
 SIZES = {"train": 8000, "validation": 400, "test": 400}
 _SEED = 0
-_MOST_PIECES = 1000
+_MAX_PIECES = 1000
 _PREFIX = jsonl.SUMMARIZE.replace(DOCUMENT, "")
 
 
 @functools.cache
 def vocabulary() -> SentencePieceVocabulary:
-    """Some 650 pieces: every word of the corpus, and the 256 bytes for all other text.
+    """Return the vocabulary: about 650 pieces, all words of the corpus and the 256 bytes.
 
-    0 pads, 1 ends, 2 is unknown. Made when first called, then kept in the cache folder.
+    Id 0 is padding, 1 the end token, 2 unknown. It is trained at the first call and then cached.
     """
     key = {"kinds": repr(newswire_words.KINDS), "seed": _SEED, "size": SIZES["train"]}
     target = cache.path("newswire", key, ".model")
@@ -38,12 +38,15 @@ def vocabulary() -> SentencePieceVocabulary:
 
 @functools.cache
 def reports(split: str) -> list[newswire_corpus.Report]:
-    """The reports of a split, in the task's order."""
+    """Return the reports of a split, in the task's order."""
     return newswire_corpus.reports(split, SIZES[split], _SEED)
 
 
 def _train() -> bytes:
-    """Whole words by decree: SentencePiece left to itself splits rare numbers and names."""
+    """Train the vocabulary, with all words as user-defined pieces.
+
+    Otherwise SentencePiece would split rare numbers and names.
+    """
     texts = [_PREFIX] + [
         t for report in reports("train") for t in (report.document, report.summary)
     ]
@@ -52,11 +55,11 @@ def _train() -> bytes:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
         model_writer=model,
-        vocab_size=_MOST_PIECES,
-        hard_vocab_limit=False,  # fewer, if there are fewer
+        vocab_size=_MAX_PIECES,
+        hard_vocab_limit=False,  # allow fewer pieces
         user_defined_symbols=["▁", ":"] + [f"▁{word}" for word in words],
         byte_fallback=True,
-        num_threads=1,  # the same pieces in every run
+        num_threads=1,  # so that every run gives the same pieces
         pad_id=0,
         eos_id=1,
         unk_id=2,
@@ -76,11 +79,11 @@ def _columns(split: str) -> dict[str, list[str]]:
 
 
 def truth(documents: Sequence[str], texts: Sequence[str]) -> list[float]:
-    """A reward in Python, for `rewards.host`: 1 for a text that states facts, and only those of its
-    document, else 0; see `newswire_corpus.check`.
+    """Computes a reward on the host (see `rewards.host`): 1 for an output that states at least one
+    fact and only facts of its document, else 0; see `newswire_corpus.check`.
 
     Raises:
-        KeyError: a document that is no report of the task.
+        KeyError: a document is not a report of the task.
     """
     facts = _facts()
     pairs = zip(documents, texts, strict=True)
@@ -91,7 +94,7 @@ def truth(documents: Sequence[str], texts: Sequence[str]) -> list[float]:
 
 @functools.cache
 def _facts() -> dict[str, dict[str, str]]:
-    """The facts by document."""
+    """Return the facts of every document."""
     return {r.document: r.facts for split in SIZES for r in reports(split)}
 
 

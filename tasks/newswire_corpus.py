@@ -1,11 +1,11 @@
-"""Newswire: generated short reports whose every fact is known, for tests and experiments.
+"""Generates newswire: short reports whose facts are all known, for tests and experiments.
 
-A report is about a match, the weather, a market or an election. It has two to four sentences, of
-which each states facts by their role (`winner`, `goals`, `city`, ...). Its summary states the main
-fact and a random selection of the others, so that a document has terse and detailed summaries and
-a reward can move the length. `check` reads a summary back and compares it with the facts.
+A report is about a match, the weather, a market or an election. It has two to four sentences, each
+of which states facts by their role (`winner`, `goals`, `city`, ...). Its summary states the main
+fact and a random selection of the others. Summaries are therefore short or detailed, and a reward
+can change their length. `check` parses a summary and compares it with the facts.
 
-Python's own `random` draws, seeded: a seed always makes the same reports.
+The reports are a deterministic function of the seed of Python's `random`.
 """
 
 import functools
@@ -24,12 +24,13 @@ _SLOT = re.compile(r"{(\w+)}")
 
 @dataclass(frozen=True)
 class Report:
-    """One document with its truth.
+    """Holds a document with its summary and facts.
 
-    document: two to four sentences
-    summary: one sentence of 3 to 29 words
-    facts: value by role, of everything that the document states, and its `kind`
-    keywords: the values that are words, in the document's order: names, days, things; no numbers
+    Attributes:
+        document: two to four sentences.
+        summary: one sentence of 3 to 29 words.
+        facts: value by role, of all that the document states, and its `kind`.
+        keywords: the values that are words, not numbers, in the document's order.
     """
 
     document: str
@@ -39,12 +40,13 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Check:
-    """What a summary claims, against the facts of its document.
+class FactCheck:
+    """Holds the result of comparing a summary with the facts of its document.
 
-    right: roles whose value the summary states as it is
-    wrong: (role, value claimed) where the document says something else, or nothing
-    loose: names and numbers that stand in no known phrase, so that their role is unknown
+    Attributes:
+        right: roles whose value the summary states correctly.
+        wrong: (role, stated value) where the document states another value or none.
+        loose: names and numbers outside of all known phrases, whose role is therefore unknown.
     """
 
     right: frozenset[str]
@@ -53,33 +55,33 @@ class Check:
 
     @property
     def faithful(self) -> bool:
-        """It states something, and nothing that the document does not say."""
+        """Return whether the summary states at least one fact, and only facts of the document."""
         return bool(self.right) and not self.wrong and not self.loose
 
 
 def reports(split: str, size: int, seed: int) -> list[Report]:
-    """`size` different reports of a split.
+    """Generate `size` different reports of a split.
 
-    The hash of a report's facts decides its split, so that train, validation and test have no facts
-    in common, whatever their seeds and sizes.
+    The hash of a report's facts selects its split. No two splits therefore have reports with the
+    same facts, whatever their seeds and sizes.
 
     Raises:
-        ValueError: unknown split.
+        ValueError: the split is unknown.
     """
     if split not in _SPLIT_BUCKETS:
         raise ValueError(f"newswire has no split {split!r}, only {sorted(_SPLIT_BUCKETS)}")
-    found: dict[int, Report] = {}
+    selected: dict[int, Report] = {}
     for report in _draws(random.Random(seed)):
-        if len(found) == size:
+        if len(selected) == size:
             break
         key = _hash(report.facts)
         if key % 20 in range(*_SPLIT_BUCKETS[split]):
-            found.setdefault(key, report)
-    return list(found.values())
+            selected.setdefault(key, report)
+    return list(selected.values())
 
 
-def check(summary: str, facts: Mapping[str, str]) -> Check:
-    """Compares every phrase of a summary that is known for the facts' kind with the facts."""
+def check(summary: str, facts: Mapping[str, str]) -> FactCheck:
+    """Compare all phrases of a summary that are known for the facts' kind with the facts."""
     claims: list[tuple[str, str]] = []
     rest = summary
     for pattern in _patterns(facts["kind"]):
@@ -87,7 +89,7 @@ def check(summary: str, facts: Mapping[str, str]) -> Check:
             claims += match.groupdict().items()
             start, end = match.span()
             rest = rest[:start] + " " * (end - start) + rest[end:]
-    return Check(
+    return FactCheck(
         right=frozenset(role for role, value in claims if facts.get(role) == value),
         wrong=tuple((role, value) for role, value in claims if facts.get(role) != value),
         loose=tuple(w for w in re.findall(r"\w+", rest) if w.isdigit() or w in _all_values()),
@@ -95,7 +97,7 @@ def check(summary: str, facts: Mapping[str, str]) -> Check:
 
 
 def facts_in(summary: str, facts: Mapping[str, str]) -> frozenset[str]:
-    """The roles that a summary states rightly."""
+    """Return the roles whose value a summary states correctly."""
     return check(summary, facts).right
 
 
@@ -108,12 +110,12 @@ def _draw(rng: random.Random) -> Report:
     name = rng.choice(sorted(words.KINDS))
     kind = words.KINDS[name]
     values = _values(kind, rng)
-    later = _some(kind.sentences[1:], rng.randint(1, 3), rng)
-    templates = [rng.choice(phrasings) for phrasings in (kind.sentences[0], *later)]
+    later = _subset(kind.sentences[1:], rng.randint(1, 3), rng)
+    templates = [rng.choice(variants) for variants in (kind.sentences[0], *later)]
     roles = [role for template in templates for role in _roles(template)]
     facts = {role: values[role] for role in roles}
     known = [detail for detail in kind.details if facts.keys() >= set(_roles(detail))]
-    details = _some(known, rng.randint(0, len(known)), rng)
+    details = _subset(known, rng.randint(0, len(known)), rng)
     summary = " ".join([rng.choice(kind.cores), *details]).replace(" ,", ",") + "."
     return Report(
         document=" ".join(templates).format(**values),
@@ -124,7 +126,7 @@ def _draw(rng: random.Random) -> Report:
 
 
 def _values(kind: words.Kind, rng: random.Random) -> dict[str, str]:
-    """One value for each role; roles that draw from the same list get different ones."""
+    """Draw a value for each role; roles with the same list of values get different values."""
     drawn: dict[str, str] = {}
     for role, choices in kind.slots.items():
         taken = {value for other, value in drawn.items() if kind.slots[other] == choices}
@@ -132,8 +134,8 @@ def _values(kind: words.Kind, rng: random.Random) -> dict[str, str]:
     return drawn
 
 
-def _some(items: tuple | list, count: int, rng: random.Random) -> list:
-    """A random selection that keeps the order."""
+def _subset(items: tuple | list, count: int, rng: random.Random) -> list:
+    """Draw a random subset of items, in their order."""
     return [items[i] for i in sorted(rng.sample(range(len(items)), count))]
 
 
@@ -148,11 +150,11 @@ def _hash(facts: Mapping[str, str]) -> int:
 
 @functools.cache
 def _patterns(kind_name: str) -> tuple[re.Pattern[str], ...]:
-    """One pattern per summary phrase, where a role's slot takes any value of its list."""
+    """Return one pattern per phrase of a summary, in which a slot matches any value of its role."""
     kind = words.KINDS[kind_name]
 
     def slot(match: re.Match[str]) -> str:
-        # Any number, not only those of the list: a wrong number is a wrong claim all the same.
+        # Match any number, not only those of the list, since another number is a wrong claim too.
         choices = kind.slots[match[1]]
         values = r"\d+" if choices[0].isdigit() else "|".join(choices)
         return rf"(?P<{match[1]}>{values})"

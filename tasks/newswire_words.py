@@ -1,7 +1,7 @@
-"""The words and phrases of newswire.
+"""Defines the words and phrases of newswire reports.
 
-Short lists of single words, so that a small vocabulary holds each as one piece and a tiny model
-learns to copy them. Names are invented or common; none means a real person or firm.
+The lists hold few and single words, so that a small vocabulary has each as one piece and a tiny
+model learns to copy them. Names are invented or common; none refers to a real person or company.
 """
 
 from dataclasses import dataclass
@@ -47,12 +47,14 @@ def _numbers(first: int, last: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of report; `{role}` in a text stands for the value of a role.
+    """Defines a kind of report; `{role}` in a phrase is replaced by the value of a role.
 
-    slots: the values that a role can take
-    sentences: of the document, in order, each in two phrasings; the first is always said
-    cores: how a summary can start
-    details: what it can go on with, in order
+    Attributes:
+        slots: the possible values of each role.
+        sentences: sentences of the document, in order, each in two variants; the first sentence is
+            always used.
+        cores: phrases with which a summary can start.
+        details: phrases with which a summary can continue, in order.
     """
 
     slots: dict[str, tuple[str, ...]]

@@ -1,9 +1,9 @@
-"""Self-supervised objectives on token ids: each turns a passage into (inputs, targets).
+"""Defines self-supervised objectives on token ids, which map a passage to (inputs, targets).
 
-Span corruption is T5's (Raffel et al., 2020, section 3.1.4). The others teach a small decoder to
-take words from its input, which a summary needs: to repeat a marked span, to look up how a quoted
-beginning goes on, and to produce the sentence closest to the rest (as in PEGASUS, Zhang et al.,
-2020). Ids are without end-of-sequence.
+Span corruption is T5's (Raffel et al., 2020, section 3.1.4). The other objectives teach a small
+decoder to copy words from its input, as summaries do: to repeat a marked span, to find how a quoted
+cue continues, and to generate the sentence closest to the rest (as in PEGASUS, Zhang et al., 2020).
+The ids have no end token.
 
 Axes: P tokens of a passage, S inputs, T targets.
 """
@@ -26,12 +26,13 @@ _MIN_PASSAGE = 16
 
 @dataclass(frozen=True)
 class Marks:
-    """What an objective needs to know of the vocabulary.
+    """Holds the pieces of a vocabulary that the objectives need.
 
-    sentinels: int32 [n], first sentinel first
-    ends: bool [V], pieces that may end a sentence
-    begins: bool [V], pieces that begin a word
-    copy, find, gap: ids of the prefixes "copy:", "find:", "gap:"
+    Attributes:
+        sentinels: int32 [n], the first sentinel first.
+        ends: bool [V], pieces that may end a sentence.
+        begins: bool [V], pieces that begin a word.
+        copy, find, gap: ids of the prefixes "copy:", "find:", "gap:".
     """
 
     sentinels: Ids
@@ -43,17 +44,17 @@ class Marks:
 
 
 def corrupt(passage: Ids, marks: Marks, rng: np.random.Generator) -> Example:
-    """Span corruption: 15 % of the tokens, in spans of 3 on average, become sentinels.
+    """Corrupt spans: replace 15 % of the tokens, in spans of 3 tokens on average, by sentinels.
 
-    passage [P] -> inputs [S]: the rest with one sentinel per span; targets [T]: each sentinel
-    with its span. Unlike T5's, a span may begin a passage and need not end it.
+    A passage [P] gives inputs [S], the passage with one sentinel per span, and targets [T], each
+    sentinel followed by its span. Unlike in T5, a span may begin the passage, and none need end it.
     """
     length = len(passage)
     noise = min(max(round(length * NOISE_DENSITY), 1), length - 1)
     spans = min(max(round(noise / MEAN_SPAN), 1), length - noise, len(marks.sentinels))
     hidden = _partition(noise, spans, rng)
     kept = _partition(length - noise + 2, spans + 1, rng)
-    kept[0] -= 1  # the first may be empty; so may the last, which is what remains
+    kept[0] -= 1  # the first kept part may be empty; so may the last, which is the remainder
     ends = np.cumsum(np.stack([kept[:-1], hidden], axis=1).reshape(-1))
     pieces = np.split(passage, ends)  # kept, hidden, kept, ..., kept
     sentinels = [marks.sentinels[i : i + 1] for i in range(spans)]
@@ -63,13 +64,13 @@ def corrupt(passage: Ids, marks: Marks, rng: np.random.Generator) -> Example:
 
 
 def _partition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-    """Sizes of `parts` non-empty parts of `total`, all compositions equally likely."""
+    """Draw the sizes of `parts` non-empty parts of `total`, uniformly over all compositions."""
     cuts = np.sort(rng.permutation(total - 1)[: parts - 1]) + 1
     return np.diff(np.concatenate([[0], cuts, [total]]))
 
 
 def copy(passage: Ids, marks: Marks, rng: np.random.Generator) -> Example:
-    """The span between two sentinels is the target."""
+    """Mark a span with two sentinels; the target is this span."""
     start, stop = _span(len(passage), COPY_LENGTHS, rng)
     first, second = marks.sentinels[:1], marks.sentinels[1:2]
     parts = (marks.copy, passage[:start], first, passage[start:stop], second, passage[stop:])
@@ -77,7 +78,7 @@ def copy(passage: Ids, marks: Marks, rng: np.random.Generator) -> Example:
 
 
 def find(passage: Ids, marks: Marks, rng: np.random.Generator) -> Example:
-    """A cue of one to three tokens of the passage is quoted; the target is how it goes on."""
+    """Quote a cue of one to three tokens of the passage; the target is its continuation."""
     start, stop = _span(len(passage) - 3, FIND_LENGTHS, rng)
     size = int(rng.integers(1, 4))
     while size < 3 and _occurrences(passage, passage[start : start + size]) > 1:
@@ -92,9 +93,10 @@ def _occurrences(passage: Ids, cue: Ids) -> int:
 
 
 def gap(passage: Ids, marks: Marks, rng: np.random.Generator) -> Example:
-    """The sentence that shares most tokens with the rest: left in place or behind a sentinel.
+    """Take the sentence that shares most tokens with the rest as the target.
 
-    A passage without a suitable sentence falls back to `copy`.
+    With probability 1/2 a sentinel replaces the sentence in the inputs. A passage without a
+    suitable sentence is treated as in `copy`.
     """
     spans = sentences(passage, marks)
     fitting = [s for s in spans if GAP_LENGTHS[0] <= s[1] - s[0] <= GAP_LENGTHS[1]]
@@ -107,7 +109,10 @@ def gap(passage: Ids, marks: Marks, rng: np.random.Generator) -> Example:
 
 
 def sentences(passage: Ids, marks: Marks) -> list[tuple[int, int]]:
-    """(start, stop) of each sentence: it ends where the next token begins a word."""
+    """Return (start, stop) of each sentence.
+
+    A sentence ends after a piece that may end one, if the next piece begins a word.
+    """
     stops = np.flatnonzero(marks.ends[passage[:-1]] & marks.begins[passage[1:]]) + 1
     edges = [0, *stops.tolist(), len(passage)]
     return list(itertools.pairwise(edges))
@@ -116,7 +121,9 @@ def sentences(passage: Ids, marks: Marks) -> list[tuple[int, int]]:
 def _centrality(passage: Ids, start: int, stop: int) -> float:
     inside = set(passage[start:stop].tolist())
     outside = set(passage[:start].tolist()) | set(passage[stop:].tolist())
-    return len(inside & outside) / (len(inside) + 8)  # 8: a short sentence is not central by luck
+    return len(inside & outside) / (
+        len(inside) + 8
+    )  # 8 keeps short sentences from scoring high by chance
 
 
 def _span(length: int, lengths: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
@@ -125,6 +132,7 @@ def _span(length: int, lengths: tuple[int, int], rng: np.random.Generator) -> tu
     return start, start + size
 
 
+# Objectives and their probabilities.
 SHARES: tuple[tuple[Callable[[Ids, Marks, np.random.Generator], Example], float], ...] = (
     (corrupt, 0.3),
     (copy, 0.1),
@@ -134,7 +142,7 @@ SHARES: tuple[tuple[Callable[[Ids, Marks, np.random.Generator], Example], float]
 
 
 def draw(passage: Ids, marks: Marks, rng: np.random.Generator) -> Example:
-    """One example of a passage under an objective drawn by `SHARES`; short ones are corrupted."""
+    """Draw an objective by `SHARES` and apply it to a passage; short passages use `corrupt`."""
     objective = int(np.searchsorted(np.cumsum([s for _, s in SHARES]), rng.random(), "right"))
     if len(passage) < _MIN_PASSAGE:
         objective = 0

@@ -1,4 +1,4 @@
-"""Tasks of preference pairs: of two texts about a document, `chosen` is better than `rejected`.
+"""Registers tasks of preference pairs: of two responses to a document, `chosen` is preferred.
 
     from tasks import preferences
     preferences.register(
@@ -7,16 +7,17 @@
     )
 
 reads lines of `{"document": ..., "chosen": ..., "rejected": ...}`; `register_one_file` divides one
-file by shares that you set. The features are `inputs` (the document in the template), `targets`
-(the chosen text, so that a task of pairs can also be used for fine-tuning) and `rejected`.
+file among splits by given fractions. The features are `inputs` (the document in the template),
+`targets` (the chosen response, so that the task can also be used for fine-tuning) and `rejected`.
 
-Every task of pairs that has a split `train` has its two halves too, `train_a` and `train_b`, divided
-by document: a reward model and the judge of what it leads to should not learn from the same ones.
+Every preference task with a split `train` also has its two halves `train_a` and `train_b`, divided
+by document, since a reward model and the model that evaluates the resulting policy should not be
+trained on the same documents.
 
-`"keywords"` may be a list of texts, as in `tasks.jsonl`. Further keys whose values are texts become
-fields of the task; then every line must have them.
-Other values are ignored. A bad line stops the run, with its file and number. A document that stands
-in two files is not looked for.
+`"keywords"` may be a list of strings and `"weight"` a number, as in `tasks.jsonl`. Further keys
+whose values are strings become fields of the task, and then every line must have them. Other values
+are ignored. An invalid line raises an error with its file and line number. Whether a document
+occurs in two files is not checked.
 """
 
 import functools
@@ -40,7 +41,8 @@ def register(name: str, paths: Mapping[str, str], template: str = jsonl.SUMMARIZ
     """Registers a task that reads one JSONL file of pairs per split. Arguments as `jsonl.register`.
 
     Raises:
-        ValueError: no split, or the name is taken. Reading a split raises as `read`.
+        ValueError: `paths` is empty, or the name is already registered. Reading a split raises as
+            `read`.
     """
     jsonl.check_paths(name, paths)
     files = dict(paths)
@@ -53,18 +55,20 @@ def register_one_file(
     shares: Mapping[str, float],
     template: str = jsonl.SUMMARIZE,
 ) -> seqio.Task:
-    """Registers a task over one file of pairs, of which each split gets a share.
+    """Registers a task over one file of pairs, whose documents are divided among the splits.
 
     Args:
         name, template: see `register`.
-        path: of the file, local or `gs://`; read when a split is, not before.
-        shares: of the documents, by split, such as `{"train": 0.9, "validation": 0.1}`.
+        path: of the file, local or `gs://`; it is read when a split is read.
+        shares: fraction of the documents of each split, such as `{"train": 0.9, "validation":
+            0.1}`.
 
     Raises:
-        ValueError: as `split_rows`, or the name is taken. Reading a split raises as `read`.
+        ValueError: as `split_rows`, or the name is already registered. Reading a split raises as
+            `read`.
     """
     check_shares(shares)
-    rows = functools.partial(_share, path, dict(shares))
+    rows = functools.partial(_rows_of_split, path, dict(shares))
     return register_pairs(name, rows, list(shares), template)
 
 
@@ -76,16 +80,17 @@ def register_pairs(
     key: Callable[[str], str] = str,
     keep_end: bool = False,
 ) -> seqio.Task:
-    """Registers a task over columns of text held in memory.
+    """Registers a task over columns of strings in memory.
 
     Args:
-        rows: for a split, equally long columns `document`, `chosen` and `rejected`; further ones
-            are kept.
+        rows: returns, for a split, the columns `document`, `chosen` and `rejected` of equal length;
+            further columns are kept as fields.
         name, template: see `register`.
-        key: what of a document decides in which half of `train` it falls, by default all of it.
-        keep_end: of documents that are too long cut the beginning, not the end.
+        key: maps a document to the string whose hash selects its half of `train`, by default
+            itself.
+        keep_end: truncate documents that are too long at their beginning, not at their end.
     """
-    # A document may have several pairs: only all three texts together tell them apart.
+    # A document may have several pairs, so that the id must depend on all three strings.
     steps = jsonl.preprocessors(template, _OUTPUTS, identity=TEXTS, keep_end=keep_end)
     splits = list(splits)
     halves = list(_HALVES) if "train" in splits else []
@@ -93,54 +98,55 @@ def register_pairs(
     def columns(split: str) -> Columns:
         return split_rows(rows("train"), _HALVES, half)[split] if split in halves else rows(split)
 
-    def half(document: str) -> str:  # another hash than the one that may have made `train`
+    def half(document: str) -> str:  # differs from the hash that may have selected `train`
         return f"half of {key(document)}"
 
     return jsonl.register_columns(name, columns, splits + halves, steps, FEATURES)
 
 
 def read(path: str) -> dict[str, list[str]]:
-    """Reads and checks a file of `{"document", "chosen", "rejected"}` lines.
+    """Reads and validates a file of `{"document", "chosen", "rejected"}` lines.
 
     Returns:
-        These columns, one for every further key whose values are texts, and `weight` if there is one.
+        These columns, a column for every further key whose values are strings, and `keywords` and
+        `weight` if the file has them.
 
     Raises:
-        FileNotFoundError: no such file.
-        TypeError: with file and line number: not an object, a value that is not a text.
-        ValueError: with file and line number: not JSON, a key missing, an empty text, a chosen text
-            that is also the rejected one, a further text in some lines only.
+        FileNotFoundError: the file does not exist.
+        TypeError: a line is not an object, or a value has the wrong type.
+        ValueError: a line is not valid JSON, lacks a key, has an empty string, or the same response
+            twice; or only some lines have a further key. These errors name the file and the line.
     """
     return jsonl.read_columns(path, _parse)
 
 
 def pair(document: str, chosen: str, rejected: str, where: str) -> dict[str, str]:
-    """A row; raises ValueError, with where it stands, if its two texts are the same words."""
+    """Return the row of a pair; raises ValueError if both responses are the same."""
     if chosen.split() == rejected.split():
-        raise ValueError(f"{where}: 'chosen' and 'rejected' are the same text")
+        raise ValueError(f"{where}: 'chosen' and 'rejected' are the same")
     return {"document": document, "chosen": chosen, "rejected": rejected}
 
 
 def split_rows(
     rows: Columns, shares: Mapping[str, float], key: Callable[[str], str] = str
 ) -> dict[str, dict[str, list[str]]]:
-    """Divides rows among splits; all rows of one document fall in the same one.
+    """Divide rows among splits; all rows of one document go to the same split.
 
-    A hash decides, so that a document stays where it is when others are added or taken out.
+    The split is selected by a hash, so that adding or removing documents does not move others.
 
     Args:
-        rows: columns, of which `document` decides.
-        shares: of the documents, by split; their order matters.
-        key: what of a document decides, by default all of it.
+        rows: columns, including `document`.
+        shares: fraction of the documents of each split; the order of the splits matters.
+        key: maps a document to the string that is hashed, by default itself.
 
     Raises:
-        ValueError: a share that is not positive, or shares that do not add up to 1.
+        ValueError: a fraction is not positive, or the fractions do not add up to 1.
     """
     check_shares(shares)
     where = [_split_of(key(document), shares) for document in rows["document"]]
     return {
         split: {
-            name: [value for value, found in zip(column, where, strict=True) if found == split]
+            name: [value for value, other in zip(column, where, strict=True) if other == split]
             for name, column in rows.items()
         }
         for split in shares
@@ -148,7 +154,7 @@ def split_rows(
 
 
 def check_shares(shares: Mapping[str, float]) -> None:
-    """Raises ValueError if a share is not positive, or they do not add up to 1."""
+    """Raise ValueError if a fraction is not positive, or the fractions do not add up to 1."""
     for split, share in shares.items():
         if not share > 0:
             raise ValueError(f"shares[{split!r}]: expected a positive number, found {share}")
@@ -159,23 +165,23 @@ def check_shares(shares: Mapping[str, float]) -> None:
         )
 
 
-def _share(path: str, shares: Mapping[str, float], split: str) -> dict[str, list[str]]:
+def _rows_of_split(path: str, shares: Mapping[str, float], split: str) -> dict[str, list[str]]:
     return split_rows(read(path), shares)[split]
 
 
 def _split_of(content: str, shares: Mapping[str, float]) -> str:
-    place = int(text.text_hash(content), 16) / 2**64
+    position = int(text.text_hash(content), 16) / 2**64  # in [0, 1)
     for split, share in shares.items():
-        place -= share
-        if place < 0:
+        position -= share
+        if position < 0:
             return split
-    return list(shares)[-1]  # the shares add up to a little less than 1
+    return list(shares)[-1]  # rounding: the fractions may add up to slightly less than 1
 
 
 def _parse(row: dict[str, object], where: str) -> list[dict[str, str]]:
-    found = pair(*(jsonl.text_of(row, key, where) for key in TEXTS), where)
-    more = jsonl.keywords_of(row, where) | jsonl.weight_of(row, where)
-    return [found | more | _further(row, where)]
+    texts = pair(*(jsonl.text_of(row, key, where) for key in TEXTS), where)
+    known = jsonl.keywords_of(row, where) | jsonl.weight_of(row, where)
+    return [texts | known | _further(row, where)]
 
 
 def _further(row: dict[str, object], where: str) -> dict[str, str]:
@@ -183,6 +189,6 @@ def _further(row: dict[str, object], where: str) -> dict[str, str]:
     further = {key: value for key, value in texts.items() if key not in TEXTS}
     for key, value in further.items():
         if key in _OWN_FIELDS or key.endswith("_pretokenized"):
-            raise ValueError(f"{where}: key {key!r} is a name of the task's own; rename it")
+            raise ValueError(f"{where}: key {key!r} is reserved for a field of the task; rename it")
         jsonl.check_unicode(value, key, where)
     return further

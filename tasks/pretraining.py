@@ -1,8 +1,8 @@
-"""seqio task `prose`: self-supervised examples from the prose of the installed packages.
+"""Registers the seqio task `prose`: self-supervised examples from the prose of installed packages.
 
-Every passage occurs once per epoch under an objective of `tasks.objectives` drawn from the seed,
-and every docstring that is not held out once as in the task `docstrings` (body in, first
-line out). It yields ids, since spans are corrupted in ids. Another seed draws other objectives and other spans.
+Every passage occurs once per epoch, with an objective of `tasks.objectives` that is drawn from the
+seed. Every docstring that is not held out occurs once per epoch as in the task `docstrings`. The
+task yields ids, since spans of ids are corrupted. Another seed draws other objectives and spans.
 """
 
 import functools
@@ -20,14 +20,14 @@ from tasks import cache, docstring_corpus, jsonl, objectives, prose_corpus, voca
 SPLITS = ("train", "validation")
 PASSAGE = 64  # tokens at most
 HEADLINE_INPUT, HEADLINE_TARGET = 79, 31  # tokens at most, end-of-sequence excluded
-_SHORTEST = 12
+_MIN_PASSAGE = 12  # tokens; shorter remainders are dropped
 
 Columns = dict[str, np.ndarray]
 
 
 def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
-    """One epoch of token ids, `inputs` and `targets`, a function of (split, seed)."""
-    del shuffle_files  # the loader permutes
+    """Return one epoch of token ids `inputs` and `targets`, a function of (split, seed)."""
+    del shuffle_files  # the data loader shuffles
     inputs, targets = zip(*examples(split, 0 if seed is None else int(seed)), strict=True)
     return tf.data.Dataset.from_tensor_slices(
         {"inputs": _ragged(inputs), "targets": _ragged(targets)}
@@ -40,7 +40,7 @@ def _ragged(rows: Sequence[np.ndarray]) -> tf.RaggedTensor:
 
 
 def examples(split: str, seed: int) -> Iterator[objectives.Example]:
-    """(inputs [S], targets [T]) of one epoch: the passages, then the headlines."""
+    """Yields (inputs [S], targets [T]) of one epoch: the passages, then the docstrings."""
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     data, marks = tokens(split), vocabulary_marks()
     for passage in _rows(data, "passages"):
@@ -49,12 +49,12 @@ def examples(split: str, seed: int) -> Iterator[objectives.Example]:
 
 
 def _rows(data: Columns, name: str) -> list[np.ndarray]:
-    """The rows of a column stored as ids end to end and the position where each row ends."""
+    """Split a column, stored as concatenated ids and the end of each row, into rows."""
     return np.split(data[name].astype(np.int32), data[f"{name}_ends"])[:-1]
 
 
 def tokens(split: str) -> Columns:
-    """Token ids of passages, documents and summaries, each with `_ends`; cached."""
+    """Return the ids of passages, documents and summaries, each with its `_ends`; cached."""
     model = importlib.resources.files("dera_jax") / "assets" / "docstrings.model"
     key = {
         "packages": prose_corpus.versions(),
@@ -76,8 +76,8 @@ def _tokenized(prose: list[prose_corpus.Prose]) -> Columns:
     for file in prose:
         columns["passages"] += pack(tokenizer.encode(file.paragraphs))
         for document, summary in file.headlines:
-            asked = jsonl.SUMMARIZE.replace(DOCUMENT, document)
-            columns["documents"].append(tokenizer.encode(asked)[:HEADLINE_INPUT])
+            prompt = jsonl.SUMMARIZE.replace(DOCUMENT, document)
+            columns["documents"].append(tokenizer.encode(prompt)[:HEADLINE_INPUT])
             columns["summaries"].append(tokenizer.encode(summary)[:HEADLINE_TARGET])
     stored = {}
     for name, rows in columns.items():
@@ -87,9 +87,10 @@ def _tokenized(prose: list[prose_corpus.Prose]) -> Columns:
 
 
 def pack(paragraphs: Iterable[list[int]]) -> list[list[int]]:
-    """Passages of at most `PASSAGE` tokens from the paragraphs of one file, in order.
+    """Pack the paragraphs of one file, in order, into passages of at most `PASSAGE` tokens.
 
-    Paragraphs are joined while they fit; a longer one is cut. Remainders under 12 tokens are left.
+    Paragraphs are joined while they fit, and longer ones are divided. Passages of fewer than 12
+    tokens are dropped.
     """
     passages: list[list[int]] = [[]]
     for paragraph in paragraphs:
@@ -98,12 +99,12 @@ def pack(paragraphs: Iterable[list[int]]) -> list[list[int]]:
         pieces = [paragraph[i : i + PASSAGE] for i in range(0, len(paragraph), PASSAGE)]
         passages[-1] = passages[-1] + (pieces[0] if pieces else [])
         passages += pieces[1:]
-    return [passage for passage in passages if len(passage) >= _SHORTEST]
+    return [passage for passage in passages if len(passage) >= _MIN_PASSAGE]
 
 
 @functools.cache
 def vocabulary_marks() -> objectives.Marks:
-    """Sentinels, sentence ends and prefixes of the shipped vocabulary."""
+    """Return the sentinels, sentence ends, word starts and prefixes of the shipped vocabulary."""
     vocabulary = vocabularies.docstrings_vocabulary()
     tokenizer = vocabulary.tokenizer
     size = vocabulary.vocab_size

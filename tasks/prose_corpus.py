@@ -1,7 +1,8 @@
-"""All prose that the installed packages hold: docstrings, comments, and their text files.
+"""Extracts the prose of the installed packages: docstrings, comments, and text files.
 
-What shares wording with a held-out document of the docstrings corpus, or with its summary, is left
-out, so that models trained on this prose have not seen the documents they are judged on.
+Passages that share wording with a held-out document of the docstrings corpus, or with its summary,
+are excluded, so that models trained on this prose have not seen the documents they are evaluated
+on.
 """
 
 import importlib.metadata
@@ -28,7 +29,7 @@ tensorflow-datasets tensorflow-metadata tensorflow-text tensorstore termcolor to
 tqdm traitlets treescope typing-extensions urllib3 werkzeug wheel wrapt
 """
 DISTRIBUTIONS = tuple(_NAMES.split())
-FORMAT = 2  # part of the cache's name: raise it whenever the extracted text changes
+FORMAT = 2  # part of the name of the cache file: increase it whenever the extracted text changes
 _TEXT_SUFFIXES = (".md", ".rst")
 _PYTHON_SUFFIXES = (".py", ".pyi")
 _HEADER = ".h"
@@ -39,16 +40,18 @@ _LEGAL = re.compile(
     re.IGNORECASE,
 )
 _SKIPPED = re.compile(r"licen[sc]e|notice|authors|third_party", re.IGNORECASE)
-_HELD_RUN, _HELD_SHORT_RUN, _HELD_SHARE = 8, 5, 0.4
+_HELD_RUN, _HELD_SHORT_RUN, _HELD_SHARE = 8, 5, 0.4  # words, words, fraction of short runs
 _VALIDATION_PER_MILLE = 10  # of files
 
 
 @dataclass(frozen=True)
 class Prose:
-    """Text of one file, relative to site-packages.
+    """Holds the prose of one file.
 
-    paragraphs: in order of appearance
-    headlines: (body with name and arguments, first line) of its docstrings, as in `docstrings`
+    Attributes:
+        source: path of the file, relative to site-packages.
+        paragraphs: in order of appearance.
+        headlines: [document, summary] of its docstrings, as in the task `docstrings`.
     """
 
     source: str
@@ -57,18 +60,18 @@ class Prose:
 
 
 def versions() -> dict[str, str]:
-    """Installed version of each of `DISTRIBUTIONS` that is installed."""
-    found = {}
+    """Return the version of each of `DISTRIBUTIONS` that is installed."""
+    installed = {}
     for name in DISTRIBUTIONS:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def corpus() -> dict[str, list[Prose]]:
-    """Split (`train`, `validation`) -> prose by file; computed in minutes, then cached."""
+    """Return the prose of each file by split (`train`, `validation`); slow, then cached."""
     key = {"packages": versions(), "format": [FORMAT, docstring_corpus.FORMAT]}
     key["held_out"] = docstring_corpus.shipped()["corpus_hash"]
     splits: dict[str, list[Prose]] = {"train": [], "validation": []}
@@ -86,9 +89,11 @@ def _rows() -> Iterator[dict]:
     seen_headlines: set[int] = set()
     for name in versions():
         for relative, path in _files(name):
-            found, headlines = read(path)
+            paragraphs, headlines = read(path)
             kept = [
-                p for p in found if _is_prose(p) and not _repeats(p, seen_runs) and held.allows(p)
+                p
+                for p in paragraphs
+                if _is_prose(p) and not _repeats(p, seen_runs) and held.allows(p)
             ]
             pairs = [
                 [pair.document, pair.summary]
@@ -103,7 +108,7 @@ def _rows() -> Iterator[dict]:
 
 
 def _files(distribution: str) -> Iterator[tuple[str, Path]]:
-    """(relative path, path) of the distribution's Python and text files and metadata, sorted."""
+    """Yields (relative path, path) of a distribution's files that may hold prose, sorted."""
     for file in sorted(importlib.metadata.files(distribution) or (), key=str):
         relative = file.as_posix()
         wanted = (
@@ -114,26 +119,26 @@ def _files(distribution: str) -> Iterator[tuple[str, Path]]:
             yield relative, path
 
 
-def read(path: Path) -> tuple[list[str], list[docstring_corpus.Pair]]:
-    """(paragraphs, docstring pairs) of one file."""
+def read(path: Path) -> tuple[list[str], list[docstring_corpus.DocstringPair]]:
+    """Return (paragraphs, docstring pairs) of one file."""
     content = path.read_text(encoding="utf-8", errors="replace")
     if path.name == "METADATA":
-        content = content.partition("\n\n")[2]  # below the fields
+        content = content.partition("\n\n")[2]  # the text below the metadata fields
     if path.suffix == _HEADER:
         return list(_comment_paragraphs(_header_comments(content))), []
     if path.suffix not in _PYTHON_SUFFIXES:
         return text.paragraphs(content.expandtabs(4).splitlines()), []
-    found, pairs = [], []
+    paragraphs, pairs = [], []
     for item in text.documented(content):
         for _, lines in text.sections(item.docstring):
-            found += text.paragraphs(lines)
+            paragraphs += text.paragraphs(lines)
         pair = docstring_corpus.to_pair(item, "")
         pairs += [pair] if pair else []
-    return found + list(_comment_paragraphs(_python_comments(content))), pairs
+    return paragraphs + list(_comment_paragraphs(_python_comments(content))), pairs
 
 
 def _comment_paragraphs(comments: Iterable[tuple[int, str]]) -> Iterator[str]:
-    """Paragraphs of (row, comment) lines; lines of adjacent rows belong together."""
+    """Yields paragraphs of (row, comment) lines; comments in adjacent rows form a block."""
     block: list[str] = []
     last = -2
     for row, comment in comments:
@@ -153,7 +158,7 @@ def _header_comments(source: str) -> Iterator[tuple[int, str]]:
 
 
 def _python_comments(source: str) -> Iterator[tuple[int, str]]:
-    """Comments on lines of their own."""
+    """Yields (row, comment) of comments on lines of their own."""
     try:
         for token in tokenize.generate_tokens(io.StringIO(source).readline):
             if token.type == tokenize.COMMENT and token.line.lstrip().startswith("#"):
@@ -163,7 +168,7 @@ def _python_comments(source: str) -> Iterator[tuple[int, str]]:
 
 
 def _is_prose(paragraph: str) -> bool:
-    """Mostly letters, several words, no legal text."""
+    """Return whether a paragraph has enough words, mostly letters, and no legal text."""
     letters = sum(c.isalpha() and c.isascii() or c.isspace() for c in paragraph)
     enough = len(text.words(paragraph)) >= _MIN_WORDS
     return (
@@ -174,7 +179,7 @@ def _is_prose(paragraph: str) -> bool:
 
 
 def _repeats(paragraph: str, seen: set[int]) -> bool:
-    """True if most of its runs of six words occurred before; those that are new are recorded."""
+    """Return True if at least half of a paragraph's 6-grams are in `seen`; adds the others."""
     runs = text.shingles(paragraph, 6)
     new = runs - seen
     seen |= new
@@ -183,22 +188,27 @@ def _repeats(paragraph: str, seen: set[int]) -> bool:
 
 @dataclass(frozen=True)
 class Held:
-    """Wording of held-out documents and summaries that nothing in training may share."""
+    """Holds the wording of held-out documents and summaries, which training data must not share.
+
+    Attributes:
+        long_runs, short_runs: hashes of their 8-grams and 5-grams.
+        summaries: the words of each summary.
+    """
 
     long_runs: frozenset[int]
     short_runs: frozenset[int]
     summaries: frozenset[str]
 
     @classmethod
-    def of(cls, pairs: Iterable[docstring_corpus.Pair]) -> "Held":
-        """The wording of these pairs."""
+    def of(cls, pairs: Iterable[docstring_corpus.DocstringPair]) -> "Held":
+        """Collect the wording of these pairs."""
         texts = [t for p in pairs for t in (p.document.partition("): ")[2], p.summary)]
         runs = {n: frozenset().union(*(text.shingles(t, n) for t in texts)) for n in (8, 5)}
         short = frozenset(" ".join(text.words(p.summary)) for p in pairs)
         return cls(runs[_HELD_RUN], runs[_HELD_SHORT_RUN], short)
 
     def allows(self, passage: str) -> bool:
-        """True if `passage` shares no run of eight words, few of five, and is no summary."""
+        """Return True if `passage` shares no 8-gram, few 5-grams (at most 40 %), and no summary."""
         if self.long_runs & text.shingles(passage, _HELD_RUN):
             return False
         runs = text.shingles(passage, _HELD_SHORT_RUN)

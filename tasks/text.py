@@ -1,4 +1,4 @@
-"""Docstrings as plain text: reads them with `ast`, removes the markup, splits into paragraphs."""
+"""Extracts docstrings with `ast`, removes their markup, and splits them into paragraphs."""
 
 import ast
 import hashlib
@@ -14,7 +14,7 @@ _SECTIONS = (
     "notes?|options|other parameters|output|output shape|outputs|parameters|params|properties|"
     "raises?|references?|returns?|return value|see also|side effects|todo|usage|usages|warns|yields?"
 )
-# Google ("Args:"), Markdown ("# Arguments"), bold ("**Args**"); NumPy's have a rule below them.
+# Google ("Args:"), Markdown ("# Arguments") and bold ("**Args**"); NumPy titles have a rule below.
 _SECTION = re.compile(rf"^\s*(#+\s*|\*\*)?(?P<title>{_SECTIONS})\b[^.\n]{{0,30}}$", re.IGNORECASE)
 _FIELD = re.compile(r"^\s*(:(param|return|returns|raises|rtype|type|arg|ivar|cvar)\b|@\w+:)")
 _ARGUMENTS = ("args", "arguments", "parameters", "params", "attributes", "returns", "yields")
@@ -64,11 +64,12 @@ _MARKUP = (
 
 @dataclass(frozen=True)
 class Documented:
-    """One definition with a docstring.
+    """Holds a definition with a docstring.
 
-    name: `Class.method` or `function`, as nested in its module; empty for the module itself
-    arguments: names, without self and cls
-    docstring: as `inspect.cleandoc` leaves it
+    Attributes:
+        name: qualified name, `Class.method` or `function`; empty for the module itself.
+        arguments: names of the arguments, without self and cls.
+        docstring: as `inspect.cleandoc` returns it.
     """
 
     name: str
@@ -79,7 +80,7 @@ class Documented:
 def documented(source: str) -> Iterator[Documented]:
     """Yields every docstring of a Python file in order of appearance, the module's first.
 
-    A file that does not parse (a template, another Python) yields nothing.
+    A file that does not parse (a template, or another version of Python) yields nothing.
     """
     try:
         with warnings.catch_warnings():
@@ -118,15 +119,15 @@ def _arguments(node: ast.AST) -> tuple[str, ...]:
 
 
 def plain(text: str) -> str:
-    """The words of `text`: roles, links, emphasis and citation marks reduced, spaces collapsed."""
+    """Remove the markup of roles, links, emphasis and citations, and collapse spaces."""
     for pattern, replacement in _MARKUP:
         text = pattern.sub(replacement, text)
     return text.strip()
 
 
 def sections(docstring: str) -> list[tuple[str, list[str]]]:
-    """(title, lines) of every section, the untitled beginning first; titles in lower case."""
-    found: list[tuple[str, list[str]]] = [("", [])]
+    """Return (title, lines) of every section; the first has no title, titles are in lower case."""
+    result: list[tuple[str, list[str]]] = [("", [])]
     lines = docstring.expandtabs(4).splitlines()
     fenced = False
     for i, line in enumerate(lines):
@@ -134,14 +135,14 @@ def sections(docstring: str) -> list[tuple[str, list[str]]]:
         following = lines[i + 1] if i + 1 < len(lines) else ""
         title = _title(line, following) if i and not fenced else ""
         if title:
-            found.append((title, []))
+            result.append((title, []))
         elif not _RULE.match(line):
-            found[-1][1].append(line)
-    return found
+            result[-1][1].append(line)
+    return result
 
 
 def _title(line: str, following: str) -> str:
-    """Lower-case title of the section that `line` opens, or nothing."""
+    """Return the title, in lower case, of the section that `line` opens, or an empty string."""
     if line.strip() and _RULE.match(following):
         return line.strip(" *#:").lower()
     match = _SECTION.match(line)
@@ -151,12 +152,12 @@ def _title(line: str, following: str) -> str:
 
 
 def body_paragraphs(docstring: str) -> list[str]:
-    """Plain paragraphs up to the first section."""
+    """Return the plain paragraphs before the first section."""
     return paragraphs(sections(docstring)[0][1])
 
 
 def argument_text(docstring: str) -> str:
-    """What a docstring says about arguments and results, in one plain paragraph."""
+    """Return the sections about arguments and results as one plain paragraph."""
     parts = []
     for title, lines in sections(docstring)[1:]:
         if title in _ARGUMENTS:
@@ -165,7 +166,7 @@ def argument_text(docstring: str) -> str:
 
 
 def paragraphs(lines: list[str]) -> list[str]:
-    """Plain paragraphs of some lines; list items become paragraphs of their own.
+    """Split lines into plain paragraphs; each list item becomes a paragraph.
 
     Code blocks, doctests, formulas and tables are dropped, with the "For example:" before them.
     """
@@ -184,9 +185,9 @@ def paragraphs(lines: list[str]) -> list[str]:
 
 
 def _without_lead_in(block: str) -> str:
-    """`block` without its colon, and without the last sentence if a colon ends it and it is short.
+    """Remove from `block` a short last sentence that ends in a colon, or else the final colon.
 
-    "For example:" says nothing once the example is gone; longer sentences do.
+    A lead-in such as "For example:" is meaningless without the example; a longer sentence is not.
     """
     if not block.rstrip().endswith(":"):
         return block
@@ -197,8 +198,10 @@ def _without_lead_in(block: str) -> str:
 
 
 def _prose_lines(lines: list[str]) -> Iterator[str]:
-    """Lines of prose, with one `_DROPPED` for every block that is none."""
-    margin = -1  # indentation of the owner of a literal block while that is skipped, else -1
+    """Yields the lines of prose, and `_DROPPED` for lines that are not prose."""
+    margin = (
+        -1
+    )  # indentation of the line before a literal block while the block is skipped, else -1
     fenced = doctest = False
     for line in lines:
         indent = len(line) - len(line.lstrip())
@@ -227,25 +230,25 @@ def _is_code(line: str) -> bool:
 
 
 def uncased(text: str) -> str:
-    """Lower case, with the words of identifiers apart: `SparseTensor` and `sparse_tensor` alike.
+    """Convert to lower case and split identifiers, so that `SparseTensor` equals `sparse_tensor`.
 
-    So a small model that has learnt to copy can write `converts a sparse tensor` about a function
+    A small model that has learnt to copy can then write `converts a sparse tensor` about a function
     named `convert_SparseTensor`.
     """
     return " ".join(_BORDER.sub(" ", _OUTER.sub("", text)).lower().split())
 
 
 def words(text: str) -> list[str]:
-    """Lower-cased words and numbers."""
+    """Return the words and numbers of a text, in lower case."""
     return re.findall(r"[a-z0-9]+", text.lower())
 
 
 def shingles(text: str, size: int) -> set[int]:
-    """Hashes, valid within this process, of all runs of `size` words."""
+    """Return hashes of all n-grams of n = `size` words; they are valid within this process only."""
     tokens = words(text)
     return {hash(" ".join(tokens[i : i + size])) for i in range(len(tokens) - size + 1)}
 
 
 def text_hash(text: str) -> str:
-    """The first 16 hexadecimal digits of the text's SHA-256."""
+    """Return the first 16 hexadecimal digits of the text's SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]

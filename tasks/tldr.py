@@ -1,23 +1,26 @@
-"""Reddit TL;DR (Stiennon et al., 2020, "Learning to summarize from human feedback", 2009.01325).
+"""Registers Reddit TL;DR (Stiennon et al., 2020, "Learning to summarize from human feedback", arXiv
+2009.01325).
 
-Both tasks read OpenAI's files from the folder named by `DERA_JAX_TLDR` (local or `gs://`), renamed:
+Both tasks read OpenAI's files, renamed, from the folder (local or `gs://`) that `DERA_JAX_TLDR`
+names:
 
 - `tldr`, posts with the authors' own summaries: `train.jsonl`, `validation.jsonl` (published as
   `valid.jsonl`) and `test.jsonl` of the filtered set, lines of `{"subreddit", "title", "post",
   "summary"}`.
 - `tldr_pairs`, comparisons: `comparisons_train.jsonl`, `comparisons_validation.jsonl` and
-  `comparisons_test.jsonl`, lines of `{"info": {"subreddit", "title", "post"}, "summaries": [{"text"},
-  {"text"}], "choice"}`, where `choice`, 0 or 1, is the place of the better summary. Published are
-  files by batch, whose lines name their split in the key `split` (`train`, `valid1`, `valid2`): put
-  them together by it. The batches about news articles have another `info` and are refused.
+  `comparisons_test.jsonl`, lines of `{"info": {"subreddit", "title", "post"}, "summaries":
+  [{"text"}, {"text"}], "choice"}`, where `choice`, 0 or 1, is the index of the preferred summary.
+  The published files are divided into batches, whose lines name their split in the key `split`
+  (`train`, `valid1`, `valid2`); join the lines of each split. The batches about news articles have
+  another `info`, which raises ValueError.
 
-The inputs are the paper's prompt: `SUBREDDIT: r/... TITLE: ... POST: ... TL;DR:`, an empty line
-between the parts; the document is all but "TL;DR:", which stays where a post is cut. Spaces around a
-text are taken off. Other keys are ignored.
+The inputs are the paper's prompt `SUBREDDIT: r/... TITLE: ... POST: ... TL;DR:`, with an empty line
+between the parts. The document is all but "TL;DR:", which is kept if a post is truncated. White
+space around strings is removed. Other keys are ignored.
 
-TensorFlow Datasets has neither: its `reddit` and `reddit_tifu` are other collections.
+TensorFlow Datasets has neither data set; its `reddit` and `reddit_tifu` are other data sets.
 
-A folder of your own: `register` and `register_comparisons`, under another name.
+Use `register` and `register_comparisons` for your own folder, under another name.
 """
 
 import functools
@@ -37,23 +40,26 @@ def register(name: str, folder: str, leave_out_bad: bool = False) -> seqio.Task:
     Args:
         name: see `jsonl.register`.
         folder: with `train.jsonl`, `validation.jsonl` and `test.jsonl`.
-        leave_out_bad: leave out the lines that are refused, which the log reports.
+        leave_out_bad: skip invalid lines with a warning, instead of raising an error.
 
     Raises:
-        ValueError: the name is taken. Reading a split raises as `jsonl.read`.
+        ValueError: the name is already registered. Reading a split raises as `jsonl.read`.
     """
     rows = functools.partial(_posts, folder, leave_out_bad)
     return jsonl.register_pairs(name, rows, SPLITS, TEMPLATE)
 
 
 def register_comparisons(name: str, folder: str, leave_out_bad: bool = False) -> seqio.Task:
-    """As `register`, over `comparisons_train.jsonl` and so on. Raises as `preferences.register`."""
+    """Registers a preference task over a folder of comparisons (`comparisons_train.jsonl`, ...).
+
+    Arguments as `register`; raises as `preferences.register`.
+    """
     rows = functools.partial(_comparisons, folder, leave_out_bad)
     return preferences.register_pairs(name, rows, SPLITS, TEMPLATE)
 
 
 def prompt(row: dict[str, object], where: str) -> str:
-    """The document of a post. Raises as `jsonl.text_of`."""
+    """Return the document of a post; raises as `jsonl.text_of`."""
     subreddit, title, post = (
         jsonl.text_of(row, key, where).strip() for key in ("subreddit", "title", "post")
     )

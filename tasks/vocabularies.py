@@ -1,4 +1,4 @@
-"""The shipped vocabulary, and how it was made."""
+"""Loads the shipped vocabulary, and trains new ones of the same kind."""
 
 import importlib.resources
 import io
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 import sentencepiece
 import seqio
 
-EXTRA_IDS = 96  # sentinels; 4,000 pieces and these make 4,096 ids
+EXTRA_IDS = 96  # sentinels; with 4,000 pieces they make 4,096 ids
 
 
 def docstrings_vocabulary() -> seqio.SentencePieceVocabulary:
-    """The shipped vocabulary of the tiny models: 4,000 pieces and 96 sentinels."""
+    """Return the shipped vocabulary of the tiny models, 4,000 pieces and 96 sentinels."""
     path = importlib.resources.files("dera_jax") / "assets" / "docstrings.model"
     return seqio.SentencePieceVocabulary(str(path), EXTRA_IDS)
 
@@ -19,8 +19,8 @@ def docstrings_vocabulary() -> seqio.SentencePieceVocabulary:
 def train(texts: Iterable[str], path: str, pieces: int = 4000) -> None:
     """Trains a unigram SentencePiece model on `texts` and writes it to `path`.
 
-    Its ids are T5's: padding 0, end-of-sequence 1, unknown 2. Digits are single pieces. Text is put
-    in lower case, and no printable ASCII character is unknown.
+    Its special ids are T5's: padding 0, end token 1, unknown 2. Each digit is a piece. Text is
+    converted to lower case, and no printable ASCII character is unknown.
     """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

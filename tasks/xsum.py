@@ -1,11 +1,13 @@
-"""XSum (Narayan et al., 2018, "Don't Give Me the Details, Just the Summary!", arXiv 1808.08745).
+"""Registers XSum (Narayan et al., 2018, "Don't Give Me the Details, Just the Summary!", arXiv
+1808.08745).
 
 Task `xsum` reads `train.jsonl`, `validation.jsonl` and `test.jsonl`, lines of
 `{"document": ..., "summary": ...}`, from the folder named by `DERA_JAX_XSUM` (local or `gs://`).
-Task `xsum_tfds` reads the data set `xsum` of TensorFlow Datasets, which has to be built by hand
-first: its texts come as an archive that TFDS does not download (see the data set's page).
+Task `xsum_tfds` reads the data set `xsum` of TensorFlow Datasets, which must be built manually
+first, since TFDS does not download the archive of its texts (see the data set's page).
 
-Both have T5's prefix. A folder of your own: `register`, under another name. A line with an empty document stops the run (see `tasks.jsonl`): take it out of the file.
+Both tasks use T5's prefix. Use `register` for your own folder, under another name. A line with an
+empty document raises an error (see `tasks.jsonl`); remove it from the file.
 """
 
 import os

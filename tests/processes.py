@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 
 ROOT = Path(__file__).resolve().parents[1]
-_TIMEOUT = 180  # seconds
+_TIMEOUT = 400  # seconds
 
 
 def join(port: str, index: str, file: str, work: Callable[[], object]) -> None:

@@ -13,17 +13,17 @@ from dera_jax import checks
 @pytest.mark.parametrize(
     ("kind", "value", "kept"),
     [
-        (checks.whole(1), 3, 3),
-        (checks.whole(1), np.int64(3), 3),
-        (checks.whole(1), jnp.int32(3), 3),
+        (checks.integer(1), 3, 3),
+        (checks.integer(1), np.int64(3), 3),
+        (checks.integer(1), jnp.int32(3), 3),
         (checks.number(above=0), 2, 2),
         (checks.number(above=0), np.float32(0.5), 0.5),
         (checks.FLAG, np.True_, True),
-        (checks.optional(checks.whole(1)), None, None),
-        (checks.several(checks.number(), "(0.5,)"), [0.5, 1], (0.5, 1)),
-        (checks.several(checks.number(), "(0.5,)"), np.array([0.5, 1.0]), (0.5, 1.0)),
+        (checks.optional(checks.integer(1)), None, None),
+        (checks.sequence(checks.number(), "(0.5,)"), [0.5, 1], (0.5, 1)),
+        (checks.sequence(checks.number(), "(0.5,)"), np.array([0.5, 1.0]), (0.5, 1.0)),
         (
-            checks.several(checks.several(checks.number(), "(1,)"), "((1,),)"),
+            checks.sequence(checks.sequence(checks.number(), "(1,)"), "((1,),)"),
             [[1], [2]],
             ((1,), (2,)),
         ),
@@ -35,7 +35,7 @@ def test_a_valid_value_is_kept_as_plain_python(kind, value, kept):
     assert found == kept and type(found) is type(kept)
 
 
-WHOLE, POSITIVE = checks.whole(1, 8), checks.number(above=0)
+WHOLE, POSITIVE = checks.integer(1, 8), checks.number(above=0)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_fields_of_a_frozen_class_become_plain():
         sizes: tuple[int, ...]
 
         def __post_init__(self):
-            checks.check_fields(self, sizes=checks.several(checks.whole(1), "(1,)"))
+            checks.check_fields(self, sizes=checks.sequence(checks.integer(1), "(1,)"))
 
     assert Some([1, np.int32(2)]) == Some((1, 2)) and hash(Some([1])) == hash(Some((1,)))
     with pytest.raises(ValueError, match=r"^Some.sizes must be .* found \[0\]\.$"):

@@ -43,7 +43,7 @@ def collectives(method, name, mesh):
     # By kind and type, how many arrays the loops of a method move; outside of loops is the prefill.
     TEXTS.clear()
     run = truncated if method == "truncated" else table.METHODS[method]
-    with partitioning.use(partitioning.make_mesh(*mesh)), contextlib.suppress(Read):
+    with partitioning.use_mesh(partitioning.make_mesh(*mesh)), contextlib.suppress(Read):
         run(table.world(name, table.Setting(rows=(0, 1, 2, 1, 0, 2, 2, 1))))
     (text,) = TEXTS
     found = collections.Counter()

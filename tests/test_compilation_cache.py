@@ -11,7 +11,7 @@ import jaxlib.version
 import pytest
 
 from dera_jax import command_line, compilation_cache
-from dera_jax.cache_folder import cache_folder
+from dera_jax.files.cache_folder import cache_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -72,26 +72,26 @@ def config(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", ["JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"])
 def test_what_the_user_has_set_stays(config, tmp_path, name, value):
     os.environ[name] = value
-    compilation_cache.switch_on()
+    compilation_cache.enable()
     assert config.jax_compilation_cache_dir is None and not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_was_chosen_in_python_stays(config, tmp_path):
     config.update("jax_compilation_cache_dir", "/somewhere/else")
-    compilation_cache.switch_on()
+    compilation_cache.enable()
     assert config.jax_compilation_cache_dir == "/somewhere/else" and not list(tmp_path.iterdir())
 
 
 def test_a_jaxlib_that_would_log_false_errors_keeps_nothing(config, tmp_path, monkeypatch):
     monkeypatch.setattr(jaxlib.version, "__version_info__", (0, 10, 1))
-    compilation_cache.switch_on()
+    compilation_cache.enable()
     assert config.jax_compilation_cache_dir is None and not list(tmp_path.iterdir())
 
 
 def test_the_folder_is_the_user_s_alone(config, tmp_path, capfd):
     before = os.umask(0)
     try:
-        compilation_cache.switch_on()
+        compilation_cache.enable()
     finally:
         os.umask(before)
     folder = Path(config.jax_compilation_cache_dir)
@@ -101,7 +101,7 @@ def test_the_folder_is_the_user_s_alone(config, tmp_path, capfd):
 
     config.update("jax_compilation_cache_dir", None)
     folder.chmod(0o770)  # as if another user might have put a program there
-    compilation_cache.switch_on()
+    compilation_cache.enable()
     assert config.jax_compilation_cache_dir is None
     assert "Other users can write to it" in capfd.readouterr().err
 
@@ -121,7 +121,7 @@ def test_a_run_goes_on_without_a_home_directory(config, monkeypatch, capfd):
 
     del os.environ["XDG_CACHE_HOME"]
     monkeypatch.setattr(Path, "home", none)
-    compilation_cache.switch_on()
+    compilation_cache.enable()
     assert config.jax_compilation_cache_dir is None
     assert len(capfd.readouterr().err.splitlines()) == 1
 
@@ -194,7 +194,7 @@ def test_programs_that_were_not_used_for_long_make_room(config, tmp_path, monkey
         file = programs / folder / f"{number}-cache"
         file.write_bytes(bytes(10))
         os.utime(file, (used, 5))  # read then, written before
-    compilation_cache.switch_on()
+    compilation_cache.enable()
     assert sorted(x.name for x in programs.glob("*/*-cache")) == ["0-cache", "2-cache"]
 
 

@@ -8,7 +8,7 @@ import pytest
 from dera_jax import demo
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
-from dera_jax.evaluation import shards
+from dera_jax.evaluation import record_store
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 
@@ -39,11 +39,11 @@ def test_demo_prints_a_table_and_texts_and_writes_its_results(options, tmp_path,
     assert "3 held-out documents x 3 λ x 2 samples; reward 0 for 3 to 8 tokens" in printed
     assert "λ = 0 gives the reference model's own samples, token for token" in printed
     assert "λ = 1 gives the aligned model's own samples, token for token" in printed
-    assert printed.count("human") == 3 and "in range" in printed
+    assert printed.count("human") == 3 and "in-range rate" in printed
     rows = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert [row["lam"] for row in rows] == [0.0, 0.5, 1.0]
-    assert len(shards.read(tmp_path / "out")) == 3
+    assert len(record_store.read(tmp_path / "out")) == 3
     # The same command again finds its results; another one is refused.
     demo.main([*options, "--output", output])
-    with pytest.raises(SystemExit, match="holds a run with other settings"):
+    with pytest.raises(SystemExit, match="holds a run with another configuration"):
         demo.main([*options, "--seed", "1", "--output", output])

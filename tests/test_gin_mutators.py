@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dera_jax import main
-from dera_jax.evaluation import shards
+from dera_jax.evaluation import record_store
 from tests.experiments import small
 
 IN_CI = ("bank", "rewriter")
@@ -39,7 +39,7 @@ def test_populations_evolve_under_every_mutator(path, models, tmp_path):
     main.main([*(f"--gin_file={name}" for name in files), *bindings])
     rows = json.loads((tmp_path / "run" / "methods.json").read_text())
     assert [row["method"] for row in rows] == ["greedy", "best of n", "DARWIN"]
-    records = shards.read(tmp_path / "run" / "methods" / "darwin")
+    records = record_store.read(tmp_path / "run" / "methods" / "darwin")
     generations = [record["evolution"]["generations"][0] for record in records]
     asked = [text for generation in generations for text in generation["templates"]]
     assert len(asked) == 3 * 3

@@ -33,8 +33,8 @@ def broken(documents, texts):
     raise KeyError("a fault in my_rewards")
 
 def misled(documents, texts):
-    from dera_jax.rewards.words import faithful_share
-    return [faithful_share(None, text) for text in texts]  # raised in the library
+    from dera_jax.rewards.words import faithful_fraction
+    return [faithful_fraction(None, text) for text in texts]  # raised in the library
 '''
 
 GIN = """
@@ -120,7 +120,7 @@ def test_a_user_s_function_rewards_ppo(reference, user, tmp_path):
     assert len(rounds) == 3 and {len(texts) for _, texts in rounds} == {4 * 2}
     means = [_mean(texts) for _, texts in rounds]
     assert found["reward"] == pytest.approx(sum(means) / 3, abs=1e-5)
-    assert "share_in_range" not in found
+    assert "in_range_rate" not in found
     load(tmp_path / "ppo" / "aligned")
 
 
@@ -160,7 +160,7 @@ def test_a_dry_run_with_a_user_s_function_has_two_calls(
     arguments += [f"--gin.{key}={value!r}" for key, value in settings.items()]
     main.main([*arguments, f"--gin.MODEL_DIR={str(tmp_path / 'x')!r}", "--dry_run"])
     said = capsys.readouterr().out
-    assert "PPO rollout: 128 tokens" in said and "PPO updates: 128 tokens" in said
+    assert "PPO rollout: at most 128 tokens" in said and "PPO updates: at most 128 tokens" in said
 
 
 @pytest.mark.parametrize("file", REWARDS, ids=lambda path: path.stem)
@@ -184,7 +184,7 @@ def test_every_reward_file_makes_a_reward(file, reference, tmp_path):
         if f"\n{name} =" in text or name in ("MODEL_DIR", "REFERENCE")
     ]
     configure.parse(["gin_configs/runs/ppo.gin", str(file)], bindings, ["."])
-    found = gin.get_configurable("dera_jax.training.ppo.Objective")().reward
+    found = gin.get_configurable("dera_jax.training.ppo.AlignmentObjective")().reward
     assert isinstance(found, protocol.Reward)
     hash(found)  # it is a static argument of compiled functions
 
@@ -193,21 +193,21 @@ def test_words_in_range_takes_both_limits(reference, tmp_path):
     needs = {"MODEL_DIR": str(tmp_path), "REFERENCE": reference, "AT_LEAST": 3, "AT_MOST": 9}
     bindings = [f"{name} = {value!r}" for name, value in needs.items()]
     configure.parse(["gin_configs/runs/ppo.gin", "gin_configs/rewards/words.gin"], bindings, ["."])
-    objective = gin.get_configurable("dera_jax.training.ppo.Objective")()
+    objective = gin.get_configurable("dera_jax.training.ppo.AlignmentObjective")()
     assert objective.reward == words.WordsInRange(3, 9)
 
 
 SUM = """
 from __gin__ import dynamic_registration
 import my_rewards
-from dera_jax.evaluation import statistics
+from dera_jax.evaluation import reward_statistics
 from dera_jax.rewards import combined
 from dera_jax.rewards import host
 REWARD = @combined.Combined()
 STATISTICS = None
 combined.Combined.terms = (@a/combined.Part(), @b/combined.Part())
-combined.Combined.statistics = @statistics.read()
-statistics.read.path = %STATISTICS
+combined.Combined.statistics = @reward_statistics.read()
+reward_statistics.read.path = %STATISTICS
 a/combined.Part.name = 'vowels'
 a/combined.Part.reward = @a/host.HostReward()
 a/host.HostReward.fn = @my_rewards.vowels

@@ -20,7 +20,7 @@ from jax._src import array
 from dera_jax import command_line
 from dera_jax.checkpoints import convert, ship
 from dera_jax.checkpoints.orbax import Checkpoints, Saving
-from dera_jax.training.metrics import MetricWriter
+from dera_jax.training.metric_log import MetricWriter
 from dera_jax.training.progress import Progress
 from tests.test_main import arrays_of_the_last_checkpoint, start, steps_saved, write_letters
 
@@ -73,7 +73,7 @@ def write(folder: Path, *names: str) -> None:
 
 
 LEFT = [
-    ([], "nothing but the settings in "),
+    ([], "nothing but the configuration in "),
     (
         ["a/shards/00000.jsonl", "a/shards/00001.jsonl", "a/shards/plan.json"],
         r"4 documents in \S*/a;",
@@ -92,7 +92,7 @@ def test_what_was_saved_is_said_and_how_to_go_on(tmp_path, capsys, names, messag
     write(tmp_path, "config.gin", *names)
     assert stopped_by(signal.SIGINT, send, tmp_path).code == 130
     said = capsys.readouterr().err
-    assert re.search(message, said) and said.endswith("; start the same command again to go on\n")
+    assert re.search(message, said) and said.endswith("; start the same command again to resume\n")
     assert said.count("\n") == 1
 
 
@@ -131,7 +131,7 @@ def files_of_at_most(size: int):
 def test_a_checkpoint_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path):
     small = {"a": jnp.ones((4,))}
     large = {"a": jax.random.normal(jax.random.key(0), (300, 300))}
-    checkpoints = Checkpoints(tmp_path, Saving())
+    checkpoints = Checkpoints(tmp_path, Saving(1000, 3.0))
     checkpoints.save(1, small)
     with files_of_at_most(100_000), pytest.raises(OSError, match="File too large") as refused:
         checkpoints.save(2, large)
@@ -139,7 +139,7 @@ def test_a_checkpoint_that_cannot_be_written_is_named_and_leaves_nothing(tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1"]
     checkpoints.close()
 
-    again = Checkpoints(tmp_path, Saving())
+    again = Checkpoints(tmp_path, Saving(1000, 3.0))
     np.testing.assert_array_equal(again.restore(small)["a"], small["a"])
     again.save(2, large)
     np.testing.assert_array_equal(again.restore(large)["a"], large["a"])

@@ -10,7 +10,8 @@ import jax
 import pytest
 from absl import logging
 
-from dera_jax import command_line, configure, destinations, main
+from dera_jax import command_line, configure, main
+from dera_jax.files import destinations
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -128,7 +129,7 @@ def test_a_string_that_an_error_quotes_is_named_with_its_binding(source, tmp_pat
     known = configure.parse(files, ["MODEL_DIR = 'out/x'"], folders)
     said = "unknown name 'nobody'; choose another folder"
     named = f"{said} (NAME = 'nobody' in more.gin, line 1)"
-    assert configure.explained(ValueError(said), known) == named
+    assert configure.error_message(ValueError(said), known) == named
 
 
 @pytest.mark.parametrize(
@@ -155,8 +156,8 @@ def test_an_unread_binding_of_the_command_line_is_told(call, tmp_path, monkeypat
     monkeypatch.setattr(logging, "warning", lambda text, *values: said.append(text % values))
     call("--gin.LOW=2", "--gin.UPTO=2", "--gin.length.LengthInRange.high=7")
     assert said == [
-        "--gin.LOW: nothing in this run reads it",
-        "--gin.length.LengthInRange.high: nothing in this run reads it",
+        "--gin.LOW: this run does not read this binding",
+        "--gin.length.LengthInRange.high: this run does not read this binding",
     ]
     said.clear()
     call("--gin.LOW=2", "--gin.length.LengthInRange.high=7", REWARD, out=str(tmp_path / "other"))
@@ -258,6 +259,6 @@ def test_settings_of_a_stage_that_is_made_later_are_read_by_the_run(call):
     known = configure.parse([file], ["PPO_STEPS = 3", "LABEL_SMOOTHING = 0.1"], ["."])
     from dera_jax import bindings
 
-    found = bindings.reached("dera_jax.configure.run")
+    found = bindings.reachable_bindings("dera_jax.configure.run")
     assert not bindings.unused(found, known)
     assert ("PPO_STEPS", "gin.macro", "value") in found

@@ -16,9 +16,10 @@ import numpy as np
 import orbax.checkpoint
 import pytest
 
-from dera_jax import configure, main, run_folder
+from dera_jax import configure, main
 from dera_jax.experiments import two_rewards
-from dera_jax.training import metrics
+from dera_jax.files import run_folder
+from dera_jax.training import metric_log
 from tests.experiments import small
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,7 +101,9 @@ def test_a_run_that_has_not_ended_goes_on(call):
 
 def test_a_folder_of_another_run_is_refused(call):
     folder = call()
-    with pytest.raises(SystemExit, match=r"(?s)other settings.*- UPTO = 4.*\+ UPTO = 5.*MODEL_DIR"):
+    with pytest.raises(
+        SystemExit, match=r"(?s)another configuration.*- UPTO = 4.*\+ UPTO = 5.*MODEL_DIR"
+    ):
         call("--gin.UPTO=5")
     assert calls(folder) == 1
 
@@ -148,7 +151,7 @@ def test_a_moved_folder_is_the_same_run(tmp_path):
         ("--gin.UPTOO=3", r"no gin file defines the macro 'UPTOO'; did you mean UPTO\?"),
         ("--gin.Count.uptoo=3", r"uptoo.*did you mean upto\?"),
         ("--gin.Counter.upto=3", r"Counter.*did you mean .*Count\?"),
-        ("--gin.UPTO=", r"cannot read 'UPTO = '; a text needs quotes"),
+        ("--gin.UPTO=", r"cannot read 'UPTO = '; put strings in two pairs"),
         ("--gin.UPTO=three", r"cannot read 'UPTO = three'"),
         ("--gin_file=missing.gin", r"missing.gin"),
     ],
@@ -237,18 +240,18 @@ def test_a_dry_run_tells_what_the_experiment_needs(
     main.main([*arguments, "--dry_run"])
     said = capsys.readouterr().out
     sft = f"training step on task '{name.partition('_')[0]}'"
-    assert re.findall(r"^(.+): [\d,]+ tokens", said, re.MULTILINE) == [
+    assert re.findall(r"^(.+): at most [\d,]+ tokens processed per call", said, re.MULTILINE) == [
         sft,
         "PPO step",
         "DeRa sweep, a batch",
         "scoring, a batch",
     ]
-    assert f"{sft}: {tokens:,} tokens" in said and f"model {parameters:,}\n" in said
+    assert f"{sft}: at most {tokens:,} tokens" in said and f"model {parameters:,}\n" in said
     assert f"reference {parameters:,}, policy {parameters:,}, value network" in said
     assert not out.exists()
     if compiled:
         # Float32 parameters, at least: an optimizer's state and results come on top.
-        kept = [float(x) for x in re.findall(r"([\d.]+) GiB kept", said)]
+        kept = [float(x) for x in re.findall(r"([\d.]+) GiB for arguments", said)]
         assert kept[1] >= round(3 * 4 * parameters / 2**30, 2)
 
 
@@ -273,7 +276,7 @@ def test_every_experiment_with_rewards_can_be_checked_dry(
     path = f"gin_configs/experiments/{name}.gin"
     main.main([f"--gin_file={path}", f'--gin.MODEL_DIR="{out}"', "--dry_run"])
     said = capsys.readouterr().out
-    found = re.findall(r"^(.+): [\d,]+ tokens", said, re.MULTILINE)
+    found = re.findall(r"^(.+): at most [\d,]+ tokens processed per call", said, re.MULTILINE)
     assert found[-len(last) :] == last
     assert not out.exists()
 
@@ -287,7 +290,7 @@ def test_an_experiment_with_other_settings_of_a_stage_is_refused(tmp_path, monke
         with pytest.raises(RuntimeError, match="stopped"):
             main.main(arguments)
     with pytest.raises(
-        SystemExit, match=r"(?s)other settings.*- PPO_STEPS = 64.*\+ PPO_STEPS = 65"
+        SystemExit, match=r"(?s)another configuration.*- PPO_STEPS = 64.*\+ PPO_STEPS = 65"
     ):
         main.main([*arguments, "--gin.PPO_STEPS=65"])
 
@@ -386,6 +389,6 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, monkeypatch):
     assert jax.tree.structure(last[0]) == jax.tree.structure(last[1])
     jax.tree.map(np.testing.assert_array_equal, *last)
     runs = killed, tmp_path / "whole"
-    steps = [[report["step"] for report in metrics.read(run)] for run in runs]
+    steps = [[report["step"] for report in metric_log.read(run)] for run in runs]
     assert sorted(steps[0]) == steps[0]
     assert {step for step in steps[1] if step % 7 == 0} <= set(steps[0])

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dera_jax import main, run_folder
+from dera_jax import main
+from dera_jax.files import run_folder
 from tests.decoding.worlds import run_on_eight_devices
 
 RUNS = sorted(

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dera_jax import json_files, main
+from dera_jax import main
+from dera_jax.files import json_files
 from tasks import newswire, newswire_corpus
 
 CONFIGS = "gin_configs/experiments/newswire"
@@ -19,9 +20,9 @@ def run(name: str, folder: Path, **macros: object) -> dict:
     return json.loads((folder / "result.json").read_text())
 
 
-def faithful_share(records: Path, lam: float) -> float:
+def faithful_fraction(records: Path, lam: float) -> float:
     """Share of the sampled summaries at λ that state facts, and only their document's."""
-    facts = {newswire.PREFIX + r.document: r.facts for r in newswire.reports("test")}
+    facts = {r.document: r.facts for r in newswire.reports("test")}
     rows = json_files.from_lines(records.read_bytes(), str(records))
     checks = [
         newswire_corpus.check(sample["text"], facts[row["document"]]).faithful
@@ -65,10 +66,10 @@ def test_from_nothing_to_a_lambda_sweep(tmp_path):
 
     # In less than half its steps the T5 has learnt most of the corpus: what it samples, at temperature 1, is
     # true more often than not. A text of no known phrase does not count as true.
-    assert faithful_share(tmp_path / "sweep" / "records.jsonl", 0.0) > 0.5
-    assert faithful_share(tmp_path / "sweep" / "records.jsonl", 1.0) > 0.5
+    assert faithful_fraction(tmp_path / "sweep" / "records.jsonl", 0.0) > 0.5
+    assert faithful_fraction(tmp_path / "sweep" / "records.jsonl", 1.0) > 0.5
     # λ moves the length, more λ moves it more, and costs KL; λ = 0 is the reference itself.
-    share = {row["lam"]: row["share_in_range"] for row in rows}
+    share = {row["lam"]: row["in_range_rate"] for row in rows}
     assert share[0.0] + 0.05 < share[1.0]
     assert share[0.0] <= share[0.25] <= share[0.5] <= share[1.0]
     assert kl_grows_from_0(rows)

@@ -7,7 +7,7 @@ from tests.decoding.worlds import run_on_eight_devices
 PLACES = """
 import dataclasses, jax, numpy as np, pytest
 from jax.sharding import PartitionSpec
-from dera_jax.partitioning import make_mesh, param_shardings, place, use
+from dera_jax.partitioning import make_mesh, param_shardings, shard_params, use_mesh
 from tests import golden
 from flax.traverse_util import flatten_dict
 
@@ -21,8 +21,8 @@ SPLIT = {
 }
 for version in golden.VERSIONS:
     model, params, _ = golden.load(version)
-    with use(mesh):
-        placed = flatten_dict(place(model, params), sep="/")
+    with use_mesh(mesh):
+        placed = flatten_dict(shard_params(model, params), sep="/")
     seen = set()
     for path, x in flatten_dict(params, sep="/").items():
         name = path.removesuffix("/kernel").rpartition("/")[2]
@@ -52,7 +52,7 @@ from dera_jax import log
 from dera_jax.models.llama_lm import Llama
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
-from dera_jax.partitioning import make_mesh, param_shardings, use
+from dera_jax.partitioning import make_mesh, param_shardings, use_mesh
 from tests import tiny
 
 class Said(logging.Handler):
@@ -64,8 +64,8 @@ absl_logging.get_absl_logger().addHandler(Said())
 
 def specs(network, rules=(), **mesh):
     said.clear()
-    log.forget()
-    with use(make_mesh(**mesh), rules):
+    log.clear_logged_warnings()
+    with use_mesh(make_mesh(**mesh), rules):
         found = param_shardings(network, dict(network.param_shapes()))
     return {path: tuple(x.spec) for path, x in found.items()}
 
@@ -116,7 +116,7 @@ import sys, jax, numpy as np
 from dera_jax.checkpoints.loading import load
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.models.language_model import sequence_keys
-from dera_jax.partitioning import make_mesh, param_shardings, use
+from dera_jax.partitioning import make_mesh, param_shardings, use_mesh
 from flax.traverse_util import flatten_dict
 from tests import golden, prompts
 
@@ -124,19 +124,19 @@ documents = prompts.zero_padded(golden.load("v1_1")[2]["encoder_input_tokens"])
 texts = []
 for path in PATHS:
     for mesh in (make_mesh(1), make_mesh(8), make_mesh(2, 4)):
-        with use(mesh):
+        with use_mesh(mesh):
             loaded = load(path)
         params, expected = flatten_dict(loaded.params, sep="/"), golden.load("v1_1")[1]
         for name, x in flatten_dict(expected, sep="/").items():
             assert params[name].dtype == x.dtype
             np.testing.assert_array_equal(params[name], x, name)
-        with use(mesh):
+        with use_mesh(mesh):
             places = param_shardings(loaded.model, {name: x.shape for name, x in params.items()})
         if mesh.size > 1:
             assert all(x.sharding == places[name] for name, x in params.items())
         keys = sequence_keys(0, np.arange(4), [0, 1])
         sampling = Sampling(max_length=16, end_ids=(1,))
-        with use(mesh):
+        with use_mesh(mesh):
             out = sample(loaded.model, loaded.params, documents, keys, sampling)
         texts.append(np.asarray(out.tokens))
 assert len(np.unique(texts[0])) > 20

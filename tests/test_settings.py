@@ -16,27 +16,28 @@ import dera_jax
 import tasks  # noqa: F401 (registers `newswire`)
 from dera_jax.checkpoints.loading import load, load_models
 from dera_jax.checkpoints.orbax import Saving
-from dera_jax.data import Data
+from dera_jax.data.encoding import Sizes
+from dera_jax.data.splits import Split
+from dera_jax.data.task_data import TaskData
 from dera_jax.decoding.beam_search import Search, check_search
 from dera_jax.decoding.evolution import Evolution, check_evolution
 from dera_jax.decoding.mutation import Rewriter, Unchanged
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, check_sampling
-from dera_jax.encoding import Sizes
-from dera_jax.evaluation.bench import Bench
 from dera_jax.evaluation.best_of import BestOf
 from dera_jax.evaluation.choose import Choice, Rule
-from dera_jax.evaluation.jobs import Decoding, Split
 from dera_jax.evaluation.lengths import LengthSurvey
-from dera_jax.evaluation.methods import Sampled, Searched
-from dera_jax.evaluation.populations import Bred
-from dera_jax.evaluation.statistics import RewardStatistics
+from dera_jax.evaluation.method_setup import MethodSetup
+from dera_jax.evaluation.methods import SamplingMethod, SearchMethod
+from dera_jax.evaluation.pair_sweep import PairSweep
+from dera_jax.evaluation.populations import EvolutionMethod
+from dera_jax.evaluation.reward_statistics import RewardStatistics
 from dera_jax.evaluation.sweep import Sweep
 from dera_jax.experiments import exact
 from dera_jax.experiments.length_reward import LengthReward
 from dera_jax.experiments.population_study import PopulationStudy
-from dera_jax.experiments.reward_study import FromComparisons, Given, RewardStudy
-from dera_jax.experiments.search_setting import Setting
+from dera_jax.experiments.reward_study import GivenReward, LearnedReward, RewardStudy
+from dera_jax.experiments.search_experiment import SearchExperiment
 from dera_jax.experiments.search_study import SearchStudy, TradeOff
 from dera_jax.experiments.stages import Reference
 from dera_jax.experiments.two_rewards import TwoRewards
@@ -48,7 +49,7 @@ from dera_jax.rewards.combined import Combined, Part, Statistics
 from dera_jax.rewards.protocol import Reward
 from dera_jax.t5x.decoders import EvolutionDecoder, SampleDecoder, SearchDecoder
 from dera_jax.training import distillation, loop, optimizers, ppo, preferences, scorers, supervised
-from dera_jax.training.alignment import Alignment
+from dera_jax.training.ppo_training import PPOTraining
 from dera_jax.training.train_state import Memory
 from dera_jax.training.train_step import Loss
 from dera_jax.training.validation import Validation
@@ -66,34 +67,39 @@ PART = Part("length", REWARD)
 SAMPLING = Sampling(8)
 SWEEP = Sweep((0.0, 1.0), 4, SAMPLING, REWARD, 2, 0)
 DOCUMENTS = Split("newswire", "test", 16, 4)
-DECODING = Decoding("reference", "aligned", DOCUMENTS, SWEEP)
+DECODING = PairSweep("reference", "aligned", DOCUMENTS, SWEEP)
 SEARCH = Search(8, 2, 4, 2, period=2, reward_weight=1.0)
 EVOLUTION = Evolution(SAMPLING, period=4, lookahead=2)
 OPTIMIZER = optimizers.adamw(optimizers.constant(1e-3, 2), 1.0)
 BOTH = ppo.Optimizers(OPTIMIZER, OPTIMIZER)
-OBJECTIVE = ppo.Objective(REWARD, 8)
+OBJECTIVE = ppo.AlignmentObjective(REWARD, 8, 0.1)
 UPDATES = ppo.Updates(2, 1, 2)
-DATA = Data("newswire", 16, 16, 4)
+DATA = TaskData("newswire", 16, 16, 4)
 REFERENCE = Reference("folder")
-SETTING = Setting(REFERENCE, DOCUMENTS, 8, 2, 0, "aligned", None, 0.1)
-ON_TABLES = exact.Alignment(UPDATES, BOTH, 4, 2)
-FINISHED = supervised.Start(None, nothing)
+COMMON = {
+    "reference": REFERENCE, "documents": DOCUMENTS, "max_length": 8, "batch_size": 2, "seed": 0,
+    "beta": 0.1,
+}  # fmt: skip
+SETTING = SearchExperiment(aligned="aligned", **COMMON)
+SWEEPS = COMMON | {"align": nothing, "num_samples": 1}
+ON_TABLES = exact.TabularAlignment(UPDATES, BOTH, 4, 2)
+FINISHED = supervised.InitialModel(None, nothing)
 STUDY = (Unchanged(), SEARCH, 0.5, (2, 4), (2, 3), (1, 2), (0, 1), (1, 2), (2, 3), (1, 2))
 MADE = [  # one of each class, whose fields are then changed one by one
     SAMPLING, SEARCH, EVOLUTION, SWEEP, DOCUMENTS, OBJECTIVE, UPDATES, DATA, SETTING, PART, REWARD,
     BestOf(DECODING, (1, 2)),
     Rule(max_kl=1.0),
     Choice(DECODING, Rule(max_kl=1.0), 1),
-    LengthSurvey(nothing, DOCUMENTS, 8),
-    RewardStatistics(nothing, DOCUMENTS, Combined((PART,)), 8),
+    LengthSurvey(nothing, DOCUMENTS, 8, 0),
+    RewardStatistics(nothing, DOCUMENTS, Combined((PART,)), 8, 8, 0),
     Sizes(16, 16),
     Prompt("a"),
-    Bench((), (), None, None, None, None, 8, 2, 0),
-    Sampled("sampling"),
-    Searched("DeAL", SEARCH),
-    Bred("DARWIN", EVOLUTION, Unchanged()),
-    Saving(),
-    Validation(1),
+    MethodSetup((), (), None, None, None, None, 8, 2, 0),
+    SamplingMethod("sampling"),
+    SearchMethod("DeAL", SEARCH),
+    EvolutionMethod("DARWIN", EVOLUTION, Unchanged()),
+    Saving(1000, 3.0),
+    Validation(1, 1024),
     Loss(),
     Statistics("length", 0.0, 1.0),
     TABLE,
@@ -105,25 +111,27 @@ MADE = [  # one of each class, whose fields are then changed one by one
     tokens.TokenOverlap(),
     words.KeywordCoverage(),
     words.WordsInRange(1, 3),
-    loop.Validating(2, None, nothing, nothing),
+    loop.ValidationLoop(2, None, nothing, nothing),
     Memory(),
-    preferences.Validation(1),
+    preferences.PreferenceValidation(1, 1024, 3),
     scorers.LogRatio(None, 0.1),
     preferences.PreferenceTraining(
-        preferences.Start(None, FINISHED), Data("newswire_pairs", 16, 16, 4), OPTIMIZER,
-        4, 0, preferences.Validation(1), Saving(),
+        preferences.PreferenceStart(None, FINISHED), TaskData("newswire_pairs", 16, 16, 4), OPTIMIZER,
+        4, 0, preferences.PreferenceValidation(1, 1024, 3), Saving(1000, 3.0),
     ),
-    supervised.Training(FINISHED, DATA, OPTIMIZER, 4, 0, Validation(1), Loss(), Saving()),
-    Alignment(nothing, DATA, OBJECTIVE, UPDATES, BOTH, 2, 0, Saving()),
-    distillation.Setup(None, OBJECTIVE, 2),
-    WarmStart(nothing, DATA, OBJECTIVE, 2, BOTH, 2, 2, 0, Saving()),
+    supervised.Training(FINISHED, DATA, OPTIMIZER, 4, 0, Validation(1, 1024), Loss(), Saving(1000, 3.0)),
+    PPOTraining(nothing, DATA, OBJECTIVE, UPDATES, BOTH, 2, 0, Saving(1000, 3.0)),
+    distillation.DistillationSetup(None, OBJECTIVE, 2),
+    WarmStart(nothing, DATA, OBJECTIVE, 2, BOTH, 2, 2, 0, Saving(1000, 3.0)),
     ON_TABLES,
     exact.ExactWorlds(3, (3, 4), (0.5, 1.0), 0.1, 1.0, 2, ON_TABLES, 1),
-    LengthReward(REFERENCE, nothing, OBJECTIVE, (0, 1), (0.5, 1.0), (0.5,), DOCUMENTS, 1, 1, 1),
-    TwoRewards(REFERENCE, (PART, PART), nothing, 8, 0.1, 0, (0.0, 1.0), (), DOCUMENTS, 1, 1),
-    Given("length", REWARD),
-    FromComparisons("preferred", nothing),
-    RewardStudy(REFERENCE, (Given("a", REWARD),), nothing, 8, 0.1, 0, (0.0,), DOCUMENTS, 1, 1, ""),
+    LengthReward(
+        reward=REWARD, seeds=(0, 1), lams=(0.5, 1.0), retrained=(0.5,), reference_samples=1, **SWEEPS
+    ),
+    TwoRewards(parts=(PART, PART), grid=(0.0, 1.0), trained=(), **SWEEPS),
+    GivenReward("length", REWARD),
+    LearnedReward("preferred", nothing),
+    RewardStudy(criteria=(GivenReward("a", REWARD),), lams=(0.0,), title="", **SWEEPS),
     SearchStudy(SETTING, REWARD, SEARCH, 0.5, "{document}", (1.0, 2.0), (0, 2), "reward", "title"),
     TradeOff(SETTING, (PART, Part("other", REWARD)), (0.0, 1.0), SEARCH, "title"),
     PopulationStudy(SETTING, REWARD, EVOLUTION, *STUDY, "reward", "title"),
@@ -139,15 +147,17 @@ CHECKED_BY = {
 }
 NOT_SETTINGS = {
     "Adoption": "made by a search from its settings",
-    "Ids": "encoded from texts",
+    "EncodedExamples": "encoded from texts",
     "Tokenizer": "made from a model and its vocabulary",
     "Llama": "its id is a constant",
     "LlamaConfig": "read from config.json too; tests/models/test_llama.py",
     "Budget": "computed from rows of tables",
     "CrossEntropy": "made by a training from its settings",
     "PPOLoss": "made by a training from its settings",
-    "Need": "what a dry run found",
-    "ShapesOnly": "made by dry runs from a model",
+    "ProgramCost": "what a dry run found",
+    "AlignmentExperiment": "the fields of experiments, each of which is in the list",
+    "SweepExperiment": "likewise",
+    "DryRunResources": "made by dry runs from a model",
     "StoredArray": "read from a checkpoint, whose shapes are compared",
     "T5": "its id is a constant",
     "T5Config": "read from config.json too; tests/models/test_t5.py",
@@ -156,7 +166,7 @@ NOT_SETTINGS = {
     "ByteVocabulary": "as SentencePieceVocabulary",
     "SentencePieceVocabulary": "read from files; tests/checkpoints/test_vocabulary.py",
     "Plan": "made by runs from their settings",
-    "Owner": "of a lock; tests/test_store.py",
+    "Owner": "of a lock; tests/files/test_store.py",
     "_Sheet": "of a drawing",
 }
 SIGNED = {"lam", "lams", "weight", "mean", "grid"}  # may be negative
@@ -246,18 +256,22 @@ def test_every_class_of_settings_is_in_the_list():
     [
         (SWEEP, {"lams": 0.5}, r"Sweep.lams must be a non-empty tuple or list such as \(0.5,\)"),
         (SWEEP, {"lams": (0.5, 1, 0.5)}, "Sweep.lams must be different values; found 0.5 twice"),
-        (SWEEP, {"reward": "length"}, "gin_configs/rewards gives REWARD, or None; found 'length'"),
+        (SWEEP, {"reward": "length"}, "gin_configs/rewards sets, or None; found 'length'"),
         (SWEEP, {"sampling": Sampling(8, temperature="0.5")}, "Sampling.temperature .*'0.5'"),
         (SWEEP, {"sampling": Sampling(8, greedy="no")}, "Sampling.greedy must be True or False"),
         (SWEEP, {"sampling": Sampling(3)}, "max_length must be at least 4 for the reward"),
         (SWEEP, {"sampling": Sampling(8, min_length=9)}, r"min_length .* in \[0, 8\]; found 9"),
-        (DOCUMENTS, {"task": "newswir"}, "unknown task 'newswir'; registered: .*newswire"),
+        (DOCUMENTS, {"task": "newswir"}, "unknown task 'newswir'; registered tasks: .*newswire"),
         (DOCUMENTS, {"split": "tests"}, "'newswire' has no split 'tests', only"),
-        (DATA, {"task": "newswir"}, "unknown task 'newswir'; registered: .*newswire"),
+        (DATA, {"task": "newswir"}, "unknown task 'newswir'; registered tasks: .*newswire"),
         (DATA, {"split": "tests"}, "'newswire' has no split 'tests', only"),
         (REWARD, {"low": 3}, "0 <= low <= high; found low 3, high 2"),
-        (DECODING, {"aligned": ("a", "b")}, "Decoding.aligned must be a path"),
-        (SETTING, {"align": nothing, "aligned": None, "beta": None}, "Setting.beta .*above 0"),
+        (DECODING, {"aligned": ("a", "b")}, "PairSweep.aligned must be a path"),
+        (
+            SETTING,
+            {"align": nothing, "aligned": None, "beta": None},
+            "SearchExperiment.beta .*above 0",
+        ),
     ],
 )
 def test_other_invalid_settings(made, change, message):
@@ -277,20 +291,20 @@ LATE = optimizers.adamw(optimizers.rsqrt(1e-3, 5), 1.0)
     [
         (job(supervised.Training), {"optimizer": LATE}),
         (job(preferences.PreferenceTraining), {"optimizer": LATE}),
-        (job(Alignment), {"optimizers": ppo.Optimizers(OPTIMIZER, LATE)}),
+        (job(PPOTraining), {"optimizers": ppo.Optimizers(OPTIMIZER, LATE)}),
         (job(WarmStart), {"optimizers": ppo.Optimizers(LATE, OPTIMIZER)}),
         (job(WarmStart), {"optimizers": ppo.Optimizers(OPTIMIZER, LATE)}),
         (ON_TABLES, {"optimizers": ppo.Optimizers(LATE, OPTIMIZER)}),
     ],
 )
 def test_a_warm_up_longer_than_the_run_is_refused(made, change):
-    with pytest.raises(ValueError, match=r"warm-up of the learning rate has 5 steps, and .* gives"):
+    with pytest.raises(ValueError, match=r"warm-up of the learning rate has 5 steps, but .* gives"):
         dataclasses.replace(made, **change)
 
 
 def test_a_batch_that_minibatches_do_not_divide_is_refused():
     three = dataclasses.replace(UPDATES, minibatches=3)
-    for made in (job(Alignment), ON_TABLES):
+    for made in (job(PPOTraining), ON_TABLES):
         with pytest.raises(ValueError, match=r"batch of 4 documents .* Updates.minibatches \(3\)"):
             dataclasses.replace(made, updates=three)
 
@@ -298,9 +312,9 @@ def test_a_batch_that_minibatches_do_not_divide_is_refused():
 def test_a_method_checks_its_search():
     """When it is made, not after the methods that come before it."""
     with pytest.raises(ValueError, match=r"Search.top_k must be"):
-        Searched("DeAL", SEARCH.replace(top_k=1))
-    with pytest.raises(ValueError, match="are about a reward"):
-        Searched("plain", SEARCH, guided=False)
+        SearchMethod("DeAL", SEARCH.replace(top_k=1))
+    with pytest.raises(ValueError, match="need a reward, and none"):
+        SearchMethod("plain", SEARCH, guided=False)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import pytest
 import tasks  # noqa: F401 (registers `docstrings`)
 from dera_jax import demo
 from dera_jax.checkpoints.loading import load
-from dera_jax.evaluation.card import samples_of_the_pair
-from dera_jax.evaluation.jobs import Split
-from dera_jax.evaluation.sweep import table
-from dera_jax.rewards.length import share_in_range
+from dera_jax.data.splits import Split
+from dera_jax.evaluation.sweep_tables import table
+from dera_jax.model_card import samples_of_the_pair
+from dera_jax.rewards.length import optimal_in_range_rate
 
 QUICK = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")  # of tests, see conftest.py
 
@@ -28,7 +28,7 @@ def test_a_shipped_model_is_small(name):
 
 def test_the_cards_say_how_the_models_were_made():
     reference, aligned = (load(demo.ASSETS / name).card for name in ("reference", "aligned"))
-    fine_tuned = reference["from"]  # before its logits were sharpened
+    fine_tuned = reference["from"]  # before its logits were with_temperature
     assert reference["temperature"] < 1
     assert fine_tuned["data"]["task"] == aligned["data"]["task"] == "docstrings"
     assert fine_tuned["from"]["data"]["task"] == "prose"
@@ -53,7 +53,7 @@ def test_the_main_job_shows_realignment(tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert "token for token" in ended.stdout  # λ = 0 and 1 are the two models
     rows = {row["lam"]: row for row in json.loads((tmp_path / "metrics.json").read_text())}
-    share = [rows[lam]["share_in_range"] for lam in (0, 0.25, 0.5, 1)]
+    share = [rows[lam]["in_range_rate"] for lam in (0, 0.25, 0.5, 1)]
     assert share == sorted(share) and share[-1] > 2 * share[0]
     print(f"main job: {seconds:.0f} CPU seconds, share in range {share}")
     assert seconds < 180
@@ -62,9 +62,9 @@ def test_the_main_job_shows_realignment(tmp_path):
 @pytest.mark.slow
 def test_the_aligned_model_is_in_range_on_held_out_documents():
     pair = load(demo.ASSETS / "reference", demo.ASSETS / "aligned")
-    documents = Split("docstrings", "test", demo.INPUTS).read(pair.tokenizer)
+    documents = Split("docstrings", "test", demo.INPUTS, documents=112).read(pair.tokenizer)
     rows = {row["lam"]: row for row in table(samples_of_the_pair(pair, documents))}
-    assert rows[1]["share_in_range"] >= 0.6 > 2 * rows[0]["share_in_range"]
+    assert rows[1]["in_range_rate"] >= 0.6 > 2 * rows[0]["in_range_rate"]
     assert rows[1]["rougeL"] >= 0.85 * rows[0]["rougeL"]
-    optimum = share_in_range(rows[0]["share_in_range"], pair.cards[1]["beta"])
+    optimum = optimal_in_range_rate(rows[0]["in_range_rate"], pair.cards[1]["beta"])
     assert 0.6 <= optimum <= 0.8  # a sweep over λ shows something

@@ -5,9 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 
+from dera_jax.data.examples import Examples, eval_batches, train_batches
 from dera_jax.decoding.sampling import Sampling, sample
-from dera_jax.examples import Examples, eval_batches, train_batches
-from dera_jax.models.language_model import Padded, Prompts, narrowed, padded, sequence_keys
+from dera_jax.models.language_model import (
+    Padded,
+    Prompts,
+    pad_sequences,
+    sequence_keys,
+    trim_padding,
+)
 from dera_jax.models.llama_lm import Llama
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
@@ -20,7 +26,7 @@ LIMIT = 16
 
 def prompts(lengths: list[int], size: int = LIMIT) -> Prompts:
     rng = np.random.default_rng(0)
-    return Prompts(*padded([rng.integers(3, 20, n).tolist() for n in lengths], size))
+    return Prompts(*pad_sequences([rng.integers(3, 20, n).tolist() for n in lengths], size))
 
 
 @pytest.mark.parametrize(
@@ -30,7 +36,7 @@ def prompts(lengths: list[int], size: int = LIMIT) -> Prompts:
 )  # fmt: skip
 def test_the_smallest_width_that_holds_the_longest(longest, limit, width):
     given = prompts([1, longest], limit)
-    found = narrowed(given)
+    found = trim_padding(given)
     assert found.tokens.shape == (2, width)
     np.testing.assert_array_equal(found.tokens, given.tokens[:, :width])
     np.testing.assert_array_equal(found.lengths, given.lengths)
@@ -86,9 +92,9 @@ def test_texts_are_those_of_the_full_width_and_a_width_is_compiled_once(model):
     whole = [prompts([1, n]) for n in (2, 3, 7, 2, 4, 8)]
     expected = [decode(x) for x in whole]
     for width in (2, 4, 8):  # what is compiled beside the decoding itself, once
-        decode(narrowed(prompts([1, width])))
+        decode(trim_padding(prompts([1, width])))
     with compilations() as programs:
-        found = [decode(narrowed(x)) for x in whole]
+        found = [decode(trim_padding(x)) for x in whole]
     assert not programs
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours.tokens, theirs.tokens)

@@ -2,12 +2,12 @@
 
 from importlib import resources
 
-from dera_jax import data
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.tokenizer import Tokenizer
-from dera_jax.encoding import Sizes
-from dera_jax.examples import Examples
+from dera_jax.data import task_data
+from dera_jax.data.encoding import Sizes
+from dera_jax.data.examples import Examples
 
 ASSETS = resources.files("dera_jax") / "assets"
 
@@ -17,12 +17,12 @@ SHIPPED = Tokenizer(SentencePieceVocabulary(f"{ASSETS}/docstrings.model", extra_
 
 def read(task: str, split: str, inputs: int, targets: int, seed: int = 0) -> Examples:
     """The examples of a task as a model of bytes reads them."""
-    return data.epoch(task, split, BYTES, Sizes(inputs, targets), seed)
+    return task_data.epoch(task, split, BYTES, Sizes(inputs, targets), seed)
 
 
 def asked(examples: Examples) -> list[str]:
     """Prompts with their documents, uncut."""
-    return [prompt.render() for prompt in examples.asked]
+    return [prompt.render() for prompt in examples.text_prompts]
 
 
 def plain_ids(sequences) -> list[list[int]]:

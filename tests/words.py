@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
-from dera_jax.checkpoints.loading import Loaded
+from dera_jax.checkpoints.loading import LoadedModel
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.tokenizer import Tokenizer
-from dera_jax.examples import Batch, Examples, train_batches
-from dera_jax.models.language_model import Padded, Prompts, padded
+from dera_jax.data.examples import Batch, Examples, train_batches
+from dera_jax.models.language_model import Padded, Prompts, pad_sequences
 from dera_jax.models.llama import LlamaConfig
 from dera_jax.models.registry import model_of
 from dera_jax.models.t5 import T5Config
@@ -19,7 +19,7 @@ from dera_jax.prompts import Prompt
 from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.tokens import LengthNear
 from dera_jax.training import optimizers, ppo, preferences, supervised
-from dera_jax.training.alignment import Alignment
+from dera_jax.training.ppo_training import PPOTraining
 from dera_jax.training.train_state import Memory  # noqa: F401 (of scripts that run these)
 from dera_jax.training.train_step import Loss
 from dera_jax.training.validation import Validation
@@ -66,13 +66,13 @@ class EncodedWords:
 
     def read(self, split, seed=0) -> Examples:
         text = self.tokenizer
-        column = lambda words: Padded(*padded([text.encode_completion(x) for x in words], 8))
+        column = lambda words: Padded(*pad_sequences([text.encode_completion(x) for x in words], 8))
         return Examples(
-            inputs=Prompts(*padded([text.encode_prompt(x, 8).ids for x in WORDS], 8)),
+            inputs=Prompts(*pad_sequences([text.encode_prompt(x, 8).ids for x in WORDS], 8)),
             targets=column(WORDS),
             rejected=column([x[::-1] for x in WORDS]),
             example_id=np.arange(len(WORDS)),
-            asked=[Prompt(x) for x in WORDS],
+            text_prompts=[Prompt(x) for x in WORDS],
             summaries=WORDS,
             notes={},
         )
@@ -86,25 +86,25 @@ class EncodedWords:
 
 RATE = optimizers.adamw(optimizers.constant(3e-3, 1), clip_norm=1.0, weight_decay=0.0)
 RATES = ppo.Optimizers(RATE, RATE)
-SAVING = Saving(100)
+SAVING = Saving(100, 3.0)
 NEAR = LengthNear(3)
 STEPS = 3
 
 
-def drawn(family: str) -> Loaded:
+def drawn(family: str) -> LoadedModel:
     """A random model over bytes."""
     model = model_of(CONFIGS[family])
-    found = Loaded(model, tiny.params(model), None, {})
-    return found.agreeing_with(ByteVocabulary(), "these tests")
+    found = LoadedModel(model, tiny.params(model), None, {})
+    return found.with_vocabulary(ByteVocabulary(), "these tests")
 
 
-def start(family: str) -> supervised.Start:
+def start(family: str) -> supervised.InitialModel:
     reference = drawn(family)
-    return supervised.Start(reference.model, lambda: reference, ByteVocabulary())
+    return supervised.InitialModel(reference.model, lambda: reference, ByteVocabulary())
 
 
 def sft(family: str, **more) -> supervised.Training:
-    validation, loss = Validation(2, decoded=2), Loss(0.1, 1e-4)
+    validation, loss = Validation(2, 1024, decoded=2), Loss(0.1, 1e-4)
     return supervised.Training(
         start(family), Words(), RATE, STEPS, 0, validation, loss, SAVING, **more
     )
@@ -119,8 +119,8 @@ def sft_with_dropout(family: str, **more) -> supervised.Training:
     return dataclasses.replace(training, start=begin)
 
 
-def pairs(what: preferences.Start, **more) -> preferences.PreferenceTraining:
-    validation = preferences.Validation(2)
+def pairs(what: preferences.PreferenceStart, **more) -> preferences.PreferenceTraining:
+    validation = preferences.PreferenceValidation(2, 1024, 3)
     return preferences.PreferenceTraining(what, Words(), RATE, STEPS, 0, validation, SAVING, **more)
 
 
@@ -132,13 +132,13 @@ def reward_model(family: str, **more) -> preferences.PreferenceTraining:
     return pairs(preferences.reward_model(start(family)), **more)
 
 
-def aligned(family: str, reward=NEAR, **more) -> Alignment:
-    objective = ppo.Objective(reward, max_length=8)
+def aligned(family: str, reward=NEAR, **more) -> PPOTraining:
+    objective = ppo.AlignmentObjective(reward, max_length=8, beta=0.1)
     updates = ppo.Updates(rollouts=2, epochs=1, minibatches=2)
-    return Alignment(drawn(family), Words(), objective, updates, RATES, STEPS, 0, SAVING, **more)
+    return PPOTraining(drawn(family), Words(), objective, updates, RATES, STEPS, 0, SAVING, **more)
 
 
-def aligned_in_python(family: str, **more) -> Alignment:
+def aligned_in_python(family: str, **more) -> PPOTraining:
     """The same reward, of texts."""
 
     def reward(documents: list[str], texts: list[str]) -> list[float]:
@@ -148,7 +148,7 @@ def aligned_in_python(family: str, **more) -> Alignment:
 
 
 def distilled(family: str, **more) -> WarmStart:
-    objective = ppo.Objective(NEAR, max_length=8)
+    objective = ppo.AlignmentObjective(NEAR, max_length=8, beta=0.1)
     return WarmStart(drawn(family), Words(), objective, 2, RATES, 2, 2, 0, SAVING, **more)
 
 

@@ -1,22 +1,27 @@
-"""UTF-8 bytes as ids, as in ByT5; no file."""
+"""Defines the byte vocabulary of ByT5, whose ids are UTF-8 bytes; it needs no file."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-_OFFSET = 3  # seqio's byte vocabulary: 0, 1, 2 are padding, end and unknown
+_OFFSET = 3  # ids 0, 1 and 2 are padding, end of sequence and unknown, as in seqio
 _BYTES = range(_OFFSET, _OFFSET + 256)
 
 
 @dataclasses.dataclass(frozen=True)
 class ByteVocabulary:
-    """Bytes with `extra_ids` sentinels above them, the first of which has the highest id."""
+    """Maps UTF-8 bytes to ids; implements `vocabulary.Vocabulary`.
+
+    Attributes:
+        extra_ids: number of sentinels. Their ids follow those of the bytes, and the first sentinel,
+            <extra_id_0>, has the highest id.
+    """
 
     extra_ids: int = 0
 
     @property
     def pieces(self) -> Sequence[str]:
-        texts = [f"<special {i}>" for i in range(_OFFSET)] + [f"<byte {i}>" for i in range(256)]
-        return tuple(texts + [f"<extra_id_{i}>" for i in reversed(range(self.extra_ids))])
+        names = [f"<special {i}>" for i in range(_OFFSET)] + [f"<byte {i}>" for i in range(256)]
+        return tuple(names + [f"<extra_id_{i}>" for i in reversed(range(self.extra_ids))])
 
     @property
     def padding_id(self) -> int:
@@ -41,8 +46,8 @@ class ByteVocabulary:
         return self.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        known = (int(i) - _OFFSET for i in ids if int(i) in _BYTES)
-        return bytes(known).decode(errors="ignore")
+        values = (int(i) - _OFFSET for i in ids if int(i) in _BYTES)
+        return bytes(values).decode(errors="ignore")
 
     def piece_bytes(self) -> list[bytes]:
         return [b""] * _OFFSET + [bytes([i]) for i in range(256)] + [b""] * self.extra_ids

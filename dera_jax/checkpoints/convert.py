@@ -1,4 +1,4 @@
-"""Rewrites any checkpoint that is known as a folder of ours, or of Hugging Face's transformers.
+"""Convert a supported checkpoint to a dera_jax or a Hugging Face transformers folder.
 
 python -m dera_jax.checkpoints.convert gs://bucket/t5_1_1_small/checkpoint_1000000 t5_small \
     --vocabulary sentencepiece.model
@@ -14,7 +14,7 @@ from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.named_vocabulary import BYTES, named_vocabulary
 from dera_jax.checkpoints.vocabulary import Vocabulary
-from dera_jax.destinations import output_folder
+from dera_jax.files.destinations import output_folder
 
 KINDS = ("dera_jax", "hugging_face")
 DTYPES = ("float32", "bfloat16")
@@ -27,46 +27,51 @@ def convert(
     dtype: str = DTYPES[0],
     vocabulary: Vocabulary | None = None,
 ) -> None:
-    """Writes `target` complete or not at all.
+    """Converts a checkpoint and writes it to `target`, completely or not at all.
 
     Args:
-        source: see `loading.load`.
-        target: a folder to be made.
-        to: one of KINDS.
-        dtype: of the stored parameters, one of DTYPES.
-        vocabulary: what the ids mean, where the source does not say.
+        source: path or URL of the checkpoint, see `loading.load`.
+        target: folder to create.
+        to: format to write, one of KINDS.
+        dtype: dtype of the stored parameters, one of DTYPES.
+        vocabulary: vocabulary of the model; needed where the source holds none.
 
     Raises:
         FileExistsError: `target` exists.
-        FileNotFoundError, ValueError: as `loading.load`.
-        ValueError, OSError: as `output_folder`.
+        FileNotFoundError, ValueError: as in `loading.load`.
+        ValueError, OSError: as in `output_folder`.
     """
     if output_folder(target).exists():
         raise FileExistsError(f"{target} exists; choose another folder, or remove it")
-    found = load(source, vocabulary=vocabulary, dtype=dtype)
-    content = found.model.config, found.vocabulary, found.params
+    loaded = load(source, vocabulary=vocabulary, dtype=dtype)
+    content = loaded.model.config, loaded.vocabulary, loaded.params
     if to == KINDS[0]:
-        save_model(Path(target), *content, found.card, dtype)
+        save_model(Path(target), *content, loaded.card, dtype)
     else:
         save_hugging_face(Path(target), *content, dtype)
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", help="checkpoint: T5X's, Hugging Face's or ours; path or URL")
+    parser.add_argument("source", help="path or URL of a T5X, Hugging Face or dera_jax checkpoint")
     parser.add_argument("target", help="folder to write")
-    parser.add_argument("--to", choices=KINDS, default=KINDS[0], help="what to write")
-    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of what is written")
+    parser.add_argument("--to", choices=KINDS, default=KINDS[0], help="format to write")
     parser.add_argument(
-        "--vocabulary",
-        help="of a checkpoint that does not hold it: a SentencePiece file (….model), a tokenizer.json, "
-        f"'{BYTES}' for ByT5's, or a model's folder",
+        "--dtype",
+        choices=DTYPES,
+        default=DTYPES[0],
+        help="dtype of the stored parameters",
     )
     parser.add_argument(
-        "--extra_ids", type=int, default=0, help="sentinels that are not pieces of that file"
+        "--vocabulary",
+        help="vocabulary of a checkpoint that holds none: a SentencePiece file (….model), a "
+        f"tokenizer.json, '{BYTES}' for ByT5, or a model folder",
+    )
+    parser.add_argument(
+        "--extra_ids", type=int, default=0, help="number of sentinels that the file does not hold"
     )
     options = parser.parse_args()
     arguments = options.source, options.target, options.to, options.dtype

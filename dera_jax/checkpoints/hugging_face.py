@@ -1,10 +1,10 @@
-"""Models in the format of Hugging Face's transformers.
+"""Reads and writes model folders in the format of Hugging Face's transformers.
 
 config.json                     sizes and architecture
 model.safetensors               parameters, or shards of them with model.safetensors.index.json
 
-What else is there says what the ids mean: `hugging_face_tokenizer`. What belongs to one family of
-models is in a module of its own, see `importers`.
+The other files define the tokenizer and are read by `hugging_face_tokenizer`. Each model family has
+a module of its own for what differs between families, see `importers`.
 """
 
 import math
@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import safetensors.flax
 from jax import Array
 
-from dera_jax import json_files
 from dera_jax.checkpoints import importers
 from dera_jax.checkpoints.hugging_face_tokenizer import (
     CONFIG,
@@ -25,8 +24,9 @@ from dera_jax.checkpoints.hugging_face_tokenizer import (
     special_ids,
 )
 from dera_jax.checkpoints.safetensors_file import open_safetensors
-from dera_jax.checkpoints.storage import REAL, Folder, StoredArray, naming
+from dera_jax.checkpoints.storage import REAL, Folder, StoredArray, prefix_errors
 from dera_jax.checkpoints.vocabulary import Vocabulary
+from dera_jax.files import json_files
 from dera_jax.models.finite import check_params
 from dera_jax.models.language_model import PyTree
 from dera_jax.models.registry import model_of
@@ -36,66 +36,70 @@ OTHER_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "flax_mode
 
 
 def config_of(folder: Folder) -> object:
-    """The configuration in config.json, with the special ids of the folder.
+    """Reads the model's configuration from config.json, with the folder's special token ids.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, another architecture, or a setting that the
-            family here does not have.
+        FileNotFoundError: there is no config.json.
+        ValueError: the architecture or the value of a key is not supported.
     """
     settings, where = folder.read_json(CONFIG), folder.path(CONFIG)
     importer = importers.by_model_type(settings.get("model_type"), where)
-    with naming(where):
+    with prefix_errors(where):
         return importer.config_of(settings, where, *special_ids(folder))
 
 
 def open_hugging_face(folder: Folder) -> tuple[object, dict[str, StoredArray]]:
-    """The configuration, and the parameters under our names.
+    """Returns the configuration, and the parameters by their names in dera_jax.
+
+    The parameters are read on request, see `StoredArray`.
 
     Raises:
-        FileNotFoundError: a file that config or index name is missing.
-        ValueError: as `config_of`; a file that is damaged; or an array too few or too many.
+        FileNotFoundError: config.json or a shard that the index names is missing.
+        ValueError: as in `config_of`; a file is damaged; or an array is missing or superfluous.
     """
-    config, stored = config_of(folder), _arrays(folder)
-    importer = importers.of(config)
-    found, places, shapes = {}, set(importer.UNUSED), dict(model_of(config).param_shapes())
+    config, stored = config_of(folder), _stored_arrays(folder)
+    importer = importers.importer_of(config)
+    arrays, accepted, shapes = {}, set(importer.UNUSED), dict(model_of(config).param_shapes())
     for ours, theirs, inputs in importer.names_of(config):
-        places.update(theirs)
+        accepted.update(theirs)
         name = next((name for name in theirs if name in stored), None)
         if name is None:
             raise ValueError(f"{folder.where}: the parameters lack {theirs[0]!r}")
-        found[ours] = _as_ours(stored[name], inputs, shapes[ours])
-    parameters = {name for name, x in stored.items() if x.dtype in REAL}  # the others are buffers
-    if left := sorted(parameters - places):
+        arrays[ours] = _imported(stored[name], inputs, shapes[ours])
+    parameters = {
+        name for name, x in stored.items() if x.dtype in REAL
+    }  # the other arrays are buffers
+    if unexpected := sorted(parameters - accepted):
         raise ValueError(
-            f"{folder.where}: a model of the sizes in {CONFIG} has no place for {left[0]!r}"
+            f"{folder.where}: a model of the sizes in {CONFIG} has no place for {unexpected[0]!r}"
         )
-    importer.check(config, found, stored)
-    return config, found
+    importer.check(config, arrays, stored)
+    return config, arrays
 
 
 def save_hugging_face(
     folder: Path, config: object, vocabulary: Vocabulary | None, params: PyTree, dtype: str
 ) -> None:
-    """Writes a folder that transformers loads, complete or not at all.
+    """Writes a model folder that transformers can load, completely or not at all.
 
     Args:
-        folder: to be made.
+        folder: folder to create.
         config: the model's configuration.
-        vocabulary: what its ids mean, if that is known.
-        params: the model's.
-        dtype: of the stored parameters, 'float32' or 'bfloat16'.
+        vocabulary: the model's vocabulary; with None, no tokenizer files are written.
+        params: the model's parameters.
+        dtype: dtype of the stored parameters, 'float32' or 'bfloat16'.
 
     Raises:
-        FileExistsError: the folder is there already.
+        FileExistsError: the folder exists.
         FloatingPointError: a parameter is NaN or infinite.
-        ValueError: a setting that transformers has no name for.
+        ValueError: transformers cannot express the configuration or the vocabulary.
     """
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists; choose another folder, or remove it")
-    flat, importer = flax.traverse_util.flatten_dict(params, sep="/"), importers.of(config)
+    flat, importer = flax.traverse_util.flatten_dict(params, sep="/"), importers.importer_of(config)
     arrays = {
-        theirs[0]: jnp.asarray(_as_theirs(flat[ours], inputs), dtype)
+        theirs[0]: jnp.asarray(_exported(flat[ours], inputs), dtype)
         for ours, theirs, inputs in importer.names_of(config)
     }
     check_params(arrays, f"the model to be written to {folder}")
@@ -111,22 +115,22 @@ def save_hugging_face(
     draft.rename(folder)
 
 
-def _as_ours(array: StoredArray, inputs: int, shape: tuple[int, ...]) -> StoredArray:
-    """A stored array in our shape; see `importers` for `inputs`."""
+def _imported(array: StoredArray, inputs: int, shape: tuple[int, ...]) -> StoredArray:
+    """Convert a stored array to the shape of its parameter; see `importers` for `inputs`."""
     array = array.transposed() if inputs else array
-    fits = math.prod(array.shape) == math.prod(shape)  # a wrong size is named by who compares them
+    fits = math.prod(array.shape) == math.prod(shape)  # `check_shapes` reports a wrong size
     return array if array.shape == shape or not fits else array.reshaped(shape)
 
 
-def _as_theirs(array: Array, inputs: int) -> Array:
-    """One of our parameters as it is stored."""
+def _exported(array: Array, inputs: int) -> Array:
+    """Convert a dera_jax parameter to the shape in which transformers stores it."""
     if not inputs:
         return array
     return array.reshape(math.prod(array.shape[:inputs]), -1).T
 
 
-def _arrays(folder: Folder) -> dict[str, StoredArray]:
-    """All arrays, of one file or of the shards that the index names."""
+def _stored_arrays(folder: Folder) -> dict[str, StoredArray]:
+    """Open the arrays of one file, or of all shards that the index names."""
     if not folder.has(INDEX):
         return open_safetensors(folder, WEIGHTS)
     index = folder.read_json(INDEX).get("weight_map")

@@ -1,8 +1,8 @@
-"""Llama in the format of Hugging Face's transformers.
+"""Imports and exports Llama in Hugging Face's format.
 
 Kernels are stored [out, in], with all heads of a projection in one axis.
 
-What is not read yet is refused: scaled RoPE, biases, other activations, sliding windows.
+Not supported, with a ValueError: scaled RoPE, biases and activations other than SiLU.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,16 +27,16 @@ _SIZES = {
 def config_of(
     settings: Mapping, where: str, start_token: int, end_ids: tuple[int, ...]
 ) -> LlamaConfig:
-    """The configuration of a config.json.
+    """Returns the configuration that a config.json describes.
 
     Args:
-        settings: the file's content.
-        where: its path, for messages.
-        start_token: not used: the last token of a prompt is fed first.
-        end_ids: of the folder.
+        settings: content of the file.
+        where: path of the file, for error messages.
+        start_token: not used, since a decoder-only model is fed the prompt's last token first.
+        end_ids: the folder's end-of-sequence ids.
 
     Raises:
-        ValueError: a setting that this Llama does not have.
+        ValueError: the value of a key is not supported.
     """
     del start_token
     for name, expected in _FIXED.items():
@@ -62,7 +62,7 @@ def config_of(
 
 
 def described(config: LlamaConfig, dtype: str) -> dict[str, object]:
-    """The config.json of a model."""
+    """Returns the content of the config.json that describes a model."""
     return _FIXED | {
         "architectures": [CLASS],
         "model_type": "llama",
@@ -77,13 +77,13 @@ def described(config: LlamaConfig, dtype: str) -> dict[str, object]:
 
 
 def special_ids(config: LlamaConfig) -> dict[str, object]:
-    """Under the names of transformers; null for an end token that nobody knows."""
+    """Returns the special token ids by their keys in config.json; None for an unknown end token."""
     ends = config.end_ids
     return {"eos_token_id": list(ends) if len(ends) > 1 else next(iter(ends), None)}
 
 
 def names_of(config: LlamaConfig) -> Iterator[tuple[str, tuple[str, ...], int]]:
-    """See `importers`."""
+    """Yields (dera_jax name, transformers names, number of input axes); see `importers`."""
     yield "token_embedder/embedding", ("model.embed_tokens.weight",), 0
     for i in range(config.num_layers):
         for ours, theirs, inputs in (
@@ -106,7 +106,7 @@ def names_of(config: LlamaConfig) -> Iterator[tuple[str, tuple[str, ...], int]]:
 def check(
     config: LlamaConfig, found: Mapping[str, StoredArray], stored: Mapping[str, StoredArray]
 ) -> None:
-    """Nothing else may be stored."""
+    """Does nothing, since no array of a Llama checkpoint has a duplicate to compare with."""
     del config, found, stored
 
 
@@ -119,7 +119,7 @@ def _size(settings: Mapping, name: str, where: str) -> int:
 
 
 def _rope_base(settings: Mapping, where: str) -> float:
-    """RoPE's base, which transformers 5 writes into `rope_parameters`."""
+    """Return the base of RoPE, which transformers 5 writes into `rope_parameters`."""
     parameters = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     if not isinstance(parameters, dict):
         raise ValueError(f"{where}: rope_parameters is {parameters!r}; it must be an object")  # noqa: TRY004

@@ -1,7 +1,7 @@
-"""T5 in the format of Hugging Face's transformers: T5, T5 1.1, Flan-T5, mT5 and ByT5.
+"""Imports and exports T5, T5 1.1, Flan-T5, mT5 and ByT5 in Hugging Face's format.
 
-Kernels are stored [out, in], the table of relative positions [buckets, heads]; T5X has both the
-other way round.
+Kernels are stored [out, in] and the relative position biases [buckets, heads]; T5X and dera_jax
+store both transposed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ _FIXED = {
 _SIZES = (
     "vocab_size", "d_model", "num_heads", "num_layers", "num_decoder_layers", "d_kv", "d_ff",
 )  # fmt: skip
-# Some old files hold these beside what is used.
+# Some old files hold these arrays, which the model does not use.
 UNUSED = (
     "lm_head.weight",
     "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
@@ -35,15 +35,15 @@ _EMBEDDING, _LOGITS = "token_embedder/embedding", "decoder/logits_dense/kernel"
 def config_of(
     settings: Mapping, where: str, start_token: int, end_ids: tuple[int, ...]
 ) -> T5Config:
-    """The sizes of a config.json.
+    """Returns the configuration that a config.json describes.
 
     Args:
-        settings: the file's content.
-        where: its path, for messages.
-        start_token, end_ids: special ids of the folder.
+        settings: content of the file.
+        where: path of the file, for error messages.
+        start_token, end_ids: the folder's special token ids.
 
     Raises:
-        ValueError: a setting that T5 here does not have.
+        ValueError: the value of a key is not supported.
     """
     settings = _checked(settings, where)
     return T5Config(
@@ -71,7 +71,7 @@ def _checked(settings: Mapping, where: str) -> Mapping:
             f"{where}: feed_forward_proj is {settings['feed_forward_proj']!r}; supported are "
             f"{', '.join(_ACTIVATIONS)}"
         )
-    if settings.get("num_decoder_layers") is None:  # as transformers writes it for the same number
+    if settings.get("num_decoder_layers") is None:  # null means num_layers
         settings = {**settings, "num_decoder_layers": settings.get("num_layers")}
     for name in _SIZES:
         if not checks.is_size(settings.get(name)):
@@ -87,10 +87,11 @@ def _checked(settings: Mapping, where: str) -> Mapping:
 
 
 def _is_scaled(settings: Mapping) -> bool:
-    """Whether logits are divided by sqrt(E), as T5 1.0 does with its tied table.
+    """Return whether logits are divided by sqrt(E), as in T5 1.0 with its tied embedding table.
 
-    What is tied does not tell: transformers 5 ties 1.1 and mT5 too when it makes them, without
-    dividing. Such a table is read twice, as embedding and as the logits' kernel.
+    `tie_word_embeddings` alone does not decide this: transformers 5 also ties newly initialized T5
+    1.1 and mT5 models, without the division. Such a table is imported twice, as the embedding and
+    as the kernel of the logits.
     """
     if settings["model_type"] == "mt5":
         return False
@@ -98,7 +99,11 @@ def _is_scaled(settings: Mapping) -> bool:
 
 
 def described(config: T5Config, dtype: str) -> dict[str, object]:
-    """The config.json of a model; raises ValueError for activations that transformers does not name."""
+    """Returns the content of the config.json that describes a model.
+
+    Raises:
+        ValueError: transformers has no name for the MLP activations.
+    """
     forward = [name for name, x in _ACTIVATIONS.items() if x == config.mlp_activations]
     if not forward:
         raise ValueError(f"transformers has no T5 with the activations {config.mlp_activations}")
@@ -121,7 +126,7 @@ def described(config: T5Config, dtype: str) -> dict[str, object]:
 
 
 def names_of(config: T5Config) -> Iterator[tuple[str, tuple[str, ...], int]]:
-    """See `importers`."""
+    """Yields (dera_jax name, transformers names, number of input axes); see `importers`."""
     table = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
     yield _EMBEDDING, table, 0
     for stack, layers in (
@@ -162,21 +167,21 @@ def _layer(stack: str, num_wi: int) -> Iterator[tuple[str, str, int]]:
 def check(
     config: T5Config, found: Mapping[str, StoredArray], stored: Mapping[str, StoredArray]
 ) -> None:
-    """Raises ValueError where lm_head.weight is stored beside a table that the logits are to use."""
+    """Raises ValueError if the embedding is tied and lm_head.weight is stored with other values."""
     if not config.logits_via_embedding or "lm_head.weight" not in stored:
         return
     table, head = found[_EMBEDDING], stored["lm_head.weight"]
-    everything = tuple(slice(0, size) for size in table.shape)
+    full_index = tuple(slice(0, size) for size in table.shape)
     same = table.shape == head.shape
-    if not (same and np.array_equal(table.read(everything), head.read(everything))):
+    if not (same and np.array_equal(table.read(full_index), head.read(full_index))):
         raise ValueError(
-            f"{head.where}: the logits are said to use the embedding (tie_word_embeddings), but "
+            f"{head.where}: config.json ties the logits to the embedding (tie_word_embeddings), but "
             "lm_head.weight is another table"
         )
 
 
 def special_ids(config: T5Config) -> dict[str, object]:
-    """Under the names of transformers; null for an end token that nobody knows."""
+    """Returns the special token ids by their keys in config.json; None for an unknown end token."""
     ends = config.end_ids
     return {
         "decoder_start_token_id": config.start_token,

@@ -1,115 +1,117 @@
-"""What a folder of transformers says of its ids, read and written.
+"""Reads and writes the tokenizer files of a transformers folder.
 
 tokenizer.json              the tokenizer, as transformers 5 saves it
 spiece.model                the SentencePiece file, as transformers 4 saves it; ByT5 has neither
-tokenizer_config.json       its class, number of sentinels, special and added tokens
-special_tokens_map.json     special tokens once more
-added_tokens.json           added tokens once more
-config.json, generation_config.json   ids of end, padding and the decoder's first token
+tokenizer_config.json       tokenizer class, number of sentinels, special and added tokens
+special_tokens_map.json     special tokens, repeated
+added_tokens.json           added tokens, repeated
+config.json, generation_config.json   ids of end of sequence, padding and the decoder's start token
 
-Where two files say the same thing, they must agree.
+If two files define the same token or id differently, a ValueError is raised.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from dera_jax import json_files
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.json_vocabulary import JSON, JsonVocabulary
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.storage import Folder
 from dera_jax.checkpoints.vocabulary import Vocabulary, check_same, is_sentinel
+from dera_jax.files import json_files
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 PIECES, TOKENIZER = "spiece.model", "tokenizer_config.json"
 SPECIAL, ADDED = "special_tokens_map.json", "added_tokens.json"
-_SENTINELS = 100  # of a T5 whose tokenizer_config.json does not say
+_SENTINELS = 100  # number of sentinels if tokenizer_config.json has no extra_ids
 _BEGIN = ("bos_token", None)
 _NAMES = {"end": ("eos_token", "</s>"), "padding": ("pad_token", "<pad>"), "unknown": ("unk_token", "<unk>")}  # fmt: skip
 
 
 def vocabulary_of(folder: Folder) -> Vocabulary | None:
-    """What the ids mean; None where no file says so.
+    """Returns the folder's vocabulary, or None if it holds no tokenizer file.
 
     Raises:
-        ValueError: two files contradict each other, or added tokens that are not supported.
+        ValueError: two files contradict each other, a file is damaged, or an added token is not
+            supported.
     """
-    described = _json(folder, TOKENIZER)
-    if str(described.get("tokenizer_class") or "").startswith("ByT5"):
-        vocabulary = ByteVocabulary()  # its sentinels are names of ids that pad the table
-        _check_byte_tokens(folder, _added_tokens(folder, described))
+    tokenizer_config = _json(folder, TOKENIZER)
+    if str(tokenizer_config.get("tokenizer_class") or "").startswith("ByT5"):
+        vocabulary = ByteVocabulary()  # ByT5's sentinels have ids in the padding of the table
+        _check_byte_tokens(folder, _added_tokens(folder, tokenizer_config))
         return vocabulary
-    tokens = {name: _token(folder, described, *known) for name, known in _NAMES.items()}
-    pieces = _pieces(folder, described) if folder.has(PIECES) else None
+    tokens = {name: _token(folder, tokenizer_config, *known) for name, known in _NAMES.items()}
+    pieces = _pieces(folder, tokenizer_config) if folder.has(PIECES) else None
     if not folder.has(JSON):
-        return pieces and _with_named_end(folder, pieces, described)
+        return pieces and _with_named_end(folder, pieces, tokenizer_config)
     vocabulary = JsonVocabulary(folder.path(JSON), **tokens)
-    vocabulary = dataclasses.replace(vocabulary, begin=_begin(folder, described, vocabulary))
-    _check_added(folder, vocabulary, _added_tokens(folder, described))
+    vocabulary = dataclasses.replace(vocabulary, begin=_begin(folder, tokenizer_config, vocabulary))
+    _check_added(folder, vocabulary, _added_tokens(folder, tokenizer_config))
     if pieces:
         check_same(pieces, vocabulary, folder.path(PIECES), folder.path(JSON))
     return vocabulary
 
 
 def has_tokenizer(folder: Folder) -> bool:
-    """Whether there is a tokenizer for transformers to read."""
+    """Returns whether the folder has tokenizer files that transformers can read."""
     return any(folder.has(name) for name in (JSON, PIECES, TOKENIZER))
 
 
 def no_vocabulary(folder: Folder) -> str:
-    """Say that a folder lacks a tokenizer, which files were looked for, and what to do."""
+    """Returns an error message: the folder has no tokenizer, the files expected, and what to do."""
     return (
         f"{folder.where} does not say what its ids mean: it has neither {JSON} nor {PIECES}, nor a "
         f"{TOKENIZER} that names ByT5Tokenizer; save the model's tokenizer there (transformers' "
-        "AutoTokenizer.from_pretrained(...).save_pretrained(...)), or name it: "
+        "AutoTokenizer.from_pretrained(...).save_pretrained(...)), or pass its vocabulary: "
         "load(path, vocabulary=...), or python -m dera_jax.checkpoints.convert --vocabulary"
     )
 
 
 def special_ids(folder: Folder) -> tuple[int, tuple[int, ...]]:
-    """The decoder's first token, and the end tokens; none of the latter where no file says them.
+    """Returns the decoder's start token id and the end token ids; () if no file gives end tokens.
 
-    Where decoder_start_token_id is not said it is that of padding, as for every T5.
+    Without decoder_start_token_id, the padding id is the start token, as in every T5.
 
     Raises:
-        ValueError: several first tokens, or files that contradict each other.
+        ValueError: there are several start or padding tokens, or two files contradict each other.
     """
     padding, start = (
         _special_ids(folder, key) for key in ("pad_token_id", "decoder_start_token_id")
     )
     for key, ids in (("pad_token_id", padding), ("decoder_start_token_id", start)):
         if len(ids) > 1:
-            raise ValueError(f"{folder.where}: {key} lists the ids {list(ids)}; leave one")
+            raise ValueError(f"{folder.where}: {key} lists the ids {list(ids)}; it must be one id")
     first = start or padding or (0,)
     return first[0], _special_ids(folder, "eos_token_id")
 
 
 def save_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
-    """Write the files by which transformers' AutoTokenizer reads a vocabulary.
+    """Writes a vocabulary as files that transformers' AutoTokenizer can load.
 
     Raises:
-        ValueError: a byte vocabulary with sentinels, whose ids transformers numbers otherwise.
+        ValueError: a byte vocabulary has sentinels, which transformers numbers in another order.
     """
-    described = {}
+    tokenizer_config = {}
     if isinstance(vocabulary, ByteVocabulary):
         if vocabulary.extra_ids:
             raise ValueError(
                 f"a byte vocabulary with {vocabulary.extra_ids} sentinels: transformers' ByT5Tokenizer "
                 "numbers them in the opposite order; only one without sentinels can be written"
             )
-        described["tokenizer_class"] = "ByT5Tokenizer"
+        tokenizer_config["tokenizer_class"] = "ByT5Tokenizer"
     elif isinstance(vocabulary, SentencePieceVocabulary):
         size = len(vocabulary.pieces) - len(vocabulary.added)
-        added = {text: size + i for i, text in enumerate(vocabulary.added)}
-        described |= {"tokenizer_class": "T5Tokenizer", "extra_ids": vocabulary.extra_ids}
-        described |= {_NAMES[name][0]: text for name, text in _special_tokens(vocabulary).items()}
+        added = {token: size + i for i, token in enumerate(vocabulary.added)}
+        tokenizer_config |= {"tokenizer_class": "T5Tokenizer", "extra_ids": vocabulary.extra_ids}
+        special = _special_tokens(vocabulary)
+        tokenizer_config |= {_NAMES[name][0]: token for name, token in special.items()}
         if added:
             flags = dict.fromkeys(
                 ("lstrip", "rstrip", "normalized", "single_word", "special"), False
             )
-            entries = {str(i): {"content": text, **flags} for text, i in added.items()}
-            described["added_tokens_decoder"] = entries
+            entries = {str(i): {"content": token, **flags} for token, i in added.items()}
+            tokenizer_config["added_tokens_decoder"] = entries
             json_files.write(folder / ADDED, added, sort_keys=True)
         (folder / PIECES).write_bytes(vocabulary.content())
     else:
@@ -119,12 +121,14 @@ def save_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
             "unknown": vocabulary.unknown,
             "begin": vocabulary.begin,
         }
-        described["tokenizer_class"] = "PreTrainedTokenizerFast"
-        described["add_bos_token"] = vocabulary.begin is not None
+        tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        tokenizer_config["add_bos_token"] = vocabulary.begin is not None
         names = {name: key for name, (key, _) in {**_NAMES, "begin": _BEGIN}.items()}
-        described |= {names[name]: text for name, text in tokens.items() if text is not None}
+        tokenizer_config |= {
+            names[name]: token for name, token in tokens.items() if token is not None
+        }
         (folder / JSON).write_bytes(vocabulary.content())
-    json_files.write(folder / TOKENIZER, described, sort_keys=True)
+    json_files.write(folder / TOKENIZER, tokenizer_config, sort_keys=True)
 
 
 def _json(folder: Folder, name: str) -> Mapping:
@@ -140,17 +144,17 @@ def _special_tokens(vocabulary: SentencePieceVocabulary) -> dict[str, str]:
     return {name: vocabulary.pieces[i] for name, i in ids.items() if i is not None}
 
 
-def _pieces(folder: Folder, described: Mapping) -> SentencePieceVocabulary:
-    extra_ids = described.get("extra_ids")
-    if extra_ids is None:  # some files, mT5's among them, hold the sentinels themselves
+def _pieces(folder: Folder, tokenizer_config: Mapping) -> SentencePieceVocabulary:
+    extra_ids = tokenizer_config.get("extra_ids")
+    if extra_ids is None:  # some files, such as those of mT5, hold the sentinels as pieces
         inside = SentencePieceVocabulary(folder.path(PIECES)).pieces
         extra_ids = 0 if any(map(is_sentinel, inside)) else _SENTINELS
     if not isinstance(extra_ids, int) or extra_ids < 0:
         raise ValueError(
-            f"{folder.path(TOKENIZER)}: extra_ids is {extra_ids!r}; it must be a number, at least 0"
+            f"{folder.path(TOKENIZER)}: extra_ids is {extra_ids!r}; it must be an integer of at least 0"
         )
     plain = SentencePieceVocabulary(folder.path(PIECES), extra_ids)
-    tokens = _added_tokens(folder, described)
+    tokens = _added_tokens(folder, tokenizer_config)
     if not tokens:
         return plain
     size = len(plain.pieces)
@@ -160,28 +164,28 @@ def _pieces(folder: Folder, described: Mapping) -> SentencePieceVocabulary:
             f"{folder.where}: added tokens have the ids {beyond[:4]}; they must follow the {size} "
             f"ids of {PIECES} and its sentinels without a gap"
         )
-    found = SentencePieceVocabulary(plain.file, extra_ids, tuple(tokens[i] for i in beyond))
-    _check_added(folder, found, tokens)
-    return found
+    vocabulary = SentencePieceVocabulary(plain.file, extra_ids, tuple(tokens[i] for i in beyond))
+    _check_added(folder, vocabulary, tokens)
+    return vocabulary
 
 
 def _with_named_end(
-    folder: Folder, vocabulary: SentencePieceVocabulary, described: Mapping
+    folder: Folder, vocabulary: SentencePieceVocabulary, tokenizer_config: Mapping
 ) -> SentencePieceVocabulary:
-    """The vocabulary, if the file's own end of sequence is the one that is named."""
-    named = described.get("eos_token") and _token(folder, described, *_NAMES["end"])
+    """Return the vocabulary, or raise ValueError if its end of sequence is not eos_token."""
+    named = tokenizer_config.get("eos_token") and _token(folder, tokenizer_config, *_NAMES["end"])
     if named and vocabulary.pieces.index(named) != vocabulary.end_id:
         raise ValueError(
-            f"{folder.path(TOKENIZER)}: eos_token is {named!r}, and {PIECES} ends sequences with id "
-            f"{vocabulary.end_id}"
+            f"{folder.path(TOKENIZER)}: eos_token is {named!r}, but {PIECES} ends sequences with id "
+            f"{vocabulary.end_id}; they must agree"
         )
     return vocabulary
 
 
-def _added_tokens(folder: Folder, described: Mapping) -> dict[int, str]:
-    """Added tokens by id, from both files that may hold them."""
-    found = {}
-    for i, token in (described.get("added_tokens_decoder") or {}).items():
+def _added_tokens(folder: Folder, tokenizer_config: Mapping) -> dict[int, str]:
+    """Return the added tokens by id, from both files that may hold them."""
+    tokens = {}
+    for i, token in (tokenizer_config.get("added_tokens_decoder") or {}).items():
         if not (i.isdecimal() and isinstance(token, Mapping) and "content" in token):
             raise ValueError(
                 f"{folder.path(TOKENIZER)}: added_tokens_decoder has {i!r}: {token!r}; expected an id "
@@ -192,13 +196,13 @@ def _added_tokens(folder: Folder, described: Mapping) -> dict[int, str]:
                 f"{folder.path(TOKENIZER)}: added token {token['content']!r} has single_word, which "
                 "is not supported beside a SentencePiece file; save a tokenizer.json"
             )
-        found[int(i)] = token["content"]
+        tokens[int(i)] = token["content"]
     for text, i in _json(folder, ADDED).items():
-        if found.setdefault(i, text) != text:
+        if tokens.setdefault(i, text) != text:
             raise ValueError(
-                f"{folder.path(ADDED)}: id {i} is {text!r}, and {found[i]!r} in {TOKENIZER}"
+                f"{folder.path(ADDED)}: id {i} is {text!r}, but {tokens[i]!r} in {TOKENIZER}; they must agree"
             )
-    return found
+    return tokens
 
 
 def _check_added(folder: Folder, vocabulary: Vocabulary, tokens: Mapping[int, str]) -> None:
@@ -208,7 +212,7 @@ def _check_added(folder: Folder, vocabulary: Vocabulary, tokens: Mapping[int, st
         if piece != text:
             raise ValueError(
                 f"{folder.where}: id {i} is {text!r} among the added tokens ({TOKENIZER}, {ADDED}), "
-                f"and {piece!r} in {Path(vocabulary.file).name}"
+                f"but {piece!r} in {Path(vocabulary.file).name}; they must agree"
             )
 
 
@@ -222,36 +226,36 @@ def _check_byte_tokens(folder: Folder, tokens: Mapping[int, str]) -> None:
             )
 
 
-def _token(folder: Folder, described: Mapping, key: str, default: str) -> str | None:
-    """A special token by its text, as both files have it; T5's where neither says it."""
-    said = {}
-    for name, content in ((TOKENIZER, described), (SPECIAL, _json(folder, SPECIAL))):
+def _token(folder: Folder, tokenizer_config: Mapping, key: str, default: str) -> str | None:
+    """Return a special token, which both files must agree on; `default` if neither holds it."""
+    tokens = {}
+    for name, content in ((TOKENIZER, tokenizer_config), (SPECIAL, _json(folder, SPECIAL))):
         if content.get(key) is not None:
             value = content[key]
-            said[name] = value["content"] if isinstance(value, Mapping) else value
-    if len(set(said.values())) > 1:
-        listed = " and ".join(f"{text!r} in {name}" for name, text in said.items())
+            tokens[name] = value["content"] if isinstance(value, Mapping) else value
+    if len(set(tokens.values())) > 1:
+        listed = " and ".join(f"{token!r} in {name}" for name, token in tokens.items())
         raise ValueError(f"{folder.where}: {key} is {listed}; they must agree")
-    return next(iter(said.values()), default)
+    return next(iter(tokens.values()), default)
 
 
-def _begin(folder: Folder, described: Mapping, vocabulary: JsonVocabulary) -> str | None:
-    """The token before every prompt: where `add_bos_token` does not say it, what the file adds."""
-    said = described.get("add_bos_token")
-    if said is None:
+def _begin(folder: Folder, tokenizer_config: Mapping, vocabulary: JsonVocabulary) -> str | None:
+    """Return the token before every prompt; without `add_bos_token`, tokenizer.json decides."""
+    add_bos = tokenizer_config.get("add_bos_token")
+    if add_bos is None:
         return vocabulary.first_added()
-    token = _token(folder, described, *_BEGIN)
-    if said and (token is None or vocabulary.tokenizer.token_to_id(token) is None):
+    token = _token(folder, tokenizer_config, *_BEGIN)
+    if add_bos and (token is None or vocabulary.tokenizer.token_to_id(token) is None):
         raise ValueError(
-            f"{folder.path(TOKENIZER)}: add_bos_token is true, and bos_token is {token!r}; it must be "
+            f"{folder.path(TOKENIZER)}: add_bos_token is true, but bos_token is {token!r}; it must be "
             f"a token of {JSON}"
         )
-    return token if said else None
+    return token if add_bos else None
 
 
 def _special_ids(folder: Folder, key: str) -> tuple[int, ...]:
-    """Ids as config.json and generation_config.json have them; none where neither says them."""
-    said = {}
+    """Return the ids in config.json or generation_config.json, or () if neither holds the key."""
+    ids_by_file = {}
     for name in (CONFIG, GENERATION):
         value = _json(folder, name).get(key)
         if value is None:
@@ -259,8 +263,10 @@ def _special_ids(folder: Folder, key: str) -> tuple[int, ...]:
         ids = tuple(value) if isinstance(value, list) else (value,)
         if not ids or any(type(x) is not int or x < 0 for x in ids):
             raise ValueError(f"{folder.path(name)}: {key} is {value!r}; it must be a token id")
-        said[name] = ids
-    if len({frozenset(ids) for ids in said.values()}) > 1:
-        listed = " and ".join(f"{', '.join(map(str, ids))} in {name}" for name, ids in said.items())
+        ids_by_file[name] = ids
+    if len({frozenset(ids) for ids in ids_by_file.values()}) > 1:
+        listed = " and ".join(
+            f"{', '.join(map(str, ids))} in {name}" for name, ids in ids_by_file.items()
+        )
         raise ValueError(f"{folder.where}: {key} is {listed}; they must agree")
-    return next(iter(said.values()), ())
+    return next(iter(ids_by_file.values()), ())

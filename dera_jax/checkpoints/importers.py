@@ -1,16 +1,19 @@
-"""Which importer reads which published files: by config.json, by GGUF metadata, by a T5X tree.
+"""Selects the importer of a checkpoint by its config.json, GGUF metadata or T5X parameter tree.
 
-An importer is a module about one family of models, with
+An importer is a module for one family of models. It has
 
 CLASS           the class of transformers that loads such a model
-MODEL_TYPES     its names as model_type in Hugging Face's config.json
-GGUF            its names as general.architecture in GGUF files
-config_of       (settings, where, start_token, end_ids) -> the configuration of a config.json
-names_of        of a configuration's parameters our name, theirs (the first is written), and how many
-                of our first axes are inputs of a matrix that is stored [out, in]; 0 where it is stored
-                as it is
-described       (config, dtype) -> config.json;   special_ids: the ids in it
-check, UNUSED   what else may be stored
+MODEL_TYPES     the values of model_type in Hugging Face's config.json
+GGUF            the values of general.architecture in GGUF files
+config_of       (settings, where, start_token, end_ids) -> configuration, from a config.json
+names_of        config -> (dera_jax name, transformers names, number of input axes) per parameter;
+                of several transformers names the first is written. The leading input axes of the
+                dera_jax parameter are the columns of a matrix that transformers stores as
+                [out, in]; 0 means that the parameter is stored without transposing
+described       (config, dtype) -> content of config.json, without the special token ids
+special_ids     config -> special token ids, by their keys in config.json
+UNUSED          names of further arrays that a checkpoint may hold and that are not imported
+check           (config, found, stored) -> None; raises ValueError if stored arrays contradict
 """
 
 from collections.abc import Mapping
@@ -20,16 +23,16 @@ from dera_jax.checkpoints import hugging_face_llama, hugging_face_t5, t5x
 from dera_jax.checkpoints.mismatch import Shape
 from dera_jax.models.registry import family_of
 
-IMPORTERS = {"t5": hugging_face_t5, "llama": hugging_face_llama}  # by the family's name
+IMPORTERS = {"t5": hugging_face_t5, "llama": hugging_face_llama}  # by family name
 
 
-def of(config: object) -> ModuleType:
-    """The importer of a configuration's family."""
+def importer_of(config: object) -> ModuleType:
+    """Returns the importer of a configuration's family."""
     return IMPORTERS[family_of(config).name]
 
 
 def by_model_type(name: object, where: str) -> ModuleType:
-    """The importer of a model_type; raises ValueError for an unknown one."""
+    """Returns the importer for a model_type; raises ValueError for an unknown one."""
     for importer in IMPORTERS.values():
         if name in importer.MODEL_TYPES:
             return importer
@@ -38,15 +41,15 @@ def by_model_type(name: object, where: str) -> ModuleType:
 
 
 def transformers_class(settings: Mapping, where: str) -> str:
-    """The class of transformers that loads what a config.json describes."""
+    """Returns the transformers class for a config.json; raises as `by_model_type`."""
     importer = by_model_type(settings.get("model_type"), where)
     return importer.CLASS
 
 
-def by_tree(shapes: Mapping[str, Shape], where: str) -> object:
-    """The configuration of the model whose parameters in a T5X checkpoint have these shapes.
+def config_from_shapes(shapes: Mapping[str, Shape], where: str) -> object:
+    """Infers the configuration of a T5X checkpoint from the shapes of its parameters.
 
     Raises:
-        ValueError: no family has such parameters.
+        ValueError: no supported family has such parameters.
     """
-    return t5x.config_of(shapes, where)  # T5X's own networks are T5s
+    return t5x.config_of(shapes, where)  # T5X's own networks are T5 models

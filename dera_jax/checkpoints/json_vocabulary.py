@@ -1,33 +1,32 @@
-"""A tokenizer.json of Hugging Face's tokenizers as a vocabulary."""
+"""Defines a vocabulary that is read from a tokenizer.json of Hugging Face's tokenizers."""
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import tokenizers
 
-from dera_jax.checkpoints.storage import read_file
 from dera_jax.checkpoints.vocabulary import is_sentinel
+from dera_jax.checkpoints.vocabulary_file import VocabularyFile
 
-JSON = "tokenizer.json"  # the kind, as a model folder's config.json names it
-_NOTHING = "(no piece)"  # of an id between others that has none
-_UNWRITABLE = "\uffff"  # Unicode has no such character and never will
+JSON = "tokenizer.json"  # also the value of "kind" in a model folder's config.json
+_NO_PIECE = "(no piece)"  # stands for an unassigned id
+_UNWRITABLE = "\uffff"  # a noncharacter: Unicode will never assign it
 
 
 @dataclasses.dataclass(frozen=True)
-class JsonVocabulary:
-    """A tokenizer.json, and which of its tokens are special: the file itself does not say.
+class JsonVocabulary(VocabularyFile):
+    """A tokenizer.json with the roles of its special tokens; implements `vocabulary.Vocabulary`.
 
-    Ids and texts are those of transformers' tokenizer of the same files: encoding as with
-    add_special_tokens=False, decoding as with skip_special_tokens=True.
+    The roles are fields because tokenizer.json does not hold them. Results equal those of
+    transformers' tokenizer for the same files: encoding as with add_special_tokens=False, decoding
+    as with skip_special_tokens=True.
 
     Attributes:
-        file: its path or URL.
-        end, padding, unknown: tokens, by their text; None where there is none.
-        begin: the token that a decoder's prompts begin with; None where they do with their text.
+        file: path or URL of the tokenizer.json.
+        end, padding, unknown: special tokens, as strings; None if there is none.
+        begin: the token before every prompt of a decoder-only model; None if there is none.
     """
 
     file: str
@@ -39,52 +38,39 @@ class JsonVocabulary:
     def __post_init__(self):
         object.__setattr__(self, "file", str(self.file))
 
-    @property
-    def name(self) -> str:
-        """Of the file, without its folder."""
-        return Path(self.file).name
-
-    @property
-    def sha256(self) -> str:
-        """Of the file's content."""
-        return hashlib.sha256(self.content()).hexdigest()
-
-    def content(self) -> bytes:
-        """The file's; raises FileNotFoundError where there is none."""
-        return read_file(self.file)
-
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
-        """Of the file; read once.
+        """The tokenizer, read from the file at first use and cached.
 
         Raises:
-            FileNotFoundError, ValueError: there is no such file, or it is none of tokenizers.
+            FileNotFoundError: there is no such file.
+            ValueError: the tokenizers library cannot read the file.
         """
         content = self.content()
         try:
-            return _plain(tokenizers.Tokenizer.from_str(content.decode()))
-        except Exception as error:  # tokenizers raises nothing more special
+            return _untruncated(tokenizers.Tokenizer.from_str(content.decode()))
+        except Exception as error:  # tokenizers raises no subclass
             raise ValueError(f"{self.file} is no file of tokenizers ({error})") from error
 
     @functools.cached_property
-    def _of_texts(self) -> tokenizers.Tokenizer:
-        """The same, for which control tokens that a text spells are characters."""
+    def _text_tokenizer(self) -> tokenizers.Tokenizer:
+        """The tokenizer that encodes the spelling of a control token as ordinary characters."""
         names = {self.pieces[i] for i in self._control}
-        return _plain(tokenizers.Tokenizer.from_str(_unwritable(self.content(), names)))
+        return _untruncated(tokenizers.Tokenizer.from_str(_unwritable(self.content(), names)))
 
     @functools.cached_property
     def pieces(self) -> Sequence[str]:
         by_id = {i: piece for piece, i in self.tokenizer.get_vocab(with_added_tokens=True).items()}
-        return tuple(by_id.get(i, _NOTHING) for i in range(max(by_id) + 1))
+        return tuple(by_id.get(i, _NO_PIECE) for i in range(max(by_id) + 1))
 
     @property
     def begin_id(self) -> int | None:
         return self._id(self.begin)
 
     def first_added(self) -> str | None:
-        """The special token that the file itself puts before a text; None if none."""
-        found = self.tokenizer.encode("a")
-        return found.tokens[0] if found.special_tokens_mask[:1] == [1] else None
+        """Returns the special token that the file adds before every sequence, or None."""
+        encoding = self.tokenizer.encode("a")
+        return encoding.tokens[0] if encoding.special_tokens_mask[:1] == [1] else None
 
     @property
     def end_id(self) -> int | None:
@@ -105,7 +91,7 @@ class JsonVocabulary:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_text(self, text: str) -> list[int]:
-        return self._of_texts.encode(text, add_special_tokens=False).ids
+        return self._text_tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         kept = [int(i) for i in ids if 0 <= i < len(self.pieces) and i not in self._silent]
@@ -113,7 +99,7 @@ class JsonVocabulary:
 
     @functools.cached_property
     def _control(self) -> frozenset[int]:
-        """Ids of special tokens and sentinels."""
+        """The ids of special tokens and sentinels."""
         added = self.tokenizer.get_added_tokens_decoder()
         named = {self.begin_id, self.end_id, self.padding_id}
         special = {i for i, token in added.items() if token.special or i in named}
@@ -121,21 +107,21 @@ class JsonVocabulary:
 
     @functools.cached_property
     def _silent(self) -> frozenset[int]:
-        """Ids that stand for no text: special tokens, sentinels, those without a piece."""
-        nothing = {i for i, x in enumerate(self.pieces) if x == _NOTHING}
+        """The ids that decode to no text: special tokens, sentinels and unassigned ids."""
+        unassigned = {i for i, x in enumerate(self.pieces) if x == _NO_PIECE}
         named = {self.begin_id, self.end_id, self.padding_id} - {None}
-        return self._control | nothing | named
+        return self._control | unassigned | named
 
     def piece_bytes(self) -> list[bytes]:
         added = self.tokenizer.get_added_tokens_decoder()
         to_bytes = _to_bytes(json.loads(self.content()).get("decoder"), self.file)
-        found = []
+        texts = []
         for i, piece in enumerate(self.pieces):
             if i in self._silent:
-                found.append(b"")
+                texts.append(b"")
             else:
-                found.append(piece.encode() if i in added else to_bytes(piece))
-        return found
+                texts.append(piece.encode() if i in added else to_bytes(piece))
+        return texts
 
     def described(self) -> dict[str, object]:
         return {
@@ -151,18 +137,18 @@ class JsonVocabulary:
         return {self.name: self.content()}
 
 
-def _plain(found: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """Neither cuts nor pads."""
-    found.no_truncation()
-    found.no_padding()
-    return found
+def _untruncated(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Switch truncation and padding off."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _unwritable(content: bytes, names: set[str]) -> str:
-    """A tokenizer.json whose tokens of these names have others, that no text spells.
+    """Return a tokenizer.json in which these tokens are renamed to names that no text contains.
 
-    It is not enough that tokenizers leaves them out of its search for added tokens: a Unigram model,
-    T5's, finds those among its pieces that it has.
+    Excluding them from the search for added tokens is not enough: a Unigram model, as in T5, would
+    still find those that are among its pieces.
     """
     described = json.loads(content)
     renamed = lambda name: _UNWRITABLE + name if name in names else name
@@ -180,34 +166,42 @@ def _unwritable(content: bytes, names: set[str]) -> str:
 
 
 def _to_bytes(decoder: Mapping | None, where: str) -> Callable[[str], bytes]:
-    """What a decoder of tokenizers makes of one piece in the middle of a text.
+    """Return the function from a piece inside a sequence to its UTF-8 bytes.
+
+    Args:
+        decoder: the "decoder" object of a tokenizer.json.
+        where: the file, for error messages.
 
     Raises:
-        ValueError: a decoder that is not known here, or whose text of a piece depends on others.
+        ValueError: the decoder is not supported, or decodes a piece depending on its neighbours.
     """
     parts = _flat(decoder)
     kinds = [part.get("type") for part in parts]
     if kinds == ["ByteLevel"]:
         return lambda piece: bytes(_BYTE_OF[character] for character in piece)
-    replaced = {}
+    replacements = {}
     for part in parts:
         if part["type"] == "Metaspace":
-            replaced[part.get("replacement", "▁")] = " "
+            replacements[part.get("replacement", "▁")] = " "
         elif part["type"] == "Replace" and "String" in part.get("pattern", {}):
-            replaced[part["pattern"]["String"]] = part["content"]
-        elif part["type"] not in ("ByteFallback", "Fuse", "Strip"):  # Strip: the text's first space
+            replacements[part["pattern"]["String"]] = part["content"]
+        elif part["type"] not in (
+            "ByteFallback",
+            "Fuse",
+            "Strip",
+        ):  # Strip removes the first space of a text
             kinds = []
-    if not kinds or not replaced:
+    if not kinds or not replacements:
         raise ValueError(
-            f"{where}: rewards need the text of every piece, and of the decoder {decoder} it is not "
-            "known; supported are Metaspace, ByteLevel, and Replace with ByteFallback, Fuse and "
+            f"{where}: rewards need the text of every piece, and it cannot be derived for the decoder "
+            f"{decoder}; supported are Metaspace, ByteLevel, and Replace with ByteFallback, Fuse and "
             "Strip. Choose a reward that reads token ids, or a reward in Python (rewards.host)"
         )
 
     def to_bytes(piece: str) -> bytes:
         if "ByteFallback" in kinds and _is_byte(piece):
             return bytes([int(piece[1:-1], 16)])
-        for old, new in replaced.items():
+        for old, new in replacements.items():
             piece = piece.replace(old, new)
         return piece.encode()
 
@@ -215,6 +209,7 @@ def _to_bytes(decoder: Mapping | None, where: str) -> Callable[[str], bytes]:
 
 
 def _flat(decoder: Mapping | None) -> list[Mapping]:
+    """Return the elementary decoders of a possibly nested sequence of decoders."""
     if not decoder:
         return []
     if decoder["type"] != "Sequence":
@@ -227,11 +222,11 @@ def _is_byte(piece: str) -> bool:
 
 
 def _byte_of() -> dict[str, int]:
-    """GPT-2's characters for bytes: printable ones for themselves, the others from U+0100 on."""
-    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in kept]
-    shown = {chr(byte): byte for byte in kept}
-    return shown | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+    """Return GPT-2's bytes by character: printable bytes map to themselves, others from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    own = {chr(byte): byte for byte in printable}
+    return own | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
 _BYTE_OF = _byte_of()

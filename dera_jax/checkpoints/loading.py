@@ -1,4 +1,4 @@
-"""One `load` for models and pairs, from every kind of checkpoint (see `recognise`)."""
+"""Loads models and realigned models from every supported kind of checkpoint (see `recognise`)."""
 
 import dataclasses
 import functools
@@ -19,10 +19,10 @@ from dera_jax.checkpoints.storage import read_arrays
 from dera_jax.checkpoints.tokenizer import EncodedPrompt, Tokenizer, tokenizer
 from dera_jax.checkpoints.vocabulary import (
     Vocabulary,
-    agreed,
     check_end,
-    check_room,
     check_same,
+    check_vocab_size,
+    resolve_vocabulary,
 )
 from dera_jax.decoding.realign import Realigned
 from dera_jax.models.heads import ValueHead
@@ -31,38 +31,38 @@ from dera_jax.models.registry import model_of
 from dera_jax.prompts import Prompt
 
 
-class Reads:
-    """What models and pairs have in common: text to ids and back, see `tokenizer.Tokenizer`."""
+class TextConversion:
+    """Gives models and pairs the conversion between text and ids of `tokenizer.Tokenizer`."""
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """Raises ValueError where nobody says what the ids mean."""
+        """The tokenizer; raises ValueError if the vocabulary is not known or has no end token."""
         return tokenizer(self.vocabulary, self.model.ends_prompts)
 
     def encode_prompt(self, prompt: Prompt | str, max_tokens: int) -> EncodedPrompt:
-        """See `Tokenizer.encode_prompt`."""
+        """Encodes a prompt, see `Tokenizer.encode_prompt`."""
         return self.tokenizer.encode_prompt(prompt, max_tokens)
 
     def encode_completion(self, text: str) -> list[int]:
-        """See `Tokenizer.encode_completion`."""
+        """Encodes a completion, see `Tokenizer.encode_completion`."""
         return self.tokenizer.encode_completion(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """See `Tokenizer.decode`."""
+        """Returns the text of token ids, see `Tokenizer.decode`."""
         return self.tokenizer.decode(ids)
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded(Reads):
-    """A model.
+class LoadedModel(TextConversion):
+    """A model with its parameters and its vocabulary.
 
     Attributes:
-        model: its architecture.
-        params: of it.
-        vocabulary: what its ids mean; None where the checkpoint does not say, and nobody else.
-        card: how it was made, or where it is from.
-        no_vocabulary: why no other vocabulary may be assumed, a sentence: the checkpoint is of a
-            kind that holds its tokenizer, and has none. Empty for all others.
+        model: the architecture.
+        params: the parameters of `model`.
+        vocabulary: None if neither the checkpoint nor the caller defines it.
+        card: how the model was trained, or where it was imported from.
+        no_vocabulary: error message for a checkpoint that should hold its tokenizer and does not,
+            so that no other vocabulary may be assumed. Empty for all other checkpoints.
     """
 
     model: TrainableModel
@@ -71,49 +71,51 @@ class Loaded(Reads):
     card: dict
     no_vocabulary: str = ""
 
-    def agreeing_with(self, vocabulary: Vocabulary | None, name: str) -> "Loaded":
-        """With this vocabulary, if its own is the same, or its kind of checkpoint holds none.
+    def with_vocabulary(self, vocabulary: Vocabulary | None, name: str) -> "LoadedModel":
+        """Returns the model over the vocabulary of the data, after checking that they agree.
 
         Args:
-            vocabulary: what the data's ids mean; None where the data are texts.
-            name: of the data.
+            vocabulary: vocabulary of the data; None if the data are text.
+            name: name of the data, for error messages.
 
         Raises:
-            ValueError: its own differs, naming the first piece; `no_vocabulary`; or as
-                `over_vocabulary`.
+            ValueError: the checkpoint's own vocabulary differs, naming the first piece that does;
+                `no_vocabulary` is not empty; or as in `restrict_to_vocabulary`.
         """
         if self.no_vocabulary:
             raise ValueError(self.no_vocabulary)
         if vocabulary is None:
             return self
-        own = agreed(self.vocabulary, vocabulary, "the model", name)
-        model = over_vocabulary(self.model, own, name)
+        own = resolve_vocabulary(self.vocabulary, vocabulary, "the model", name)
+        model = restrict_to_vocabulary(self.model, own, name)
         return dataclasses.replace(self, vocabulary=own, model=model)
 
 
-MODEL = checks.either(checks.instance(Loaded), checks.FUNCTION)
+MODEL = checks.either(checks.instance(LoadedModel), checks.FUNCTION)
 
 
-def loaded(model: Loaded | Callable[[], Loaded]) -> Loaded:
-    """The model, read now if it was not."""
-    return model if isinstance(model, Loaded) else model()
+def ensure_loaded(model: LoadedModel | Callable[[], LoadedModel]) -> LoadedModel:
+    """Returns the model, loading it first if a function is given."""
+    return model if isinstance(model, LoadedModel) else model()
 
 
-def over_vocabulary(model: TrainableModel, vocabulary: Vocabulary, where: str) -> TrainableModel:
-    """The model with the end token of its vocabulary, and without ids beyond it.
+def restrict_to_vocabulary(
+    model: TrainableModel, vocabulary: Vocabulary, where: str
+) -> TrainableModel:
+    """Returns the model with the vocabulary's end token and restricted to the vocabulary's ids.
 
     Args:
-        model: whose end tokens, if it says them, contain the vocabulary's.
-        vocabulary: what the ids mean.
-        where: the vocabulary is from, for messages.
+        model: its end tokens, if it has any, must contain the vocabulary's.
+        vocabulary: vocabulary of the model.
+        where: source of the vocabulary, for error messages.
 
     Raises:
-        ValueError: no end token, or one that is none of the model's, or more ids than the model has
-            rows.
+        ValueError: the vocabulary has no end token, or one that the model does not have, or more
+            ids than the model's embedding table has rows.
     """
     check_end(vocabulary, where)
     rows, size = model.vocab_size, len(vocabulary.pieces)
-    check_room(vocabulary, rows, where)
+    check_vocab_size(vocabulary, rows, where)
     end = vocabulary.end_id
     if model.end_ids and end not in model.end_ids:
         raise ValueError(
@@ -126,8 +128,15 @@ def over_vocabulary(model: TrainableModel, vocabulary: Vocabulary, where: str) -
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair(Reads):
-    """A realigned model with its parameters (reference's first) and the text around it."""
+class ModelPair(TextConversion):
+    """A realigned model with its parameters and its vocabulary.
+
+    Attributes:
+        model: the realigned (mixture) model.
+        params: parameters of the component models, the reference's first.
+        vocabulary: the vocabulary that all components share; None if it is not known.
+        cards: the components' cards, the reference's first.
+    """
 
     model: Realigned
     params: tuple[PyTree, ...]
@@ -141,27 +150,29 @@ def load(
     vocabulary: Vocabulary | None = None,
     dtype: str = "float32",
     task: str | None = None,
-) -> Loaded | Pair:
-    """Reads a model, or a reference and aligned models as one realigned model.
+) -> LoadedModel | ModelPair:
+    """Loads a model, or a reference and aligned models as one realigned model.
 
-    Parameters are spread over the mesh in use, see `partitioning.use`; every process reads its part.
+    Parameters are sharded over the mesh in use (`partitioning.use_mesh`); each process reads its part.
 
     Args:
-        reference: path of a folder, or of a T5X checkpoint in one file; local, or a URL such as gs://...
-        aligned: paths of aligned models, of whatever kinds.
-        vocabulary: what the ids mean, where the checkpoints do not say.
-        dtype: of the parameters in memory.
-        task: of which the vocabulary is, if it was not named for these models: then it is that of
-            T5X's checkpoints, which hold none, but not that of a folder that lacks its tokenizer.
+        reference: path or URL of a folder, or of a T5X checkpoint in one file.
+        aligned: paths of the aligned models, whose kinds of checkpoint may differ.
+        vocabulary: vocabulary of the models; needed where the checkpoints hold none.
+        dtype: dtype of the parameters in memory.
+        task: name of the task that `vocabulary` comes from; None if the caller names the vocabulary
+            for these models. A task's vocabulary applies to T5X checkpoints, which hold none, but
+            not to a Hugging Face folder without its tokenizer.
 
     Returns:
-        `Loaded` of one path, `Pair` of several.
+        `LoadedModel` for one path, `ModelPair` for several.
 
     Raises:
-        FileNotFoundError: no checkpoint there, or a file of it is missing.
-        ValueError: paths that are none; a file that is damaged, an architecture that is not known,
-            parameters that are not those of its sizes, a reward model, another vocabulary than the one
-            given, or one that is not the model's (`over_vocabulary`); or as `load_models`.
+        FileNotFoundError: there is no checkpoint at a path, or a file of it is missing.
+        ValueError: a path is not valid; a file is damaged; the architecture is not supported; the
+            parameters do not have the shapes of the configuration; the checkpoint holds a reward
+            model; the vocabulary given differs from the checkpoint's or does not fit the model
+            (`restrict_to_vocabulary`); or as in `load_models`.
     """
     checks.check("load.reference", reference, checks.PATH)
     if not aligned and task is None:
@@ -170,7 +181,7 @@ def load(
     if not aligned:
         return loaded[0]
     models = [x.model for x in loaded]
-    return Pair(
+    return ModelPair(
         model=Realigned(models[0], tuple(models[1:])),
         params=tuple(x.params for x in loaded),
         vocabulary=loaded[0].vocabulary,
@@ -183,17 +194,17 @@ def load_models(
     vocabulary: Vocabulary | None = None,
     task: str | None = None,
     dtype: str = "float32",
-) -> list[Loaded]:
-    """Loads models that are to share their ids.
+) -> list[LoadedModel]:
+    """Loads models that must share one vocabulary.
 
     Args:
-        paths: of checkpoints.
+        paths: paths of the checkpoints.
         vocabulary, task, dtype: see `load`.
 
     Raises:
-        FileNotFoundError, ValueError: as `load` and `Loaded.agreeing_with`; paths that are
-            none; or models whose vocabularies differ, naming the first piece that does; or whose
-            tables differ in size, and nothing says by how much of padding.
+        FileNotFoundError, ValueError: as in `load` and `LoadedModel.with_vocabulary`.
+        ValueError: the vocabularies differ, naming the first piece that does; or the embedding
+            tables differ in size and no vocabulary says which rows are padding.
     """
     checks.check("load_models.paths", paths, checks.PATHS)
     loaded = [_load(path, None, dtype) for path in paths]
@@ -206,47 +217,50 @@ def load_models(
     if known and not vocabulary:
         name, vocabulary = known[0]
     if vocabulary:
-        loaded = [x.agreeing_with(vocabulary, name) for x in loaded]
+        loaded = [x.with_vocabulary(vocabulary, name) for x in loaded]
     _check_sizes(loaded, paths, vocabulary)
     return loaded
 
 
-def _load(path: str | Path, vocabulary: Vocabulary | None, dtype: str) -> Loaded:
-    """One model; arguments and errors as `load`."""
-    found = open_checkpoint(path)
-    if found.head:
+def _load(path: str | Path, vocabulary: Vocabulary | None, dtype: str) -> LoadedModel:
+    """Load one model; arguments and errors are those of `load`."""
+    checkpoint = open_checkpoint(path)
+    if checkpoint.head:
         raise ValueError(f"{path} holds a reward model (with a scalar head), not a language model")
     if vocabulary is not None:
-        vocabulary = agreed(found.vocabulary, vocabulary, found.where, "the vocabulary given")
-    vocabulary = vocabulary or found.vocabulary
-    model = model_of(found.config)
+        known, where = checkpoint.vocabulary, checkpoint.where
+        vocabulary = resolve_vocabulary(known, vocabulary, where, "the vocabulary given")
+    vocabulary = vocabulary or checkpoint.vocabulary
+    model = model_of(checkpoint.config)
     if vocabulary is not None:
-        model = over_vocabulary(model, vocabulary, found.where)
-    params = _read(found, model, dtype)
+        model = restrict_to_vocabulary(model, vocabulary, checkpoint.where)
+    params = _read(checkpoint, model, dtype)
     if vocabulary is not None:
-        return Loaded(model, params, vocabulary, found.card)
-    silent = f"{found.where}: a {found.kind} checkpoint that does not say what its ids mean; "
-    remedy = "its task has to, or load(path, vocabulary=...)"
-    print(found.no_vocabulary or silent + remedy, file=sys.stderr)
-    return Loaded(model, params, None, found.card, found.no_vocabulary)
+        return LoadedModel(model, params, vocabulary, checkpoint.card)
+    problem = (
+        f"{checkpoint.where}: this {checkpoint.kind} checkpoint does not say what its ids mean; "
+    )
+    remedy = "the task's vocabulary is needed, or load(path, vocabulary=...)"
+    print(checkpoint.no_vocabulary or problem + remedy, file=sys.stderr)
+    return LoadedModel(model, params, None, checkpoint.card, checkpoint.no_vocabulary)
 
 
 def _check_sizes(
-    loaded: Sequence[Loaded], paths: Sequence[str | Path], vocabulary: Vocabulary | None
+    loaded: Sequence[LoadedModel], paths: Sequence[str | Path], vocabulary: Vocabulary | None
 ) -> None:
-    """Says that tables differ in size; raises ValueError where nothing says which ids mean something."""
+    """Print that embedding tables differ in size; raise ValueError if the vocabulary is unknown."""
     sizes = [x.model.vocab_size for x in loaded]
     if min(sizes) == max(sizes):
         return
     listed = ", ".join(f"{path} {size:,}" for path, size in zip(paths, sizes, strict=True))
     if vocabulary is None:
         raise ValueError(
-            f"embeddings differ in size ({listed}), and no checkpoint says how many ids mean "
-            "something: give vocabulary="
+            f"embedding tables differ in size ({listed}), and no checkpoint says which ids are "
+            "padding: pass vocabulary="
         )
     print(
-        f"embeddings differ in size ({listed}); ids from {len(vocabulary.pieces):,} on are padding, "
-        "since the vocabulary has no more, and are not produced",
+        f"embedding tables differ in size ({listed}); ids from {len(vocabulary.pieces):,} on are "
+        "padding, since the vocabulary has no more ids, and are never generated",
         file=sys.stderr,
     )
 
@@ -254,46 +268,53 @@ def _check_sizes(
 def load_params(
     path: str | Path, init: Callable[[Array], PyTree], vocabulary: Vocabulary, name: str
 ) -> PyTree:
-    """Parameters of the shapes that init(key) gives, for ids of a vocabulary.
+    """Loads parameters, in float32, whose names and shapes must be those of `init(key)`.
 
     Args:
         path: see `load`.
-        init: gives parameters of the shapes that are expected.
-        vocabulary: of the run `name` that they are for.
+        init: function from a PRNG key to parameters of the expected shapes; it is only traced.
+        vocabulary: vocabulary of the run that uses the parameters.
+        name: name of that run, for error messages.
 
     Raises:
-        FileNotFoundError, ValueError: as `load`, or the checkpoint is over another vocabulary.
+        FileNotFoundError, ValueError: as in `load`.
+        ValueError: the shapes differ, or the checkpoint has another vocabulary.
     """
-    found = open_checkpoint(path)
-    if found.no_vocabulary:
-        raise ValueError(found.no_vocabulary)
-    agreed(found.vocabulary, vocabulary, found.where, name)
-    check_room(vocabulary, found.config.vocab_size, name)
+    checkpoint = open_checkpoint(path)
+    if checkpoint.no_vocabulary:
+        raise ValueError(checkpoint.no_vocabulary)
+    resolve_vocabulary(checkpoint.vocabulary, vocabulary, checkpoint.where, name)
+    check_vocab_size(vocabulary, checkpoint.config.vocab_size, name)
     expected = flax.traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")
-    needed = ((name, x.shape) for name, x in expected.items())
-    check_shapes(found.shapes, needed, found.where)
-    model = model_of(found.config)
-    return _read(found, ValueHead(model) if found.head else model, "float32")
+    needed = ((key, x.shape) for key, x in expected.items())
+    check_shapes(checkpoint.shapes, needed, checkpoint.where)
+    model = model_of(checkpoint.config)
+    return _read(checkpoint, ValueHead(model) if checkpoint.head else model, "float32")
 
 
 def read_config(path: str | Path) -> object:
-    """The configuration of a checkpoint's model alone; raises as `load`."""
+    """Reads the configuration of a checkpoint's model without its parameters; raises as `load`."""
     return open_checkpoint(path).config
 
 
-def read_value(path: str | Path) -> ValueHead:
-    """The architecture of a reward model's folder; raises as `load`."""
-    found = open_checkpoint(path)
-    if found.head != model_folder.SCALAR:
-        raise ValueError(f"{path} is no reward model: no scalar head is named there")
-    return ValueHead(model_of(found.config))
+def read_value_head(path: str | Path) -> ValueHead:
+    """Returns the architecture of a reward model, without reading its parameters.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `load`; or the model has no scalar head.
+    """
+    checkpoint = open_checkpoint(path)
+    if checkpoint.head != model_folder.SCALAR:
+        raise ValueError(f"{path} is no reward model: its config.json names no scalar head")
+    return ValueHead(model_of(checkpoint.config))
 
 
-def _read(found: Checkpoint, network: partitioning.Network, dtype: str) -> PyTree:
-    """The parameters of this network, on the mesh in use."""
-    spread = partitioning.mesh_in_use().size > 1
-    shardings = partitioning.param_shardings(network, found.shapes) if spread else None
-    size = sum(math.prod(x.shape) for x in found.arrays.values())
-    print(f"{found.where}: a {found.kind} checkpoint, {size:,} parameters", file=sys.stderr)
-    flat = read_arrays(found.arrays, shardings, dtype)
+def _read(checkpoint: Checkpoint, network: partitioning.Network, dtype: str) -> PyTree:
+    """Read the parameters of this network onto the mesh in use."""
+    is_sharded = partitioning.mesh_in_use().size > 1
+    shardings = partitioning.param_shardings(network, checkpoint.shapes) if is_sharded else None
+    size = sum(math.prod(x.shape) for x in checkpoint.arrays.values())
+    where, kind = checkpoint.where, checkpoint.kind
+    print(f"{where}: a {kind} checkpoint, {size:,} parameters", file=sys.stderr)
+    flat = read_arrays(checkpoint.arrays, shardings, dtype)
     return flax.traverse_util.unflatten_dict(flat, sep="/")

@@ -1,4 +1,4 @@
-"""One error for all checkpoints of another size."""
+"""Checks that the arrays of a checkpoint have the names and shapes that a model needs."""
 
 from collections.abc import Iterable, Mapping
 
@@ -8,33 +8,33 @@ Shape = tuple[int, ...]
 def check_shapes(
     found: Mapping[str, Shape], expected: Iterable[tuple[str, Shape]], where: str
 ) -> None:
-    """Compares the arrays of a checkpoint with those a model needs.
+    """Compares the arrays of a checkpoint with those that a model needs.
 
     Args:
-        found: shape by name in the checkpoint.
-        expected: name and shape of each array of the model. Nothing is taken beyond the first that
-            differs, so a model may have any number of them.
-        where: the checkpoint, for the message.
+        found: shapes in the checkpoint, by array name.
+        expected: name and shape of each array of the model. It is not iterated beyond the first
+            difference, so a configuration may claim any number of layers.
+        where: the checkpoint, for the error message.
 
     Raises:
-        ValueError: naming the first array that is missing, superfluous or of another shape.
+        ValueError: an array is missing, superfluous or of another shape; the first one is named.
     """
-    left = dict(found)
-    for name, here in expected:
-        there = left.pop(name, None)
-        if there is None or tuple(there) != tuple(here):
-            raise _mismatch(name, there, here, where)
-    if left:
-        name = min(left)
-        raise _mismatch(name, left[name], None, where)
+    remaining = dict(found)
+    for name, needed in expected:
+        stored = remaining.pop(name, None)
+        if stored is None or tuple(stored) != tuple(needed):
+            raise _mismatch(name, stored, needed, where)
+    if remaining:
+        name = min(remaining)
+        raise _mismatch(name, remaining[name], None, where)
 
 
-def _mismatch(name: str, there: Shape | None, here: Shape | None, where: str) -> ValueError:
+def _mismatch(name: str, stored: Shape | None, needed: Shape | None, where: str) -> ValueError:
     return ValueError(
-        f"{where}: a checkpoint of another model: {name} has {_words(there)} in the checkpoint "
-        f"and {_words(here)} in the model"
+        f"{where}: the checkpoint does not match the model: array {name} {_words(stored)} in the "
+        f"checkpoint and {_words(needed)} in the model"
     )
 
 
 def _words(shape: Shape | None) -> str:
-    return "no such array" if shape is None else f"shape {tuple(shape)}"
+    return "is missing" if shape is None else f"has shape {tuple(shape)}"

@@ -1,10 +1,10 @@
-"""A finished model as a folder that stands for itself.
+"""Reads and writes dera_jax's own format: a self-contained folder for each trained model.
 
-config.json        architecture and sizes, vocabulary, and whether a scalar head is on it
-model.safetensors  parameters, names joined by '/'
-card.json          how it was made and what it scores
-*.model            the SentencePiece file, unless it is one that ships with the package; or
-tokenizer.json     the file of tokenizers
+config.json        architecture and sizes, vocabulary, and whether the model has a scalar head
+model.safetensors  parameters; the names of nested dictionaries are joined by '/'
+card.json          how the model was trained, and its metrics
+*.model            the SentencePiece file, unless it ships with the package; or
+tokenizer.json     the file of Hugging Face's tokenizers
 """
 
 import dataclasses
@@ -18,20 +18,21 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from dera_jax import checks, json_files
+from dera_jax import checks
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.json_vocabulary import JSON, JsonVocabulary
 from dera_jax.checkpoints.safetensors_file import open_safetensors
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
-from dera_jax.checkpoints.storage import Folder, naming
+from dera_jax.checkpoints.storage import Folder, prefix_errors
 from dera_jax.checkpoints.vocabulary import Vocabulary
+from dera_jax.files import json_files
 from dera_jax.models.finite import check_params
 from dera_jax.models.language_model import PyTree
 from dera_jax.models.registry import family_named, family_of
-from dera_jax.partitioning import once, to_host
+from dera_jax.partitioning import to_host, write_once
 
 CONFIG, PARAMETERS, CARD = "config.json", "model.safetensors", "card.json"
-SCALAR = "scalar"  # the one head there is
+SCALAR = "scalar"  # the only kind of head
 
 
 def save_model(
@@ -42,27 +43,27 @@ def save_model(
     card: Mapping[str, object],
     dtype: str = "float32",
 ) -> None:
-    """Writes a model's folder, complete or not at all; one of that name is replaced.
+    """Writes a model folder, completely or not at all; an existing folder is replaced.
 
-    Parameters may lie over a mesh; of several processes, all of which call this, one writes.
+    Parameters may be sharded over a mesh. Of several processes, all must call this and one writes.
 
     Args:
-        folder: to be made.
-        config: of a model of `models.registry`; its end token is the vocabulary's where the
-            configuration does not say it.
-        vocabulary: what its ids mean; None if nobody knows.
-        params: the model's, or a `ValueHead`'s on it.
-        card: anything JSON can hold.
-        dtype: of the stored parameters, 'float32' or 'bfloat16'.
+        folder: folder to create.
+        config: configuration of a model of `models.registry`. If it has no end tokens, the
+            vocabulary's end token is stored.
+        vocabulary: the model's vocabulary; None if it is not known.
+        params: parameters of the model, or of a `ValueHead` on it.
+        card: any content that JSON can hold.
+        dtype: dtype of the stored parameters, 'float32' or 'bfloat16'.
 
     Raises:
-        FloatingPointError: a parameter is NaN or infinite; `load` would not read the folder.
+        FloatingPointError: a parameter is NaN or infinite, which `load` would not accept.
     """
     folder = Path(folder)
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     arrays = to_host({name: jnp.asarray(x, dtype) for name, x in flat.items()})
     check_params(arrays, f"the model to be written to {folder}")
-    once(lambda: _write(folder, config, vocabulary, arrays, card, "head" in params))
+    write_once(lambda: _write(folder, config, vocabulary, arrays, card, "head" in params))
 
 
 def _write(
@@ -80,17 +81,17 @@ def _write(
     json_files.write(draft / CARD, dict(card), sort_keys=True)
     if vocabulary and vocabulary.end_id is not None and not config.end_ids:
         config = dataclasses.replace(config, end_ids=(vocabulary.end_id,))
-    names = {
+    content = {
         "architecture": family_of(config).name,
         "model": dataclasses.asdict(config),
         "vocabulary": vocabulary and vocabulary.described(),
     }
     if has_head:
-        names["head"] = SCALAR
-    json_files.write(draft / CONFIG, names, sort_keys=True)
-    if vocabulary and not _ships(vocabulary):
-        for name, content in vocabulary.file_content().items():
-            (draft / name).write_bytes(content)
+        content["head"] = SCALAR
+    json_files.write(draft / CONFIG, content, sort_keys=True)
+    if vocabulary and not _is_shipped(vocabulary):
+        for name, file_bytes in vocabulary.file_content().items():
+            (draft / name).write_bytes(file_bytes)
     replaced = _replaced(folder)
     shutil.rmtree(replaced, ignore_errors=True)
     if folder.exists():
@@ -100,8 +101,8 @@ def _write(
 
 
 def restore_replaced(folder: Path) -> None:
-    """Puts back the model that `save_model` was about to replace when its process was killed."""
-    once(lambda: _restore(folder))
+    """Restores the previous folder if the process was killed while `save_model` replaced it."""
+    write_once(lambda: _restore(folder))
 
 
 def _restore(folder: Path) -> None:
@@ -114,33 +115,43 @@ def _replaced(folder: Path) -> Path:
 
 
 def open_model(folder: Folder) -> dict[str, object]:
-    """Sizes, parameters (not read yet), vocabulary, card and head, as `recognise.Checkpoint` has them.
+    """Opens a model folder without reading its parameters.
+
+    Returns:
+        The fields config, arrays, vocabulary, card and head of `recognise.Checkpoint`.
 
     Raises:
         FileNotFoundError: a file of the folder is missing.
-        ValueError: a file is half written, or the vocabulary is not the one the model was trained
-            with.
+        ValueError: a file is damaged, config.json is not valid, or the vocabulary is not the one
+            that the model was trained with.
     """
-    names, where = _read_json(folder, CONFIG), folder.path(CONFIG)
-    with naming(where):
-        _check_keys("it", names, needed={"model", "vocabulary"}, possible={"architecture", "head"})
-        config, head = _config(names), names.get("head")
+    content, where = _read_json(folder, CONFIG), folder.path(CONFIG)
+    with prefix_errors(where):
+        _check_keys(
+            "it", content, needed={"model", "vocabulary"}, possible={"architecture", "head"}
+        )
+        config, head = _config(content), content.get("head")
         if head not in (None, SCALAR):
-            raise ValueError(f"the head is {head!r}; known is {SCALAR!r} alone, or none")
-        _check_extra_ids(names["vocabulary"], config.vocab_size)
+            raise ValueError(
+                f"the head is {head!r}; it must be {SCALAR!r}, or the key must be absent"
+            )
+        _check_extra_ids(content["vocabulary"], config.vocab_size)
     return {
         "config": config,
         "arrays": open_safetensors(folder, _existing(folder, PARAMETERS)),
-        "vocabulary": _vocabulary(folder, names["vocabulary"]),
+        "vocabulary": _vocabulary(folder, content["vocabulary"]),
         "card": _read_json(folder, CARD),
         "head": head,
     }
 
 
-def _config(names: Mapping) -> object:
-    """The configuration. Earlier versions wrote T5s alone, without `architecture`, and `end_token`."""
-    sizes, kind = names["model"], family_named(names.get("architecture", "t5")).config
-    fields, is_earlier = dataclasses.fields(kind), "architecture" not in names
+def _config(content: Mapping) -> object:
+    """Return the configuration that config.json holds.
+
+    Earlier versions wrote only T5 models, with `end_token` and without `architecture`.
+    """
+    sizes, kind = content["model"], family_named(content.get("architecture", "t5")).config
+    fields, is_earlier = dataclasses.fields(kind), "architecture" not in content
     needed = {x.name for x in fields if x.default is dataclasses.MISSING}
     possible = {x.name for x in fields} | ({"end_token"} if is_earlier else set())
     _check_keys("'model'", sizes, needed, possible)
@@ -152,7 +163,7 @@ def _config(names: Mapping) -> object:
 
 
 def _check_extra_ids(vocabulary: object, vocab_size: int) -> None:
-    """Raises ValueError for more sentinels than the model has ids, before they are made."""
+    """Raise ValueError for more sentinels than the model has ids, before they are created."""
     extra_ids = vocabulary.get("extra_ids", 0) if isinstance(vocabulary, dict) else 0
     if not checks.is_size(extra_ids, least=0) or extra_ids > vocab_size:
         raise ValueError(
@@ -160,22 +171,22 @@ def _check_extra_ids(vocabulary: object, vocab_size: int) -> None:
         )
 
 
-def _check_keys(name: str, found: object, needed: set[str], possible: set[str]) -> None:
-    """Raises ValueError unless an object of config.json has the needed keys, and no unknown ones."""
-    if not isinstance(found, dict):
-        raise ValueError(f"{name} is {found!r:.100}; it must be an object")  # noqa: TRY004 (of a file)
-    for key in sorted(needed - found.keys()):
+def _check_keys(name: str, value: object, needed: set[str], possible: set[str]) -> None:
+    """Raise ValueError unless an object of config.json has the needed keys and no unknown ones."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {value!r:.100}; it must be an object")  # noqa: TRY004 (of a file)
+    for key in sorted(needed - value.keys()):
         raise ValueError(f"{name} has no key {key!r}")
     known = needed | possible
-    for key in sorted(found.keys() - known):
+    for key in sorted(value.keys() - known):
         raise ValueError(
             f"{name} has the unknown key {key!r}; known are {', '.join(sorted(known))}. A later version "
-            "may have written it"
+            "of dera_jax may have written it"
         )
 
 
-def _ships(vocabulary: Vocabulary) -> bool:
-    """Whether the package holds it, so that it needs no copy."""
+def _is_shipped(vocabulary: Vocabulary) -> bool:
+    """Return whether the vocabulary's file ships with the package, so that no copy is needed."""
     if not isinstance(vocabulary, SentencePieceVocabulary):
         return False
     return Path(vocabulary.file).resolve() == _shipped(vocabulary.name).resolve()
@@ -185,31 +196,32 @@ def _shipped(name: str) -> Path:
     return Path(str(resources.files("dera_jax"))) / "assets" / name
 
 
-def _vocabulary(folder: Folder, names: Mapping | None) -> Vocabulary | None:
-    if names is None:
+def _vocabulary(folder: Folder, entry: Mapping | None) -> Vocabulary | None:
+    """Return the vocabulary that an entry of config.json describes."""
+    if entry is None:
         return None
-    if names["file"] is None:
-        return ByteVocabulary(names["extra_ids"])
-    shipped = _shipped(names["file"])
-    if folder.has(names["file"]):
-        file = folder.path(names["file"])
+    if entry["file"] is None:
+        return ByteVocabulary(entry["extra_ids"])
+    shipped = _shipped(entry["file"])
+    if folder.has(entry["file"]):
+        file = folder.path(entry["file"])
     elif shipped.exists():
         file = shipped
     else:
         raise FileNotFoundError(
-            f"{folder.path(CONFIG)} names the vocabulary {names['file']!r}, which is neither in that "
+            f"{folder.path(CONFIG)} names the vocabulary {entry['file']!r}, which is neither in that "
             f"folder nor in {shipped.parent}"
         )
-    if names.get("kind") == JSON:
-        special = (names[token] for token in ("end", "padding", "unknown"))
-        vocabulary = JsonVocabulary(file, *special, names.get("begin"))
+    if entry.get("kind") == JSON:
+        special = (entry[token] for token in ("end", "padding", "unknown"))
+        vocabulary = JsonVocabulary(file, *special, entry.get("begin"))
     else:
-        added = tuple(names.get("added", ()))
-        vocabulary = SentencePieceVocabulary(file, names["extra_ids"], added)
-    if vocabulary.sha256 != names["sha256"]:
+        added = tuple(entry.get("added", ()))
+        vocabulary = SentencePieceVocabulary(file, entry["extra_ids"], added)
+    if vocabulary.sha256 != entry["sha256"]:
         raise ValueError(
             f"{vocabulary.file} is not the vocabulary that {folder.where} was trained with: its "
-            f"SHA-256 begins with {vocabulary.sha256[:12]}, expected {names['sha256'][:12]}"
+            f"SHA-256 begins with {vocabulary.sha256[:12]}, expected {entry['sha256'][:12]}"
         )
     return vocabulary
 

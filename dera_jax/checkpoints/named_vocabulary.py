@@ -1,4 +1,4 @@
-"""The vocabulary that somebody names, for checkpoints that do not say what their ids mean."""
+"""Finds a vocabulary by name, for checkpoints that hold none."""
 
 import dataclasses
 from pathlib import Path
@@ -13,17 +13,20 @@ BYTES = "bytes"
 
 
 def named_vocabulary(name: str | Vocabulary | None, extra_ids: int = 0) -> Vocabulary | None:
-    """The vocabulary of a name; None for None. A SentencePiece file is read when it is needed, not here.
+    """Returns the vocabulary of a name; None for None.
+
+    A SentencePiece file is not read here but at first use.
 
     Args:
-        name: a SentencePiece file (`….model`), a tokenizer.json, 'bytes' for ByT5's, or the folder of a
-            model that says what its ids mean; or a vocabulary itself.
-        extra_ids: sentinels above the pieces of a SentencePiece file, or above the bytes: 100 in
-            T5's public vocabulary.
+        name: a SentencePiece file (`….model`), a tokenizer.json, 'bytes' for ByT5's vocabulary, the
+            folder of a model that holds its vocabulary, or a vocabulary.
+        extra_ids: number of sentinels to add to a SentencePiece file or to the bytes; 100 in T5's
+            public vocabulary.
 
     Raises:
-        FileNotFoundError, ValueError: no such local file or model, or sentinels for a vocabulary that says
-            itself what it has.
+        FileNotFoundError: there is no such local file or model.
+        ValueError: the model holds no vocabulary, or `extra_ids` is given for a vocabulary that
+            defines its own sentinels.
     """
     if name is None:
         return None
@@ -36,7 +39,7 @@ def named_vocabulary(name: str | Vocabulary | None, extra_ids: int = 0) -> Vocab
     if extra_ids:
         raise ValueError(
             f"EXTRA_IDS is {extra_ids}: sentinels can be added to a SentencePiece file (….model) or to "
-            f"'{BYTES}', and {name!r} says itself what it has; leave them out"
+            f"'{BYTES}', but {name!r} defines its own; set EXTRA_IDS to 0"
         )
     if not isinstance(name, str):
         return name
@@ -45,15 +48,15 @@ def named_vocabulary(name: str | Vocabulary | None, extra_ids: int = 0) -> Vocab
 
 def _check_exists(path: str) -> None:
     if not Path(path).is_file():
-        raise FileNotFoundError(f"VOCABULARY names {path!r}, and there is no such file")
+        raise FileNotFoundError(f"VOCABULARY names {path!r}, but there is no such file")
 
 
-def _of_json(found: JsonVocabulary) -> JsonVocabulary:
-    return dataclasses.replace(found, begin=found.first_added())
+def _of_json(vocabulary: JsonVocabulary) -> JsonVocabulary:
+    return dataclasses.replace(vocabulary, begin=vocabulary.first_added())
 
 
 def _of_model(folder: str) -> Vocabulary:
-    found = open_checkpoint(folder)
-    if found.vocabulary is None:
-        raise ValueError(found.no_vocabulary or f"{folder} does not say what its ids mean")
-    return found.vocabulary
+    checkpoint = open_checkpoint(folder)
+    if checkpoint.vocabulary is None:
+        raise ValueError(checkpoint.no_vocabulary or f"{folder} does not say what its ids mean")
+    return checkpoint.vocabulary

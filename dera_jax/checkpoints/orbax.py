@@ -1,7 +1,7 @@
-"""Checkpoints of a run under way: whole train states, with orbax.
+"""Saves and restores whole train states of a run in progress, with orbax.
 
-A checkpoint appears under its name only once it is complete, so a killed run leaves none half
-written. The two latest are kept.
+A checkpoint gets its final name only once it is complete, so that a killed run leaves no partial
+one. The two latest are kept.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from jax.experimental import multihost_utils
 
 from dera_jax import checks
 from dera_jax.checkpoints.mismatch import check_shapes
+from dera_jax.files.store import error_number
 from dera_jax.models.finite import check_params
-from dera_jax.store import error_number
 
 PyTree = object
-# Errors that a sound checkpoint can meet, too; to remove it would be wrong advice.
-_NOT_OF_THE_FILES = (
+# Errors that an intact checkpoint can cause too, so that the user must not be told to remove it.
+_UNRELATED_ERRORS = (
     PermissionError,
     ConnectionError,
     MemoryError,
@@ -33,83 +33,87 @@ _NOT_OF_THE_FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class Saving:
-    """A checkpoint is due every `steps` steps, or earlier once `minutes` have passed."""
+    """Makes a checkpoint due every `steps` steps, and earlier once `minutes` have passed."""
 
-    steps: int = 1000
-    minutes: float = 3.0
+    steps: int
+    minutes: float
 
     def __post_init__(self):
-        checks.check_fields(self, steps=checks.whole(1), minutes=checks.number(least=0))
+        checks.check_fields(self, steps=checks.integer(1), minutes=checks.number(least=0))
 
 
 class Checkpoints:
-    """The checkpoints of one run's folder."""
+    """Saves and restores the checkpoints in one run's folder."""
 
     def __init__(self, folder: Path, saving: Saving):
         self._saving = saving
         self._last_save = time.monotonic()
-        # Synchronous: the train step donates its state, which a writer in the background may
-        # still be reading.
+        # Saving is synchronous, because the train step donates its state, which a background
+        # writer might still be reading.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
-        # Named here, since a manager that has saved nothing yet cannot read a checkpoint's shapes.
+        # Without a handler, a manager that has saved nothing cannot read a checkpoint's shapes.
         handler = ocp.StandardCheckpointHandler()
         self._manager = ocp.CheckpointManager(
             folder.absolute(), options=options, item_handlers=handler
         )
 
     def restore(self, like: PyTree) -> PyTree | None:
-        """The latest state, in the structure, shapes and shardings of `like`; None if there is none.
+        """Restores the latest state, or returns None if there is no checkpoint.
+
+        Args:
+            like: pytree whose structure, shapes and shardings the state must have.
 
         Raises:
-            ValueError: the checkpoint holds parameters of another size or values that are NaN or
-                infinite, or it cannot be read.
+            ValueError: the checkpoint has other names or shapes, holds values that are NaN or
+                infinite, or cannot be read.
         """
         step = self._manager.latest_step()
         if step is None:
             return None
         where = f"{self._manager.directory / str(step)}"
-        with _explained(where):
+        with _read_errors_explained(where):
             stored = self._manager.item_metadata(step)
             if stored is None:
-                raise FileNotFoundError("no description of its arrays")
+                raise FileNotFoundError("the description of its arrays is missing")
         check_shapes(_shapes(stored.tree), _shapes(like).items(), where)
-        with _explained(where):
+        with _read_errors_explained(where):
             state = self._manager.restore(step, args=ocp.args.StandardRestore(like))
-            check_state(state, "it")
+            check_state(state, "the stored state")
         return state
 
     def is_due(self, step: int) -> bool:
-        """Whether a state is to be saved after this step; of several processes the first one's clock counts."""
-        waited = time.monotonic() - self._last_save
-        late = waited >= 60 * self._saving.minutes
+        """Returns whether to save after this step; the first process's clock decides for all."""
+        elapsed = time.monotonic() - self._last_save
+        late = elapsed >= 60 * self._saving.minutes
         if jax.process_count() > 1:
             late = bool(multihost_utils.broadcast_one_to_all(late))
         return step % self._saving.steps == 0 or late
 
     def save(self, step: int, state: PyTree) -> None:
-        """Writes `state` unless this step's checkpoint exists.
+        """Writes `state`, unless a checkpoint of this step exists.
 
         Raises:
             FloatingPointError: the state has values that are NaN or infinite; nothing is written.
-            OSError: it cannot be written, such as for want of space; nothing is left of it.
+            OSError: writing fails, for example because the disk is full; partial files are removed.
         """
         if self._manager.latest_step() != step:
-            check_state(state, f"after step {step}, of which no checkpoint is written")
-            with _written_or_removed(self._manager.directory, step):
+            check_state(state, f"after step {step}, for which no checkpoint is written")
+            with _partial_files_removed(self._manager.directory, step):
                 self._manager.save(step, args=ocp.args.StandardSave(state))
         self._last_save = time.monotonic()
 
     def close(self) -> None:
+        """Closes orbax's checkpoint manager."""
         self._manager.close()
 
 
 @contextlib.contextmanager
-def _written_or_removed(folder: Path, step: int) -> Iterator[None]:
-    """Raises OSError with the checkpoint's folder where the system refuses to write, and makes room."""
+def _partial_files_removed(folder: Path, step: int) -> Iterator[None]:
+    """If writing fails, remove the partial files and raise an OSError that names the checkpoint."""
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)  # each of orbax's threads would log a traceback
+    logging.set_verbosity(logging.FATAL)  # else each of orbax's threads logs a traceback
     try:
         yield
     except (OSError, ValueError) as error:
@@ -124,13 +128,13 @@ def _written_or_removed(folder: Path, step: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explained(where: str) -> Iterator[None]:
-    """Says what to do about a checkpoint that orbax or tensorstore cannot read."""
+def _read_errors_explained(where: str) -> Iterator[None]:
+    """Raise ValueError that says what to do if orbax or tensorstore cannot read a checkpoint."""
     try:
         yield
-    except _NOT_OF_THE_FILES:
+    except _UNRELATED_ERRORS:
         raise
-    except Exception as error:  # orbax raises bare ones
+    except Exception as error:  # orbax raises plain Exceptions
         words = " ".join(str(error).split())[:300] or repr(error)
         raise ValueError(
             f"checkpoint {where} cannot be read ({words}); remove that folder to resume from the "
@@ -139,9 +143,9 @@ def _explained(where: str) -> Iterator[None]:
 
 
 def check_state(state: PyTree, where: str) -> None:
-    """Raises FloatingPointError for values that are NaN or infinite.
+    """Raises FloatingPointError if an array of a state has values that are NaN or infinite.
 
-    Single numbers may be: `best_loss` is infinite before the first validation.
+    Scalars are not checked, because `best_loss` is infinite before the first validation.
     """
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     arrays = {_name(path): x for path, x in leaves if x.ndim}

@@ -1,10 +1,10 @@
-"""What lies at a path: a checkpoint is recognised and compared with its sizes before it is read.
+"""Recognises the kind of a checkpoint, and validates its shapes before parameters are read.
 
-ours           config.json with our sizes, model.safetensors (`model_folder`)
+dera_jax       config.json with the key "model", model.safetensors (`model_folder`)
 Hugging Face   config.json with a model_type, *.safetensors (`hugging_face`)
-T5X            a `checkpoint` file with zarr folders, or `state` by orbax (`t5x`)
+T5X            a file `checkpoint` with zarr folders, or a folder `state` by orbax (`t5x`)
 
-A folder of several T5X checkpoints stands for the latest. Nothing is ever unpickled.
+From a folder of several T5X checkpoints the latest is taken. Pickles are never read.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ from dera_jax.models.heads import ValueHead
 from dera_jax.models.registry import model_of
 
 _STEP = re.compile(r"checkpoint_(\d+)/")
-_IN_RUNS = ("best", "aligned")  # model folders in those of trainings
-_NO_CHECKPOINTS = {
+_MODELS_OF_RUNS = ("best", "aligned")  # model folders inside the folders of training runs
+_OTHER_FILES = {
     ".model": "a SentencePiece model (a vocabulary)",
     ".safetensors": "a file of parameters without its config.json",
     ".bin": "a file of parameters that is a pickle, which is never read",
@@ -43,17 +43,17 @@ _NO_CHECKPOINTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was recognised, and of which no array has been read.
+    """A recognised checkpoint, whose arrays are read on request.
 
     Attributes:
-        kind: what it is, in words.
-        where: its path.
-        config: of a model of `models.registry`.
-        arrays: parameters under our names joined by '/'; below 'trunk/' if it has a head.
-        vocabulary: None where it names none.
-        card: see `Loaded`.
+        kind: name of the format, for messages.
+        where: its path or URL.
+        config: configuration of a model of `models.registry`.
+        arrays: parameters by dera_jax names, joined by '/'; below 'trunk/' if there is a head.
+        vocabulary: None if the checkpoint holds none.
+        card: see `loading.LoadedModel`.
         head: 'scalar' for a reward model, None for a language model.
-        no_vocabulary: see `Loaded`.
+        no_vocabulary: see `loading.LoadedModel`.
     """
 
     kind: str
@@ -67,57 +67,60 @@ class Checkpoint:
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Of the parameters, by name."""
+        """The shapes of the parameters, by name."""
         return {name: x.shape for name, x in self.arrays.items()}
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Recognises what lies at a path, and checks that its arrays are those of its sizes.
+    """Opens the checkpoint at a path and checks that its arrays match its configuration.
 
-    Nothing is built or traced for it: a stranger's file may claim any sizes. Raises as `load`.
+    No model is built or traced for this check, because an untrusted file may claim any sizes.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `loading.load`.
     """
-    found = _recognise(open_folder(path))
-    model = model_of(found.config)
-    model = ValueHead(model) if found.head else model
-    check_shapes(found.shapes, model.param_shapes(), found.where)
-    for array in found.arrays.values():
+    checkpoint = _recognise(open_folder(path))
+    model = model_of(checkpoint.config)
+    model = ValueHead(model) if checkpoint.head else model
+    check_shapes(checkpoint.shapes, model.param_shapes(), checkpoint.where)
+    for array in checkpoint.arrays.values():
         if array.dtype not in REAL:
             raise ValueError(
                 f"{array.where} is of type {array.dtype}; parameters must be of one of "
                 f"{', '.join(map(str, REAL))}: quantized weights have to be dequantized first"
             )
-    return found
+    return checkpoint
 
 
 def _recognise(folder: Folder) -> Checkpoint:
     if folder.has("config.json"):
-        return _with_config(folder)
+        return _open_with_config(folder)
     if folder.has(t5x.LEGACY):
         return _t5x(folder, "T5X", t5x.open_legacy(folder))
     if t5x.is_orbax(folder):
         return _t5x(folder, "T5X (orbax)", t5x.open_orbax(folder))
     above, _, name = folder.where.rpartition("/")
     if name != "." and open_folder(above or ".").has(name):
-        return _in_file(folder, open_folder(above or "."), name)
-    return _in_folder(folder)
+        return _open_file(folder, open_folder(above or "."), name)
+    return _open_latest(folder)
 
 
-def _in_file(path: Folder, folder: Folder, name: str) -> Checkpoint:
-    """Open a T5X checkpoint in one file; raise ValueError saying what any other file is."""
+def _open_file(path: Folder, folder: Folder, name: str) -> Checkpoint:
+    """Open a T5X checkpoint in one file; raise ValueError that names the kind of any other file."""
     expected = (
-        "give the folder of a checkpoint, with config.json and model.safetensors (ours, Hugging "
-        "Face's), or a checkpoint of T5X"
+        "give the folder of a checkpoint, with config.json and model.safetensors (dera_jax, "
+        "Hugging Face), or a T5X checkpoint"
     )
     suffix = Path(name).suffix
-    if suffix in _NO_CHECKPOINTS:
-        raise ValueError(f"{path.where} is {_NO_CHECKPOINTS[suffix]}, not a checkpoint; {expected}")
+    if suffix in _OTHER_FILES:
+        raise ValueError(f"{path.where} is {_OTHER_FILES[suffix]}, not a checkpoint; {expected}")
     try:
         return _t5x(path, "T5X, one file", t5x.open_legacy(folder, name))
     except ValueError as error:
         raise ValueError(f"{error}; if this file is not meant as one of T5X, {expected}") from error
 
 
-def _with_config(folder: Folder) -> Checkpoint:
+def _open_with_config(folder: Folder) -> Checkpoint:
     if "model" in folder.read_json("config.json"):
         return Checkpoint("dera_jax", folder.where, **model_folder.open_model(folder))
     if not folder.has(hugging_face.WEIGHTS) and not folder.has(hugging_face.INDEX):
@@ -145,32 +148,32 @@ def _no_safetensors(folder: Folder) -> str:
         classes.append("AutoTokenizer")
     saved = [f"{x}.from_pretrained('{folder.where}').save_pretrained('converted')" for x in classes]
     return (
-        f"{start}, but {others[0]}, which is not read here (a pickle can run any program). Convert "
-        f'it once, where you trust it: python -c "from transformers import {", ".join(classes)}; '
+        f"{start}, but {others[0]}, which is not read here (a pickle can run arbitrary code). Convert "
+        f'it once, if you trust its source: python -c "from transformers import {", ".join(classes)}; '
         f'{"; ".join(saved)}"'
     )
 
 
 def _t5x(folder: Folder, kind: str, arrays: Mapping[str, StoredArray]) -> Checkpoint:
     shapes = {name: x.shape for name, x in arrays.items()}
-    config = importers.by_tree(shapes, folder.where)
+    config = importers.config_from_shapes(shapes, folder.where)
     return Checkpoint(kind, folder.where, config, arrays, None, {"imported_from": folder.where})
 
 
-def _in_folder(folder: Folder) -> Checkpoint:
-    """The latest of several checkpoints, or a sentence about what is there instead."""
+def _open_latest(folder: Folder) -> Checkpoint:
+    """Open the latest T5X checkpoint in a folder; raise FileNotFoundError if there is none."""
     names = folder.names()
     steps = [int(match[1]) for name in names if (match := _STEP.match(name))]
     if steps:
         return _recognise(folder.inside(f"checkpoint_{max(steps)}"))
-    runs = [name for name in _IN_RUNS if f"{name}/config.json" in names]
+    runs = [name for name in _MODELS_OF_RUNS if f"{name}/config.json" in names]
     if runs:
         raise FileNotFoundError(
-            f"{folder.where} is the folder of a run; its model is in {folder.path(runs[0])}"
+            f"{folder.where} is the folder of a run; load its model from {folder.path(runs[0])}"
         )
     if not names:
         raise FileNotFoundError(f"no model folder {folder.where}")
     raise FileNotFoundError(
-        f"{folder.where} holds no checkpoint that is known: neither config.json (ours, Hugging "
-        f"Face's) nor 'checkpoint' or '{t5x.ORBAX}' (T5X's), but {', '.join(names[:4])}"
+        f"{folder.where} holds no supported checkpoint: expected config.json (dera_jax, Hugging "
+        f"Face), or 'checkpoint' or '{t5x.ORBAX}' (T5X); found {', '.join(names[:4])}"
     )

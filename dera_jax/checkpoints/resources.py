@@ -1,4 +1,4 @@
-"""What rewards read once before a run: `rewards.protocol.Resources` over a vocabulary and folders."""
+"""Implements `rewards.protocol.Resources`, from which rewards are set up once before a run."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,46 +11,53 @@ from dera_jax.checkpoints.tokenizer import tokenizer
 from dera_jax.checkpoints.vocabulary import Vocabulary
 
 PyTree = object
-_PIECE_BYTES = 16  # of the longest piece in most vocabularies
+_PIECE_BYTES = 16  # bytes of the longest piece in a typical vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
 class RunResources:
-    """Of a run over this vocabulary; ValueError where it is None, and a reward asks for it."""
+    """Gives rewards the vocabulary of a run and the parameters in model folders.
+
+    Every use of a vocabulary that is None raises ValueError.
+    """
 
     vocabulary: Vocabulary | None
 
     @property
     def end_id(self) -> int:
-        """The id of the end of sequence."""
+        """The end-of-sequence id."""
         return tokenizer(self.vocabulary).end_id
 
     def pieces(self) -> list[bytes]:
-        """The text of every id in UTF-8; b"" for ids that stand for none."""
+        """Returns the text of every id in UTF-8; b"" for ids without text."""
         tokenizer(self.vocabulary)
         return self.vocabulary.piece_bytes()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without the end of sequence."""
+        """Returns the token ids of a text, without the end of sequence."""
         return tokenizer(self.vocabulary).encode(text)
 
     def control_tokens(self, ends_prompts: bool) -> tuple[list[int], list[int]]:
-        """See `Tokenizer.control_tokens`."""
+        """Returns the ids before and after a prompt's text, see `Tokenizer.control_tokens`."""
         return tokenizer(self.vocabulary, ends_prompts).control_tokens
 
     def params(self, folder: str | None, init: Callable[[Array], PyTree]) -> PyTree:
-        """The parameters of a finished model's folder; raises as `rewards.protocol.Resources`."""
+        """Loads the parameters in a model folder, in the shapes of `init(key)`.
+
+        Raises:
+            FileNotFoundError, ValueError: as in `loading.load_params`; or `folder` is None.
+        """
         if folder is None:
             raise ValueError("a learned reward needs the folder of its model")
         return load_params(folder, init, self.vocabulary, "this run")
 
 
 @dataclasses.dataclass(frozen=True)
-class ShapesOnly:
-    """For a dry run: nothing is read, and arrays have the shapes of a usual vocabulary."""
+class DryRunResources:
+    """Replaces `RunResources` in a dry run: reads no file and returns data of plausible shapes."""
 
     vocab_size: int
-    end_id: int = 0  # any will do
+    end_id: int = 0  # the value does not matter
 
     def pieces(self) -> list[bytes]:
         return [b"x" * _PIECE_BYTES] * self.vocab_size

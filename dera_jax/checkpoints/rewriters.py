@@ -1,4 +1,4 @@
-"""Rewriters of instructions from model folders."""
+"""Loads models that mutate instructions."""
 
 import dataclasses
 
@@ -7,19 +7,19 @@ from dera_jax.decoding.mutation import RELEASED, Rewriter
 
 
 def load_rewriter(folder: str, inputs: int, max_length: int) -> Rewriter:
-    """The mutator that asks the model of a folder for other instructions.
+    """Loads a model and returns the mutator that generates instructions with it.
 
     Args:
-        folder: of a finished model; its vocabulary need not be that of the models it helps.
-        inputs: tokens of a request at most.
-        max_length: tokens of an answer at most.
+        folder: folder of the model; its vocabulary may differ from that of the decoded models.
+        inputs: maximum number of tokens of a request.
+        max_length: maximum number of tokens of an output.
 
     Raises:
-        FileNotFoundError, ValueError: no complete model, no vocabulary, or as `Rewriter`.
+        FileNotFoundError, ValueError: as in `load` and `Rewriter`; or there is no tokenizer.
     """
-    found = load(folder)
-    if found.no_vocabulary:
-        raise ValueError(found.no_vocabulary)
+    loaded = load(folder)
+    if loaded.no_vocabulary:
+        raise ValueError(loaded.no_vocabulary)
     sampling = dataclasses.replace(RELEASED, max_length=max_length)
-    encode = lambda request, size: found.encode_prompt(request, size).ids
-    return Rewriter(found.model, found.params, encode, found.decode, inputs, sampling)
+    encode = lambda request, size: loaded.encode_prompt(request, size).ids
+    return Rewriter(loaded.model, loaded.params, encode, loaded.decode, inputs, sampling)

@@ -1,8 +1,8 @@
-"""Arrays of a safetensors file, read in pieces.
+"""Reads parts of the arrays in a safetensors file, local or in a bucket.
 
-A file is eight bytes that tell the length of a JSON header, the header, and the arrays' bytes. The
-safetensors library reads local files only, and maps them whole; here a host reads the rows that it
-needs, from a bucket too. What is written, is written by the library.
+A file consists of eight bytes with the length of a JSON header, the header, and the arrays' bytes.
+The safetensors library reads local files only and maps them whole; this module lets each host read
+only the rows that it needs. Files are written with the library.
 
 Source: the format's page in the documentation of the safetensors library.
 """
@@ -23,17 +23,17 @@ _DTYPES = {
     **{f"{x}{bits}": np.dtype(f"{x.lower()}{bits // 8}") for x in "IU" for bits in (8, 16, 32, 64)},
     "BOOL": np.dtype(bool),
 }
-_MOST = 100 * 2**20  # bytes of a header, as in the library
-_FAR = 2**62  # beyond the end of any file; tensorstore takes no place of 64 bits
+_MAX_HEADER = 100 * 2**20  # bytes, as in the library
+_MAX_OFFSET = 2**62  # beyond the end of any file; tensorstore accepts no 64-bit offset
 
 
 def open_safetensors(folder: Folder, name: str) -> dict[str, StoredArray]:
-    """The arrays of a file by their name there; those of whole numbers and truth values too.
+    """Returns the arrays of a file by name, including integer and boolean ones.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the header says what cannot be, the arrays do not follow one another without
-            gaps as the format demands, or the file is shorter or longer than its header says.
+        FileNotFoundError: there is no such file.
+        ValueError: the header is not valid; the arrays overlap or leave gaps, which the format
+            does not allow; or the file is shorter or longer than its header says.
     """
     header, begin = _header(folder, name)
     where = folder.path(name)
@@ -47,10 +47,10 @@ def open_safetensors(folder: Folder, name: str) -> dict[str, StoredArray]:
 
 
 def _header(folder: Folder, name: str) -> tuple[Mapping, int]:
-    """The header, and where the arrays begin."""
+    """Return the header, and the offset at which the arrays begin."""
     where = folder.path(name)
     length = int.from_bytes(_read(folder, name, 0, 8), "little")
-    if not 2 <= length <= _MOST:
+    if not 2 <= length <= _MAX_HEADER:
         raise ValueError(f"{where}: no safetensors file (a header of {length} bytes)")
     content = _read(folder, name, 8, 8 + length)
     try:
@@ -60,10 +60,10 @@ def _header(folder: Folder, name: str) -> tuple[Mapping, int]:
 
 
 def _entry(where: str, key: str, entry: Mapping) -> tuple[tuple[int, ...], np.dtype, tuple]:
-    """Shape, type and place of an array, if they fit each other."""
+    """Return shape, dtype and byte range of an array, after checking that they are consistent."""
     try:
         kind, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        if not all(type(x) is int and 0 <= x < _FAR for x in (*shape, start, stop)):
+        if not all(type(x) is int and 0 <= x < _MAX_OFFSET for x in (*shape, start, stop)):
             raise ValueError(entry)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{where}: the header's entry for {key!r} is {entry!s:.200}") from error
@@ -73,13 +73,13 @@ def _entry(where: str, key: str, entry: Mapping) -> tuple[tuple[int, ...], np.dt
     if stop - start != math.prod(shape) * dtype.itemsize:
         raise ValueError(
             f"{where}: the header says that {key!r} is {kind} {list(shape)}, and that it has the "
-            f"bytes {start} to {stop}, which it cannot"
+            f"bytes {start} to {stop}, which contradict each other"
         )
     return shape, dtype, (start, stop)
 
 
 def _check_contiguous(where: str, places: Mapping[str, tuple[int, int]]) -> int:
-    """Where the last array ends, if each begins where the one before it ends, as the format demands."""
+    """Return the end of the last array; raise ValueError if arrays overlap or leave a gap."""
     end = 0
     for key, (start, stop) in sorted(places.items(), key=lambda item: tuple(item[1])):
         if start != end:
@@ -92,8 +92,8 @@ def _check_contiguous(where: str, places: Mapping[str, tuple[int, int]]) -> int:
 
 
 def _check_length(folder: Folder, name: str, end: int) -> None:
-    """Raises ValueError unless the file ends where the last array does."""
-    _read(folder, name, end - 1, end)  # a file cut off fails here
+    """Raise ValueError unless the file ends with its last array."""
+    _read(folder, name, end - 1, end)  # fails if the file is truncated
     try:
         _read(folder, name, end, end + 1)
     except ValueError:
@@ -102,15 +102,16 @@ def _check_length(folder: Folder, name: str, end: int) -> None:
 
 
 def _stored(folder: Folder, name: str, key: str, shape, dtype: np.dtype, begin: int) -> StoredArray:
-    row = math.prod(shape[1:]) * dtype.itemsize
+    row_bytes = math.prod(shape[1:]) * dtype.itemsize
 
     def read(index: Index) -> np.ndarray:
         if not shape:
             return _array(folder, name, begin, begin + dtype.itemsize, dtype).reshape(())
         first, *others = index
-        rows = _array(folder, name, begin + first.start * row, begin + first.stop * row, dtype)
+        start, stop = begin + first.start * row_bytes, begin + first.stop * row_bytes
+        rows = _array(folder, name, start, stop, dtype)
         part = rows.reshape(-1, *shape[1:])[(slice(None), *others)]
-        # A view would keep the other columns in memory.
+        # A view would keep the columns outside of `index` in memory.
         return part if part.size == rows.size else part.copy()
 
     return StoredArray(shape, dtype, read, f"{folder.path(name)}: array {key!r}")

@@ -1,36 +1,34 @@
-"""A SentencePiece file as a vocabulary, with the ids that seqio gives it."""
+"""Defines a vocabulary that is read from a SentencePiece file, with the same ids as in seqio."""
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import sentencepiece
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
-from dera_jax.checkpoints.storage import read_file
 from dera_jax.checkpoints.vocabulary import is_sentinel, sentinel
+from dera_jax.checkpoints.vocabulary_file import VocabularyFile
 
 _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
-_UNKNOWN = " \N{DOUBLE QUESTION MARK} ".encode()  # how SentencePiece writes an unknown piece
+_UNKNOWN = " \N{DOUBLE QUESTION MARK} ".encode()  # SentencePiece's text for an unknown piece
 
 
 @dataclasses.dataclass(frozen=True)
-class SentencePieceVocabulary:
-    """A SentencePiece file with `extra_ids` sentinels and added tokens above its pieces.
+class SentencePieceVocabulary(VocabularyFile):
+    """A SentencePiece file with sentinels and added tokens; implements `vocabulary.Vocabulary`.
 
-    As in T5 the first sentinel, <extra_id_0>, has the highest id of them; some files, those of T5X
-    among them, hold the sentinels as pieces of their own.
+    The sentinels' ids follow the pieces' ids. As in T5, the first sentinel, <extra_id_0>, has the
+    highest of them. Some files, such as those of T5X, hold the sentinels as pieces.
 
     Attributes:
-        file: its path or URL.
-        extra_ids: sentinels that are not pieces of the file.
-        added: texts with an id of their own, as transformers' `add_tokens` makes them; their ids
-            follow the sentinels'. They are found in a text before SentencePiece sees the rest.
+        file: path or URL of the SentencePiece file.
+        extra_ids: number of sentinels that are not pieces of the file.
+        added: added tokens, as by transformers' `add_tokens`; their ids follow the sentinels'. A
+            text is split at added tokens before SentencePiece encodes the parts between them.
     """
 
     file: str
@@ -41,39 +39,28 @@ class SentencePieceVocabulary:
         object.__setattr__(self, "file", str(self.file))
         object.__setattr__(self, "added", tuple(self.added))
 
-    @property
-    def name(self) -> str:
-        """Of the file, without its folder."""
-        return Path(self.file).name
-
-    @property
-    def sha256(self) -> str:
-        """Of the file's content."""
-        return hashlib.sha256(self.content()).hexdigest()
-
-    def content(self) -> bytes:
-        """The file's; raises FileNotFoundError where there is none."""
-        return read_file(self.file)
-
     @functools.cached_property
     def processor(self) -> sentencepiece.SentencePieceProcessor:
-        """Of the file, with the sentinels as pieces, as seqio has them; read once.
+        """The processor with the sentinels as pieces, as in seqio; read at first use and cached.
 
         Raises:
-            FileNotFoundError, ValueError: there is no such file, or it is none of SentencePiece.
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no SentencePiece model.
         """
         try:
-            found = _processor(self.content(), self.extra_ids)
+            processor = _processor(self.content(), self.extra_ids)
         except (DecodeError, RuntimeError) as error:
             raise ValueError(f"{self.file} is no SentencePiece model ({error})") from error
-        if found.vocab_size() <= self.extra_ids:  # an empty file is a valid message of no pieces
+        if (
+            processor.vocab_size() <= self.extra_ids
+        ):  # an empty file is a valid message of no pieces
             raise ValueError(f"{self.file} is no SentencePiece model: it has no pieces")
-        return found
+        return processor
 
     @functools.cached_property
-    def _of_texts(self) -> sentencepiece.SentencePieceProcessor:
-        """The same, for which sentinels that a text spells are characters."""
-        self.processor  # noqa: B018 (its errors)
+    def _text_processor(self) -> sentencepiece.SentencePieceProcessor:
+        """The processor that encodes the spelling of a sentinel as ordinary characters."""
+        self.processor  # noqa: B018 (raises its errors)
         return _processor(self.content(), self.extra_ids, writable=False)
 
     @property
@@ -100,7 +87,7 @@ class SentencePieceVocabulary:
         return self._encode(self.processor, text)
 
     def encode_text(self, text: str) -> list[int]:
-        return self._encode(self._of_texts, text)
+        return self._encode(self._text_processor, text)
 
     def _encode(self, processor: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
         if not self.added:
@@ -126,18 +113,18 @@ class SentencePieceVocabulary:
             if is_added:
                 text += "".join(self.added[i - size] for i in run)
             else:
-                apart = text and processor.id_to_piece(run[0]).startswith("▁")
-                text += " " * bool(apart) + processor.decode(run)
+                spaced = text and processor.id_to_piece(run[0]).startswith("▁")
+                text += " " * bool(spaced) + processor.decode(run)
         return text
 
     def piece_bytes(self) -> list[bytes]:
         processor = self.processor
-        found = [_text(processor, i) for i in range(processor.vocab_size())]
-        return found + [text.encode() for text in self.added]
+        texts = [_text(processor, i) for i in range(processor.vocab_size())]
+        return texts + [text.encode() for text in self.added]
 
     def described(self) -> dict[str, object]:
-        found = {"file": self.name, "sha256": self.sha256, "extra_ids": self.extra_ids}
-        return found | ({"added": list(self.added)} if self.added else {})
+        entry = {"file": self.name, "sha256": self.sha256, "extra_ids": self.extra_ids}
+        return entry | ({"added": list(self.added)} if self.added else {})
 
     def file_content(self) -> Mapping[str, bytes]:
         return {self.name: self.content()}
@@ -147,7 +134,7 @@ class SentencePieceVocabulary:
 def _processor(
     content: bytes, extra_ids: int, writable: bool = True
 ) -> sentencepiece.SentencePieceProcessor:
-    """`writable` says whether what spells a sentinel is one, also of those that the file holds."""
+    """Return a processor; unless `writable`, it encodes the spelling of sentinels as characters."""
     model = sentencepiece_model_pb2.ModelProto.FromString(content)
     for i in reversed(range(extra_ids)):
         model.pieces.add(piece=f"▁<extra_id_{i}>", score=0.0, type=_Piece.USER_DEFINED)
@@ -159,13 +146,13 @@ def _processor(
 
 @functools.lru_cache(maxsize=8)
 def _pieces(processor: sentencepiece.SentencePieceProcessor) -> tuple[str, ...]:
-    found = [processor.id_to_piece(i) for i in range(processor.vocab_size())]
-    return tuple(sentinel(piece) or piece for piece in found)
+    pieces = [processor.id_to_piece(i) for i in range(processor.vocab_size())]
+    return tuple(sentinel(piece) or piece for piece in pieces)
 
 
 @functools.lru_cache(maxsize=8)
 def _silent(processor: sentencepiece.SentencePieceProcessor) -> frozenset[int]:
-    """Ids that stand for no text: padding, begin and end of sequence, sentinels."""
+    """Return the ids that decode to no text: padding, begin and end of sequence, sentinels."""
     control = {i for i in range(processor.vocab_size()) if processor.is_control(i)}
     return frozenset(control | {i for i, x in enumerate(_pieces(processor)) if is_sentinel(x)})
 

@@ -1,4 +1,4 @@
-"""Rounds a finished model to bfloat16 in a folder of its own; `make tiny` ships models so.
+"""Copy a trained model in bfloat16 to a new folder, as `make tiny` does for shipped models.
 
 python -m dera_jax.checkpoints.ship out/tiny/sft/best dera_jax/assets/reference --temperature 0.8
 """
@@ -9,11 +9,22 @@ import math
 from dera_jax import command_line
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
-from dera_jax.destinations import output_folder
+from dera_jax.files.destinations import output_folder
 
 
 def ship(source: str, target: str, temperature: float = 1.0) -> None:
-    """Raises what `load` and `save_model` do, and ValueError for a temperature out of (0, inf)."""
+    """Rounds a model to bfloat16, optionally divides its logits, and writes it to `target`.
+
+    Args:
+        source: model folder.
+        target: folder to write; an existing model there is replaced.
+        temperature: positive number by which all logits are divided.
+
+    Raises:
+        ValueError: `temperature` is not positive and finite.
+        FileNotFoundError, ValueError, OSError, FloatingPointError: as in `output_folder`, `load`
+            and `save_model`.
+    """
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be above 0 and finite; found {temperature}")
     folder = output_folder(target)
@@ -21,9 +32,9 @@ def ship(source: str, target: str, temperature: float = 1.0) -> None:
     config, vocabulary = loaded.model.config, loaded.vocabulary
     params, card = loaded.params, loaded.card
     if temperature != 1:
-        # A small model's samples at temperature 1 are often nonsense. Everything here that compares
-        # distributions (KL, DeRa, PPO's ratios) wants temperature 1, so the model is made sharper.
-        params = loaded.model.sharpened(params, temperature)
+        # A small model's samples at temperature 1 are often incoherent. KL, DeRa and PPO's
+        # probability ratios assume temperature 1, so the model itself is with_temperature.
+        params = loaded.model.with_temperature(params, temperature)
         card = {"temperature": temperature, "from": card}
     save_model(folder, config, vocabulary, params, card, dtype="bfloat16")
 

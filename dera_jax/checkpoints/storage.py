@@ -1,7 +1,7 @@
-"""Checkpoints where they lie, in a local folder or a bucket, read array by array.
+"""Reads the files and arrays of checkpoints in local folders and buckets.
 
-tensorstore reads all of them, so `gs://` is as good as a path. Nothing of an array is read before
-it is asked for, and then only the part that is asked for.
+All files are read with tensorstore, which accepts URLs such as `gs://...` as well as paths. Of an
+array only the parts that are requested are read, and only when they are requested.
 """
 
 import contextlib
@@ -20,12 +20,12 @@ from jax import Array
 from jax.sharding import Sharding
 from tqdm import tqdm
 
-from dera_jax import json_files
+from dera_jax.files import json_files
 from dera_jax.models.finite import count_not_finite
 
 Index = tuple[slice, ...]
 REAL = tuple(map(np.dtype, ("float64", "float32", "float16", ml_dtypes.bfloat16)))
-_LONGEST_JSON = 64 * 2**20  # bytes of a JSON file that is read
+_LONGEST_JSON = 64 * 2**20  # bytes; longer JSON files are not parsed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,32 +33,33 @@ class Folder:
     """A folder whose files are read by name.
 
     Attributes:
-        where: its path or URL, such as gs://bucket/folder.
-        store: tensorstore's description of it.
+        where: path or URL of the folder, such as gs://bucket/folder.
+        store: the folder as a key-value store specification of tensorstore.
     """
 
     where: str
     store: Mapping[str, object]
 
     def path(self, name: str) -> str:
-        """A file of it, for messages."""
+        """Returns the path or URL of a file in the folder, for messages."""
         return f"{self.where}/{name}"
 
     def inside(self, name: str) -> "Folder":
-        """A folder in it, which need not exist; raises ValueError as `read` for its name."""
+        """Returns a subfolder, which need not exist; raises ValueError for names as `read`."""
         self._check_name(name)
         return Folder(self.path(name), {**self.store, "path": f"{self.store['path']}{name}/"})
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of that name."""
+        """Returns whether the folder has a file of that name; raises ValueError as `read`."""
         return self._get(name, slice(0, 0)) is not None
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Bytes start..stop-1 of a file; from the end where start is negative.
+        """Reads bytes start..stop-1 of a file; a negative start counts from the end.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: the file is shorter, or cannot be read, or its name leads out of the folder.
+            FileNotFoundError: there is no such file.
+            ValueError: the file is shorter or cannot be read, or `name` points outside the folder.
+            PermissionError, ConnectionError: as in `explain_read_errors`.
         """
         value = self._get(name, slice(start, stop) if (start, stop) != (0, None) else None)
         if value is None:
@@ -66,21 +67,26 @@ class Folder:
         return value
 
     def read_json(self, name: str) -> dict:
-        """Raises as `read`, and ValueError where it is no JSON object, or one with a key twice."""
+        """Reads a file that holds one JSON object.
+
+        Raises:
+            FileNotFoundError, ValueError: as in `read`; or the file is no JSON object, repeats a
+                key or is too long.
+        """
         content = self.read(name)
         if len(content) > _LONGEST_JSON:
             raise ValueError(
                 f"{self.path(name)}: {len(content):,} bytes; a JSON file of a checkpoint may have "
-                f"{_LONGEST_JSON:,}"
+                f"{_LONGEST_JSON:,} at most"
             )
         try:
-            found = json_object(content)
+            value = json_object(content)
         except (ValueError, RecursionError) as error:
             raise _damaged(self.path(name), error) from error
-        return found
+        return value
 
     def names(self) -> list[str]:
-        """All files below it, by their path from here."""
+        """Returns the paths of all files below the folder, relative to it and sorted."""
         return sorted(key.decode() for key in self._open().list().result())
 
     def _check_name(self, name: str) -> None:
@@ -96,22 +102,22 @@ class Folder:
 
     def _get(self, name: str, part: slice | None) -> bytes | None:
         self._check_name(name)
-        with explained(self.path(name)):
-            found = self._open().read(name, byte_range=part).result()
-        return found.value if found.state == "value" else None
+        with explain_read_errors(self.path(name)):
+            result = self._open().read(name, byte_range=part).result()
+        return result.value if result.state == "value" else None
 
 
 def open_folder(path: str | Path) -> Folder:
-    """A local path or a URL that tensorstore knows; it need not exist.
+    """Returns the folder at a local path or a URL; it need not exist.
 
     Raises:
-        ValueError: a URL of a kind that tensorstore does not know.
+        ValueError: the path is empty or the root, or tensorstore does not support the URL.
     """
     where = str(path).rstrip("/")
     if not where:
         raise ValueError(f"{str(path)!r} is no folder of a checkpoint")
     if "://" not in where:
-        if ".." in Path(where).parts:  # tensorstore takes none
+        if ".." in Path(where).parts:  # tensorstore does not accept ".."
             where = os.path.realpath(where)
         return Folder(where, {"driver": "file", "path": f"{Path(where).absolute()}/"})
     try:
@@ -121,29 +127,29 @@ def open_folder(path: str | Path) -> Folder:
 
 
 def json_object(content: bytes) -> dict:
-    """The object of a JSON text; raises as `json_files.parse`, and ValueError for another value."""
-    found = json_files.parse(content)
-    if not isinstance(found, dict):
+    """Parses a JSON object; raises as `json_files.parse`, and ValueError for another value."""
+    value = json_files.parse(content)
+    if not isinstance(value, dict):
         raise ValueError("no JSON object")  # noqa: TRY004 (of a file)
-    return found
+    return value
 
 
 def read_file(path: str | Path) -> bytes:
-    """A whole file, local or at a URL; raises as `Folder.read`."""
+    """Reads a whole file at a local path or a URL; raises as `Folder.read`."""
     folder, _, name = str(path).rpartition("/")
     return open_folder(folder or ".").read(name)
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredArray:
-    """An array that is read when it is asked for.
+    """An array in a file, which is read only on request.
 
     Attributes:
-        shape: its sizes.
-        dtype: as stored.
-        read: gives the part under an index, which is a slice for each axis; raises ValueError for
-            a file that is damaged, naming it.
-        where: its file and its name there, for messages.
+        shape: shape of the whole array.
+        dtype: dtype in which the array is stored.
+        read: function from an index, one slice per axis, to that part of the array. It raises
+            ValueError, naming the file, if the file is damaged.
+        where: the file and the name of the array in it, for messages.
     """
 
     shape: tuple[int, ...]
@@ -153,40 +159,41 @@ class StoredArray:
 
     @property
     def nbytes(self) -> int:
+        """Size of the whole array in bytes, as stored."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def transposed(self) -> "StoredArray":
-        """With its axes in the opposite order."""
+        """Returns the array with its axes in reverse order."""
         read = lambda index: np.transpose(self.read(index[::-1]))
         return StoredArray(self.shape[::-1], self.dtype, read, self.where)
 
     def reshaped(self, shape: tuple[int, ...]) -> "StoredArray":
-        """With other axes of as many numbers; all of them are read for any part."""
-        everything = tuple(slice(0, size) for size in self.shape)
-        read = lambda index: self.read(everything).reshape(shape)[index]
+        """Returns the array in another shape of the same size; reading any part reads all of it."""
+        full_index = tuple(slice(0, size) for size in self.shape)
+        read = lambda index: self.read(full_index).reshape(shape)[index]
         return StoredArray(shape, self.dtype, read, self.where)
 
 
 def in_memory(array: np.ndarray, where: str) -> StoredArray:
-    """An array that has been read already."""
+    """Wraps an array in memory as a `StoredArray`."""
     return StoredArray(array.shape, array.dtype, lambda index: array[index], where)
 
 
 def read_arrays(
     arrays: Mapping[str, StoredArray], shardings: Mapping[str, Sharding] | None, dtype: str
 ) -> dict[str, Array]:
-    """Reads arrays onto their devices, one after the other.
+    """Reads arrays onto devices, one after the other.
 
-    Every process reads what its own devices hold, in the stored type, so the memory taken is that of
-    the result and of one array under way. The largest come first, while there is the most room.
+    Every process reads only the parts that its own devices hold, so host memory is needed for one
+    array at a time beside the result. The largest arrays are read first, while most memory is free.
 
     Args:
-        arrays: by name.
-        shardings: by name; None for the default device.
-        dtype: of the result.
+        arrays: arrays by name.
+        shardings: shardings by name; None places all arrays on the default device.
+        dtype: dtype of the result.
 
     Raises:
-        ValueError: as `StoredArray.read`, or a value is NaN or infinite in the type of the result.
+        ValueError: as in `StoredArray.read`; or a value is NaN or infinite in `dtype`.
     """
     placed = {}
     total = sum(x.nbytes for x in arrays.values())
@@ -200,7 +207,7 @@ def read_arrays(
 
 
 def _give_back_memory() -> None:
-    """Of chunks that were unpacked: glibc would keep it, in an arena of each thread."""
+    """Return the memory of decompressed chunks to the system; glibc would keep it in its arenas."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
@@ -208,10 +215,10 @@ def _give_back_memory() -> None:
 
 def _place(array: StoredArray, sharding: Sharding | None, dtype: np.dtype) -> Array:
     if sharding is None:
-        everything = tuple(slice(0, size) for size in array.shape)
-        # Waits, so that the next array is not read while two copies of this one are there.
-        return jax.device_put(_read_part(array, everything, dtype)).block_until_ready()
-    parts = {}  # devices that hold the same part share one reading
+        full_index = tuple(slice(0, size) for size in array.shape)
+        # Wait, so that the next array is not read while two copies of this one exist.
+        return jax.device_put(_read_part(array, full_index, dtype)).block_until_ready()
+    parts = {}  # a part that several devices hold is read once
 
     def read(index: Index) -> np.ndarray:
         bounds = [part.indices(size)[:2] for part, size in zip(index, array.shape, strict=True)]
@@ -224,20 +231,20 @@ def _place(array: StoredArray, sharding: Sharding | None, dtype: np.dtype) -> Ar
 
 
 def _read_part(array: StoredArray, index: Index, dtype: np.dtype) -> np.ndarray:
-    """A part of an array as `dtype`; raises ValueError as `read_arrays`."""
-    with np.errstate(over="ignore"):  # what is too large for the type is infinite, and found below
+    """Read a part of an array as `dtype`; raise ValueError as `read_arrays`."""
+    with np.errstate(over="ignore"):  # overflow gives infinity, which is reported below
         part = array.read(index).astype(dtype, copy=False)
     if bad := count_not_finite(part):
         raise ValueError(
-            f"{array.where}: {bad:,} of {part.size:,} values are NaN or infinite as {dtype}; all that "
-            "a model with such parameters computes is NaN, at any λ. Get the file again, or train anew"
+            f"{array.where}: {bad:,} of {part.size:,} values are NaN or infinite as {dtype}; the "
+            "outputs of such a model are NaN at any λ. Download the file again, or train again"
         )
     return part
 
 
 @contextlib.contextmanager
-def naming(where: str) -> Iterator[None]:
-    """Puts the file before the sentence of a ValueError about what it says."""
+def prefix_errors(where: str) -> Iterator[None]:
+    """Prefixes the message of a ValueError with the file that caused it."""
     try:
         yield
     except ValueError as error:
@@ -245,12 +252,12 @@ def naming(where: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explained(where: str) -> Iterator[None]:
-    """Turns what tensorstore says of an unreadable file into a ValueError that names it.
+def explain_read_errors(where: str) -> Iterator[None]:
+    """Turns tensorstore's errors about an unreadable file into a ValueError that names the file.
 
     Raises:
-        PermissionError, ConnectionError: the bucket's own answer.
-        ValueError: everything else.
+        PermissionError, ConnectionError: unchanged, since the file may be intact.
+        ValueError: in place of other errors.
     """
     try:
         yield

@@ -1,12 +1,12 @@
-"""Checkpoints that T5X wrote, read without T5X.
+"""Reads the parameters of T5X checkpoints, without T5X.
 
-legacy   a msgpack file that holds the tree; its large arrays are zarr folders beside it
-orbax    one OCDBT store in the folder `state`, with the tree's description in `_METADATA`
+legacy   a msgpack file with the parameter tree; large arrays are zarr folders next to it
+orbax    one OCDBT store in the folder `state`, with a description of the tree in `_METADATA`
 
 Both hold a whole train state or only parameters; the parameters are below `target`. Neither holds
-the model's sizes or vocabulary: the sizes follow from the arrays' shapes.
+the model's sizes or vocabulary; the sizes are inferred from the arrays' shapes.
 
-Source: t5x/checkpoints.py (google-research/t5x) for what is written.
+Source: t5x/checkpoints.py (google-research/t5x), for the format that T5X writes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,32 +19,43 @@ import tensorstore as ts
 from flax import serialization
 
 from dera_jax.checkpoints.mismatch import Shape
-from dera_jax.checkpoints.storage import Folder, Index, StoredArray, explained, in_memory, naming
+from dera_jax.checkpoints.storage import (
+    Folder,
+    Index,
+    StoredArray,
+    explain_read_errors,
+    in_memory,
+    prefix_errors,
+)
 from dera_jax.models.t5 import T5Config
 
-LEGACY, ORBAX = "checkpoint", "state"  # the file, the folder
+LEGACY, ORBAX = "checkpoint", "state"  # a file and a folder
 _ORBAX_TREE = "_METADATA"
-_OLDEST = 2  # version of legacy checkpoints that is still read
+_OLDEST = 2  # oldest supported version of legacy checkpoints
 _PARAMETERS = "target"
 _HALF = ml_dtypes.bfloat16
-_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)  # of msgpack and flax
+# Raised by msgpack and flax for damaged files.
+_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
 def is_orbax(folder: Folder) -> bool:
-    """Whether T5X wrote an orbax checkpoint there."""
+    """Returns whether a folder is a T5X checkpoint in orbax format."""
     return folder.inside(ORBAX).has(_ORBAX_TREE)
 
 
 def open_legacy(folder: Folder, name: str = LEGACY) -> dict[str, StoredArray]:
-    """The parameters by their path, joined by '/'.
+    """Opens a checkpoint in legacy format.
 
     Args:
-        folder: of the checkpoint.
-        name: of the msgpack file.
+        folder: folder of the checkpoint.
+        name: name of the msgpack file.
+
+    Returns:
+        The parameters by path, joined by '/'.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file that is damaged, is no T5X checkpoint, or is too old.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, is no T5X checkpoint, or its version is too old.
     """
     where = folder.path(name)
     try:
@@ -70,29 +81,36 @@ def open_legacy(folder: Folder, name: str = LEGACY) -> dict[str, StoredArray]:
 
 
 def open_orbax(folder: Folder) -> dict[str, StoredArray]:
-    """As `open_legacy`, of a checkpoint that T5X wrote with orbax."""
-    inside = folder.inside(ORBAX)
-    described = inside.read_json(_ORBAX_TREE)
+    """Opens a checkpoint in orbax format.
+
+    Returns:
+        The parameters by path, joined by '/'.
+
+    Raises:
+        ValueError: a file is damaged, or the checkpoint has no parameters.
+    """
+    state = folder.inside(ORBAX)
+    metadata = state.read_json(_ORBAX_TREE)
     try:
-        entries = described["tree_metadata"].values()
-        paths = [[str(step["key"]) for step in entry["key_metadata"]] for entry in entries]
+        entries = metadata["tree_metadata"].values()
+        paths = [[str(part["key"]) for part in entry["key_metadata"]] for entry in entries]
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{inside.path(_ORBAX_TREE)}: no description of a tree") from error
+        raise ValueError(f"{state.path(_ORBAX_TREE)}: no description of a tree") from error
     paths = [path[1:] for path in paths if path[:1] == [_PARAMETERS]]
     if not paths:
-        raise ValueError(f"{inside.path(_ORBAX_TREE)}: no parameters (no {_PARAMETERS!r})")
-    # Without this setting, orbax leaves out what is 0 throughout.
-    complete = described.get("store_array_data_equal_to_fill_value", False)
-    base = {"driver": "ocdbt", "base": dict(inside.store)}
+        raise ValueError(f"{state.path(_ORBAX_TREE)}: no parameters (no {_PARAMETERS!r})")
+    # Without this option, orbax omits chunks that are 0 throughout.
+    complete = metadata.get("store_array_data_equal_to_fill_value", False)
+    base = {"driver": "ocdbt", "base": dict(state.store)}
     specs = {
         "/".join(path): {
-            "driver": "zarr3" if described.get("use_zarr3") else "zarr",
+            "driver": "zarr3" if metadata.get("use_zarr3") else "zarr",
             "kvstore": {**base, "path": ".".join([_PARAMETERS, *path]) + "/"},
         }
         | ({"fill_missing_data_reads": False} if complete else {})
         for path in paths
     }
-    return _open_all(specs, inside)
+    return _open_all(specs, state)
 
 
 def _is_spec(leaf: object) -> bool:
@@ -100,36 +118,38 @@ def _is_spec(leaf: object) -> bool:
 
 
 def _zarr(folder: Folder, spec: Mapping) -> dict[str, object]:
-    """tensorstore's spec of a leaf. The checkpoint may have been moved since it was written, so only
-    the last part of its path counts, and neither its bucket nor its driver."""
+    """Return the tensorstore specification of a leaf.
+
+    Only the last component of the stored path is used, since the checkpoint may have been moved.
+    """
     kvstore = spec["kvstore"]
     path = (kvstore.get("path") if isinstance(kvstore, dict) else None) or spec.get("path")
     name = str(path or "").rstrip("/").rpartition("/")[2]
-    # T5X writes every chunk, so one that is missing is lost; tensorstore would take it for zeros.
+    # T5X writes every chunk, so a missing chunk means damage; tensorstore would read zeros.
     missing = {"fill_missing_data_reads": False}
     return {"driver": "zarr", "kvstore": dict(folder.inside(name).store), **missing}
 
 
 def _open_all(specs: Mapping[str, Mapping], folder: Folder) -> dict[str, StoredArray]:
-    """Opens arrays side by side: in a bucket each takes a while. Only their sizes are read."""
-    # One chunk is unpacked at a time: every thread that does so keeps memory of a chunk's size.
+    """Open arrays concurrently, for the latency of buckets, and read only their metadata."""
+    # Chunks are decompressed one at a time, since each thread that does so retains memory.
     context = ts.Context(
         {x: {"limit": 1} for x in ("data_copy_concurrency", "file_io_concurrency")}
     )
     opening = {
         path: ts.open(dict(spec), open=True, context=context) for path, spec in specs.items()
     }
-    found = {}
+    arrays = {}
     for path, future in opening.items():
-        with explained(f"{folder.where}: array {path}"):
-            found[path] = _stored(future.result(), f"{folder.where}: array {path}")
-    return found
+        with explain_read_errors(f"{folder.where}: array {path}"):
+            arrays[path] = _stored(future.result(), f"{folder.where}: array {path}")
+    return arrays
 
 
 def _stored(store: ts.TensorStore, where: str) -> StoredArray:
     def read(index: Index) -> np.ndarray:
         _check_room(store[index].shape, store.dtype.numpy_dtype, where)
-        with explained(where):
+        with explain_read_errors(where):
             return _native(store[index].read().result())
 
     stored = store.dtype.numpy_dtype
@@ -138,23 +158,23 @@ def _stored(store: ts.TensorStore, where: str) -> StoredArray:
 
 
 def _check_room(shape: Sequence[int], dtype: np.dtype, where: str) -> None:
-    """Raises ValueError for an array that memory cannot hold: tensorstore would end the process."""
+    """Raise ValueError for an array larger than memory; tensorstore would abort the process."""
     try:
-        np.empty(shape, dtype)  # reserved, not filled
+        np.empty(shape, dtype)  # reserves memory without filling it
     except (MemoryError, ValueError) as error:
-        raise ValueError(f"{where}: more than memory holds ({error})") from error
+        raise ValueError(f"{where}: the array does not fit into memory ({error})") from error
 
 
 def _native(array: np.ndarray) -> np.ndarray:
-    """Version 2 kept the bits of bfloat16 numbers as 16-bit integers."""
+    """Convert the 16-bit integers as which version 2 stores bfloat16 values."""
     return array.view(_HALF) if array.dtype == np.uint16 else array
 
 
 def config_of(shapes: Mapping[str, Shape], where: str) -> T5Config:
-    """The sizes of the T5 that has arrays of these shapes.
+    """Infers the configuration of a T5 from the shapes of its parameters, by name.
 
     Raises:
-        ValueError: they are not those of a T5 1.0 or 1.1.
+        ValueError: the parameters are not those of a T5 1.0 or 1.1.
     """
     try:
         vocab_size, emb_dim = shapes["token_embedder/embedding"]
@@ -163,12 +183,12 @@ def config_of(shapes: Mapping[str, Shape], where: str) -> T5Config:
         gated = "decoder/layers_0/mlp/wi_0/kernel" in shapes
         _, mlp_dim = shapes[f"decoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel"]
     except (KeyError, ValueError) as error:
-        some = ", ".join(sorted(shapes)[:3])
+        examples = ", ".join(sorted(shapes)[:3])
         raise ValueError(
             f"{where}: unknown architecture: it has no array {error} as T5 1.0 and 1.1 do (its first "
-            f"arrays are {some}); T5X's other networks, stacked layers too, cannot be read"
+            f"arrays are {examples}); other T5X networks and scanned layers are not supported"
         ) from error
-    with naming(where):
+    with prefix_errors(where):
         return T5Config(
             vocab_size=vocab_size,
             emb_dim=emb_dim,

@@ -1,6 +1,6 @@
-"""How a model reads and writes text: prompts and completions to ids, and ids to text.
+"""Converts prompts and completions to token ids, and token ids to text.
 
-Nothing else in the package adds a control token to a text or cuts one.
+No other module adds control tokens to a sequence or truncates a prompt.
 """
 
 import dataclasses
@@ -13,11 +13,11 @@ from dera_jax.prompts import Prompt
 
 
 class EncodedPrompt(NamedTuple):
-    """A prompt as a model reads it.
+    """The token ids of a prompt.
 
     Attributes:
-        ids: with the control tokens around it.
-        cut: how many tokens of the document were left out.
+        ids: token ids, including the control tokens before and after the text.
+        cut: number of tokens by which the document was truncated.
     """
 
     ids: list[int]
@@ -26,14 +26,15 @@ class EncodedPrompt(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Text to ids and back, without TensorFlow; ids as from the seqio vocabulary of the same file.
+    """Encodes and decodes text, with the same ids as seqio for the same file but no TensorFlow.
 
-    Control tokens that a text spells are ordinary characters: only this class adds them.
+    Control tokens that a text spells are encoded as ordinary characters; only this class adds
+    control tokens.
 
     Attributes:
-        vocabulary: has an end token.
-        ends_prompts: whether an end token follows a prompt, as the encoder of a T5 was trained; a
-            decoder reads the begin token, if there is one, and the text, which it goes on with.
+        vocabulary: a vocabulary with an end token.
+        ends_prompts: whether an end token follows a prompt, as T5 encoders were trained. A prompt
+            of a decoder-only model begins with the begin token, if any, and has no end token.
     """
 
     vocabulary: Vocabulary
@@ -41,54 +42,54 @@ class Tokenizer:
 
     @property
     def end_id(self) -> int:
-        """The id of the end of sequence."""
+        """The end-of-sequence id."""
         return self.vocabulary.end_id
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text alone, without control tokens."""
+        """Returns the ids of a text, without control tokens."""
         return self.vocabulary.encode_text(text)
 
     def encode_prompt(self, prompt: Prompt | str, max_tokens: int) -> EncodedPrompt:
-        """Ids of a prompt, at most `max_tokens`; what is too long is cut in its document.
+        """Returns at most `max_tokens` ids of a prompt; a longer prompt's document is truncated.
 
-        A template that is too long by itself is cut too, and then nothing of the document is left.
+        If the template alone is too long, the document is dropped and the template is truncated.
         """
         prompt = Prompt(prompt) if isinstance(prompt, str) else prompt
         begin, end = self.control_tokens
-        room = max(max_tokens - len(begin) - len(end), 0)
+        budget = max(max_tokens - len(begin) - len(end), 0)
         whole = self.encode(prompt.render())
-        if len(whole) <= room:
+        if len(whole) <= budget:
             return EncodedPrompt([*begin, *whole, *end], 0)
-        # A token that joins template and document counts as the document's.
+        # A token that spans template and document belongs to the document.
         before, after = prompt.around
         start = _common(self.encode(before), whole)
         tail = self._encode_behind(prompt.document[-1:], after)
         stop = max(len(whole) - _common(tail[::-1], whole[::-1]), start)
-        cut = min(len(whole) - room, stop - start)
+        cut = min(len(whole) - budget, stop - start)
         kept = whole[start + cut : stop] if prompt.keep_end else whole[start : stop - cut]
-        ids = [*whole[:start], *kept, *whole[stop:]][:room]
+        ids = [*whole[:start], *kept, *whole[stop:]][:budget]
         return EncodedPrompt([*begin, *ids, *end], cut)
 
     def _encode_behind(self, before: str, text: str) -> list[int]:
-        """Ids of a text as it is encoded behind another: its first piece may differ from that of a text."""
+        """Return the ids of `text` after `before`, which may differ from those of `text` alone."""
         joined = self.encode(before + text)
         return joined[_common(self.encode(before), joined) :]
 
     def encode_completion(self, text: str) -> list[int]:
-        """Ids of what a model should write, the end token included."""
+        """Returns the ids of a target completion, including the end token."""
         return [*self.encode(text), self.end_id]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids.
+        """Returns the text of token ids.
 
-        Left out are ids that stand for no text: padding, the end of sequence, sentinels, and those
-        that a table padded to a round size has beyond the vocabulary.
+        Ids without text are skipped: padding, begin and end of sequence, sentinels, and ids of a
+        padded embedding table beyond the vocabulary.
         """
         return self.vocabulary.decode(ids)
 
     @property
     def control_tokens(self) -> tuple[list[int], list[int]]:
-        """Those before and after the text of a prompt."""
+        """The control token ids before and after the text of a prompt."""
         if self.ends_prompts:
             return [], [self.end_id]
         begin = self.vocabulary.begin_id
@@ -96,7 +97,7 @@ class Tokenizer:
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many ids two sequences have in common at their beginnings."""
+    """Return the length of the common prefix of two sequences."""
     same = (a == b for a, b in zip(first, second, strict=False))
     return sum(itertools.takewhile(bool, same))
 
@@ -104,20 +105,20 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
 def tokenizer(
     vocabulary: Vocabulary | None, ends_prompts: bool = True, where: str = "this checkpoint"
 ) -> Tokenizer:
-    """The tokenizer of a model.
+    """Returns the tokenizer for a model's vocabulary.
 
     Args:
-        vocabulary: of a checkpoint.
+        vocabulary: vocabulary of the model; None if it is not known.
         ends_prompts: see `Tokenizer`.
-        where: the checkpoint, for the message.
+        where: the checkpoint, for error messages.
 
     Raises:
-        ValueError: the vocabulary is not known, or `check_end` fails.
+        ValueError: the vocabulary is None or has no end token.
     """
     if vocabulary is None:
         raise ValueError(
-            f"{where} does not say what its ids mean: looked for were a tokenizer.json, a "
-            "spiece.model and a vocabulary in config.json, and T5X's checkpoints hold none. Name it: "
+            f"{where} does not say what its ids mean: it has no tokenizer.json, no spiece.model and no "
+            "vocabulary in config.json (T5X checkpoints never have one). Name it: "
             "VOCABULARY and EXTRA_IDS in a run, "
             "load(path, vocabulary=SentencePieceVocabulary('spiece.model', extra_ids=100)) in "
             "Python, or once for all python -m dera_jax.checkpoints.convert --vocabulary"

@@ -1,6 +1,6 @@
-"""What a model's ids mean, and whether two models mean the same.
+"""Defines the interface of vocabularies, and checks that two vocabularies agree.
 
-The kinds of vocabularies, each in a module of its own:
+Each kind of vocabulary has a module of its own:
 
 SentencePieceVocabulary   a SentencePiece file (`sentencepiece_vocabulary`)
 JsonVocabulary            a tokenizer.json of Hugging Face's tokenizers (`json_vocabulary`)
@@ -14,73 +14,77 @@ from typing import Protocol
 
 from dera_jax import checks
 
-VOCABULARY = dataclasses.replace(checks.having("piece_bytes"), words="a vocabulary")
+VOCABULARY = dataclasses.replace(checks.with_attribute("piece_bytes"), words="a vocabulary")
 _SENTINEL = re.compile(r"▁?(<extra_id_\d+>)")
 
 
 class Vocabulary(Protocol):
-    """Text to ids and back. Implementations are frozen and hashable; files are read when used.
+    """Converts between text and token ids.
 
-    Every property and method that reads a file raises FileNotFoundError where there is none, and
-    ValueError where it is damaged or of a kind that is not supported.
+    Implementations are frozen and hashable and read their file at first use. Every property and
+    method that reads it raises FileNotFoundError if it does not exist, and ValueError if it is
+    damaged or not supported.
     """
 
     @property
     def pieces(self) -> Sequence[str]:
-        """The piece of every id, sentinels as <extra_id_0>, whatever file they are from."""
+        """The piece of every id; all kinds name sentinels <extra_id_0>, <extra_id_1>, ..."""
 
     @property
     def begin_id(self) -> int | None:
-        """The id that a decoder's prompts begin with; None if they do with their text."""
+        """The id before every prompt of a decoder-only model; None if there is none."""
 
     @property
     def end_id(self) -> int | None:
-        """The id of the end of sequence; None if there is none."""
+        """The end-of-sequence id; None if there is none."""
 
     @property
     def padding_id(self) -> int | None:
-        """The id of padding; None if there is none."""
+        """The padding id; None if there is none."""
 
     @property
     def unknown_id(self) -> int | None:
-        """The id of what has no piece; None if there is none."""
+        """The id of text that no piece covers; None if there is none."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without the end of sequence. What spells a token is that token."""
+        """Returns the ids of a text, without the end of sequence.
+
+        Sentinels that the text spells are encoded as sentinels, except by `ByteVocabulary`.
+        """
 
     def encode_text(self, text: str) -> list[int]:
-        """As `encode`, of a text that somebody wrote: what spells a control token is characters."""
+        """Encodes a user's text as `encode`, but spelled control tokens as characters."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; those that stand for none are left out, those of no piece too."""
+        """Returns the text of ids; ids without text and ids beyond the vocabulary are skipped."""
 
     def piece_bytes(self) -> list[bytes]:
-        """The text of every id in UTF-8; b"" for ids that stand for none."""
+        """Returns the text of every id in UTF-8; b"" for ids without text."""
 
     def described(self) -> dict[str, object]:
-        """What a model folder's config.json says of it (`model_folder`)."""
+        """Returns the entry for the vocabulary in a model folder's config.json (`model_folder`)."""
 
     def file_content(self) -> Mapping[str, bytes]:
-        """The files that it is read from, by name."""
+        """Returns the content of the vocabulary's files, by file name."""
 
 
 def sentinel(piece: str) -> str | None:
-    """The name of a sentinel, however its file spells it; None for every other piece."""
+    """Returns the name of a sentinel in any file's spelling; None for every other piece."""
     match = _SENTINEL.fullmatch(piece)
     return match and match[1]
 
 
 def is_sentinel(piece: str) -> bool:
-    """Whether it stands for no text, but for a gap in one."""
+    """Returns whether a piece is a sentinel, which marks a gap in a text and has no text itself."""
     return sentinel(piece) is not None
 
 
 def check_same(first: Vocabulary, second: Vocabulary, first_name: str, second_name: str) -> None:
-    """Raise ValueError, naming the first id that differs and both pieces, unless all ids agree."""
-    ours, theirs = first.pieces, second.pieces
-    for i in range(max(len(ours), len(theirs))):
-        a = ours[i] if i < len(ours) else "(no such id)"
-        b = theirs[i] if i < len(theirs) else "(no such id)"
+    """Raises ValueError, naming the first difference, unless pieces, begin and end agree."""
+    pieces_1, pieces_2 = first.pieces, second.pieces
+    for i in range(max(len(pieces_1), len(pieces_2))):
+        a = pieces_1[i] if i < len(pieces_1) else "(no such id)"
+        b = pieces_2[i] if i < len(pieces_2) else "(no such id)"
         if a != b:
             raise ValueError(
                 f"vocabularies differ at id {i}: {a!r} in {first_name}, {b!r} in {second_name}; "
@@ -95,13 +99,18 @@ def check_same(first: Vocabulary, second: Vocabulary, first_name: str, second_na
             )
 
 
-def agreed(
+def resolve_vocabulary(
     known: Vocabulary | None, given: Vocabulary, known_name: str, given_name: str
 ) -> Vocabulary:
-    """A checkpoint's vocabulary, or `given` where the checkpoint holds none (T5X's do not).
+    """Returns the checkpoint's vocabulary, or `given` if the checkpoint holds none, as in T5X.
+
+    Args:
+        known: vocabulary of the checkpoint, or None.
+        given: vocabulary that the caller needs.
+        known_name, given_name: names of the two, for error messages.
 
     Raises:
-        ValueError: the checkpoint has one, and it differs.
+        ValueError: the two vocabularies differ.
     """
     if known is None:
         return given
@@ -110,7 +119,7 @@ def agreed(
 
 
 def check_end(vocabulary: Vocabulary, where: str) -> None:
-    """Raise ValueError unless an id ends a sequence."""
+    """Raises ValueError if the vocabulary has no end-of-sequence id."""
     if vocabulary.end_id is None:
         raise ValueError(
             f"{where}: the vocabulary has no end-of-sequence piece; train the SentencePiece model "
@@ -118,8 +127,8 @@ def check_end(vocabulary: Vocabulary, where: str) -> None:
         )
 
 
-def check_room(vocabulary: Vocabulary, rows: int, where: str) -> None:
-    """Raise ValueError if a model's tables have fewer rows than the vocabulary has ids."""
+def check_vocab_size(vocabulary: Vocabulary, rows: int, where: str) -> None:
+    """Raises ValueError if the embedding table has fewer rows than the vocabulary has ids."""
     size = len(vocabulary.pieces)
     if size > rows:
         raise ValueError(

@@ -1,13 +1,13 @@
-"""DARWIN's generations: an archive of instructions, their mutation, and the best text of all.
+"""Implements DARWIN: generations of mutated instructions, with an archive of good instructions.
 
-A generation draws its parent from the archive, which begins as the seed instruction with the reward
-of one text sampled under it. The mutator makes N instructions of the parent, a population lives
-under them (see `evolution`), and the two individuals that were most often among the survivors are
-offered to the archive: with the reward of its last text each enters if that is above the parent's,
-and the parent leaves if one entered that differs from it. The answer is the best text there was,
-the seed's included.
+The archive starts with the seed instruction and the reward of one output sampled under it. Each
+generation draws a parent instruction from the archive, the mutator makes N instructions of it, and
+a population decodes under them (see `evolution`). Then the two individuals that were among the
+survivors most often are offered to the archive. Their instructions enter if the reward of the
+individual's final sequence exceeds the parent's reward; the parent is removed if an instruction
+entered that differs from it. The output is the best sequence of all generations, or the seed's.
 
-Source: Hung et al. 2024 (arXiv 2406.15193), and where the paper leaves a rule open its authors'
+Source: Hung et al. 2024 (arXiv 2406.15193); rules that the paper leaves open follow its authors'
 release. Ties go to the lower index.
 
 Axes: B inputs, N individuals, S input length, T output length.
@@ -39,13 +39,13 @@ OFFERED = 2  # individuals of a generation that may enter the archive
 
 
 @dataclasses.dataclass(frozen=True)
-class Questions:
-    """B inputs to be answered.
+class EvolutionInputs:
+    """B inputs of evolutionary decoding.
 
     Attributes:
-        prompts: B, with their seed instructions.
-        encode: B x N prompts as the model reads them, leaves [B, N, ...]; for a mixture with λ
-            [B, N, 1].
+        prompts: B prompts with their seed instructions.
+        encode: function that encodes B x N prompts for the model, as `Prompts` with leaves
+            [B, N, ...]; for a mixture with λ [B, N, 1].
         example_ids: int [B], see `sequence_keys`.
         guide: the reward, with the documents under their seed instruction.
     """
@@ -56,15 +56,15 @@ class Questions:
     guide: Guide
 
     def __post_init__(self):
-        """Raises ValueError unless there are B ids, and a guide for B documents."""
+        """Raises ValueError unless there are B example ids and a guide for B documents."""
         batch = len(self.prompts)
         checks.check_array("Questions.example_ids", self.example_ids, "ids", np.integer, B=batch)
         self.guide.check(batch)
 
 
 @dataclasses.dataclass(frozen=True)
-class Answers:
-    """A text for each input: int32 tokens [B, T], lengths [B]; bool finished [B]; rewards [B]."""
+class EvolvedOutputs:
+    """Outputs of B inputs: int32 tokens [B, T], lengths [B]; bool finished [B]; rewards [B]."""
 
     tokens: np.ndarray
     lengths: np.ndarray
@@ -73,20 +73,20 @@ class Answers:
 
 
 @dataclasses.dataclass(frozen=True)
-class Lived:
-    """A generation of B populations, and what came of it.
+class EvolvedGeneration:
+    """A generation of B populations and its effect on the archives.
 
     Attributes:
-        parents: B prompts that were mutated.
-        bars: B, the rewards that the archives held for them.
-        offspring: the prompts under which the individuals lived.
-        found: as NumPy arrays.
-        offered: for each input the individuals offered to its archive.
-        archives: B archives after that, reward by prompt.
+        parents: the B prompts that were mutated.
+        parent_rewards: B rewards of the parents in the archives, which offered individuals must exceed.
+        offspring: the mutated prompts under which the individuals decoded.
+        found: the populations' sequences, rewards and history, as NumPy arrays.
+        offered: for each input, the individuals offered to its archive.
+        archives: the B archives after the generation, which map prompts to rewards.
     """
 
     parents: Sequence[Prompt]
-    bars: Sequence[float]
+    parent_rewards: Sequence[float]
     offspring: Offspring
     found: Generation
     offered: Sequence[Sequence[int]]
@@ -95,107 +95,112 @@ class Lived:
 
 @dataclasses.dataclass(frozen=True)
 class Evolved:
-    """What B evolutions found.
+    """The results of evolutionary decoding for B inputs.
 
     Attributes:
-        best: the answers.
-        seeds: the texts they began with, sampled under the seed instructions.
-        generations: in order.
-        read: int [B], tokens of all prompts, for the model's encoder.
+        best: the output with the highest reward for each input.
+        seeds: the outputs sampled under the seed instructions.
+        generations: the generations in order.
+        read: int [B], tokens of all prompts that the model prefilled.
     """
 
-    best: Answers
-    seeds: Answers
-    generations: Sequence[Lived]
+    best: EvolvedOutputs
+    seeds: EvolvedOutputs
+    generations: Sequence[EvolvedGeneration]
     read: np.ndarray
 
 
 def evolve(
     model: LanguageModel,
     params: PyTree,
-    questions: Questions,
+    questions: EvolutionInputs,
     seed: int,
     evolution: Evolution,
     mutator: Mutator,
 ) -> Evolved:
-    """Answers B inputs.
+    """Runs evolutionary decoding (DARWIN) and returns the best output for each of B inputs.
 
-    An input's sample number 0 is the sequence of its seed instruction, number 1 + g·N + i that of
-    individual i in generation g. So without mutation, and with a period no shorter than the
-    sequences, the answer is that of best-of-n with n = 1 + N·generations.
+    For `sequence_keys`, an input's sample under its seed instruction has number 0, and individual i
+    of generation g has number 1 + g·N + i. Without mutation, and with a period no shorter than the
+    sequences, the output is therefore that of best-of-n with n = 1 + N·generations.
 
     Args:
-        model: any language model; a `Realigned` one mixes by the prompts' λ.
-        params: its parameters.
-        questions: what to answer.
-        seed: of all draws.
+        model: any language model; a `Realigned` one combines its components by the prompts' λ.
+        params: the model's parameters.
+        questions: the B inputs and the reward.
+        seed: the seed of all PRNG keys.
         evolution: the settings.
-        mutator: of instructions.
+        mutator: makes the instructions of a generation from their parent.
 
     Raises:
         ValueError, FloatingPointError: as `sample`, `generation`, the mutator and the reward.
     """
-    check_evolution(evolution, model.vocab_size, questions.guide.judge.reward)
+    check_evolution(evolution, model.vocab_size, questions.guide.scorer.reward)
     seed = checks.check("seed", seed, checks.SEED)
     n, ids = evolution.population, questions.example_ids
     prompts = questions.encode([[prompt] for prompt in questions.prompts])
     check_padded("the result of encode", prompts, least=1, B=len(ids), N=1, S=None)
     read = np.sum(prompts.lengths, axis=1)
-    own = jax.tree.map(lambda x: x[:, 0], prompts)
-    begun = sample(model, params, own, sequence_keys(seed, ids, [0]), evolution.sampling)
-    best = seeds = _score_first(questions.guide, begun)
+    prompts = jax.tree.map(lambda x: x[:, 0], prompts)
+    samples = sample(model, params, prompts, sequence_keys(seed, ids, [0]), evolution.sampling)
+    best = seeds = _seed_outputs(questions.guide, samples)
     archives = [{p: float(r)} for p, r in zip(questions.prompts, seeds.rewards, strict=True)]
     generations = []
     for g in range(int(evolution.generations)):
-        keys = sequence_keys(seed, ids, [-1 - 2 * g, -2 - 2 * g])  # of no sample's number
-        parents = [draw_parent(*each) for each in zip(archives, keys[:, 0], strict=True)]
+        keys = sequence_keys(seed, ids, [-1 - 2 * g, -2 - 2 * g])  # below all sample numbers
+        parents = [draw_parent(*pair) for pair in zip(archives, keys[:, 0], strict=True)]
         offspring = mutator(parents, n, keys[:, 1])
         prompts = questions.encode(offspring.children)
         read = read + np.sum(prompts.lengths, axis=1)
         keys = sequence_keys(seed, ids, 1 + g * n + np.arange(n))
-        found = generation(model, params, prompts, keys, evolution, questions.guide)
-        lived = _lived(archives, parents, offspring, jax.tree.map(np.asarray, found))
-        best, archives = _better(best, found), lived.archives
-        generations.append(lived)
+        output = generation(model, params, prompts, keys, evolution, questions.guide)
+        evolved = _update_archives(archives, parents, offspring, jax.tree.map(np.asarray, output))
+        best, archives = _update_best(best, output), evolved.archives
+        generations.append(evolved)
     return Evolved(best, seeds, generations, read)
 
 
-def _score_first(guide: Guide, begun: Samples) -> Answers:
-    texts = begun.tokens, begun.lengths, begun.finished
-    rewards, _ = guide.score(texts)
-    check_rewards(rewards, guide.judge.reward)
-    return Answers(*(np.asarray(x)[:, 0] for x in (*texts, rewards)))
+def _seed_outputs(guide: Guide, samples: Samples) -> EvolvedOutputs:
+    candidates = samples.tokens, samples.lengths, samples.finished
+    rewards, _ = guide.score(candidates)
+    check_rewards(rewards, guide.scorer.reward)
+    return EvolvedOutputs(*(np.asarray(x)[:, 0] for x in (*candidates, rewards)))
 
 
-def _lived(archives, parents, offspring: Offspring, found: Generation) -> Lived:
-    """The archives after a generation."""
-    after, all_offered = [], []
+def _update_archives(
+    archives, parents, offspring: Offspring, output: Generation
+) -> EvolvedGeneration:
+    """Offers the most frequent survivors of a generation to the archives."""
+    updated, all_offered = [], []
     for b, (archive, parent) in enumerate(zip(archives, parents, strict=True)):
-        offered = most_often(found.history.survived[b, :, : found.rounds[b]])
-        rewards = [(offspring.children[b][i], float(found.rewards[b, i])) for i in offered]
-        after.append(enter(archive, parent, rewards))
+        offered = most_frequent_survivors(output.history.survived[b, :, : output.rounds[b]])
+        rewards = [(offspring.children[b][i], float(output.rewards[b, i])) for i in offered]
+        updated.append(update_archive(archive, parent, rewards))
         all_offered.append(offered)
     bars = [archive[parent] for archive, parent in zip(archives, parents, strict=True)]
-    return Lived(parents, bars, offspring, found, all_offered, after)
+    return EvolvedGeneration(parents, bars, offspring, output, all_offered, updated)
 
 
 def draw_parent(archive: Mapping[Prompt, float], key: Array) -> Prompt:
-    """One of the archive's instructions, all as likely."""
-    draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    return list(archive)[draw.integers(len(archive))]
+    """Draws one of the archive's prompts uniformly."""
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    return list(archive)[rng.integers(len(archive))]
 
 
-def most_often(survived: np.ndarray) -> list[int]:
-    """The two individuals that survived[N, P] most often, the oftener first; only who did at all."""
-    times = np.sum(survived, axis=-1)
-    order = np.argsort(-times, kind="stable")[:OFFERED]
-    return [int(i) for i in order if times[i]]
+def most_frequent_survivors(survived: np.ndarray) -> list[int]:
+    """Returns the (at most) two individuals that survived[N, P] most often, and at least once."""
+    counts = np.sum(survived, axis=-1)
+    order = np.argsort(-counts, kind="stable")[:OFFERED]
+    return [int(i) for i in order if counts[i]]
 
 
-def enter(
+def update_archive(
     archive: Mapping[Prompt, float], parent: Prompt, offered: Sequence[tuple[Prompt, float]]
 ) -> dict[Prompt, float]:
-    """The archive after instructions and rewards were offered to it."""
+    """Returns the archive after the offered prompts with rewards above the parent's have entered.
+
+    The parent is removed if a prompt entered that differs from it.
+    """
     entered = {prompt: reward for prompt, reward in offered if reward > archive[parent]}
     archive = {**archive, **entered}
     if any(prompt != parent for prompt in entered):
@@ -203,13 +208,13 @@ def enter(
     return archive
 
 
-def _better(best: Answers, found: Generation) -> Answers:
-    """The best text of each population, where it is better than the best so far."""
-    winner = np.argmax(found.rewards, axis=1)
+def _update_best(best: EvolvedOutputs, output: Generation) -> EvolvedOutputs:
+    """Replaces the best outputs so far by those of a generation whose rewards are higher."""
+    winner = np.argmax(output.rewards, axis=1)
     pick = lambda x: np.take_along_axis(x, winner.reshape(-1, 1, *[1] * (x.ndim - 2)), 1)[:, 0]
-    texts = found.texts
-    new = Answers(*map(pick, (texts.tokens, texts.lengths, texts.finished, found.rewards)))
+    final = output.texts
+    new = EvolvedOutputs(*map(pick, (final.tokens, final.lengths, final.finished, output.rewards)))
     improved = new.rewards > best.rewards
     put = lambda x, old: np.where(improved.reshape(-1, *[1] * (x.ndim - 1)), x, old)
-    fields = [field.name for field in dataclasses.fields(Answers)]
-    return Answers(*(put(getattr(new, name), getattr(best, name)) for name in fields))
+    fields = [field.name for field in dataclasses.fields(EvolvedOutputs)]
+    return EvolvedOutputs(*(put(getattr(new, name), getattr(best, name)) for name in fields))

@@ -1,4 +1,4 @@
-"""Validation of what decoding functions are given, outside of jit and before a compiled call.
+"""Validates the arguments of decoding functions, outside of jit and before the compiled call.
 
 Axes: B prompts, K hypotheses of each prompt, S prompt length, E end tokens.
 """
@@ -13,20 +13,20 @@ from jax import Array
 from dera_jax import checks
 from dera_jax.models.language_model import LanguageModel, Prompts, PyTree, check_padded
 
-NO_END = -1  # an end token that no token is
+NO_END = -1  # an end id that equals no token id
 
 
 def check_prompts(model: LanguageModel, prompts: Prompts, keys: Array | int) -> None:
-    """Validates B prompts.
+    """Validates the prompts that a model is to decode from, and the shape of their PRNG keys.
 
     Args:
-        model: that is to read them.
-        prompts: of it.
-        keys: [B, K], or the number of hypotheses K alone.
+        model: the model that reads the prompts.
+        prompts: B prompts.
+        keys: PRNG keys [B, K], or the number of hypotheses K alone.
 
     Raises:
-        ValueError: an argument that is no array of its type and shape, a prompt without a token, or
-            as `LanguageModel.check`.
+        ValueError: an argument is not an array of the expected type and shape, a prompt has no
+            token, or `LanguageModel.check` rejects the prompts.
     """
     checks.check("prompts", prompts, checks.instance(Prompts))
     batch, _ = check_padded("prompts", prompts, least=1, B=None, S=None)
@@ -34,36 +34,39 @@ def check_prompts(model: LanguageModel, prompts: Prompts, keys: Array | int) -> 
 
 
 def check_keys(keys: Array, batch: int | None = None) -> tuple[int, int]:
-    """The shape (B, K) of keys; raises ValueError if they are none, or of another B."""
-    words = "PRNG keys (see `sequence_keys`)"
-    return checks.check_array("keys", keys, words, jax.dtypes.prng_key, B=batch, K=None)
+    """Returns the shape (B, K) of PRNG keys; raises ValueError for other arrays or another B."""
+    accepted = "PRNG keys (see `sequence_keys`)"
+    return checks.check_array("keys", keys, accepted, jax.dtypes.prng_key, B=batch, K=None)
 
 
-def check_by_row(settings: PyTree, rows: tuple[int, int], *names: str) -> None:
-    """Validates the shapes of settings that may differ by row; others would be broadcast silently.
+def check_per_key(settings: PyTree, rows: tuple[int, int], *names: str) -> None:
+    """Validates the shapes of settings that may differ for each PRNG key.
+
+    Arrays of another shape would be broadcast silently along an axis that was not meant.
 
     Args:
         settings: a dataclass.
         rows: (B, K), the shape of the keys.
-        names: of its fields that may be one number or an array [B, K].
+        names: the fields of `settings` that may be one number or an array [B, K].
 
     Raises:
-        ValueError: a field of another shape.
+        ValueError: a field has another shape.
     """
     for name in names:
         shape = np.shape(getattr(settings, name))
         if shape not in ((), rows):
             raise ValueError(
-                f"{type(settings).__name__}.{name} must be one number, or an array of the shape of "
-                f"the keys {rows}; found shape {shape}."
+                f"{type(settings).__name__}.{name} must be one number, or an array of the same "
+                f"shape as the PRNG keys, {rows}; found shape {shape}."
             )
 
 
 def with_end_ids(settings: PyTree, model: LanguageModel) -> PyTree:
-    """Settings with their `end_ids` as int32 [E]: the model's where they do not say them.
+    """Returns the settings with `end_ids` as int32 [E]; None becomes the end ids of the model.
 
     Raises:
-        ValueError: neither says them, or an id beyond the model's table.
+        ValueError: neither the settings nor the model name end ids, or an id is outside the model's
+            vocabulary.
     """
     ids = model.end_ids if settings.end_ids is None else settings.end_ids
     name = f"{type(settings).__name__}.end_ids"
@@ -72,15 +75,15 @@ def with_end_ids(settings: PyTree, model: LanguageModel) -> PyTree:
         return settings.replace(end_ids=jnp.asarray(ids, jnp.int32))
     if not np.size(ids):
         raise ValueError(
-            f"{name} is not given, and the model does not say its end tokens: load it with its "
-            "vocabulary (load(path, vocabulary=...)), or give end_ids, (-1,) for no end token"
+            f"{name} is not given, and the model has no end token ids: load the model with its "
+            "vocabulary (load(path, vocabulary=...)), or set end_ids; (-1,) means no end token."
         )
-    known = checks.check(name, ids, end_ids(model.vocab_size))
-    return settings.replace(end_ids=np.array(known, np.int32))
+    validated = checks.check(name, ids, end_ids(model.vocab_size))
+    return settings.replace(end_ids=np.array(validated, np.int32))
 
 
 def end_ids(vocab_size: int | None) -> checks.Check:
-    """What end tokens may be; None: the model's."""
-    token = checks.whole(NO_END, vocab_size and vocab_size - 1)
-    words = f"{token.words}: a token's id, or -1 for none"
-    return checks.optional(checks.several(dataclasses.replace(token, words=words), "(1,)"))
+    """Returns the check of end ids: None, or token ids below `vocab_size` and -1 for no token."""
+    token = checks.integer(NO_END, vocab_size and vocab_size - 1)
+    words = f"{token.words}: a token id, or -1 for no end token"
+    return checks.optional(checks.sequence(dataclasses.replace(token, words=words), "(1,)"))

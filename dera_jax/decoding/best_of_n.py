@@ -1,11 +1,11 @@
-"""Best-of-n: the simplest use of a reward. Sample n texts, keep the best.
+"""Implements best-of-n sampling: draws n samples and keeps the one with the highest reward.
 
-Its distribution π_n is at most this far from what the texts were sampled from, π:
+The KL divergence of its distribution π_n from the sampling distribution π is bounded by
 
     KL(π_n ‖ π) ≤ log n − (n − 1)/n
 
-(Stiennon et al. 2020, arXiv 2009.01325; that it is a bound, with equality where no two texts have
-one reward and none is likely: Beirami et al. 2024, arXiv 2401.01879).
+(Stiennon et al. 2020, arXiv 2009.01325). Beirami et al. 2024 (arXiv 2401.01879) show that this is a
+bound, which is tight if no two sequences have equal rewards and no sequence is likely.
 
 Axes: B prompts, K hypotheses of each, G groups of n, K = G·n.
 """
@@ -19,23 +19,23 @@ from flax import struct
 from jax import Array
 
 from dera_jax import checks
-from dera_jax.decoding.arguments import check_by_row, check_prompts
-from dera_jax.decoding.sampling import BY_ROW, Samples, Sampling, checked, sample
+from dera_jax.decoding.arguments import check_per_key, check_prompts
+from dera_jax.decoding.sampling import PER_HYPOTHESIS, Samples, Sampling, resolve_sampling, sample
 from dera_jax.decoding.scores import check_scores
 from dera_jax.decoding.search import Guide
 from dera_jax.models.finite import check_values
 from dera_jax.models.language_model import LanguageModel, Prompts, PyTree
-from dera_jax.rewards.protocol import check_rewards, rewards_of
+from dera_jax.rewards.protocol import call_reward, check_rewards
 
 
 @struct.dataclass
 class Best:
-    """The winners of their groups.
+    """The hypothesis with the highest reward of each group of n.
 
     Attributes:
-        samples: of the G winners of each input.
-        index: int32 [B, G], which of the K hypotheses they are.
-        rewards: float32 [B, K], of all.
+        samples: the G best hypotheses of each prompt.
+        index: int32 [B, G], the index of each among the K hypotheses.
+        rewards: float32 [B, K], the rewards of all hypotheses.
     """
 
     samples: Samples
@@ -54,41 +54,43 @@ def best_of_n(
 ) -> Best:
     """Samples K hypotheses of each prompt and keeps the best of every n.
 
-    Hypotheses g·n to g·n + n − 1 compete: the samples at one λ of `sweep_rows` with n samples. With
-    a compiled reward all is one compiled call.
+    Hypotheses g·n to g·n + n − 1 form group g; with `sweep_hypotheses` and n samples for each λ, a group
+    holds the samples at one λ. With a compiled reward the whole computation is one compiled call.
 
     Args:
-        model, params, prompts, keys, sampling: as of `sample`.
-        n: how many compete.
+        model, params, prompts, keys, sampling: as for `sample`.
+        n: number of hypotheses in a group; divides K.
         guide: the reward.
 
     Raises:
-        ValueError: as `sample`, K is no multiple of n, or what a reward in Python raises.
+        ValueError: as `sample`; K is not a multiple of n; or whatever a Python reward raises.
         FloatingPointError: as `sample`, or a reward is NaN or infinite.
     """
-    sampling = checked(sampling, model)  # here, since a compiled call sees no values
+    sampling = resolve_sampling(
+        sampling, model
+    )  # here, since values are unknown inside a compiled call
     check_prompts(model, prompts, keys)
-    check_by_row(sampling, keys.shape, *BY_ROW)
+    check_per_key(sampling, keys.shape, *PER_HYPOTHESIS)
     guide.check(len(keys))
     _check_groups(keys.shape[1], n)
-    reward = guide.judge.reward
+    reward = guide.scorer.reward
     if reward.on_host:
         samples = sample(model, params, prompts, keys, sampling)
         rewards, _ = guide.score((samples.tokens, samples.lengths, samples.finished))
         return _best(samples, rewards, n)
-    scored = guide.judge.params, guide.source
-    best, scores = _best_of_n(model, params, prompts, keys, sampling, n, reward, scored)
+    inputs = guide.scorer.params, guide.source
+    best, scores = _best_of_n(model, params, prompts, keys, sampling, n, reward, inputs)
     check_scores(scores, prompts.lam)
     check_rewards(best.rewards, reward)
     return best
 
 
 @functools.partial(jax.jit, static_argnames=("model", "n", "reward"))
-def _best_of_n(model, params, prompts, keys, sampling, n, reward, scored):
-    """The winners, and the scores of all."""
+def _best_of_n(model, params, prompts, keys, sampling, n, reward, reward_inputs):
+    """Returns the best of each group, and the scores of all K hypotheses."""
     samples = sample(model, params, prompts, keys, sampling)
-    texts = samples.tokens, samples.lengths, samples.finished
-    return _best(samples, rewards_of(reward, *scored, *texts), n), samples.scores
+    hypotheses = samples.tokens, samples.lengths, samples.finished
+    return _best(samples, call_reward(reward, *reward_inputs, *hypotheses), n), samples.scores
 
 
 def _best(samples: Samples, rewards: Array, n: int) -> Best:
@@ -97,28 +99,31 @@ def _best(samples: Samples, rewards: Array, n: int) -> Best:
 
 
 def winners(rewards: Array, n: int) -> Array:
-    """int32 [B, G]: of every n of rewards[B, K] the place of the highest, the first if several are.
+    """Returns int32 [B, G], the index in rewards[B, K] of the highest of every n (first if tied).
 
     Raises:
-        ValueError: no array of numbers [B, K], or K is not a multiple of n.
-        FloatingPointError: a reward is NaN or infinite (seen outside of jit only): none is highest.
+        ValueError: rewards is not an array of numbers [B, K], or K is not a multiple of n.
+        FloatingPointError: a reward is NaN or infinite (checked outside of jit only).
     """
-    batch, rows = checks.check_array("rewards", rewards, "numbers", jnp.number, B=None, K=None)
-    _check_groups(rows, n)
+    batch, num = checks.check_array("rewards", rewards, "numbers", jnp.number, B=None, K=None)
+    _check_groups(num, n)
     check_values({"reward": rewards}, ("input", "hypothesis"))
-    best = jnp.argmax(rewards.reshape(batch, rows // n, n), axis=-1)
-    return best + n * jnp.arange(rows // n)
+    best = jnp.argmax(rewards.reshape(batch, num // n, n), axis=-1)
+    return best + n * jnp.arange(num // n)
 
 
-def _check_groups(rows: int, n: int) -> None:
-    checks.check("n", n, checks.whole(1))
-    if rows % n:
-        raise ValueError(f"best of n = {n}: the {rows} samples must be a multiple of n")
+def _check_groups(num_hypotheses: int, n: int) -> None:
+    checks.check("n", n, checks.integer(1))
+    if num_hypotheses % n:
+        raise ValueError(
+            f"best of n = {n}: the {num_hypotheses} samples must be a multiple of n; change n, or "
+            "the number of PRNG keys of each prompt."
+        )
 
 
 def keep(samples: Samples, index: Array) -> Samples:
-    """The hypotheses index[B, G] of samples [B, K]."""
-    gather = jax.vmap(lambda rows, at: rows[at])
+    """Gathers the hypotheses index[B, G] of samples [B, K]."""
+    gather = jax.vmap(lambda hypotheses, at: hypotheses[at])
     pick = lambda x: gather(x, index)
     scores = samples.scores
     parts = scores.part_log_prob
@@ -132,5 +137,5 @@ def keep(samples: Samples, index: Array) -> Samples:
 
 
 def kl_bound(n: int) -> float:
-    """log n − (n − 1)/n, in nats."""
+    """Returns the bound log n − (n − 1)/n on the KL divergence of best-of-n, in nats."""
     return float(np.log(n) - (n - 1) / n)

@@ -1,7 +1,8 @@
-"""Mutation: other instructions for the same document, from which evolutionary decoding explores.
+"""Mutates prompts for evolutionary decoding: other instructions, or edits of the document.
 
-DARWIN (Hung et al. 2024, arXiv 2406.15193) has a language model rewrite the instruction. The other
-mutators here need no model: a bank of templates, edits of the document, or no change at all.
+In DARWIN (Hung et al. 2024, arXiv 2406.15193) a language model rewrites the instruction
+(`Rewriter`). The other mutators need no model: they draw templates from a bank, edit the document,
+or copy the parent.
 
 Axes: B inputs.
 """
@@ -17,50 +18,57 @@ from jax import Array
 
 from dera_jax import checks
 from dera_jax.decoding.sampling import Sampling, check_sampling, sample
-from dera_jax.models.language_model import LanguageModel, Prompts, PyTree, narrowed, padded
+from dera_jax.models.language_model import (
+    LanguageModel,
+    Prompts,
+    PyTree,
+    pad_sequences,
+    trim_padding,
+)
 from dera_jax.prompts import DOCUMENT, KEYWORDS, Prompt, check_slots, check_template, fill
 from dera_jax.rewards.segmentation import words_of
 
-# The instruction comes first: a request that is too long loses its end.
+# The instruction comes first, because a request that is too long is cut at its end.
 REQUEST = (
     'Rewrite the instruction "{instruction}" in {number} different ways that all ask for the same. '
     "Answer with a numbered list from 1 to {number}."
 )
-RELEASED = Sampling(max_length=128, temperature=0.7, top_k=40)  # the length is ours
-_ASKED = 5  # rewrites in an answer, as in the release
-_TRIES = 8  # at an edit that no other child has
+# Temperature and top-k are those of the authors' release; max_length is this project's choice.
+RELEASED = Sampling(max_length=128, temperature=0.7, top_k=40)
+_REWRITES = 5  # rewrites requested in one response, as in the release
+_TRIES = 8  # attempts to draw an edit that no other child has
 _SENTENCE_END = re.compile(r"(?<=[.!?;])(\s+)")
 _NUMBER = re.compile(r"(?<!\S)([0-9]+)[.)](?!\S)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Offspring:
-    """What a mutator made of its parents.
+    """The mutated prompts of B parents.
 
     Attributes:
-        children: B lists of as many prompts as were asked for.
-        positions: int [B], token positions that the mutator's own model processed.
-        fallbacks: int [B], how many attempts could not be used and gave copies of the parent.
+        children: B lists of as many prompts as were requested.
+        forward_tokens: int [B], tokens processed by the mutator's own model.
+        fallbacks: int [B], number of failed mutations, which are replaced by copies of the parent.
     """
 
     children: list[list[Prompt]]
-    positions: np.ndarray
+    forward_tokens: np.ndarray
     fallbacks: np.ndarray
 
 
 class Mutator(Protocol):
-    """Makes new prompts of old ones. An input's children depend on its parent and its key alone."""
+    """Makes new prompts from parents. An input's children depend only on its parent and its key."""
 
     def __call__(self, parents: Sequence[Prompt], number: int, keys: Array) -> Offspring:
-        """`number` children of each of B parents, by keys [B] of (seed, example, generation)."""
+        """Makes `number` children of each of B parents, by PRNG keys [B]."""
 
 
-MUTATOR = checks.Check("a mutator, as the files of gin_configs/mutators give MUTATOR", callable)
+MUTATOR = checks.Check("a mutator, such as MUTATOR of a file in gin_configs/mutators", callable)
 
 
 @dataclasses.dataclass(frozen=True)
 class Unchanged:
-    """Copies of the parent: replacement without mutation."""
+    """Returns copies of the parent, for replacement without mutation."""
 
     def __call__(self, parents: Sequence[Prompt], number: int, keys: Array) -> Offspring:
         del keys
@@ -69,20 +77,20 @@ class Unchanged:
 
 @dataclasses.dataclass(frozen=True)
 class TemplateBank:
-    """Templates of a bank, each once before any is drawn again; document and keywords stay.
+    """Draws templates from a bank; document and keywords are unchanged.
 
-    The parent's own is not drawn, unless the bank has no other: the parent is no member of a
-    population.
+    Every template is drawn once before any is drawn again. The parent's own template is drawn only
+    if the bank has no other, since the parent is not a member of the population.
 
     Raises:
-        ValueError: the bank is empty, a template has no slot {document}, or (when called) a template
-            has the slot {keywords} and a parent has no keywords.
+        ValueError: the bank is empty, a template does not have exactly one slot {document}, or
+            (when called) a template has the slot {keywords} and a parent has no keywords.
     """
 
     templates: tuple[str, ...]
 
     def __post_init__(self):
-        checks.check_fields(self, templates=checks.several(checks.TEXT, "('{document}',)"))
+        checks.check_fields(self, templates=checks.sequence(checks.TEXT, "('{document}',)"))
         for template in self.templates:
             check_template(template, "TemplateBank")
 
@@ -101,71 +109,71 @@ class TemplateBank:
         if asking and without:
             raise ValueError(
                 f"TemplateBank: the template {asking[0]!r} has the slot {{keywords}}, and parent "
-                f"{without[0]} of the batch has no keywords; take the template out, or use a task "
+                f"{without[0]} of the batch has no keywords; remove the template, or use a task "
                 "with keywords."
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class InputEdits:
-    """Edits of the parent's document; template and keywords stay.
+    """Edits the parent's document; template and keywords are unchanged.
 
-    An edit is to drop a sentence, to move one elsewhere, or to keep only the sentences that have a
-    keyword as whole words in any case: drawn uniformly among those that change the document, then the
-    sentence and its new place uniformly; drawn again, a few times, if it gives what another child
-    has. White space around and between sentences keeps its places. A document that no edit changes
-    gives copies, each a fallback.
+    An edit drops a sentence, moves a sentence, or keeps only the sentences that contain a keyword
+    (as whole words, in any case). The edit is drawn uniformly among those that change the document,
+    then the sentence and its new position uniformly; all are drawn again, up to a limit, if the
+    result equals another child. White space around and between sentences keeps its position. A
+    document that no edit changes gives copies, each counted as a fallback.
     """
 
     def __call__(self, parents: Sequence[Prompt], number: int, keys: Array) -> Offspring:
         children, fallbacks = [], []
         for parent, rng in zip(parents, _generators(keys), strict=True):
-            texts = self._edited(parent, number, rng)
-            fallbacks.append(number - len(texts))
-            texts = texts or [parent.document] * number
-            children.append([dataclasses.replace(parent, document=x) for x in texts])
+            documents = self._edited(parent, number, rng)
+            fallbacks.append(number - len(documents))
+            documents = documents or [parent.document] * number
+            children.append([dataclasses.replace(parent, document=x) for x in documents])
         return _without_model(children, fallbacks)
 
     def _edited(self, parent: Prompt, number: int, rng: np.random.Generator) -> list[str]:
-        """`number` edited documents; none if no edit changes it."""
+        """Returns `number` edited documents, or none if no edit changes the document."""
         core = parent.document.strip()
         before, after = parent.document.split(core) if core else ("", "")
         sentences, gaps = split_sentences(core)
         edits = _edits(sentences, parent.keywords)
-        texts = []
+        documents = []
         for _ in range(number if edits else 0):
             for _ in range(_TRIES):
                 edit = edits[rng.integers(len(edits))]
-                text = before + _join(edit(rng, sentences), gaps) + after
-                if text not in texts:
+                document = before + _join(edit(rng, sentences), gaps) + after
+                if document not in documents:
                     break
-            texts.append(text)
-        return texts
+            documents.append(document)
+        return documents
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rewriter:
-    """A language model rewrites the instruction, all B in one call; document and keywords stay.
+    """Rewrites the instruction with a language model; document and keywords are unchanged.
 
-    As in the authors' release an answer is to be a numbered list of five, and several answers are
-    drawn where more children are asked for. Whatever cannot be read gives five copies of the parent
-    and is one fallback. A rewrite that has the slot {document} not once
-    gets it at its end.
+    As in the authors' release, the model is asked for a numbered list of five rewrites; several
+    responses are sampled if more children are requested. A response that cannot be parsed gives
+    five copies of the parent and counts as one fallback. The slot {document} is moved to the end of
+    a rewrite that does not have it exactly once. The requests of all B parents are one call.
 
     Attributes:
-        model: a language model, no mixture: a request has no λ.
-        params: its parameters.
-        encode: (text, max_tokens) -> token ids of a prompt, at most so many.
-        decode: token ids to text.
-        inputs: tokens of a request at most.
-        sampling: how to draw; `RELEASED` has the release's temperature and top-k.
-        request: what the model reads, with the slots {number} and {instruction}: the parent's
-            template without its slot {document}.
-        unsaid: the instruction of a template that is nothing but its slot.
+        model: a language model, not a mixture, since a request has no λ.
+        params: the model's parameters.
+        encode: (text, max_tokens) -> at most max_tokens token ids of a prompt.
+        decode: function from token ids to text.
+        inputs: maximum number of tokens of a request.
+        sampling: sampling settings; `RELEASED` has the release's temperature and top-k.
+        request: the model's prompt, with the slots {number} and {instruction}; the instruction is
+            the parent's template without its slot {document}.
+        default_instruction: the instruction to use for a template that consists of its slot only.
 
     Raises:
-        ValueError: the request lacks a slot, inputs is below 2, or the model does not say its end
-            tokens; when called, as `sample`.
+        ValueError: the request lacks a slot, `inputs` is below 2, or the model has no end token
+            ids; when called, as `sample`.
     """
 
     model: LanguageModel
@@ -175,62 +183,63 @@ class Rewriter:
     inputs: int
     sampling: Sampling = RELEASED
     request: str = REQUEST
-    unsaid: str = "summarize the text"
+    default_instruction: str = "summarize the text"
 
     def __post_init__(self):
         checks.check_fields(
             self,
             encode=checks.FUNCTION,
             decode=checks.FUNCTION,
-            inputs=checks.whole(2),  # a token and the end
+            inputs=checks.integer(2),  # a token and the end
             sampling=checks.instance(Sampling),
             request=checks.TEXT,
-            unsaid=checks.TEXT,
+            default_instruction=checks.TEXT,
         )
         check_sampling(self.sampling, self.model.vocab_size)
         check_slots(self.request, "Rewriter: the request", "{number}", "{instruction}")
         if not self.model.end_ids:
             raise ValueError(
-                "Rewriter.model does not say its end tokens; load it with a vocabulary"
+                "Rewriter.model has no end token ids: load it with its vocabulary "
+                "(load(path, vocabulary=...))."
             )
 
     def __call__(self, parents: Sequence[Prompt], number: int, keys: Array) -> Offspring:
-        each = min(_ASKED, number)
+        each = min(_REWRITES, number)
         calls = -(-number // each)
         requests = self._encode([self._request(parent, each) for parent in parents])
-        of_calls = jax.vmap(
+        split_keys = jax.vmap(
             lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(calls))
         )
-        samples = sample(self.model, self.params, requests, of_calls(keys), self.sampling)
+        samples = sample(self.model, self.params, requests, split_keys(keys), self.sampling)
         lengths = np.asarray(samples.lengths)
         lists = [
-            [parse_numbered(self.decode(x[:n].tolist()), each) for x, n in zip(*some, strict=True)]
-            for some in zip(np.asarray(samples.tokens), lengths, strict=True)
+            [parse_numbered(self.decode(x[:n].tolist()), each) for x, n in zip(*row, strict=True)]
+            for row in zip(np.asarray(samples.tokens), lengths, strict=True)
         ]
         children = [
-            [child for one in some for child in _rewritten(parent, one, each)][:number]
-            for parent, some in zip(parents, lists, strict=True)
+            [child for rewrites in row for child in _rewritten(parent, rewrites, each)][:number]
+            for parent, row in zip(parents, lists, strict=True)
         ]
-        fallbacks = np.array([sum(one is None for one in some) for some in lists])
+        fallbacks = np.array([sum(rewrites is None for rewrites in row) for row in lists])
         return Offspring(children, requests.lengths + np.sum(lengths, axis=1), fallbacks)
 
     def _request(self, parent: Prompt, number: int) -> str:
-        instruction = parent.template.replace(DOCUMENT, "").strip() or self.unsaid
+        instruction = parent.template.replace(DOCUMENT, "").strip() or self.default_instruction
         return fill(self.request, {"{number}": str(number), "{instruction}": instruction})
 
     def _encode(self, texts: Sequence[str]) -> Prompts:
         encoded = [self.encode(text, self.inputs) for text in texts]
-        return narrowed(Prompts(*padded(encoded, self.inputs)))
+        return trim_padding(Prompts(*pad_sequences(encoded, self.inputs)))
 
 
 def parse_numbered(text: str, number: int) -> list[str] | None:
-    """The items of a list "1. a 2. b" or "1) a 2) b", on lines of their own or all on one.
+    """Parses the items of a list "1. a 2. b" or "1) a 2) b", on one line or on several.
 
-    What stands before the first item is left out. A number followed by a point or a bracket within
-    an item cannot be told from the next item's, as SentencePiece keeps no lines.
+    Text before the first item is ignored. SentencePiece keeps no line breaks, so a number followed
+    by a period or bracket within an item cannot be distinguished from the start of the next item.
 
     Returns:
-        `number` texts, or None unless the list has exactly the numbers 1 to `number` in order, and
+        `number` strings, or None unless the list has exactly the numbers 1 to `number` in order and
         no empty item.
     """
     _, *parts = _NUMBER.split(text)
@@ -240,7 +249,7 @@ def parse_numbered(text: str, number: int) -> list[str] | None:
 
 
 def split_sentences(text: str) -> tuple[list[str], list[str]]:
-    """The n sentences of a text, and the n - 1 white spaces between them; nothing is lost.
+    """Splits a text into n sentences and the n - 1 white spaces between them, without loss.
 
     A sentence ends where one of . ! ? ; is followed by white space.
     """
@@ -249,7 +258,7 @@ def split_sentences(text: str) -> tuple[list[str], list[str]]:
 
 
 def _edits(sentences: list[str], keywords: Sequence[str]) -> list[Callable]:
-    """The edits that change a text of these sentences: functions of a generator and of them."""
+    """Returns the edits that change a text of these sentences, as functions (rng, sentences)."""
     kept = _with_keyword(sentences, keywords)
     edits = []
     if len(sentences) > 1:
@@ -262,7 +271,7 @@ def _edits(sentences: list[str], keywords: Sequence[str]) -> list[Callable]:
 
 
 def _join(sentences: Sequence[str], gaps: Sequence[str]) -> str:
-    """The text of these sentences with the first of the gaps between them."""
+    """Joins sentences with the first of the gaps between them."""
     ends = [*gaps[: len(sentences) - 1], ""]
     return "".join(x + end for x, end in zip(sentences, ends, strict=True))
 
@@ -273,9 +282,9 @@ def _drop(rng: np.random.Generator, sentences: list[str]) -> list[str]:
 
 
 def _move(rng: np.random.Generator, sentences: list[str]) -> list[str]:
-    """One sentence at another place. At least two must differ."""
+    """Moves a sentence to another position. At least two sentences must differ."""
     moved = sentences
-    while moved == sentences:  # a sentence that went past its equals only
+    while moved == sentences:  # repeat if a sentence was moved past equal ones only
         start, end = rng.choice(len(sentences), 2, replace=False)
         moved = sentences[:start] + sentences[start + 1 :]
         moved.insert(end, sentences[start])
@@ -283,34 +292,38 @@ def _move(rng: np.random.Generator, sentences: list[str]) -> list[str]:
 
 
 def _with_keyword(sentences: list[str], keywords: Sequence[str]) -> list[str]:
-    """The sentences in which the words of a keyword stand in a row, as for `KeywordCoverage`."""
+    """Returns the sentences with all words of some keyword in sequence, as `KeywordCoverage`."""
     spaced = lambda words: f" {' '.join(words)} "
-    asked = [spaced(words) for words in map(words_of, keywords) if words]
-    found = [spaced(words_of(x)) for x in sentences]
-    return [x for x, words in zip(sentences, found, strict=True) if any(k in words for k in asked)]
+    phrases = [spaced(words) for words in map(words_of, keywords) if words]
+    spaced_sentences = [spaced(words_of(x)) for x in sentences]
+    return [
+        x
+        for x, words in zip(sentences, spaced_sentences, strict=True)
+        if any(p in words for p in phrases)
+    ]
 
 
 def _rewritten(parent: Prompt, rewrites: list[str] | None, number: int) -> list[Prompt]:
     if rewrites is None:
         return [parent] * number
     bare = lambda rewrite: rewrite.replace(DOCUMENT, "").strip()
-    whole = [x if x.count(DOCUMENT) == 1 else f"{bare(x)} {DOCUMENT}" for x in rewrites]
-    return [dataclasses.replace(parent, template=x) for x in whole]
+    templates = [x if x.count(DOCUMENT) == 1 else f"{bare(x)} {DOCUMENT}" for x in rewrites]
+    return [dataclasses.replace(parent, template=x) for x in templates]
 
 
 def _deal(rng: np.random.Generator, size: int, number: int) -> np.ndarray:
-    """`number` draws from range(size), all of it before any comes again."""
+    """Draws `number` values from range(size), every value once before any is drawn again."""
     rounds = -(-number // size)
     return np.concatenate([rng.permutation(size) for _ in range(rounds)])[:number]
 
 
 def _generators(keys: Array) -> list[np.random.Generator]:
-    """A generator of each of keys [B]."""
+    """Returns a NumPy generator for each of keys [B]."""
     return [np.random.default_rng(data) for data in np.asarray(jax.random.key_data(keys))]
 
 
 def _without_model(
     children: list[list[Prompt]], fallbacks: Sequence[int] | None = None
 ) -> Offspring:
-    none = np.zeros(len(children), int)
-    return Offspring(children, none, none if fallbacks is None else np.array(fallbacks, int))
+    zeros = np.zeros(len(children), int)
+    return Offspring(children, zeros, zeros if fallbacks is None else np.array(fallbacks, int))

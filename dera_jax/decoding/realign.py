@@ -1,11 +1,13 @@
-"""Decoding-time realignment (DeRa): this is where λ enters, once.
+"""Implements decoding-time realignment (DeRa); λ enters the computation only in this module.
 
-From a reference π_ref and a model π aligned to it at KL strength β, the model that would have been
-aligned at β/λ is approximated token by token (Liu et al. 2024, arXiv 2402.02992, section 4):
+Given a reference policy π_ref and a policy π aligned from it with KL coefficient β, the policy that
+alignment with coefficient β/λ would give is approximated at every token (Liu et al. 2024, arXiv
+2402.02992, section 4):
 
     π_λ(· | x, y_<t) = softmax( λ·h_t + (1 − λ)·h_t^ref )
 
-λ = 0 is the reference, λ = 1 the aligned model, λ > 1 a weaker KL term than the one trained with.
+λ = 0 gives the reference policy and λ = 1 the aligned policy; λ > 1 approximates a policy trained
+with a smaller KL coefficient than β.
 
 Axes: B prompts, G values of λ for a prompt, K hypotheses, V vocabulary, M aligned models.
 """
@@ -25,32 +27,32 @@ from dera_jax.models.language_model import (
     Prompts,
     PyTree,
     State,
-    without_unused,
+    mask_unused_logits,
 )
 from dera_jax.partitioning import constrain
 
 LAMBDA = checks.number()
-LAMBDAS = checks.several(
-    checks.either(LAMBDA, checks.several(LAMBDA, example="(0.5, 0.5) for two aligned models")),
+LAMBDAS = checks.sequence(
+    checks.either(LAMBDA, checks.sequence(LAMBDA, example="(0.5, 0.5) for two aligned models")),
     example="(0.5,)",
 )
 
 
 def realign_logits(reference: Array, aligned: Sequence[Array], lam: Array) -> Array:
-    """h_λ = (1 − Σ_i λ_i)·h_ref + Σ_i λ_i·h_i, in float32.
+    """Combines logits as h_λ = (1 − Σ_i λ_i)·h_ref + Σ_i λ_i·h_i, in float32.
 
-    Written so, λ = 1 gives the aligned logits bit for bit; h_ref + λ·(h − h_ref) would not.
+    In this form λ = 1 gives the aligned logits bit for bit; h_ref + λ·(h − h_ref) would not.
 
     Args:
-        reference: [..., V].
-        aligned: M arrays [..., V]; finite, since 0·inf is not 0.
-        lam: [..., M], λ_i of each aligned model.
+        reference: logits [..., V] of the reference policy.
+        aligned: M arrays of logits [..., V]; they must be finite, since 0·inf is not 0.
+        lam: [..., M], the mixing coefficient λ_i of each aligned policy.
 
     Returns:
-        float32 [..., V].
+        The combined logits, float32 [..., V].
 
     Raises:
-        ValueError: λ of another number of models.
+        ValueError: the last axis of lam is not the number of aligned policies.
     """
     if np.shape(lam)[-1:] != (len(aligned),):
         raise ValueError(
@@ -65,11 +67,11 @@ def realign_logits(reference: Array, aligned: Sequence[Array], lam: Array) -> Ar
 
 @struct.dataclass
 class Mixed:
-    """What the state of a mixture keeps for each hypothesis.
+    """The `kept` leaves of a mixture's state, which follow each hypothesis.
 
     Attributes:
-        lam: float32 [B, K, M].
-        parts: what the state of each component model keeps.
+        lam: float32 [B, K, M], λ of each hypothesis.
+        parts: the `kept` leaves of each component model's state, reference first.
     """
 
     lam: Array
@@ -78,38 +80,40 @@ class Mixed:
 
 @dataclasses.dataclass(frozen=True)
 class Realigned:
-    """A reference and one or more aligned models as one `LanguageModel`.
+    """The realigned mixture of a reference model and M aligned models, as one `LanguageModel`.
 
-    Its parameters are a tuple, the reference's first. λ comes with the prompts, [B, G] or [B, G, M]
-    for M aligned models, so one call decodes any mix of λ; it then is part of the state.
+    The parameters are a tuple, reference first. λ comes with the prompts, [B, G] or [B, G, M], so
+    that one call decodes at any number of λ; `start` moves it into the state.
 
-    Tables of different sizes are padded with 0 to the largest; ids that a component does not have
-    are not produced.
+    Logits over vocabularies of different sizes are padded with 0 to the largest; ids that a
+    component lacks are never generated.
 
     Raises:
-        ValueError: no aligned model, or models that differ in their start token or end tokens.
+        ValueError: no aligned model is given, or the models' start tokens or end ids differ.
     """
 
     reference: LanguageModel
     aligned: tuple[LanguageModel, ...]
 
     def __post_init__(self):
-        models = checks.several(checks.having("step"), "(aligned_model,)", least=0)
+        models = checks.sequence(checks.with_attribute("step"), "(aligned_model,)", least=0)
         checks.check_fields(self, aligned=models)
         if not self.aligned:
-            raise ValueError("Realigned needs at least one aligned model.")
+            raise ValueError("Realigned.aligned needs at least one aligned model; found none.")
         for i, model in enumerate(self.aligned):
             for field in ("start_token", "end_ids"):
                 expected, found = getattr(self.reference, field), getattr(model, field)
-                unsaid = field == "end_ids" and () in (expected, found)
-                if expected != found and not unsaid:
+                unknown = field == "end_ids" and () in (expected, found)
+                if expected != found and not unknown:
                     raise ValueError(
                         f"Realigned: {field} of the reference is {expected}, "
-                        f"of aligned model {i} it is {found}; they must be equal."
+                        f"of aligned model {i} it is {found}; they must be equal: load models "
+                        "that share one vocabulary."
                     )
 
     @property
     def models(self) -> tuple[LanguageModel, ...]:
+        """The component models, reference first."""
         return (self.reference, *self.aligned)
 
     @property
@@ -118,11 +122,11 @@ class Realigned:
 
     @property
     def num_ids(self) -> int | None:
-        """The ids that all models have."""
-        known = min(
+        """The number of ids that all component models can produce; None if that is all V ids."""
+        common = min(
             model.vocab_size if model.num_ids is None else model.num_ids for model in self.models
         )
-        return None if known == self.vocab_size else known
+        return None if common == self.vocab_size else common
 
     @property
     def start_token(self) -> int | None:
@@ -134,7 +138,7 @@ class Realigned:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Those of the models that say them."""
+        """The end ids of the first component that names any; empty if none does."""
         return next((model.end_ids for model in self.models if model.end_ids), ())
 
     def check(self, prompts: Prompts, num_hypotheses: int) -> None:
@@ -165,7 +169,7 @@ class Realigned:
         return self._combine(state, params, feed)[0]
 
     def _combine(self, state: State, params: PyTree, feed: Callable) -> tuple[Output, State]:
-        """Feeds every model with its part of the state and mixes their logits."""
+        """Runs every component model on its part of the state and combines their logits."""
         logits, parts = [], []
         for i, model in enumerate(self.models):
             part = state.replace(
@@ -185,39 +189,42 @@ class Realigned:
             kept=state.kept.replace(parts=tuple(x.kept for x in parts)),
             cache=tuple(x.cache for x in parts),
         )
-        return without_unused(output, self.num_ids), state
+        return mask_unused_logits(output, self.num_ids), state
 
 
 def with_lam(state: State, lam: Array) -> State:
-    """The state of a mixture at other λ: the prefilled prompts serve any of them.
+    """Replaces λ in the state of a mixture, so that one prefill serves any λ.
 
     Args:
-        state: of `Realigned.start`.
-        lam: float32 [B, G] or [B, G, M], as of `Prompts`.
+        state: a state from `Realigned.start`.
+        lam: float32 [B, G] or [B, G, M], as in `Prompts.lam`.
+
+    Raises:
+        ValueError: lam is invalid, see `check_lam`.
     """
     *rows, num_aligned = state.kept.lam.shape
     return state.replace(kept=state.kept.replace(lam=_per_hypothesis(lam, rows, num_aligned)))
 
 
 def _per_hypothesis(lam: Array, rows: Sequence[int], num_aligned: int) -> Array:
-    """lam [B, G] or [B, G, M] -> float32 [B, K, M], each for K/G adjacent hypotheses of rows (B, K)."""
+    """Repeats lam [B, G] or [B, G, M] over K/G adjacent hypotheses: float32 [B, K, M]."""
     check_lam(lam, rows, num_aligned)
     lam = jnp.asarray(lam, jnp.float32).reshape(*lam.shape[:2], num_aligned)
     return constrain(jnp.repeat(lam, rows[1] // lam.shape[1], axis=1), "batch", None, None)
 
 
 def check_lam(lam: Array, rows: Sequence[int], num_aligned: int) -> None:
-    """Validates λ.
+    """Validates the mixing coefficients λ.
 
     Args:
-        lam: as of `Prompts`.
-        rows: B and K.
+        lam: as in `Prompts.lam`.
+        rows: (B, K), the number of prompts and of hypotheses of each.
         num_aligned: M.
 
     Raises:
-        ValueError: it is no array of numbers, its shape is not [B, G] (with one aligned model) or
-            [B, G, M] with a G that divides K, or it holds a value that is not finite (where
-            its values are known on this process).
+        ValueError: lam is not an array of numbers, its shape is not [B, G] (for one aligned model)
+            or [B, G, M] with G a divisor of K, or a value is not finite (checked if the values are
+            known on this process).
     """
     if not isinstance(lam, (np.ndarray, Array)) or not jnp.issubdtype(lam.dtype, jnp.number):
         raise ValueError(
@@ -228,10 +235,10 @@ def check_lam(lam: Array, rows: Sequence[int], num_aligned: int) -> None:
     fits = fits and lam.shape[0] == rows[0] and lam.shape[2:] in ((), (num_aligned,))
     if not fits or lam.shape[1] < 1 or rows[1] % lam.shape[1]:
         raise ValueError(
-            f"lam has shape {lam.shape}; expected [B, G] = [{rows[0]}, G] with a G that divides the "
-            f"{rows[1]} hypotheses of a prompt, and an axis M more for M aligned models, of which "
-            f"there are {num_aligned}."
+            f"lam has shape {lam.shape}; expected [B, G] = [{rows[0]}, G] where G divides the "
+            f"{rows[1]} hypotheses of a prompt, or [B, G, M] for M aligned models, of which there "
+            f"are {num_aligned}."
         )
     if checks.is_known(lam) and not np.isfinite(lam).all():
-        wrong = np.asarray(lam)[~np.isfinite(lam)]
-        raise ValueError(f"lam must be finite; found {wrong[0]}.")
+        not_finite = np.asarray(lam)[~np.isfinite(lam)]
+        raise ValueError(f"lam must be finite; found {not_finite[0]}.")

@@ -1,8 +1,8 @@
-"""The replacement of evolutionary decoding: survivors, donors, and adopted sequences.
+"""Replaces individuals in evolutionary decoding: survivors, donors, and re-prefilling of adopters.
 
 Source: Hung et al. 2024 (arXiv 2406.15193).
 
-Axes: B inputs, N individuals of each, L room for tokens, m tokens of a period.
+Axes: B inputs, N individuals of each, N' adopters of each, L cache length, m tokens per period.
 """
 
 import dataclasses
@@ -15,22 +15,23 @@ from jax import Array, lax
 from dera_jax.models.language_model import LanguageModel, PyTree, State, rewind, take
 from dera_jax.partitioning import top_k
 
-# Folded into a key; the draws of tokens fold in their slots.
+# Numbers folded into PRNG keys. Token draws fold in their cache slot, which is always smaller.
 AHEAD, _DONOR = 2**30, 2**30 + 1
 
 
 def replacement(rewards: Array, ended: Array, drawn: Array, survivors: int) -> tuple[Array, Array]:
-    """Which individuals survive, and whose sequence each goes on with.
+    """Selects the k survivors of each population, and a donor for every replaced individual.
 
     Args:
         rewards: float32 [B, N].
-        ended: bool [B, N]; who has ended is never replaced, but may be a donor.
-        drawn: int32 [B, N] in [0, survivors): which of the best, in the order of their rewards,
-            gives its sequence, if one has to adopt another's.
+        ended: bool [B, N]; an individual that has ended is never replaced, but may be a donor.
+        drawn: int32 [B, N] in [0, survivors), the rank by reward of the survivor that donates its
+            sequence if the individual is replaced.
         survivors: k.
 
     Returns:
-        survived bool [B, N], among the k best; donors int32 [B, N], oneself if not replaced.
+        survived bool [B, N], whether the individual is among the k best; donors int32 [B, N], the
+        individual's own index if it is not replaced.
     """
     _, best = top_k(rewards, survivors)
     own = jnp.arange(rewards.shape[-1])
@@ -38,25 +39,25 @@ def replacement(rewards: Array, ended: Array, drawn: Array, survivors: int) -> t
     return survived, jnp.where(survived | ended, own, jnp.take_along_axis(best, drawn, axis=-1))
 
 
-def draws(keys: Array, steps: Array, survivors: int) -> Array:
-    """int32 [B, N], uniform in [0, survivors), of keys[B, N] after so many tokens."""
+def draw_donors(keys: Array, steps: Array, survivors: int) -> Array:
+    """Draws int32 [B, N] uniformly from [0, survivors), by keys[B, N] after `steps` tokens."""
     draw = lambda key: jax.random.randint(fold_in(key, _DONOR, steps), (), 0, survivors)
     return jax.vmap(jax.vmap(draw))(keys)
 
 
 def fold_in(key: Array, *numbers: int | Array) -> Array:
-    """A key with numbers folded in, one after the other."""
+    """Folds the numbers into a PRNG key, one after the other."""
     return functools.reduce(jax.random.fold_in, numbers, key)
 
 
 @dataclasses.dataclass(frozen=True)
 class Adoption:
-    """Which individuals adopted another's sequence.
+    """The individuals that adopt another's sequence, and the sequences after replacement.
 
     Attributes:
-        adopted: bool [B, N]; at most N - survivors of each N.
-        tokens: int32 [B, N, L], the sequence that each individual goes on with.
-        steps: int32 [], tokens of these sequences, a multiple of m.
+        adopted: bool [B, N]; True for at most N - k individuals of each population.
+        tokens: int32 [B, N, L], the sequence that each individual continues.
+        steps: int32 [], number of tokens of these sequences, a multiple of m.
         survivors: k.
         period: m.
     """
@@ -68,10 +69,17 @@ class Adoption:
     period: int
 
 
-def re_prefilled(model: LanguageModel, params: PyTree, state: State, adoption: Adoption) -> State:
-    """The state of B·N prompts in which adopters have been fed their sequences but the last token.
+def re_prefill(model: LanguageModel, params: PyTree, state: State, adoption: Adoption) -> State:
+    """Rebuilds the caches of adopters by feeding adopted sequences under their own prompts.
 
-    Only N - k of each N prompts are fed, in blocks of m tokens.
+    A copy of the donor's cache would be wrong, since it was computed under the donor's prompt. The
+    last token of each sequence is not fed, since the next decoding step does that. N' = N - k
+    individuals of each population are processed, in blocks of m tokens; others keep their caches.
+
+    Args:
+        model, params: the language model and its parameters.
+        state: the model's state for B·N prompts.
+        adoption: the adopters and the sequences after replacement.
     """
     adopted, m = adoption.adopted, adoption.period
     _, index = top_k(adopted.astype(jnp.int32), adopted.shape[1] - adoption.survivors)
@@ -82,8 +90,8 @@ def re_prefilled(model: LanguageModel, params: PyTree, state: State, adoption: A
     fed = jnp.concatenate([first, tokens[..., :-1]], axis=-1)
 
     def feed(block: Array, state: State) -> State:
-        some = lax.dynamic_slice_in_dim(fed, block * m, m, axis=-1)
-        return model.extend(params, state, some)[1]
+        block_tokens = lax.dynamic_slice_in_dim(fed, block * m, m, axis=-1)
+        return model.extend(params, state, block_tokens)[1]
 
     blocks = jnp.where(jnp.any(adopted), adoption.steps // m, 0)
     rebuilt = lax.fori_loop(0, blocks, feed, rewind(adopters))
@@ -92,14 +100,14 @@ def re_prefilled(model: LanguageModel, params: PyTree, state: State, adoption: A
     return state.replace(cache=jax.tree.map(put, state.cache, rebuilt.cache))
 
 
-def _put(index: Array, is_new: Array, everyone: Array, some: Array) -> Array:
-    """everyone[B·N, ...] with some[B·N', ...] at index[B, N'] of each N, where is_new[B, N']."""
+def _put(index: Array, is_new: Array, population: Array, rebuilt: Array) -> Array:
+    """Writes rebuilt[B·N', ...] to index[B, N'] of population[B·N, ...] where is_new[B, N']."""
     batch = len(index)
-    grouped = everyone.reshape(batch, -1, *everyone.shape[1:])
-    some = some.reshape(batch, -1, *some.shape[1:])
+    grouped = population.reshape(batch, -1, *population.shape[1:])
+    rebuilt = rebuilt.reshape(batch, -1, *rebuilt.shape[1:])
 
-    def of_one(all: Array, at: Array, new: Array, is_new: Array) -> Array:
-        here = is_new.reshape(-1, *[1] * (new.ndim - 1))
-        return all.at[at].set(jnp.where(here, new, all[at]))
+    def put_in_one(old: Array, at: Array, new: Array, is_new: Array) -> Array:
+        mask = is_new.reshape(-1, *[1] * (new.ndim - 1))
+        return old.at[at].set(jnp.where(mask, new, old[at]))
 
-    return jax.vmap(of_one)(grouped, index, some, is_new).reshape(everyone.shape)
+    return jax.vmap(put_in_one)(grouped, index, rebuilt, is_new).reshape(population.shape)

@@ -1,4 +1,4 @@
-"""What is reported of every produced token: log-probabilities and KL.
+"""Computes the log-probabilities and KL that are reported for every generated token.
 
 Axes: B prompts, K hypotheses, T output length, V vocabulary, C component models.
 """
@@ -14,14 +14,17 @@ from dera_jax.models.language_model import Output
 
 @struct.dataclass
 class Tokens:
-    """What a step (each field [B, K]) or a whole decode ([B, K, T]) produced, per token.
+    """Generated tokens and their scores, of one step (fields [B, K]) or of a decode ([B, K, T]).
 
     Attributes:
-        token: int32; 0 after the end.
-        log_prob: under the model itself: untempered, untruncated (for a mixture, the mixture).
-        sampling_log_prob: under what was really sampled; 0 when greedy.
-        part_log_prob: [C, ...], under each component model, reference first; None for one model.
-        kl: KL(mixture ‖ reference) of the whole next-token distribution, in nats; None for one
+        token: int32; 0 after the end of the sequence.
+        log_prob: log-probability under the model (for a mixture, the realigned policy) at
+            temperature 1 and without truncation.
+        sampling_log_prob: log-probability under the tempered and truncated distribution that was
+            sampled; 0 for greedy decoding.
+        part_log_prob: [C, ...], log-probability under each component model, reference first; None
+            for a single model.
+        kl: KL(mixture ‖ reference) of the full next-token distribution, in nats; None for a single
             model. Its sum over a sequence estimates the sequence KL only at temperature 1 without
             truncation.
     """
@@ -34,9 +37,13 @@ class Tokens:
 
 
 def score_tokens(output: Output, logits: Array, token: Array, greedy: bool) -> Tokens:
-    """Log-probabilities and KL of token[B, K] (or [B, K, T], of `teacher_forced`'s output).
+    """Computes the log-probabilities and KL of token[B, K] (or [B, K, T] for `teacher_forced`).
 
-    logits[B, K, V] are those it was drawn from.
+    Args:
+        output: the model's logits [B, K, V], and those of its components.
+        logits: [B, K, V], tempered and truncated, from which the token was sampled.
+        token: the generated token ids.
+        greedy: whether the token was not sampled; its sampling log-probability is then 0.
     """
     at_token = lambda x: jnp.take_along_axis(x, token[..., None], axis=-1)[..., 0]
     log_probs = jax.nn.log_softmax(output.logits)
@@ -58,13 +65,14 @@ def score_tokens(output: Output, logits: Array, token: Array, greedy: bool) -> T
 
 
 def check_scores(scores: Tokens, lam: Array | None = None) -> None:
-    """Raise FloatingPointError, naming the place, for a score that is NaN or infinite.
-
-    Not inside of jit: there the values are not known yet.
+    """Validates that all scores are finite. Inside jit the values are not known and are skipped.
 
     Args:
-        scores: of hypotheses [B, K, T].
-        lam: of the prompts, [B, G] or [B, G, M], for the message.
+        scores: scores [B, K, T] of the hypotheses.
+        lam: λ of the prompts, [B, G] or [B, G, M], for the error message.
+
+    Raises:
+        FloatingPointError: a score is NaN or infinite; the message names input, hypothesis, token.
     """
     names = {
         "log-probability": scores.log_prob,

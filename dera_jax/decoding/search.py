@@ -1,8 +1,8 @@
-"""The driver of every search: begin, then explore, score and settle, until it is over.
+"""Runs reward-guided searches: begin, then rounds of explore, score and settle until the end.
 
-A search is its rules over this driver: beam search (`beam_search`) and evolution (`evolution`) are
-two. With a compiled reward the whole search is one compiled call. With a reward in Python it is
-called between compiled halves of a round, on all candidates of the round at once.
+A search algorithm is an implementation of `Rules`, such as beam search (`beam_search`) or evolution
+(`evolution`). With a compiled reward the whole search is one compiled call. A Python reward is
+called between the two compiled halves of a round, once for all candidates of the round.
 
 Axes: B prompts, R candidates of a prompt, T output length.
 """
@@ -20,74 +20,79 @@ from jax.experimental import multihost_utils
 
 from dera_jax import checks
 from dera_jax.models.language_model import LanguageModel, Prompts, PyTree
-from dera_jax.rewards.judge import Judge, score
-from dera_jax.rewards.protocol import Source, check_source, rewards_of
+from dera_jax.rewards.protocol import Source, call_reward, check_source
+from dera_jax.rewards.scoring import RewardScorer, score
 
 Progress = PyTree
 Candidates = tuple[Array, Array, Array]  # tokens [B, R, T], lengths and finished [B, R]
 
 
 class Rules(Protocol):
-    """The rules of a search. A pytree whose static fields and leaves are its settings."""
+    """A search algorithm: a pytree whose static fields and leaves are its settings."""
 
     def begin(
         self, model: LanguageModel, params: PyTree, prompts: Prompts, keys: Array
     ) -> Progress:
-        """The search before its first round."""
+        """Prefills the prompts and returns the progress before the first round."""
 
     def explore(
         self, model: LanguageModel, params: PyTree, progress: Progress
     ) -> tuple[PyTree, Candidates]:
-        """A round up to its scoring: what `settle` needs, and the sequences to score."""
+        """Runs a round up to its scoring; returns the input of `settle`, and the candidates."""
 
     def settle(
         self, model: LanguageModel, params: PyTree, explored: PyTree, rewards: Array
     ) -> Progress:
-        """The rest of the round, given rewards[B, R] of the candidates."""
+        """Completes the round, given rewards[B, R] of the candidates."""
 
     def is_over(self, progress: Progress) -> Array:
-        """bool [], whether no prompt of the batch needs another round."""
+        """Returns bool [], whether no prompt of the batch needs another round."""
 
     def result(self, progress: Progress) -> PyTree:
-        """What was found, once the search is over."""
+        """Returns the outputs of the search after its last round."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Guide:
-    """A reward with all that it needs to score sequences for B prompts.
+    """A reward function and the inputs with which it scores sequences for B prompts.
 
     Attributes:
-        judge: the reward and its parameters.
-        source: the B documents as compiled rewards know them.
-        documents: n <= B texts, for rewards in Python. The B - n prompts after them only fill the
-            batch: their sequences are not scored, and their reward is 0.
+        scorer: the reward and its parameters.
+        source: the B documents as arrays, for compiled rewards.
+        documents: n <= B documents as strings, for Python rewards. The last B - n prompts only fill
+            the batch: their sequences are not scored, and their reward is 0.
+
+    Raises:
+        ValueError: `scorer` or `source` has another type.
     """
 
-    judge: Judge
+    scorer: RewardScorer
     source: Source
     documents: Sequence[str] | None = None
 
     def __post_init__(self):
-        checks.check_fields(self, judge=checks.instance(Judge), source=checks.instance(Source))
+        checks.check_fields(
+            self, scorer=checks.instance(RewardScorer), source=checks.instance(Source)
+        )
 
     def check(self, batch: int) -> None:
-        """Raises ValueError unless the source is of B = `batch` documents, and the texts of at most B."""
+        """Raises ValueError unless `source` has B = `batch` documents and `documents` at most B."""
         check_source(self.source, batch, "Guide.source")
-        texts = self.documents
-        if texts is not None and (isinstance(texts, str) or len(texts) > batch):
-            found = "one string" if isinstance(texts, str) else f"{len(texts)} of them"
+        documents = self.documents
+        if documents is not None and (isinstance(documents, str) or len(documents) > batch):
+            found = "one string" if isinstance(documents, str) else f"{len(documents)} of them"
             raise ValueError(
                 f"Guide.documents must be a list of at most B = {batch} texts; found {found}."
             )
 
     def score(self, candidates: Candidates) -> tuple[Array, Mapping[str, Array]]:
-        """Rewards float32 [B, R] and their named parts [B, R]; raises as the judge."""
-        judge, batch = self.judge, len(candidates[0])
-        if not judge.reward.on_host:
-            return score(judge.reward, judge.params, self.source, *candidates)
+        """Returns rewards float32 [B, R] and their named parts [B, R]; raises as the scorer."""
+        scorer, batch = self.scorer, len(candidates[0])
+        if not scorer.reward.on_host:
+            return score(scorer.reward, scorer.params, self.source, *candidates)
         n = batch if self.documents is None else len(self.documents)
         source, candidates = jax.tree.map(lambda x: x[:n], (self.source, candidates))
-        scored = judge(source, self.documents, *candidates)
+        scored = scorer(source, self.documents, *candidates)
         return jax.tree.map(lambda x: np.pad(x, [(0, batch - n), (0, 0)]), scored)
 
 
@@ -99,22 +104,22 @@ def search(
     keys: Array,
     guide: Guide | None,
 ) -> PyTree:
-    """Runs a search to its end, and returns the `result` of its rules.
+    """Runs a search to its end and returns the `result` of its rules.
 
     Args:
-        rules: of the search.
-        model, params, prompts, keys: as its rules take them.
-        guide: the reward; None if no sequence needs one.
+        rules: the search algorithm.
+        model, params, prompts, keys: the arguments of the rules.
+        guide: the reward; None if the search needs none.
 
     Raises:
-        What a reward in Python raises.
+        Exception: whatever a Python reward raises.
     """
     if guide is None:
         return _compiled(rules, model, params, prompts, keys, None, None, None)
-    judge = guide.judge
-    if not judge.reward.on_host:
-        reward = judge.reward, judge.params, guide.source
-        return _compiled(rules, model, params, prompts, keys, *reward)
+    scorer = guide.scorer
+    if not scorer.reward.on_host:
+        reward_inputs = scorer.reward, scorer.params, guide.source
+        return _compiled(rules, model, params, prompts, keys, *reward_inputs)
     progress, over = _begin(rules, model, params, prompts, keys), False
     while not over:
         explored, candidates = _explore(rules, model, params, progress)
@@ -130,7 +135,7 @@ def _compiled(rules: Rules, model, params, prompts, keys, reward, reward_params,
         explored, candidates = rules.explore(model, params, progress)
         rewards = jnp.zeros(candidates[1].shape)
         if reward is not None:
-            rewards = rewards_of(reward, reward_params, source, *candidates)
+            rewards = call_reward(reward, reward_params, source, *candidates)
         return rules.settle(model, params, explored, rewards)
 
     progress = rules.begin(model, params, prompts, keys)
@@ -159,7 +164,7 @@ def _result(rules: Rules, progress) -> PyTree:
 
 
 def _everywhere(over: Array) -> bool:
-    """Whether it is over on all processes: each runs as many rounds as the others."""
+    """Returns whether the search is over on all processes, which must run equally many rounds."""
     if jax.process_count() == 1:
         return bool(over)
     return bool(np.all(multihost_utils.process_allgather(over)))

@@ -1,33 +1,36 @@
-"""What turns logits into the distribution that is sampled: end masks, temperature, truncation.
+"""Masks and truncates next-token logits before sampling: end-token mask, top-k, top-p.
 
-All of it comes after λ has combined the models. Axes: ... rows, V vocabulary.
+`sampling.sampling_logits` applies these transforms and the temperature after λ has combined the
+models' logits.
+
+Axes: ... any leading axes, V vocabulary, E tokens.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-NEVER = jnp.finfo(jnp.float32).min  # finite: a row with nothing left is uniform, not NaN
+NEVER = jnp.finfo(jnp.float32).min  # finite: softmax of fully masked logits is uniform, not NaN
 
 
 def forbid(logits: Array, tokens: Array, where: Array) -> Array:
-    """Rules tokens[E] out in the rows of logits[..., V] where `where`[...] holds."""
-    is_one = jnp.any(jnp.arange(logits.shape[-1])[:, None] == tokens, axis=-1)
-    return jnp.where(where[..., None] & is_one, NEVER, logits)
+    """Masks tokens[E] in logits[..., V] wherever `where`[...] is True."""
+    is_masked = jnp.any(jnp.arange(logits.shape[-1])[:, None] == tokens, axis=-1)
+    return jnp.where(where[..., None] & is_masked, NEVER, logits)
 
 
 def _ordered_bits(x: Array) -> Array:
-    """uint32 that compare as the float32 `x` do."""
+    """Maps float32 to uint32 such that the order is preserved."""
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     sign = jnp.uint32(1 << 31)
     return jnp.where(bits & sign, ~bits, bits | sign)
 
 
 def _keep_heaviest(logits: Array, weights: Array, target: Array) -> Array:
-    """Keeps the fewest largest logits[..., V] whose weights sum to at least target[...].
+    """Keeps the largest logits[..., V], as few as have weights that sum to at least target[...].
 
-    The threshold is found bit by bit: 32 sums over V, no sort, and `target` can be traced. Logits
-    that equal the threshold are all kept.
+    The threshold is found bit by bit with 32 sums over V, so no sort is needed and `target` can
+    be traced. All logits that equal the threshold are kept.
     """
     ordered = _ordered_bits(logits)
 
@@ -42,13 +45,13 @@ def _keep_heaviest(logits: Array, weights: Array, target: Array) -> Array:
 
 
 def top_k(logits: Array, k: Array) -> Array:
-    """Keeps the k[...] largest logits of each row (ties with the k-th are kept too)."""
+    """Keeps the k[...] largest of logits[..., V]; ties with the k-th largest are kept too."""
     return _keep_heaviest(logits, jnp.ones_like(logits), k)
 
 
 def top_p(logits: Array, p: Array) -> Array:
     """Keeps the smallest nucleus of probability at least p[...] (Holtzman et al. 2020).
 
-    p = 1 keeps every token, also those whose probability is lost in float32's rounding.
+    p = 1 keeps every token, including those whose probability is lost in float32 rounding.
     """
     return _keep_heaviest(logits, jax.nn.softmax(logits), jnp.where(p < 1, p, jnp.inf))

@@ -1,6 +1,6 @@
-"""Best-of-n beside DeRa: what reward n samples buy, and what it costs in KL at most.
+"""Compares best-of-n with DeRa: mean reward against an upper bound on the KL to the reference.
 
-Axes: B documents, K samples at one λ.
+Axes: K samples of one document at one λ.
 """
 
 import dataclasses
@@ -9,51 +9,55 @@ from pathlib import Path
 
 import numpy as np
 
-from dera_jax import checks, json_files
+from dera_jax import checks
 from dera_jax.decoding.best_of_n import kl_bound, winners
-from dera_jax.evaluation import plots, sweep
-from dera_jax.evaluation.jobs import Decoding
-from dera_jax.evaluation.tables import in_columns, write_csv
+from dera_jax.evaluation import plots, sweep_tables
+from dera_jax.evaluation.pair_sweep import PairSweep
+from dera_jax.evaluation.tables import align_columns, write_csv
+from dera_jax.files import json_files
 
-_SHOWN = ("reward", "length", "rouge1", "rouge2", "rougeL")
+_COLUMNS = ("reward", "length (tokens)", "ROUGE-1", "ROUGE-2", "ROUGE-L")
 
 
 @dataclasses.dataclass(frozen=True)
 class BestOf:
-    """Samples once, and keeps the best of every n for each n.
+    """Decodes a λ sweep once and evaluates best-of-n on its samples for several n.
 
     Attributes:
-        decoding: the pair, documents, λ values and reward; num_samples are the most there can be
-            of.
-        sizes: the n, each a divisor of num_samples.
+        decoding: the model pair, documents, λ values and reward; its num_samples is the largest
+            possible n.
+        sizes: the values of n, each a divisor of num_samples.
 
     Raises:
-        ValueError: no reward, greedy texts, or an n that does not divide the number of samples.
+        ValueError: there is no reward, decoding is greedy, a size is repeated or not a positive
+            integer, or it does not divide the number of samples.
     """
 
-    decoding: Decoding
-    sizes: tuple[int, ...] = (1, 2, 4, 8, 16)
+    decoding: PairSweep
+    sizes: tuple[int, ...]
 
     def __post_init__(self):
-        checks.check_fields(self, decoding=checks.instance(Decoding))
-        settings = self.decoding.sweep
-        if settings.sampling.greedy:
-            raise ValueError("best-of-n of greedy texts: all n are the same; sample them")
-        if settings.reward is None:
-            raise ValueError("best-of-n needs a reward to tell the best by")
-        checks.check_fields(self, sizes=checks.several(checks.whole(1), "(1, 2, 4)"))
+        checks.check_fields(self, decoding=checks.instance(PairSweep))
+        sweep = self.decoding.sweep
+        if sweep.sampling.greedy:
+            raise ValueError(
+                "BestOf needs Sampling.greedy = False: all n greedy outputs of a prompt are equal"
+            )
+        if sweep.reward is None:
+            raise ValueError("BestOf needs a reward to rank the n samples; set Sweep.reward")
+        checks.check_fields(self, sizes=checks.sequence(checks.integer(1), "(1, 2, 4)"))
         checks.check_distinct("BestOf.sizes", self.sizes)
-        bad = [n for n in self.sizes if settings.num_samples % n]
+        bad = [n for n in self.sizes if sweep.num_samples % n]
         if bad:
             raise ValueError(
-                f"BestOf.sizes must divide Sweep.num_samples ({settings.num_samples}); found {bad}"
+                f"BestOf.sizes must divide Sweep.num_samples ({sweep.num_samples}); found {bad}"
             )
 
     def run(self, folder: Path) -> dict[str, object]:
-        """Writes all samples (see `shards`), best_of_n.json, .csv and .png; resumes.
+        """Writes all samples (see `record_store`) and best_of_n.json, .csv and .png; resumes.
 
         Returns:
-            The rows of `table`.
+            `documents`, the number of documents, and `best_of`, the rows of `table` for all n.
         """
         records = self.decoding.load().decode(self.decoding.sweep, folder)
         rows = [row for n in self.sizes for row in table(records, n)]
@@ -64,50 +68,53 @@ class BestOf:
         return {"documents": len(records), "best_of": rows}
 
 
-def best(records: Sequence[dict], n: int) -> list[dict]:
-    """The records with the winner of every n samples of a λ only.
+def best_records(records: Sequence[dict], n: int) -> list[dict]:
+    """Returns copies of the records that hold only the best of every n samples at each λ.
 
-    All K samples are used: K/n winners for each document and λ, whose mean estimates the mean reward
-    of best-of-n without bias.
+    All K samples are used. The mean over the K/n winners of each document and λ is an unbiased
+    estimate of the mean reward of best-of-n.
     """
     return [record | {"samples": _winners(record["samples"], n)} for record in records]
 
 
 def _winners(samples: Sequence[dict], n: int) -> list[dict]:
-    """Samples of one λ stand together, so groups of n never mix two."""
+    """Returns the best of every n samples of one document; no group of n mixes two λ."""
+    # The samples of one λ are adjacent in a record, and n divides their number.
     rewards = np.array([[s["reward"] for s in samples]])
     return [samples[i] for i in np.asarray(winners(rewards, n))[0]]
 
 
 def table(records: Sequence[dict], n: int) -> list[dict]:
-    """The rows of `sweep.table` over winners, with n and two KL columns, in nats.
+    """Returns the rows of `sweep_tables.table` for best-of-n, with n and two KL bounds in nats.
 
-    kl_bound is that of best-of-n from what it samples from, π (at λ, temperature and truncation
-    included); kl_most that from the reference, whose last term the winners estimate:
+    kl_bound bounds the KL of best-of-n, π_n, to the policy π that it samples from (the policy at λ,
+    with temperature and truncation; see `decoding.best_of_n`). kl_most bounds its KL to the
+    reference; the expectation is estimated by the mean over the winners:
 
         KL(π_n ‖ π_ref) = KL(π_n ‖ π) + E_{π_n}[log π/π_ref] ≤ kl_bound + E_{π_n}[log π/π_ref]
     """
-    kept = best(records, n)
+    winning_records = best_records(records, n)
     rows = []
-    for row in sweep.table(kept):
+    for row in sweep_tables.table(winning_records):
         ratios = [
             s["sampling_log_prob"] - s["part_log_probs"][0]
-            for record in kept
+            for record in winning_records
             for s in record["samples"]
             if s["lam"] == row["lam"]
         ]
         bound = kl_bound(n)
-        others = {key: x for key, x in row.items() if not key.startswith("kl")}
-        rows.append({"n": n, "kl_bound": bound, "kl_most": bound + float(np.mean(ratios))} | others)
+        columns = {key: x for key, x in row.items() if not key.startswith("kl")}
+        bounds = {"kl_bound": bound, "kl_most": bound + float(np.mean(ratios))}
+        rows.append({"n": n} | bounds | columns)
     return rows
 
 
 def format_table(rows: Sequence[dict]) -> str:
-    """For a terminal, with ± half widths of 95 % intervals."""
-    head = ["λ", "n", "KL bound", "KL at most", *_SHOWN]
+    """Formats the rows of `table` for a terminal."""
+    head = ["λ", "n", "KL(π_n ‖ π) ≤", "KL(π_n ‖ π_ref) ≤", *_COLUMNS]
     lines = [
         [f"{row['lam']:g}", str(row["n"]), f"{row['kl_bound']:.2f}", f"{row['kl_most']:.2f}"]
-        + [sweep.cell(row, key) for key in _SHOWN]
+        + [sweep_tables.format_cell(row, sweep_tables.COLUMNS[title]) for title in _COLUMNS]
         for row in rows
     ]
-    return in_columns([head, *lines])
+    return f"{align_columns([head, *lines])}\nKL bounds in nats. {sweep_tables.INTERVAL_NOTE}"

@@ -1,9 +1,9 @@
-"""Choosing λ, and with it the β = β₀/λ worth retraining with: the second use of DeRa in its paper.
+"""Chooses λ by decoding, and with it the KL coefficient β = β₀/λ for a later training run.
 
-A sweep over a coarse grid of λ, then over finer ones around the best λ so far. The encoder works
-once: later sweeps start from its output.
+A first sweep covers a coarse grid of λ; later sweeps refine the grid around the best λ so far. The
+prompts are prefilled once, and all sweeps start from the same model states.
 
-Source: Liu et al. 2024 (arXiv 2402.02992).
+Source: Liu et al. 2024 (arXiv 2402.02992), the second use of DeRa in the paper.
 """
 
 import dataclasses
@@ -12,25 +12,28 @@ from pathlib import Path
 
 import numpy as np
 
-from dera_jax import checks, json_files
+from dera_jax import checks
 from dera_jax.decoding.realign import LAMBDA
-from dera_jax.evaluation import plots, sweep
-from dera_jax.evaluation.jobs import Decoding
+from dera_jax.evaluation import plots, sweep_tables
+from dera_jax.evaluation.pair_sweep import PairSweep
 from dera_jax.evaluation.tables import write_csv
+from dera_jax.files import json_files
 
-_OF_PAIRS = {"rollouts": 2, "epochs": 1, "minibatches": 1}  # DPO's updates: both texts of each pair
+# For DPO, whose card has no `updates`: a pair has two sequences, and a step is one update.
+_DPO_UPDATES = {"rollouts": 2, "epochs": 1, "minibatches": 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """The best mean reward among the λ that keep one limit.
+    """Selects the λ with the highest mean reward among those that satisfy one constraint.
 
     Attributes:
-        max_kl: nats per text from the reference, at most.
-        min_rouge_l: share of the reference's ROUGE-L, at least.
+        max_kl: upper limit of the mean KL to the reference, in nats per sequence.
+        min_rouge_l: lower limit of ROUGE-L, as a fraction of the reference's, in [0, 1].
 
     Raises:
-        ValueError: both limits, or neither, or one that the reference itself does not keep.
+        ValueError: both limits or neither are set, or the reference itself would violate the limit
+            (max_kl < 0 or min_rouge_l > 1).
     """
 
     max_kl: float | None = None
@@ -44,33 +47,38 @@ class Rule:
         )
         if (self.max_kl is None) == (self.min_rouge_l is None):
             raise ValueError(
-                "Rule needs one limit, max_kl or min_rouge_l; "
+                "Rule needs exactly one limit, max_kl or min_rouge_l; "
                 f"found max_kl={self.max_kl} and min_rouge_l={self.min_rouge_l}"
             )
 
     def __str__(self) -> str:
         if self.max_kl is not None:
-            return f"best mean reward with at most {self.max_kl:g} nats from the reference"
-        return f"best mean reward with at least {self.min_rouge_l:.0%} of the reference's ROUGE-L"
+            return f"highest mean reward with KL to the reference at most {self.max_kl:g} nats"
+        return (
+            f"highest mean reward with at least {self.min_rouge_l:.0%} of the reference's ROUGE-L"
+        )
 
     def limit(self, reference: Mapping) -> tuple[str, float]:
-        """What is limited, and its limit; `reference` is the row of λ = 0 of `sweep.table`.
+        """Returns the name of the limited column and the value of its limit.
+
+        Args:
+            reference: the row of λ = 0 of `sweep_tables.table`.
 
         Raises:
-            ValueError: the reference's ROUGE-L is 0, so that every λ would keep the limit.
+            ValueError: the reference's ROUGE-L is 0, so that every λ would satisfy the limit.
         """
         if self.max_kl is not None:
             return "kl", self.max_kl
         if not reference["rougeL"] > 0:
             raise ValueError(
                 f"Rule.min_rouge_l={self.min_rouge_l}: the reference's ROUGE-L is "
-                f"{reference['rougeL']:g}, so every λ would keep this limit. Are there human "
-                "summaries, in the language of the generated ones? Or limit max_kl (MAX_KL)."
+                f"{reference['rougeL']:g}, so every λ would satisfy this limit. Check that there are "
+                "human summaries in the language of the outputs, or limit max_kl (MAX_KL)."
             )
         return "rougeL", self.min_rouge_l * reference["rougeL"]
 
     def allows(self, row: Mapping, reference: Mapping) -> bool:
-        """Whether a row keeps the limit; the reference does, though rounding may say otherwise."""
+        """Returns whether a row satisfies the limit; λ = 0 always does, whatever rounding gives."""
         if row["lam"] == 0:
             return True
         key, bound = self.limit(reference)
@@ -79,65 +87,65 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A run that chooses λ.
+    """Chooses λ by sweeps from a coarse grid to finer ones.
 
     Attributes:
-        decoding: the pair, the documents (of validation: test is for what was chosen), and the
-            coarse grid of λ, 0 among them.
-        rule: what is best.
-        rounds: finer grids after the coarse one, each as large as it.
+        decoding: the model pair, the documents (validation documents, so that the test split stays
+            unseen), the reward, and the coarse grid of λ, which must contain 0.
+        rule: the criterion by which λ is chosen.
+        rounds: number of refined grids after the coarse one; each has as many λ as the coarse one.
 
     Raises:
-        ValueError: no reward, a grid of one λ, without λ = 0 or with negative λ, or a number of
-            rounds that is none.
+        ValueError: there is no reward; the grid has a single λ, no λ = 0, a negative λ or vectors
+            of λ; or `rounds` is not an integer of at least 0.
     """
 
-    decoding: Decoding
+    decoding: PairSweep
     rule: Rule
     rounds: int
 
     def __post_init__(self):
         checks.check_fields(
             self,
-            decoding=checks.instance(Decoding),
+            decoding=checks.instance(PairSweep),
             rule=checks.instance(Rule),
-            rounds=checks.whole(0),
+            rounds=checks.integer(0),
         )
         checks.check(
-            "Sweep.lams", self.decoding.sweep.lams, checks.several(LAMBDA, "(0.0, 1.0)", 2)
+            "Sweep.lams", self.decoding.sweep.lams, checks.sequence(LAMBDA, "(0.0, 1.0)", 2)
         )
         if self.decoding.sweep.reward is None:
-            raise ValueError("Choice needs a reward: there is nothing to choose by without one")
+            raise ValueError("Choice needs a reward to choose λ by; set Sweep.reward")
         if min(self.decoding.sweep.lams) != 0:
             raise ValueError(
-                "Choice needs a grid from λ = 0, the reference, upwards; "
-                f"found {self.decoding.sweep.lams}"
+                "Choice needs a grid that starts from λ = 0 (the reference) and has no negative λ; "
+                f"found Sweep.lams = {self.decoding.sweep.lams}"
             )
 
     def run(self, folder: Path) -> dict[str, object]:
-        """Sweeps coarse to fine; leaves each round's records, choice.csv and choice.png in `folder`.
+        """Runs all sweeps; writes each round's records and choice.json, .csv and .png.
 
         Returns:
-            lam; beta (None for λ = 0: no β is better than no training); the chosen row; all rows;
-            what the same grid would cost in training.
+            `rule` in words; `lam`; `beta`, None for λ = 0, where no β is worth training; and
+            `training_the_grid`, see `training_cost`.
         """
         inputs = self.decoding.load()
         card = inputs.pair.cards[1]
         _check_card(card, self.decoding.aligned)
-        rows, reference, prefills, settings = [], None, {}, self.decoding.sweep
+        rows, reference, prefills, sweep = [], None, {}, self.decoding.sweep
         for number in range(self.rounds + 1):
-            records = inputs.decode(settings, folder / f"round_{number}", prefills)
-            table = sweep.table(records)
-            reference = reference or table[0]  # λ = 0
+            records = inputs.decode(sweep, folder / f"round_{number}", prefills)
+            table = sweep_tables.table(records)
+            reference = reference or table[0]  # λ = 0, in the first round's grid
             rows += [
                 row | {"round": number, "allowed": self.rule.allows(row, reference)}
                 for row in table
             ]
             best = choose(rows)
-            lams = refine([row["lam"] for row in rows], best["lam"], len(settings.lams))
+            lams = refine([row["lam"] for row in rows], best["lam"], len(sweep.lams))
             if len({*lams, *(row["lam"] for row in rows)}) < len(lams) + len(rows):
-                break  # the grid is as fine as `refine` makes it
-            settings = dataclasses.replace(settings, lams=lams)
+                break  # rounded to 4 digits, a λ repeats: the grid cannot be refined further
+            sweep = dataclasses.replace(sweep, lams=lams)
         rows.sort(key=lambda row: row["lam"])
         beta = card["beta"] / best["lam"] if best["lam"] else None
         cost = training_cost(card, [row["lam"] for row in rows])
@@ -146,19 +154,19 @@ class Choice:
         json_files.write(folder / "choice.json", result)
         write_csv(folder / "choice.csv", rows)
         plots.plot_choice(rows, best, self.rule.limit(reference), folder / "choice.png")
-        print(sweep.format_table(rows))
-        print("\n".join(sentences(result)))
+        print(sweep_tables.format_table(rows))
+        print("\n".join(describe_choice(result)))
         return {key: result[key] for key in ("rule", "lam", "beta", "training_the_grid")}
 
 
 def choose(rows: Sequence[Mapping]) -> Mapping:
-    """The allowed row of the highest mean reward; of equals the one of the smallest λ."""
+    """Returns the allowed row with the highest mean reward; ties go to the smallest λ."""
     allowed = [row for row in rows if row["allowed"]]
     return max(allowed, key=lambda row: (row["reward"], -row["lam"]))
 
 
 def refine(lams: Sequence[float], best: float, count: int) -> tuple[float, ...]:
-    """`count` new λ between `best` and its neighbours among `lams`, evenly on either side."""
+    """Returns `count` new λ, evenly spaced between `best` and its neighbours among `lams`."""
     lower = sorted(lam for lam in lams if lam < best)
     upper = sorted(lam for lam in lams if lam > best)
     sides = lower[-1:] + upper[:1]
@@ -168,49 +176,51 @@ def refine(lams: Sequence[float], best: float, count: int) -> tuple[float, ...]:
 
 
 def training_cost(card: Mapping, lams: Sequence[float]) -> dict[str, int]:
-    """What it would take to train a model for every λ other than 0 and 1, each like the aligned one.
+    """Returns the cost of training a model for every λ other than 0 and 1, each as `card` says.
 
     Returns:
-        runs; texts learnt from in all of them; updates of the parameters.
+        `runs`, the number of runs; `texts`, the sequences trained on in all runs; and `updates`,
+        their parameter updates.
     """
     runs = len(set(lams) - {0.0, 1.0})
-    use = card.get("updates", _OF_PAIRS)
+    updates = card.get("updates", _DPO_UPDATES)
     return {
         "runs": runs,
-        "texts": runs * card["step"] * card["data"]["batch_size"] * use["rollouts"],
-        "updates": runs * card["step"] * use["epochs"] * use["minibatches"],
+        "texts": runs * card["step"] * card["data"]["batch_size"] * updates["rollouts"],
+        "updates": runs * card["step"] * updates["epochs"] * updates["minibatches"],
     }
 
 
-def sentences(result: Mapping) -> list[str]:
-    """The choice, in words."""
+def describe_choice(result: Mapping) -> list[str]:
+    """Describes the choice in sentences for a terminal."""
     rows, chosen, cost = result["rows"], result["chosen"], result["training_the_grid"]
     decoded = sum(row["samples"] for row in rows)
     saved = (
-        f"{len(rows)} λ were tried by decoding {decoded:,} texts; as runs like the aligned model's "
-        f"they would be {cost['runs']} with {cost['texts']:,} texts and {cost['updates']:,} updates."
+        f"{len(rows)} λ were evaluated by decoding {decoded:,} sequences. Training a model for "
+        f"each would take {cost['runs']} runs like the aligned model's, with {cost['texts']:,} "
+        f"sequences and {cost['updates']:,} parameter updates."
     )
     if result["beta"] is None:
         return [f"{result['rule']}: λ = 0, the reference itself; no β is worth training.", saved]
     error = chosen["reward_ci95"]
     interval = "" if error is None else f" ± {error:.3f}"
-    what = f"mean reward {chosen['reward']:.3f}{interval}, {chosen['kl']:.2f} nats"
-    what = f"{what}, ROUGE-L {chosen['rougeL']:.1f}"
+    metrics = f"mean reward {chosen['reward']:.3f}{interval}, KL {chosen['kl']:.2f} nats"
+    metrics = f"{metrics}, ROUGE-L {chosen['rougeL']:.1f}"
     ratio = f"{result['beta_0']:g}/{chosen['lam']:g} = {result['beta']:.4g}"
-    found = [
-        f"{result['rule']}: λ = {chosen['lam']:g} ({what}).",
+    lines = [
+        f"{result['rule']}: λ = {chosen['lam']:g} ({metrics}).",
         f"Decode at this λ, or retrain with β = β₀/λ = {ratio}.",
         saved,
     ]
     if chosen["lam"] == rows[-1]["lam"]:
-        found.append("It is the largest λ tried: a grid that goes further may find a better one.")
-    return found
+        lines.append("This is the largest λ tried; a grid with larger λ may contain a better one.")
+    return lines
 
 
 def _check_card(card: Mapping, folder: str) -> None:
     missing = [key for key in ("beta", "step", "data") if key not in card]
     if missing:
         raise ValueError(
-            f"{folder}/card.json does not say {' nor '.join(map(repr, missing))}: choosing β = β₀/λ "
-            "needs to know how the aligned model was trained"
+            f"{folder}/card.json does not say {' nor '.join(map(repr, missing))}, needed for "
+            "β = β₀/λ and the cost of training; use a model aligned by this package, or add them"
         )

@@ -1,4 +1,4 @@
-"""How long the texts of a model are, and what length reward and β follow from that.
+"""Surveys the output lengths of a model, and derives a length reward and its β from them.
 
 Axes: n documents, K samples of each.
 """
@@ -10,62 +10,77 @@ from pathlib import Path
 import numpy as np
 
 from dera_jax import checks
-from dera_jax.checkpoints.loading import MODEL, Loaded, loaded
-from dera_jax.evaluation.jobs import SPLIT, Split
+from dera_jax.checkpoints.loading import MODEL, LoadedModel, ensure_loaded
+from dera_jax.data.splits import SPLIT, Split
 from dera_jax.evaluation.samples import sample_batches
-from dera_jax.rewards.length import beta_for_share, range_of
+from dera_jax.rewards.length import beta_for_rate, length_range_of
 
-SHARES = (0.6, 0.7, 0.8)  # in range at λ = 1, for which β is computed
+TARGET_RATES = (0.6, 0.7, 0.8)  # target in-range rates at λ = 1 for which β is computed
 
 
 @dataclasses.dataclass(frozen=True)
 class LengthSurvey:
-    """Samples a model on documents it may be aligned on.
+    """Samples a model before alignment and measures the lengths of its outputs.
 
     Attributes:
-        model: read, or a function that reads it when it is needed.
-        documents: a split; of training, since that is where alignment will happen.
-        max_length: tokens at most, the end token included.
-        num_samples: K; β depends on each document's own share, which few samples cannot tell.
-        batch_size: documents at once.
-        seed: of the draws.
+        model: the loaded model, or a function that loads it when it is needed.
+        documents: the split to sample on; the training split, on which the model will be aligned.
+        max_length: maximum number of output tokens, the end token included.
+        seed: seed of all PRNG keys.
+        num_samples: K. β depends on the in-range rate of every single document, so K is large.
+        batch_size: documents per compiled call.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a field has a wrong type or is out of its range.
     """
 
-    model: Loaded | Callable[[], Loaded]
+    model: LoadedModel | Callable[[], LoadedModel]
     documents: Split
     max_length: int
+    seed: int
     num_samples: int = 32
     batch_size: int = 8
-    seed: int = 0
 
     def __post_init__(self):
-        sizes = dict.fromkeys(("max_length", "num_samples", "batch_size"), checks.whole(1))
+        sizes = dict.fromkeys(("max_length", "num_samples", "batch_size"), checks.integer(1))
         checks.check_fields(self, model=MODEL, documents=SPLIT, seed=checks.SEED, **sizes)
 
     def run(self, folder: Path) -> dict[str, object]:
-        """Returns what follows from the lengths: the range, the share in it, β for SHARES."""
+        """Samples, and returns the length range, the in-range rate, and β for the rates `TARGET_RATES`.
+
+        The range is that of `rewards.length.length_range_of`; β is
+        `rewards.length.beta_for_rate`, or None where no alignment reaches the target rate. Nothing is written to `folder`.
+
+        Returns:
+            `low` and `high` in tokens; `in_range_rate`; `ever_in_range`, the fraction of documents
+            with a sample in range; `beta_for_rate`; `mean_length` in tokens; and `finished`, the
+            fraction of samples that ended before the length limit.
+        """
         del folder
         lengths, finished = self.sample()
-        reward = range_of(lengths, finished)
-        shares = np.mean(reward.contains(lengths, finished), axis=-1)  # [n]
+        reward = length_range_of(lengths, finished)
+        rates = np.mean(reward.contains(lengths, finished), axis=-1)  # [n]
         return {
             "low": reward.low,
             "high": reward.high,
-            "share_in_range": float(np.mean(shares)),
-            "ever_in_range": float(np.mean(shares > 0)),
-            "beta_for_share": {str(x): _beta(shares, x) for x in SHARES},
+            "in_range_rate": float(np.mean(rates)),
+            "ever_in_range": float(np.mean(rates > 0)),
+            "beta_for_rate": {str(target): _beta(rates, target) for target in TARGET_RATES},
             "mean_length": float(np.mean(lengths - finished)),
             "finished": float(np.mean(finished)),
         }
 
     def sample(self) -> tuple[np.ndarray, np.ndarray]:
-        """lengths int32 [n, K], the end token included, and finished bool [n, K]."""
+        """Samples all documents; returns lengths int32 [n, K], end token included, and finished.
+
+        finished bool [n, K] tells which samples ended with an end token.
+
+        Raises:
+            ValueError: the model's vocabulary differs from the task's.
+        """
         parts, n = [], 0
         for _, documents, samples in sample_batches(
-            loaded(self.model),
+            ensure_loaded(self.model),
             self.documents,
             self.max_length,
             self.num_samples,
@@ -77,8 +92,8 @@ class LengthSurvey:
         return tuple(np.concatenate(column)[:n] for column in zip(*parts, strict=True))
 
 
-def _beta(shares: np.ndarray, target: float) -> float | None:
-    """β, or None where no alignment reaches the target."""
-    if not np.mean(shares) < target < np.mean(shares > 0):
+def _beta(rates: np.ndarray, target: float) -> float | None:
+    """Returns β for the target in-range rate, or None where no alignment reaches it."""
+    if not np.mean(rates) < target < np.mean(rates > 0):
         return None
-    return round(beta_for_share(shares, target), 4)
+    return round(beta_for_rate(rates, target), 4)

@@ -1,10 +1,10 @@
-"""Tables of decoding methods: a folder of records for each, a row for each, and gaps between them.
+"""Writes tables of decoding methods, a row for each, and paired differences between methods.
 
-    folder/methods/<name>                 the answers, see `shards`
-    folder/<table>.json, .csv             the rows
-    folder/samples.txt                    the first documents, every method's answer
+    folder/methods/<name>                 the records of a method, see `record_store`
+    folder/<table>.json, .csv             the rows of a table
+    folder/samples.txt                    the first documents with the outputs of all methods
 
-A method's folder belongs to one study, which `shards` compares.
+Records can be resumed only with the settings that they were started with (see `record_store`).
 """
 
 import functools
@@ -14,95 +14,109 @@ from pathlib import Path
 
 import numpy as np
 
-from dera_jax import json_files
-from dera_jax.evaluation import methods, metrics, shards, sweep
-from dera_jax.evaluation.bench import Bench
+from dera_jax.evaluation import methods, record_store, sweep, sweep_tables
+from dera_jax.evaluation.method_setup import MethodSetup
 from dera_jax.evaluation.methods import Method
-from dera_jax.evaluation.tables import in_columns, write_csv
-from dera_jax.store import write_file
+from dera_jax.evaluation.tables import align_columns, write_csv
+from dera_jax.files import json_files
+from dera_jax.files.store import write_file
+from dera_jax.metrics import intervals
 
 GAP = "gap_"
-GUIDE = "guide"  # the part of what is measured that is the guiding reward itself
+GUIDE = "guide"  # the part of the measured reward that is the guiding reward itself
 _COLUMNS = {
     "method": "method",
-    "covered": "covered",
+    "covered": "all keywords",
     "coverage": "coverage",
-    "within": "within",
+    "in_range_rate": "in-range rate",
     "reward": "reward",
-    "faithful": "faithful",
+    "faithful": "faithful words",
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
-    "length": "length",
-    "positions": "positions",
+    "length": "length (tokens)",
+    "forward_tokens": "tokens processed",
 }
 
 
-def answered(bench: Bench, folder: Path, method: Method) -> dict:
-    """The row of a method, once it has answered every document."""
-    records = methods.run(method, bench, folder_of(folder, method.name))
-    return {"method": method.name} | sweep.measure(records)
+def run_method(setup: MethodSetup, folder: Path, method: Method) -> dict:
+    """Runs a method on all documents and returns its row of `sweep_tables.mean_row`.
+
+    Raises:
+        FileExistsError, ValueError, OSError: as `record_store.write`.
+    """
+    records = methods.run(method, setup, method_folder(folder, method.name))
+    return {"method": method.name} | sweep_tables.mean_row(records)
 
 
-def folder_of(folder: Path, name: str) -> Path:
-    """Where the records of the method of this name are."""
+def method_folder(folder: Path, name: str) -> Path:
+    """Returns the folder of the records of the method called `name`."""
     return folder / "methods" / re.sub(r"[^\w.+-]+", "_", name.lower()).strip("_")
 
 
 def check_names(names: Sequence[str]) -> None:
     """Raises ValueError if two methods would share a folder."""
-    folders = [folder_of(Path(), name) for name in names]
+    folders = [method_folder(Path(), name) for name in names]
     if len(set(folders)) < len(folders):
-        raise ValueError(f"methods need names that differ in letters and digits; found {names}")
+        raise ValueError(
+            f"methods need names that differ in letters and digits (for folders); found {names}"
+        )
 
 
-def paired_gap(folder: Path, key: str, name: str, method: str, other: str) -> dict[str, float]:
-    """How much more of the column `key` a method has than another, paired by document.
+def paired_difference(
+    folder: Path, key: str, name: str, method: str, other: str
+) -> dict[str, float]:
+    """Returns the mean difference of two methods in the column `key`, paired by document.
 
     Returns:
-        gap_<name>, and half its 95 % interval as gap_<name>_ci95.
+        gap_<name>, the mean of `method` minus that of `other`, and gap_<name>_ci95, half the width
+        of its 95 % confidence interval over documents.
+
+    Raises:
+        FileNotFoundError, ValueError: as `record_store.read`.
     """
     pairs = zip(_column(folder, key, method), _column(folder, key, other), strict=True)
-    gap, interval = metrics.mean_interval([[ours - theirs] for ours, theirs in pairs])
+    gap, interval = intervals.mean_interval([[ours - theirs] for ours, theirs in pairs])
     return {GAP + name: gap, f"{GAP}{name}_ci95": interval}
 
 
 @functools.lru_cache
 def _column(folder: Path, key: str, method: str) -> list[float]:
-    """For each document the mean over a finished method's answers."""
-    records = shards.read(folder_of(folder, method))
-    return [float(np.mean(group)) for group in sweep.values(records)[key]]
+    """Returns, for each document, the mean of a column over the outputs of a finished method."""
+    records = record_store.read(method_folder(folder, method))
+    return [float(np.mean(group)) for group in sweep_tables.column_values(records)[key]]
 
 
 def write(folder: Path, table: str, rows: Sequence[Mapping]) -> None:
-    """Writes the rows as JSON and CSV, and prints them."""
+    """Writes the rows as <table>.json and <table>.csv, and prints them."""
     json_files.write(folder / f"{table}.json", rows)
     write_csv(folder / f"{table}.csv", rows)
     print(format_table(rows))
 
 
 def write_samples(folder: Path, names: Sequence[str], documents: int = 5) -> None:
-    """Writes samples.txt: the first documents with the first answer of each method."""
-    found = {name: shards.read(folder_of(folder, name)) for name in names}
+    """Writes samples.txt: the first documents with the first output of each method."""
+    records = {name: record_store.read(method_folder(folder, name)) for name in names}
     lines = []
-    for i, record in enumerate(found[names[0]][:documents]):
+    for i, record in enumerate(records[names[0]][:documents]):
         lines += [f"document: {record['document']}", f"human: {record['summary']}"]
         if "keywords" in record:
             lines.append(f"keywords: {', '.join(record['keywords'])}")
-        lines += [f"{name}: {found[name][i]['samples'][0]['text']}" for name in names]
+        lines += [f"{name}: {records[name][i]['samples'][0]['text']}" for name in names]
         lines.append("")
     write_file(folder / "samples.txt", "\n".join(lines).encode())
 
 
 def format_table(rows: Sequence[Mapping]) -> str:
-    """For a terminal, with ± half widths of 95 % intervals."""
+    """Formats rows of methods for a terminal, with confidence intervals."""
     columns = {key: title for key, title in _COLUMNS.items() if key in rows[0]}
-    more = [x for x in rows[0] if x.startswith((sweep.PART, GAP)) and not x.endswith("_ci95")]
-    columns |= {x: _title(x) for x in more if x != sweep.PART + GUIDE}
+    parts = [x for x in rows[0] if x.startswith((sweep.PART, GAP)) and not x.endswith("_ci95")]
+    columns |= {x: _title(x) for x in parts if x != sweep.PART + GUIDE}
     lines = [
-        [row[key] if key == "method" else sweep.cell(row, key) for key in columns] for row in rows
+        [row[key] if key == "method" else sweep_tables.format_cell(row, key) for key in columns]
+        for row in rows
     ]
-    return in_columns([list(columns.values()), *lines])
+    return f"{align_columns([list(columns.values()), *lines])}\n{sweep_tables.INTERVAL_NOTE}"
 
 
 def _title(column: str) -> str:

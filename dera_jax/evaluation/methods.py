@@ -1,10 +1,10 @@
-"""Decoding methods side by side: each answers every document, and what it costs is counted.
+"""Runs decoding methods on the same documents and counts the tokens that each output costs.
 
-The cost of an answer is in model token-positions: the tokens of the input for each encoder, each
-token fed to each decoder, and what models that judge texts read. λ = 0 and λ = 1 are single models
-and cost one; any other λ costs two.
+The cost of an output is the number of tokens processed: prompt tokens of every component model,
+each token fed to each decoder, and the tokens that reward models process. λ = 0 and λ = 1 run a
+single model; any other λ runs two.
 
-Axes: B documents at once, K texts of each, T output length, S input length.
+Axes: B documents of a batch, n samples and A outputs of each, T output length.
 """
 
 import dataclasses
@@ -16,70 +16,70 @@ import jax
 import numpy as np
 from jax import Array
 
-from dera_jax import checks, fingerprints
+from dera_jax import checks
 from dera_jax.checkpoints.tokenizer import Tokenizer
+from dera_jax.data.documents import Documents, document_record
 from dera_jax.decoding.beam_search import NBest, Search, beam_search, check_search
 from dera_jax.decoding.best_of_n import winners
 from dera_jax.decoding.realign import LAMBDA, Realigned
 from dera_jax.decoding.sampling import Sampling, check_sampling, prefill, sample_from
-from dera_jax.evaluation import shards
-from dera_jax.evaluation.bench import Bench, check_prompt
-from dera_jax.evaluation.sweep import PART, Documents, about
+from dera_jax.evaluation import record_store
+from dera_jax.evaluation.method_setup import MethodSetup, check_prompt
+from dera_jax.evaluation.sweep import PART
+from dera_jax.files import fingerprints
 from dera_jax.models.language_model import (
     LanguageModel,
     sequence_keys,
 )
-from dera_jax.rewards.combined import Combined
-from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Reward, check_rewards
-from dera_jax.rewards.words import WordsInRange, words_within
+from dera_jax.rewards.scoring import RewardScorer
 
-_ROWS = 64  # texts of a document sampled in one call, at most
+_SAMPLES_PER_CALL = 64  # at most, for each document
 
 
 @dataclasses.dataclass(frozen=True)
-class Answers:
-    """What a method says about B documents.
+class MethodOutputs:
+    """Holds the outputs of a method for B documents.
 
     Attributes:
-        tokens: int32 [B, A, T], A answers to each, all as good: their mean is what counts.
+        tokens: int32 [B, A, T]. The A outputs of a document count equally: metrics are their means.
         lengths: int32 [B, A], the end token included.
-        finished: bool [B, A].
-        positions: int [B, A], the cost of each answer.
-        details: more for the record of each document.
+        finished: bool [B, A]; False where the length limit cut an output off.
+        forward_tokens: int [B, A], tokens processed for each output.
+        details: further entries of each document's record.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
     finished: np.ndarray
-    positions: np.ndarray
+    forward_tokens: np.ndarray
     details: Sequence[Mapping[str, object]]
 
 
 class Method(Protocol):
-    """A way to answer. `name` is that of its rows and its folder."""
+    """Defines a decoding method; `name` names its row in tables and its folder."""
 
     name: str
 
-    def answer(self, bench: Bench, rows: np.ndarray) -> Answers:
-        """Answers the documents `rows` [B] of the bench."""
+    def answer(self, setup: MethodSetup, rows: np.ndarray) -> MethodOutputs:
+        """Returns the outputs for the documents with row numbers `rows` [B] of the setup."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampled:
-    """Samples n texts; all are answers, or with `best` the one of the highest reward is.
+class SamplingMethod:
+    """Samples n sequences of each document and returns all of them, or only the best of n.
 
     Attributes:
-        name: of the method.
-        n: texts of each document.
-        lam: λ.
-        best: whether only the best of the n counts.
-        greedy: the most likely text instead; n must be 1.
-        prompt: see `Bench.prompts`.
+        name: name of the method.
+        n: sequences sampled for each document.
+        lam: mixing coefficient λ.
+        best: whether to return only the sequence with the highest guiding reward (best-of-n).
+        greedy: whether to decode greedily instead of sampling; n must then be 1.
+        prompt: prompt template, see `MethodSetup.prompts`.
         temperature, top_k: see `Sampling`.
 
     Raises:
-        ValueError: a setting out of its range, or n is not 1 for greedy texts.
+        ValueError: a field has a wrong type or is out of its range, or n is not 1 with greedy.
     """
 
     name: str
@@ -92,68 +92,73 @@ class Sampled:
     top_k: int | None = None
 
     def __post_init__(self):
-        one = checks.whole(1)
-        checks.check_fields(self, name=checks.TEXT, n=one, lam=LAMBDA, best=checks.FLAG)
+        positive = checks.integer(1)
+        checks.check_fields(self, name=checks.TEXT, n=positive, lam=LAMBDA, best=checks.FLAG)
         check_sampling(Sampling(1, self.greedy, self.temperature, self.top_k))
         check_prompt(self.prompt, has_keywords=True)
         if self.greedy and self.n > 1:
-            raise ValueError(f"Sampled.n must be 1 for greedy texts; found {self.n}")
+            raise ValueError(f"SamplingMethod.n must be 1 for greedy decoding; found {self.n}")
 
-    def answer(self, bench: Bench, rows: np.ndarray) -> Answers:
-        """See `Method`."""
-        model, params = bench.at(self.lam)
-        prompts = bench.prompts(self.prompt, rows, self.lam)
-        texts = self._sample(bench, rows, model, params, prompts)
-        read, nothing = prompts.lengths[:, None], [{}] * len(rows)
+    def answer(self, setup: MethodSetup, rows: np.ndarray) -> MethodOutputs:
+        """See `Method`; raises as `MethodSetup.at`, `.prompts`, `sample_from` and the reward."""
+        model, params = setup.at(self.lam)
+        prompts = setup.prompts(self.prompt, rows, self.lam)
+        sequences = self._sample(setup, rows, model, params, prompts)
+        lengths, prompt_lengths = sequences[1], prompts.lengths[:, None]
+        details = [{}] * len(rows)
         if not self.best:
-            return Answers(*texts, num_models(model) * (read + texts[1]), nothing)
-        rewards, judging = self._judge(bench, rows, texts)
-        cost = num_models(model) * (read + np.sum(texts[1], axis=1, keepdims=True)) + judging
+            cost = num_models(model) * (prompt_lengths + lengths)
+            return MethodOutputs(*sequences, cost, details)
+        rewards, scored_tokens = self._score(setup, rows, sequences)
+        decoded_tokens = prompt_lengths + np.sum(lengths, axis=1, keepdims=True)
+        cost = num_models(model) * decoded_tokens + scored_tokens
         index = np.asarray(winners(rewards, self.n))
-        best = (np.take_along_axis(x, index.reshape(-1, 1, *[1] * (x.ndim - 2)), 1) for x in texts)
-        return Answers(*best, cost, nothing)
+        pick = lambda x: np.take_along_axis(x, index.reshape(-1, 1, *[1] * (x.ndim - 2)), 1)
+        return MethodOutputs(*map(pick, sequences), cost, details)
 
-    def _sample(self, bench: Bench, rows: np.ndarray, model, params, prompts) -> list[np.ndarray]:
-        """Tokens [B, n, T], lengths and finished [B, n], piece by piece; the encoder works once."""
-        sampling = Sampling(bench.max_length, self.greedy, self.temperature, self.top_k)
-        calls = -(-self.n // _ROWS)
+    def _sample(
+        self, setup: MethodSetup, rows: np.ndarray, model, params, prompts
+    ) -> list[np.ndarray]:
+        """Returns tokens [B, n, T], lengths and finished [B, n], drawn chunk by chunk."""
+        sampling = Sampling(setup.max_length, self.greedy, self.temperature, self.top_k)
+        calls = -(-self.n // _SAMPLES_PER_CALL)
         numbers = np.arange(calls * -(-self.n // calls)).reshape(calls, -1)
-        ids = bench.documents.example_id[rows]
-        prefilled = prefill(model, params, prompts, numbers.shape[1], bench.max_length)
-        pieces = []
-        for some in numbers:
-            keys = sequence_keys(bench.seed, ids, some)
+        ids = setup.documents.example_id[rows]
+        prefilled = prefill(model, params, prompts, numbers.shape[1], setup.max_length)
+        chunks = []
+        for chunk_numbers in numbers:
+            keys = sequence_keys(setup.seed, ids, chunk_numbers)
             out = sample_from(model, params, prefilled, keys, sampling)
-            pieces.append(jax.tree.map(np.asarray, (out.tokens, out.lengths, out.finished)))
-        return [np.concatenate(x, axis=1)[:, : self.n] for x in zip(*pieces, strict=True)]
+            chunks.append(jax.tree.map(np.asarray, (out.tokens, out.lengths, out.finished)))
+        return [np.concatenate(x, axis=1)[:, : self.n] for x in zip(*chunks, strict=True)]
 
-    def _judge(
-        self, bench: Bench, rows: np.ndarray, texts: Sequence[np.ndarray]
+    def _score(
+        self, setup: MethodSetup, rows: np.ndarray, sequences: Sequence[np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Rewards [B, n], and the positions [B, 1] that judging took, a piece at a time."""
-        guide, pieces, positions = bench.guide(rows), [], 0
-        for start in range(0, self.n, _ROWS):
-            piece = tuple(x[:, start : start + _ROWS] for x in texts)
-            pieces.append(guide.score(piece)[0])
-            positions = positions + judging(bench, rows, texts=piece[1].shape[1])
-        rewards = np.concatenate(pieces, axis=1)
-        check_rewards(rewards, bench.judge.reward)
-        return rewards, positions[:, None]
+        """Returns rewards [B, n] and the tokens processed for them [B, 1], chunk by chunk."""
+        guide, chunks, forward_tokens = setup.guide(rows), [], 0
+        for start in range(0, self.n, _SAMPLES_PER_CALL):
+            chunk = tuple(x[:, start : start + _SAMPLES_PER_CALL] for x in sequences)
+            chunks.append(guide.score(chunk)[0])
+            forward_tokens = forward_tokens + scoring_tokens(setup, rows, texts=chunk[1].shape[1])
+        rewards = np.concatenate(chunks, axis=1)
+        check_rewards(rewards, setup.scorer.reward)
+        return rewards, forward_tokens[:, None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Searched:
-    """Beam search, guided by the reward or not; the best text found is the answer.
+class SearchMethod:
+    """Runs beam search, guided by the setup's reward (DeAL) or not; returns the best hypothesis.
 
     Attributes:
-        name: of the method.
-        search: how.
-        lam: λ.
-        guided: by the bench's reward.
-        prompt: see `Bench.prompts`.
+        name: name of the method.
+        search: settings of the beam search.
+        lam: mixing coefficient λ.
+        guided: whether the setup's reward guides the search.
+        prompt: prompt template, see `MethodSetup.prompts`.
 
     Raises:
-        ValueError: a setting out of its range, see `check_search`.
+        ValueError: a field has a wrong type or is out of its range, see `check_search`.
     """
 
     name: str
@@ -168,112 +173,112 @@ class Searched:
         check_prompt(self.prompt, has_keywords=True)
         check_search(self.search, None, Reward() if self.guided else None)
 
-    def answer(self, bench: Bench, rows: np.ndarray) -> Answers:
-        """See `Method`; the record holds `n_best`, with what each score is made of."""
-        model, params = bench.at(self.lam)
-        prompts = bench.prompts(self.prompt, rows, self.lam)
-        keys = sequence_keys(bench.seed, bench.documents.example_id[rows], [0])
-        guide = bench.guide(rows) if self.guided else None
-        found = beam_search(model, params, prompts, keys, self.search, guide)
-        found = jax.tree.map(lambda x: np.asarray(x)[:, 0] if np.ndim(x) else np.asarray(x), found)
-        cost = num_models(model) * (prompts.lengths + found.positions)
-        if self.guided:
-            cost = cost + found.rounds * judging(bench, rows, texts=self._texts_per_round())
-        best = jax.tree.map(lambda x: x[:, :1], found.pool)
-        details = [{"n_best": _n_best(found, b, bench.tokenizer)} for b in range(len(rows))]
-        return Answers(best.tokens, best.lengths, best.finished, cost[:, None], details)
+    def answer(self, setup: MethodSetup, rows: np.ndarray) -> MethodOutputs:
+        """See `Method`; records have `n_best`, the final hypotheses with the parts of their scores.
 
-    def _texts_per_round(self) -> int:
+        Raises:
+            ValueError, FloatingPointError: as `MethodSetup.at`, `.prompts` and `beam_search`.
+        """
+        model, params = setup.at(self.lam)
+        prompts = setup.prompts(self.prompt, rows, self.lam)
+        keys = sequence_keys(setup.seed, setup.documents.example_id[rows], [0])
+        guide = setup.guide(rows) if self.guided else None
+        n_best = beam_search(model, params, prompts, keys, self.search, guide)
+        only_search = lambda x: np.asarray(x)[:, 0] if np.ndim(x) else np.asarray(x)  # G = 1
+        n_best = jax.tree.map(only_search, n_best)
+        cost = num_models(model) * (prompts.lengths + n_best.forward_tokens)
+        if self.guided:
+            scored = scoring_tokens(setup, rows, texts=self._candidates_per_round())
+            cost = cost + n_best.rounds * scored
+        best = jax.tree.map(lambda x: x[:, :1], n_best.pool)
+        details = [{"n_best": _n_best(n_best, b, setup.tokenizer)} for b in range(len(rows))]
+        return MethodOutputs(best.tokens, best.lengths, best.finished, cost[:, None], details)
+
+    def _candidates_per_round(self) -> int:
         search = self.search
         return search.beams * (search.top_k + (search.period > 1))
 
 
 def num_models(model: LanguageModel) -> int:
-    """What is fed where the model is fed."""
+    """Returns how many component models process each token that is fed to the model."""
     return len(model.models) if isinstance(model, Realigned) else 1
 
 
-def judging(bench: Bench, rows: np.ndarray, texts: int) -> np.ndarray:
-    """int [B], positions that the reward's own models read to judge so many texts of each."""
-    read = bench.documents.prompts.lengths[rows]
-    positions = bench.judge.reward.positions
-    return np.array([positions(int(size), texts, bench.max_length) for size in read])
+def scoring_tokens(setup: MethodSetup, rows: np.ndarray, texts: int) -> np.ndarray:
+    """Returns int [B], the tokens that reward models process to score `texts` outputs of each."""
+    prompt_lengths = setup.documents.prompts.lengths[rows]
+    forward_tokens = setup.scorer.reward.forward_tokens
+    return np.array([forward_tokens(int(n), texts, setup.max_length) for n in prompt_lengths])
 
 
-def _judged(judge: Judge, documents: Documents, rows: np.ndarray, *texts: Array):
-    return judge(documents.source(rows), [documents.texts[i] for i in rows], *texts)
+def _scores(scorer: RewardScorer, documents: Documents, rows: np.ndarray, *outputs: Array):
+    return scorer(documents.source(rows), [documents.texts[i] for i in rows], *outputs)
 
 
-def _n_best(found: NBest, b: int, tokenizer: Tokenizer) -> list[dict]:
-    """The texts found for one document, the best first, and what their scores are made of."""
-    texts = found.pool
+def _n_best(n_best: NBest, b: int, tokenizer: Tokenizer) -> list[dict]:
+    """Returns the final hypotheses of document b, best first, with the parts of their scores."""
+    pool = n_best.pool
     return [
         {
-            "text": tokenizer.decode(texts.tokens[b, n, : texts.lengths[b, n]]),
-            "finished": bool(texts.finished[b, n]),
-            "score": float(found.scores[b, n]),
-            "log_prob": float(texts.log_probs[b, n]),
-            "reward": float(texts.rewards[b, n]),
-            **{f"{PART}{name}": float(x[b, n]) for name, x in found.parts.items()},
+            "text": tokenizer.decode(pool.tokens[b, n, : pool.lengths[b, n]]),
+            "finished": bool(pool.finished[b, n]),
+            "score": float(n_best.scores[b, n]),
+            "log_prob": float(pool.log_probs[b, n]),
+            "reward": float(pool.rewards[b, n]),
+            **{f"{PART}{name}": float(x[b, n]) for name, x in n_best.parts.items()},
         }
-        for n in np.flatnonzero(texts.lengths[b])
+        for n in np.flatnonzero(pool.lengths[b])  # places of length 0 are empty
     ]
 
 
-def run(method: Method, bench: Bench, folder: Path) -> list[dict]:
-    """Answers all documents into `folder`, after those that are there already.
+def run(method: Method, setup: MethodSetup, folder: Path) -> list[dict]:
+    """Runs a method on all documents and writes their records; resumes a run that was stopped.
 
     Args:
-        folder: of this method with these settings alone.
+        method: the method.
+        setup: the models, documents and rewards.
+        folder: folder for the records of this method with this setup only.
 
     Returns:
-        One record per document, as of `sweep.decode`, with the method's answers as its samples.
+        One record per document, as of `sweep.decode`, with the method's outputs as its samples.
 
     Raises:
-        FileExistsError, ValueError, OSError: as `shards.write`.
+        FileExistsError, ValueError, OSError: as `record_store.write`.
     """
-    documents = bench.documents
-    settings = {"method": fingerprints.describe(method)} | bench.description
-    plan = shards.Plan(settings, documents.sha256, documents.example_id, bench.batch_size)
+    documents = setup.documents
+    settings = {"method": fingerprints.describe(method)} | setup.description
+    plan = record_store.Plan(settings, documents.sha256, documents.example_id, setup.batch_size)
 
     def decode(rows: np.ndarray) -> list[dict]:
-        return _records(bench, np.unique(rows), method.answer(bench, rows))
+        return _records(setup, np.unique(rows), method.answer(setup, rows))
 
-    return shards.write(plan, decode, folder, method.name)
-
-
-def _records(bench: Bench, rows: np.ndarray, answers: Answers) -> list[dict]:
-    """Of the first len(rows) documents; what follows fills the batch."""
-    texts = [x[: len(rows)] for x in (answers.tokens, answers.lengths, answers.finished)]
-    reward, parts = _judged(bench.measured, bench.documents, rows, *texts)
-    measures = {"reward": reward} | {f"{PART}{name}": x for name, x in parts.items()}
-    return [_record(bench, row, b, answers, measures) for b, row in enumerate(rows)]
+    return record_store.write(plan, decode, folder, method.name)
 
 
-def _record(bench: Bench, row: int, b: int, answers: Answers, measures: Mapping) -> dict:
+def _records(setup: MethodSetup, rows: np.ndarray, outputs: MethodOutputs) -> list[dict]:
+    """Returns the records of the first len(rows) outputs; those after them are batch padding."""
+    fields = outputs.tokens, outputs.lengths, outputs.finished
+    sequences = [x[: len(rows)] for x in fields]
+    reward, parts = _scores(setup.measured, setup.documents, rows, *sequences)
+    rewards = {"reward": reward} | {f"{PART}{name}": x for name, x in parts.items()}
+    return [_record(setup, row, b, outputs, rewards) for b, row in enumerate(rows)]
+
+
+def _record(setup: MethodSetup, row: int, b: int, outputs: MethodOutputs, rewards: Mapping) -> dict:
     samples = []
     for a, (length, finished) in enumerate(
-        zip(answers.lengths[b], answers.finished[b], strict=True)
+        zip(outputs.lengths[b], outputs.finished[b], strict=True)
     ):
-        tokens = answers.tokens[b, a, :length].tolist()
+        tokens = outputs.tokens[b, a, :length].tolist()
         samples.append(
             {
-                "text": bench.tokenizer.decode(tokens),
+                "text": setup.tokenizer.decode(tokens),
                 "tokens": tokens,
                 "length": int(length - finished),
                 "finished": bool(finished),
-                "positions": int(answers.positions[b, a]),
-                **{name: float(x[b, a]) for name, x in measures.items()},
+                "forward_tokens": int(outputs.forward_tokens[b, a]),
+                **{name: float(x[b, a]) for name, x in rewards.items()},
             }
         )
-        samples[-1] |= _within(bench.measured.reward, samples[-1])
-    return {**about(bench.documents, row), "samples": samples, **answers.details[b]}
-
-
-def _within(reward: Combined, sample: Mapping) -> dict[str, bool]:
-    """Whether an answer ended within the limit of words, if the reward has one."""
-    limits = [term.reward for term in reward.terms if isinstance(term.reward, WordsInRange)]
-    if not limits:
-        return {}
-    inside = [words_within(sample["text"], limit.low, limit.high) for limit in limits]
-    return {"within": sample["finished"] and all(inside)}
+        samples[-1] |= setup.measured.reward.text_metrics(samples[-1]["text"], bool(finished))
+    return {**document_record(setup.documents, row), "samples": samples, **outputs.details[b]}

@@ -1,29 +1,29 @@
-"""Samples of one model over a split, batch by batch."""
+"""Samples one model on the documents of a split, batch by batch."""
 
 from collections.abc import Iterator
 
 import numpy as np
 from tqdm import tqdm
 
-from dera_jax.checkpoints.loading import Loaded
+from dera_jax.checkpoints.loading import LoadedModel
+from dera_jax.data.documents import Documents
+from dera_jax.data.splits import Split
 from dera_jax.decoding.sampling import Samples, Sampling, sample
-from dera_jax.evaluation.jobs import Split
-from dera_jax.evaluation.shards import full_batches
-from dera_jax.evaluation.sweep import Documents
+from dera_jax.evaluation.record_store import full_batches
 from dera_jax.models.language_model import sequence_keys
 
 
 def sample_batches(
-    model: Loaded, split: Split, max_length: int, num_samples: int, batch_size: int, seed: int
+    model: LoadedModel, split: Split, max_length: int, num_samples: int, batch_size: int, seed: int
 ) -> Iterator[tuple[np.ndarray, Documents, Samples]]:
-    """Yields (row numbers [B], all documents, the samples [B, K] of these rows).
+    """Yields (row numbers [B], all documents, samples [B, K] of these rows).
 
-    The last batch is filled up with the last document, so that no shape is new.
+    The last batch is padded with the last document, so that all have one shape and compile once.
 
     Raises:
-        ValueError: the model has a vocabulary, and it is not the task's.
+        ValueError: the model's vocabulary differs from the task's.
     """
-    model = model.agreeing_with(split.known_vocabulary(), f"task {split.task!r}")
+    model = model.with_vocabulary(split.known_vocabulary(), f"task {split.task!r}")
     documents = split.read(model.tokenizer)
     for rows in tqdm(full_batches(len(documents.texts), batch_size), unit="batch"):
         keys = sequence_keys(seed, documents.example_id[rows], np.arange(num_samples))

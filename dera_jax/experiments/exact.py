@@ -1,15 +1,18 @@
-"""How good DeRa's approximation is, without sampling noise: a world where every sum is carried out.
+"""Measures the error of DeRa's approximation exactly, on models small enough to enumerate.
 
-DeRa mixes the models token by token. What it stands for is the mixture of whole texts, which for a
-model aligned perfectly at β is the optimum at β/λ. Here references are random tables, the reward is
-that of the length, and three policies are compared at every λ and horizon:
+DeRa mixes the models token by token. It approximates the mixture over whole sequences, which for
+an optimal aligned policy at β is the optimal policy at β/λ (Liu et al. 2024, arXiv 2402.02992).
+Here the references are random tabular models, the reward is the length reward, and three policies
+are compared at every λ and horizon:
 
-    token      softmax(λ·h_aligned + (1 − λ)·h_ref), what DeRa samples
-    sequence   ∝ π_ref^(1−λ)·π_aligned^λ, normalised over whole texts
-    retrained  π*(β/λ), the optimum that training again would aim at
+    token      softmax(λ·h_aligned + (1 − λ)·h_ref), which DeRa samples from
+    sequence   ∝ π_ref^(1−λ)·π_aligned^λ, normalised over whole sequences
+    retrained  π*(β/λ), the KL-regularized optimal policy that retraining aims at
 
-With the optimum as aligned model, sequence and retrained are the same; with a policy found by PPO,
-the three differ, and PPO's own error is told apart from DeRa's.
+If the aligned policy is optimal, sequence and retrained are equal. If it comes from PPO, all three
+differ, and the error of PPO is separated from that of DeRa.
+
+Axes: P prefixes, V vocabulary.
 """
 
 import dataclasses
@@ -22,8 +25,8 @@ import numpy as np
 from tqdm import tqdm
 
 from dera_jax import checks
-from dera_jax.evaluation import plots, trees
-from dera_jax.evaluation.tables import in_columns, write_csv
+from dera_jax.evaluation.tables import align_columns, write_csv
+from dera_jax.experiments import plots, trees
 from dera_jax.models.heads import TabularValue
 from dera_jax.models.language_model import THREEFRY, Prompts
 from dera_jax.models.tabular import TabularLM
@@ -32,18 +35,21 @@ from dera_jax.rewards.length import LengthInRange
 from dera_jax.training import ppo
 
 TABLE = "exact.csv"
-_SAME = 1e-9  # nats
+_TOLERANCE = 1e-9  # nats, for policies that must be equal
 
 
 @dataclasses.dataclass(frozen=True)
-class Alignment:
-    """PPO on a table.
+class TabularAlignment:
+    """Configures PPO on a tabular model.
 
     Attributes:
-        updates: how a rollout is used.
-        optimizers: of policy and value table.
-        inputs: rows of the batch, all the same input.
-        steps: rollouts.
+        updates: the settings of PPO's updates.
+        optimizers: the optimizers of the policy's and the value function's tables.
+        inputs: the batch size; all prompts of the batch are the same.
+        steps: the number of PPO steps, with one batch of rollouts each.
+
+    Raises:
+        ValueError: a field is out of its range, or the batch cannot be split into the minibatches.
     """
 
     updates: ppo.Updates
@@ -56,33 +62,33 @@ class Alignment:
             self,
             updates=checks.instance(ppo.Updates),
             optimizers=checks.instance(ppo.Optimizers),
-            inputs=checks.whole(1),
-            steps=checks.whole(1),
+            inputs=checks.integer(1),
+            steps=checks.integer(1),
         )
         self.updates.check_batch(self.inputs)
         updates = self.steps * self.updates.epochs * self.updates.minibatches
-        self.optimizers.check_warmup("Alignment.steps × epochs × minibatches", updates)
+        self.optimizers.check_warmup("TabularAlignment.steps × epochs × minibatches", updates)
 
 
 @dataclasses.dataclass(frozen=True)
 class ExactWorlds:
-    """Random references at several horizons.
+    """Compares the three policies on random references (worlds) at several horizons.
 
-    The reward is 0 for texts that end after `horizon` − 3 or `horizon` − 2 tokens, else −1, so that
-    at every horizon all but the last decisions matter.
+    The reward is 0 for outputs that end after `horizon` − 3 or `horizon` − 2 tokens (end token
+    excluded), else −1, so that at every horizon all but the last decisions matter.
 
     Attributes:
         vocab_size: V, the end token included.
-        horizons: T, tokens at most.
-        lams: λ.
-        beta: β of the aligned model.
-        scale: standard deviation of the references' logits.
-        worlds: random references at each horizon, with seeds 0, 1, ...
-        alignment: how PPO aligns; done in the first `aligned_worlds` worlds of each horizon.
-        aligned_worlds: how many.
+        horizons: the values of T, the maximum output length in tokens.
+        lams: the values of λ.
+        beta: the KL coefficient β of the aligned policy.
+        scale: the standard deviation of the references' logits.
+        worlds: the number of random references at each horizon; their seeds are 0, 1, ...
+        alignment: the PPO run for the first `aligned_worlds` references of each horizon.
+        aligned_worlds: the number of references per horizon that PPO is run on.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a field is out of its range.
     """
 
     vocab_size: int
@@ -91,33 +97,34 @@ class ExactWorlds:
     beta: float
     scale: float
     worlds: int
-    alignment: Alignment
+    alignment: TabularAlignment
     aligned_worlds: int
 
     def __post_init__(self):
         positive = checks.number(above=0)
         checks.check_fields(
             self,
-            vocab_size=checks.whole(2),
-            horizons=checks.several(checks.whole(3), "(4, 6)"),
-            lams=checks.several(positive, "(0.5, 2.0)"),
+            vocab_size=checks.integer(2),
+            horizons=checks.sequence(checks.integer(3), "(4, 6)"),
+            lams=checks.sequence(positive, "(0.5, 2.0)"),
             beta=positive,
             scale=checks.number(least=0),
-            worlds=checks.whole(1),
-            alignment=checks.instance(Alignment),
-            aligned_worlds=checks.whole(0),
+            worlds=checks.integer(1),
+            alignment=checks.instance(TabularAlignment),
+            aligned_worlds=checks.integer(0),
         )
         checks.check_distinct("ExactWorlds.horizons", self.horizons)
         checks.check_distinct("ExactWorlds.lams", self.lams)
 
     def run(self, folder: Path) -> dict[str, object]:
-        """Writes exact.csv (a row per world, horizon, aligned model and λ) and exact.png.
+        """Writes exact.csv (a row per reference, horizon, aligned policy and λ) and exact.png.
 
         Returns:
-            The row, of the means over worlds, where DeRa is farthest from the sequence mixture.
+            The row of means over references with the largest KL(token ‖ sequence mixture).
 
         Raises:
-            ArithmeticError: the sequence mixture of the optimum was not the optimum at β/λ.
+            ArithmeticError: with the optimal policy as aligned policy, the sequence mixture differs
+                from the optimal policy at β/λ.
         """
         worlds = [(horizon, seed) for horizon in self.horizons for seed in range(self.worlds)]
         rows = [row for world in tqdm(worlds, unit="world") for row in self.compare(*world)]
@@ -128,16 +135,18 @@ class ExactWorlds:
         return {"farthest": max(means, key=lambda row: row["kl_token_sequence"])}
 
     def compare(self, horizon: int, seed: int) -> list[dict]:
-        """The rows of one world."""
+        """Returns the rows of the random reference with this horizon and seed."""
         model = TabularLM(self.vocab_size, horizon)
         table = self.scale * model.init(jax.random.key(seed))
         reference = trees.policy_of(np.asarray(table)[0], horizon)
         low, high = horizon - 3, horizon - 2
         rewards = trees.length_rewards(low, high, self.vocab_size, horizon)
-        aligned = {"optimum": trees.optimum(reference, rewards, self.beta)}
+        aligned = {"optimum": trees.optimal_policy(reference, rewards, self.beta)}
         if seed < self.aligned_worlds:
-            found = align(model, table, LengthInRange(low, high), self.beta, self.alignment, seed)
-            aligned["PPO"] = trees.policy_of(found[0], horizon)
+            table_ppo = align(
+                model, table, LengthInRange(low, high), self.beta, self.alignment, seed
+            )
+            aligned["PPO"] = trees.policy_of(table_ppo[0], horizon)
         return [
             {"horizon": horizon, "world": seed, "aligned": name, "lam": lam}
             | compare_policies(reference, policy, rewards, self.beta, lam, name == "optimum")
@@ -147,13 +156,13 @@ class ExactWorlds:
 
 
 def align(
-    model: TabularLM, table, reward: LengthInRange, beta: float, how: Alignment, seed: int
+    model: TabularLM, table, reward: LengthInRange, beta: float, how: TabularAlignment, seed: int
 ) -> np.ndarray:
-    """The table after PPO from `table`[1, P, V]."""
+    """Runs PPO from the reference `table` [1, P, V] and returns the aligned table [1, P, V]."""
     actors = ppo.Actors(model, TabularValue(model))
-    objective = ppo.Objective(reward, model.horizon, beta)
+    objective = ppo.AlignmentObjective(reward, model.horizon, beta)
     state = ppo.initial_state(how.optimizers, table, actors.value.init())
-    setup = ppo.Setup(actors, objective, how.updates, how.optimizers)
+    setup = ppo.PPOSetup(actors, objective, how.updates, how.optimizers)
     step, key = (
         partition(ppo.make_step(setup), state, mesh_in_use()),
         jax.random.key(seed, impl=THREEFRY),
@@ -173,10 +182,14 @@ def compare_policies(
     lam: float,
     is_optimum: bool,
 ) -> dict[str, float]:
-    """Rewards of the three policies at λ, and the KL divergences between them in nats."""
+    """Computes the mean rewards of the three policies at λ and the KL between them in nats.
+
+    Raises:
+        ArithmeticError: `is_optimum`, and the sequence mixture differs from the policy π*(β/λ).
+    """
     token = trees.token_mixture(reference, aligned, lam)
     sequence = trees.sequence_mixture(reference, aligned, lam)
-    retrained = trees.optimum(reference, rewards, beta / lam)
+    retrained = trees.optimal_policy(reference, rewards, beta / lam)
     row = {
         "reward_token": trees.mean_reward(token, rewards),
         "reward_sequence": trees.mean_reward(sequence, rewards),
@@ -186,16 +199,17 @@ def compare_policies(
         "kl_token_retrained": trees.kl(token, retrained),
         "kl_retrained_reference": trees.kl(retrained, reference),
     }
-    if is_optimum and row["kl_sequence_retrained"] > _SAME:
+    if is_optimum and row["kl_sequence_retrained"] > _TOLERANCE:
         raise ArithmeticError(
-            f"at λ = {lam} the sequence-level mixture is {row['kl_sequence_retrained']} nats from "
-            "π*(β/λ), which it must equal"
+            f"at λ = {lam} the KL divergence of the sequence-level mixture from π*(β/λ) is "
+            f"{row['kl_sequence_retrained']} nats, but the two policies must equal each other "
+            f"(at most {_TOLERANCE} nats); beta or the aligned policy is wrong"
         )
     return row
 
 
 def mean_rows(rows: Sequence[dict]) -> list[dict]:
-    """Means over worlds, a row per horizon, aligned model and λ."""
+    """Averages over references: returns one row per horizon, aligned policy and λ."""
     keys = ("horizon", "aligned", "lam")
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
@@ -210,7 +224,7 @@ def mean_rows(rows: Sequence[dict]) -> list[dict]:
 
 
 def format_rows(means: Sequence[dict]) -> str:
-    """The means as a table for a terminal."""
+    """Formats the rows of `mean_rows` as a table for a terminal."""
     lines = [list(means[0])]
     lines += [[f"{x:.5g}" if isinstance(x, float) else str(x) for x in m.values()] for m in means]
-    return in_columns(lines)
+    return align_columns(lines)

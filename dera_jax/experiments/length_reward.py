@@ -1,97 +1,82 @@
-"""The DeRa paper's first experiment: one aligned model, realigned, against models retrained.
+"""Runs the length experiment of the DeRa paper: one realigned model against retrained models.
 
     SFT (unless a reference is given) → the reference's in-range rate → PPO at β₀/λ for every λ of a
     short grid, λ = 1 being the aligned model → DeRa's λ sweep → the retrained models on the same
     documents → figures, report
 
-Source: Liu et al. 2024 (arXiv 2402.02992), the length experiment. Beyond the paper: the closed form that a 0/−1
-reward has, and for each PPO run how near it came to its optimum.
+Source: Liu et al. 2024 (arXiv 2402.02992), the length experiment. Two things are added: the optimal
+policy's in-range rate, which has a closed form for a 0/−1 reward, and for each PPO run the slope
+that shows how close the policy is to its optimum.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from dera_jax import checks, run_folder
-from dera_jax.checkpoints.loading import Loaded, load
+from dera_jax import checks
+from dera_jax.checkpoints.loading import load
 from dera_jax.decoding.realign import LAMBDA
-from dera_jax.decoding.sampling import Sampling
-from dera_jax.evaluation import comparison, report, sweep
-from dera_jax.evaluation.jobs import SPLIT, Split
 from dera_jax.evaluation.lengths import LengthSurvey
-from dera_jax.experiments.stages import (
-    Reference,
-    Stage,
-    decode_pair,
-    records,
-    run_all,
-    sweep_needs,
-)
-from dera_jax.training.alignment import MODEL, Alignment
-from dera_jax.training.dry_run import Need
-from dera_jax.training.ppo import Objective
+from dera_jax.experiments import comparison, report
+from dera_jax.experiments.alignment_experiment import SweepExperiment
+from dera_jax.experiments.stages import Stage, read_records, run_all
+from dera_jax.files import run_folder
+from dera_jax.rewards.length import LengthInRange
+from dera_jax.rewards.protocol import check_limit
+from dera_jax.training.dry_run import ProgramCost
+from dera_jax.training.ppo_training import MODEL
 
 
-@dataclasses.dataclass(frozen=True)
-class LengthReward:
-    """The experiment.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LengthReward(SweepExperiment):
+    """Compares DeRa's λ sweep with models retrained at β₀/λ on a length reward.
+
+    `beta` is β₀, the KL coefficient of the aligned model (λ = 1); `seed` is the seed of the sweeps.
 
     Attributes:
-        reference: the model to realign.
-        align: makes a PPO run of a loaded reference, `objective` and `seed`.
-        objective: the length reward, and β₀ at λ = 1.
-        seeds: of the PPO runs; all is done for each.
-        lams: of the DeRa sweep.
-        retrained: λ of the models retrained at β₀/λ; 1, the aligned model, is always there.
-        documents: held-out documents.
-        num_samples: of each document, at each λ of each seed.
-        reference_samples: of each document, for the closed form.
-        batch_size: documents at once.
+        reward: the length reward.
+        seeds: the seeds of the PPO runs; PPO and the sweeps are run for each of them.
+        lams: the values of λ of the DeRa sweep.
+        retrained: the values of λ of the models retrained at β₀/λ; λ = 1 (aligned) is added.
+        reference_samples: the number of samples per document for the reference's in-range rate.
 
     Raises:
-        ValueError: a retrained λ that is not in the sweep, which it is to be compared with.
+        ValueError: a field is out of its range, or a retrained λ is missing from `lams`.
     """
 
-    reference: Reference
-    align: Callable[..., Alignment]
-    objective: Objective
+    reward: LengthInRange
     seeds: tuple[int, ...]
     lams: tuple[float, ...]
     retrained: tuple[float, ...]
-    documents: Split
-    num_samples: int
     reference_samples: int
-    batch_size: int
 
     def __post_init__(self):
-        sizes = ("num_samples", "reference_samples", "batch_size")
+        super().__post_init__()
         checks.check_fields(
             self,
-            reference=checks.instance(Reference),
-            align=checks.FUNCTION,
-            objective=checks.instance(Objective),
-            seeds=checks.several(checks.SEED, "(0, 1)"),
-            lams=checks.several(LAMBDA, "(0.5, 1.0, 2.0)"),
-            retrained=checks.several(checks.number(above=0), "(0.5, 2.0)", least=0),
-            documents=SPLIT,
-            **dict.fromkeys(sizes, checks.whole(1)),
+            reward=checks.instance(LengthInRange),
+            seeds=checks.sequence(checks.SEED, "(0, 1)"),
+            lams=checks.sequence(LAMBDA, "(0.5, 1.0, 2.0)"),
+            retrained=checks.sequence(checks.number(above=0), "(0.5, 2.0)", least=0),
+            reference_samples=checks.integer(1),
         )
+        check_limit(self.reward, self.max_length)
         for name in ("seeds", "lams"):
             checks.check_distinct(f"LengthReward.{name}", getattr(self, name))
         missing = sorted(set(self._grid) - set(self.lams))
         if missing:
             raise ValueError(
                 "LengthReward.retrained and λ = 1 must be among LengthReward.lams "
-                f"{self.lams}; found {self._grid}"
+                f"{self.lams}, to be compared with the sweep; {missing} are not: add them to lams"
             )
 
     def run(self, folder: Path) -> dict[str, object]:
-        """Runs what is not finished; leaves figures, CSV files and report.html in `folder`.
+        """Runs all unfinished stages and writes figures, CSV files and report.html to `folder`.
 
         Returns:
-            The largest gaps between DeRa and retrained; all else is in comparison.json.
+            The largest gaps between DeRa and the retrained models; comparison.json has all results.
 
         Raises:
             ValueError: none of the reference's samples, or all of them, are in the length range.
@@ -104,39 +89,47 @@ class LengthReward:
             for key in ("reward", "length", "kl")
         }
 
-    def needs(self) -> list[Need]:
-        """What the stages' compiled steps take; the runs at the other β take what the first does."""
-        like = self.reference.shapes()
-        alignment = self._alignment(like, self.objective, self.seeds[0])
-        decode = sweep_needs(like.model, self.documents, self._settings(self.lams))
-        return [*self.reference.needs(), *alignment.needs(), *decode]
+    def program_costs(self) -> list[ProgramCost]:
+        """Returns the costs of the stages' steps; PPO, the same at every β, is listed once."""
+        ppo = self.ppo(self.reference.shapes(), self.reward, self.beta, self.seeds[0])
+        return [
+            *self.reference.program_costs(),
+            *ppo.program_costs(),
+            *self.sweep_costs(self.reward, self.lams),
+        ]
 
     def stages(self, folder: Path) -> list[Stage]:
-        """In order; each reads what the ones before it left."""
+        """Returns the stages in order; each reads the outputs of earlier ones."""
         stages = self.reference.stages(folder)
         stages.append(Stage("reference's lengths", folder / "reference", self._survey(folder)))
+        reward = lambda: self.reward
         runs = [(lam, seed) for seed in self.seeds for lam in self._grid]
         for lam, seed in runs:
-            name = f"PPO, β {self._beta(lam):g}, seed {seed}"
-            stages.append(Stage(name, self._ppo(folder, lam, seed), self._align(folder, lam, seed)))
+            beta, where = self.beta / lam, self._ppo_folder(folder, lam, seed)
+            name = f"PPO, β {beta:g}, seed {seed}"
+            stages.append(self.ppo_stage(name, folder, where, reward, beta, seed))
         for seed in self.seeds:
-            decode = self._decode(folder, self._ppo(folder, 1.0, seed), self.lams)
-            stages.append(Stage(f"DeRa, seed {seed}", folder / f"dera_seed_{seed}", decode))
+            aligned, where = self._model(folder, 1.0, seed), folder / f"dera_seed_{seed}"
+            name = f"DeRa, seed {seed}"
+            stages.append(self.sweep_stage(name, folder, where, [aligned], reward, self.lams))
         for lam, seed in runs:
-            decode = self._decode(folder, self._ppo(folder, lam, seed), (1.0,))
+            aligned = self._model(folder, lam, seed)
             where = folder / f"retrained_lam_{lam:g}_seed_{seed}"
-            stages.append(Stage(f"retrained, λ {lam:g}, seed {seed}", where, decode))
+            name = f"retrained, λ {lam:g}, seed {seed}"
+            stages.append(self.sweep_stage(name, folder, where, [aligned], reward, (1.0,)))
         return stages
 
     def compare(self, folder: Path) -> dict[str, object]:
-        """Reads the stages' records and writes what the experiment shows."""
-        dera = comparison.pool([records(folder / f"dera_seed_{seed}") for seed in self.seeds])
+        """Reads the sweeps' records; writes and returns the tables of `comparison.compare`."""
+        dera = comparison.pool([read_records(folder / f"dera_seed_{seed}") for seed in self.seeds])
         retrained = {
-            lam: [records(folder / f"retrained_lam_{lam:g}_seed_{seed}") for seed in self.seeds]
+            lam: [
+                read_records(folder / f"retrained_lam_{lam:g}_seed_{seed}") for seed in self.seeds
+            ]
             for lam in self._grid
         }
         shares = np.asarray(run_folder.result(folder / "reference")["shares"])
-        result = comparison.compare(dera, retrained, shares, self.objective, self.seeds)
+        result = comparison.compare(dera, retrained, shares, self.beta, self.seeds)
         comparison.write(result, dera, retrained, folder)
         report.write(
             folder / "report.html",
@@ -144,7 +137,7 @@ class LengthReward:
             facts=comparison.sentences(result),
             figures=[folder / name for name in comparison.FIGURES],
             rows=result["comparison"],
-            records=records(folder / f"dera_seed_{self.seeds[0]}"),
+            records=read_records(folder / f"dera_seed_{self.seeds[0]}"),
         )
         print(comparison.format_comparison(result["comparison"]))
         print("\n".join(comparison.sentences(result)))
@@ -154,36 +147,19 @@ class LengthReward:
     def _grid(self) -> tuple[float, ...]:
         return tuple(sorted({1.0, *self.retrained}))
 
-    def _beta(self, lam: float) -> float:
-        return self.objective.beta / lam
-
-    def _ppo(self, folder: Path, lam: float, seed: int) -> Path:
+    def _ppo_folder(self, folder: Path, lam: float, seed: int) -> Path:
         return folder / f"ppo_lam_{lam:g}_seed_{seed}"
 
+    def _model(self, folder: Path, lam: float, seed: int) -> Path:
+        return self._ppo_folder(folder, lam, seed) / MODEL
+
     def _check(self) -> None:
-        """Reads and makes what the last stages need, lest an error is found after hours of training."""
+        """Validates the inputs of all stages now, so that no error appears only after training."""
         self.documents.read(self.reference.tokenizer(self.documents.known_vocabulary()))
-        self._settings(self.lams)
+        self.sweep(self.reward, self.lams)
         reference = self.reference.shapes()
         for lam in self._grid:
-            self._alignment(reference, self._objective(lam), self.seeds[0])
-
-    def _objective(self, lam: float) -> Objective:
-        return dataclasses.replace(self.objective, beta=self._beta(lam))
-
-    def _align(self, folder: Path, lam: float, seed: int) -> Callable:
-        objective = self._objective(lam)
-
-        def align(where: Path) -> Mapping[str, object]:
-            reference = load(self.reference.path(folder))
-            return self._alignment(reference, objective, seed).run(where)
-
-        return align
-
-    def _alignment(self, reference: Loaded, objective: Objective, seed: int) -> Alignment:
-        # By position: gin makes the value bound to a parameter, here it would load a model, even
-        # where the caller names the parameter.
-        return self.align(reference, objective=objective, seed=seed)
+            self.ppo(reference, self.reward, self.beta / lam, self.seeds[0])
 
     def _survey(self, folder: Path) -> Callable:
         def survey(where: Path) -> Mapping[str, object]:
@@ -192,22 +168,23 @@ class LengthReward:
             lengths, finished = LengthSurvey(
                 reference,
                 self.documents,
-                self.objective.max_length,
+                self.max_length,
+                self.seed,
                 self.reference_samples,
                 self.batch_size,
             ).sample()
-            inside = self.objective.reward.contains(lengths, finished)
+            inside = self.reward.contains(lengths, finished)
             self._check_rate(float(np.mean(inside)), folder)
             return {"shares": np.mean(inside, axis=-1).tolist()}
 
         return survey
 
     def _check_rate(self, rate: float, folder: Path) -> None:
-        """Raises ValueError where PPO would see one reward only, and could learn nothing."""
+        """Raises ValueError if all rewards are equal, because PPO could then learn nothing."""
         if 0 < rate < 1:
             return
-        reward, path = self.objective.reward, self.reference.path(folder)
-        kept = (
+        reward, path = self.reward, self.reference.path(folder)
+        advice = (
             f" To keep the trained reference, set stages.Reference.folder to {str(path)!r} and "
             "stages.Reference.training to None."
             if self.reference.training
@@ -215,19 +192,7 @@ class LengthReward:
         )
         raise ValueError(
             f"{rate:.0%} of the reference's samples are in the length range, {reward.low} to "
-            f"{reward.high} tokens, so that PPO would see one reward only. Set LOW and HIGH "
+            f"{reward.high} tokens: all rewards are equal, and PPO cannot learn. Set LOW and HIGH "
             "(length.LengthInRange.low and .high) to what gin_configs/runs/lengths.gin finds for "
-            f"the model in {path}, and choose another MODEL_DIR.{kept}"
+            f"the model in {path}, and choose another MODEL_DIR.{advice}"
         )
-
-    def _decode(self, folder: Path, aligned: Path, lams: Sequence[float]) -> Callable:
-        def decode(where: Path) -> Mapping[str, object]:
-            reference, settings = self.reference.path(folder), self._settings(lams)
-            return decode_pair(reference, [aligned / MODEL], self.documents, settings, where)
-
-        return decode
-
-    def _settings(self, lams: Sequence[float]) -> sweep.Sweep:
-        sampling = Sampling(self.objective.max_length)
-        reward = self.objective.reward
-        return sweep.Sweep(tuple(lams), self.num_samples, sampling, reward, self.batch_size, seed=0)

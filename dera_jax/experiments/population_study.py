@@ -1,14 +1,18 @@
-"""DARWIN beside everything else one could do with the same reward and budget.
+"""Compares DARWIN with budget-matched baselines that use the same reward.
 
     SFT (unless a reference is given) → PPO on the reward (unless an aligned model is given) →
-    every method answers the same held-out documents → tables, figures, lineages
+    every method decodes the same held-out documents → tables, figures, lineages
 
-The table of methods is at equal model token-positions, as near as whole texts, beams and
-individuals allow: sampling and its best of n, DeAL, both halves of DARWIN by themselves (mutation
-without replacement, replacement without mutation), DARWIN, and it all on DeRa. The second table
-varies one setting of DARWIN at a time.
+The guided methods of the first table process about as many tokens as DARWIN, up to rounding to
+whole samples, beams and individuals: best-of-n, DeAL, the two ablations of DARWIN (mutation without
+replacement, replacement without mutation), DARWIN itself, and best-of-n and DARWIN on the realigned
+policy (DeRa). Greedy decoding and plain sampling are shown for comparison. The second table varies
+one setting of DARWIN at a time.
 
-Source: Hung et al. 2024 (arXiv 2406.15193), its comparisons and its ablation, on what data is there.
+Source: Hung et al. 2024 (arXiv 2406.15193), its comparisons and its ablation, on the data that is
+available here.
+
+Axes: B documents, N individuals, S prompt length.
 """
 
 import dataclasses
@@ -20,57 +24,64 @@ import jax
 import jax.numpy as jnp
 
 from dera_jax import checks
-from dera_jax.checkpoints.resources import ShapesOnly
+from dera_jax.checkpoints.resources import DryRunResources
 from dera_jax.decoding.beam_search import Search
 from dera_jax.decoding.evolution import Evolution, check_evolution, generation
 from dera_jax.decoding.mutation import MUTATOR, Mutator, Unchanged
 from dera_jax.decoding.realign import LAMBDA
 from dera_jax.decoding.search import Guide
-from dera_jax.evaluation import lineage, plots, population_plots, shards
-from dera_jax.evaluation.bench import Bench
+from dera_jax.evaluation import record_store
+from dera_jax.evaluation.method_setup import MethodSetup
 from dera_jax.evaluation.method_tables import (
-    answered,
-    folder_of,
-    paired_gap,
+    method_folder,
+    paired_difference,
+    run_method,
     write,
     write_samples,
 )
-from dera_jax.evaluation.methods import Sampled, Searched, num_models
-from dera_jax.evaluation.populations import TRACE, Bred, replacements
-from dera_jax.experiments.search_setting import Budget, Setting, check_searches, widened
+from dera_jax.evaluation.methods import SamplingMethod, SearchMethod, num_models
+from dera_jax.evaluation.populations import TRACE, EvolutionMethod, replacement_statistics
+from dera_jax.experiments import lineage, plots, population_plots
+from dera_jax.experiments.search_experiment import (
+    Budget,
+    SearchExperiment,
+    budget_matched_search,
+    check_searches,
+)
 from dera_jax.experiments.stages import run_all
 from dera_jax.models.language_model import Prompts, sequence_keys
-from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import REWARD, Reward
-from dera_jax.training.dry_run import Need, decodable, need, shapes, source_shapes
+from dera_jax.rewards.scoring import RewardScorer
+from dera_jax.training.dry_run import ProgramCost, decodable, program_cost, shapes, source_shapes
 
-_DARWIN = "DARWIN"  # the row that others are compared with
+_DARWIN = "DARWIN"  # the row that all others are compared with
 _MUTATED, _BEST, _DEAL = "mutation only", "best of n", "DeAL"
-_ANSWERS = 8  # samples of a document, for the mean of plain sampling
+_NUM_SAMPLES = 8  # per document, for the means of plain sampling
 
 
 @dataclasses.dataclass(frozen=True)
 class PopulationStudy:
-    """One reward, every method.
+    """Compares DARWIN with the other decoding methods under one reward.
 
     Attributes:
-        setting: models, documents, lengths.
-        reward: what guides.
-        evolution: DARWIN's settings; all texts that are sampled, are so by its `sampling`.
-        mutator: of its instructions.
-        search: DeAL's settings but for the beams, of which there are as many as the budget buys.
-        lam: λ of the rows on DeRa.
-        periods, populations, survivors, lookaheads, generations: DARWIN is run with each too.
-        texts, beams: best-of-n and DeAL are run with so many too, for the figure of costs.
-        headline: the column of the figures and of the gaps.
-        title: of the figures.
-        lineages: so many documents get a picture of what happened.
+        setting: the models, documents and length limit.
+        reward: the reward that guides decoding.
+        evolution: DARWIN's settings; all sampling methods use its temperature and top-k.
+        mutator: the mutator of DARWIN's instructions.
+        search: DeAL's settings; the number of beams is set by the budget.
+        lam: λ of the DeRa rows.
+        periods, populations, survivors, lookaheads, generations: values of DARWIN's settings that
+            are varied one at a time.
+        texts, beams: numbers of samples (best-of-n) and of beams (DeAL) for the figure of costs.
+        headline: the column that figures and gaps show.
+        title: the title of the figures.
+        lineages: the number of documents whose lineage is drawn.
 
     Raises:
-        ValueError: no aligned model, or invalid settings.
+        ValueError: there is no aligned model, or a field is out of its range.
     """
 
-    setting: Setting
+    setting: SearchExperiment
     reward: Reward
     evolution: Evolution
     mutator: Mutator
@@ -89,52 +100,56 @@ class PopulationStudy:
 
     def __post_init__(self):
         varied = ("periods", "populations", "survivors", "lookaheads", "generations")
-        some = checks.several(checks.whole(0), "(2, 4)", least=0)  # `check_evolution` knows more
-        several = checks.several(checks.whole(1), "(2, 4)", least=0)
+        # `check_evolution` below checks the lower bound of each setting.
+        varied_values = checks.sequence(checks.integer(0), "(2, 4)", least=0)
+        counts = checks.sequence(checks.integer(1), "(2, 4)", least=0)
         checks.check_fields(
             self,
-            setting=checks.instance(Setting),
+            setting=checks.instance(SearchExperiment),
             reward=REWARD,
             evolution=checks.instance(Evolution),
             mutator=MUTATOR,
             search=checks.instance(Search),
             lam=LAMBDA,
-            texts=several,
-            beams=several,
+            texts=counts,
+            beams=counts,
             headline=checks.TEXT,
             title=checks.STRING,
-            lineages=checks.whole(0),
-            **dict.fromkeys(varied, some),
+            lineages=checks.integer(0),
+            **dict.fromkeys(varied, varied_values),
         )
         for name in (*varied, "texts", "beams"):
             checks.check_distinct(f"PopulationStudy.{name}", getattr(self, name))
         if self.setting.aligned is None and self.setting.align is None:
             raise ValueError(
-                "PopulationStudy needs an aligned model or `align`, for the rows on DeRa"
+                "PopulationStudy needs an aligned model or `align` for the DeRa rows: set "
+                "SearchExperiment.aligned or SearchExperiment.align"
             )
         for evolution in (self.evolution, *self._varied().values()):
             check_evolution(evolution, None, self.reward)  # before hours of training
         check_searches({f"{n} beams": self._search(n) for n in (1, *self.beams)}, self.reward)
 
     def run(self, folder: Path) -> dict[str, object]:
-        """Runs what is not finished; leaves tables (JSON, CSV), figures, lineages and samples.txt.
+        """Runs what is unfinished and writes tables (JSON, CSV), figures, lineages and samples.txt.
 
         Returns:
-            The rows of both tables; gap_to_darwin and gap_to_mutation_only are differences of the
-            headline column, see `paired_gap`, and for the columns about replacement
-            `populations.replacements`.
+            The rows of both tables. gap_to_darwin and gap_to_mutation_only are differences in the
+            headline column, see `method_tables.paired_difference`; `populations.replacement_statistics` explains the columns about
+            replacement.
 
         Raises:
-            ValueError: the tables have no column of the headline's name.
+            FileNotFoundError, ValueError: see `SearchExperiment.check`.
         """
         self.setting.check(self.reward, self.headline)
         run_all(self.setting.stages(folder, self.reward))
-        bench = self.setting.bench(folder, self.reward)
-        ask = functools.partial(answered, bench, folder)
-        gap = functools.partial(paired_gap, folder, self.headline, "to_darwin", other=_DARWIN)
-        rows = [row | gap(method=row["method"]) for row in self._methods(bench, ask)]
-        effects = self._effects(ask, folder)
-        costs = [*effects, *self._costs(ask), *({"kind": row["method"]} | row for row in rows)]
+        setup = self.setting.setup(folder, self.reward)
+        evaluate = functools.partial(run_method, setup, folder)
+        gap = functools.partial(
+            paired_difference, folder, self.headline, "to_darwin", other=_DARWIN
+        )
+        rows = [row | gap(method=row["method"]) for row in self._methods(setup, evaluate)]
+        effects = self._effects(evaluate, folder)
+        costs = [*effects, *self._costs(evaluate), *({"kind": row["method"]} | row for row in rows)]
         write(folder, "methods", rows)
         write(folder, "effects", effects)
         plots.plot_methods(rows, self.headline, self.title, folder / "methods.png")
@@ -144,34 +159,40 @@ class PopulationStudy:
         self._write_lineages(folder)
         return {"methods": rows, "effects": effects}
 
-    def needs(self) -> list[Need]:
-        """What the stages' compiled steps take, a batch of DeAL, and one of DARWIN's generations.
+    def program_costs(self) -> list[ProgramCost]:
+        """Returns the costs of the stages, of a batch of DeAL and of one generation of DARWIN.
 
-        What goes through Python is left out.
+        The last two are left out if the reward runs in Python.
         """
-        needs = self.setting.needs(self.reward, self.search)
-        return needs if self.reward.on_host else [*needs, self._generation_need()]
+        costs = self.setting.program_costs(self.reward, self.search)
+        return costs if self.reward.on_host else [*costs, self._generation_cost()]
 
-    def _generation_need(self) -> Need:
+    def _generation_cost(self) -> ProgramCost:
         setting, evolution, reward = self.setting, self.evolution, self.reward
         model, batch, n = (
             decodable(setting.reference.model()),
             setting.batch_size,
             evolution.population,
         )
-        size, source = setting.documents.inputs + Bred.room, setting.documents.inputs
+        source = setting.documents.inputs
+        size = source + EvolutionMethod.room
         params = jax.eval_shape(model.init, jax.random.key(0))
-        judging = shapes(reward.load(ShapesOnly(model.vocab_size)))
+        reward_params = shapes(reward.load(DryRunResources(model.vocab_size)))
         call = jax.jit(
-            lambda params, prompts, keys, judging, source: generation(
-                model, params, prompts, keys, evolution, Guide(Judge(reward, judging, str), source)
+            lambda params, prompts, keys, reward_params, source: generation(
+                model,
+                params,
+                prompts,
+                keys,
+                evolution,
+                Guide(RewardScorer(reward, reward_params, str), source),
             )
         )
         length, m = evolution.sampling.max_length, evolution.period
         adopted = (n - evolution.survivors) * sum(range(m, length, m))
-        return need(
+        return program_cost(
             "population, a batch",
-            {"reference": params, "reward": judging},
+            {"reference": params, "reward": reward_params},
             batch * (n * (size + length) + adopted),
             call,
             params,
@@ -180,46 +201,51 @@ class PopulationStudy:
                 jax.ShapeDtypeStruct((batch, n), jnp.int32),
             ),
             jax.eval_shape(lambda: sequence_keys(0, jnp.arange(batch), jnp.arange(n))),
-            judging,
+            reward_params,
             source_shapes(batch, source, source),
         )
 
-    def _methods(self, bench: Bench, ask: Callable) -> list[dict]:
+    def _methods(self, setup: MethodSetup, evaluate: Callable) -> list[dict]:
         evolution, lam = self.evolution, self.lam
         at, size = f"at λ = {lam:g}", evolution.population
-        darwin = ask(Bred(_DARWIN, evolution, self.mutator))
-        budget = Budget.of(bench, darwin)
-        sampling = ask(self._sampled("sampling", n=_ANSWERS))
-        dera = ask(self._sampled(f"DeRa {at}", n=_ANSWERS, lam=lam))
-        models = num_models(bench.at(lam)[0])
+        darwin = evaluate(EvolutionMethod(_DARWIN, evolution, self.mutator))
+        budget = Budget.of(setup, darwin)
+        sampling = evaluate(self._sampled("sampling", n=_NUM_SAMPLES))
+        dera = evaluate(self._sampled(f"DeRa {at}", n=_NUM_SAMPLES, lam=lam))
+        models = num_models(setup.at(lam)[0])
         n, n_dera = budget.texts(sampling, 1), budget.texts(dera, models)
-        never = dataclasses.replace(evolution, period=evolution.sampling.max_length)
-        bred = functools.partial(self._as_many, ask, budget)
+        no_replacement = dataclasses.replace(evolution, period=evolution.sampling.max_length)
+        matched = functools.partial(self._budget_matched, evaluate, budget)
         return [
-            ask(Sampled("greedy", greedy=True)),
+            evaluate(SamplingMethod("greedy", greedy=True)),
             sampling,
-            ask(self._sampled(f"best of {n}", n=n, best=True)),
-            widened(ask, budget, _DEAL, self._search, guided=True),
-            bred(_MUTATED, size, never, self.mutator),
-            bred("replacement only", size, evolution, Unchanged()),
+            evaluate(self._sampled(f"best of {n}", n=n, best=True)),
+            budget_matched_search(evaluate, budget, _DEAL, self._search, guided=True),
+            matched(_MUTATED, size, no_replacement, self.mutator),
+            matched("replacement only", size, evolution, Unchanged()),
             darwin,
             dera,
-            ask(self._sampled(f"best of {n_dera} {at}", n=n_dera, lam=lam, best=True)),
-            bred(f"{_DARWIN} {at}", max(2, size // models), evolution, self.mutator, lam),
+            evaluate(self._sampled(f"best of {n_dera} {at}", n=n_dera, lam=lam, best=True)),
+            matched(f"{_DARWIN} {at}", max(2, size // models), evolution, self.mutator, lam),
         ]
 
-    def _as_many(
-        self, ask: Callable, budget: Budget, name: str, tried: int, *settings: object
+    def _budget_matched(
+        self, evaluate: Callable, budget: Budget, name: str, trial_size: int, *settings: object
     ) -> dict:
-        """The row of a method with as many individuals as the budget pays for; a try tells."""
+        """Returns a method's row with the population size that the budget allows.
+
+        A trial run with `trial_size` individuals measures the cost of one.
+        """
         evolution, *others = settings
-        named = lambda n: Bred(f"{name}, {n} individuals", _of_size(evolution, n), *others)
-        return ask(named(budget.individuals(ask(named(tried)), tried)))
+        method = lambda n: EvolutionMethod(
+            f"{name}, {n} individuals", _with_population(evolution, n), *others
+        )
+        return evaluate(method(budget.individuals(evaluate(method(trial_size)), trial_size)))
 
     def _varied(self) -> dict[tuple[str, int], Evolution]:
-        """DARWIN with one setting changed, by the setting's name and value."""
+        """Returns DARWIN's settings with one of them changed, by its name and value."""
         change = functools.partial(dataclasses.replace, self.evolution)
-        sized = {("population", n): _of_size(self.evolution, n) for n in self.populations}
+        sized = {("population", n): _with_population(self.evolution, n) for n in self.populations}
         return (
             {("period", x): change(period=x) for x in self.periods}
             | sized
@@ -228,36 +254,44 @@ class PopulationStudy:
             | {("generations", x): change(generations=x) for x in self.generations}
         )
 
-    def _effects(self, ask: Callable, folder: Path) -> list[dict]:
+    def _effects(self, evaluate: Callable, folder: Path) -> list[dict]:
         mutated = f"{_MUTATED}, {self.evolution.population} individuals"
         rows = []
         for (setting, value), evolution in self._varied().items():
             name = f"{_DARWIN}, {setting} {value}"
             row = {"varied": setting, "value": value, "kind": f"{_DARWIN}, {setting}"}
-            row |= ask(Bred(name, evolution, self.mutator)) | {"survivors": evolution.survivors}
-            row |= replacements(shards.read(folder_of(folder, name)))
-            rows.append(row | paired_gap(folder, self.headline, "to_mutation_only", name, mutated))
+            row |= evaluate(EvolutionMethod(name, evolution, self.mutator)) | {
+                "survivors": evolution.survivors
+            }
+            row |= replacement_statistics(record_store.read(method_folder(folder, name)))
+            rows.append(
+                row | paired_difference(folder, self.headline, "to_mutation_only", name, mutated)
+            )
         return rows
 
-    def _costs(self, ask: Callable) -> list[dict]:
+    def _costs(self, evaluate: Callable) -> list[dict]:
         best = [self._sampled(f"best of {n}, cost", n=n, best=True) for n in self.texts]
-        deal = [Searched(f"{_DEAL}, {n} beams, cost", self._search(n)) for n in self.beams]
-        return [{"kind": _BEST} | ask(x) for x in best] + [{"kind": _DEAL} | ask(x) for x in deal]
+        deal = [SearchMethod(f"{_DEAL}, {n} beams, cost", self._search(n)) for n in self.beams]
+        return [{"kind": _BEST} | evaluate(x) for x in best] + [
+            {"kind": _DEAL} | evaluate(x) for x in deal
+        ]
 
-    def _sampled(self, name: str, **settings) -> Sampled:
+    def _sampled(self, name: str, **settings) -> SamplingMethod:
         sampling = self.evolution.sampling
-        return Sampled(name, temperature=sampling.temperature, top_k=sampling.top_k, **settings)
+        return SamplingMethod(
+            name, temperature=sampling.temperature, top_k=sampling.top_k, **settings
+        )
 
     def _search(self, beams: int) -> Search:
         return dataclasses.replace(self.search, beams=beams)
 
     def _write_lineages(self, folder: Path) -> None:
-        records = shards.read(folder_of(folder, _DARWIN))
+        records = record_store.read(method_folder(folder, _DARWIN))
         for i, record in enumerate(records[: self.lineages]):
             lineage.plot_lineage(record[TRACE], folder / f"lineage_{i + 1}.png")
 
 
-def _of_size(evolution: Evolution, population: int) -> Evolution:
-    """With so many individuals, of whom fewer survive where all would."""
+def _with_population(evolution: Evolution, population: int) -> Evolution:
+    """Returns the settings with this population size and at most population − 1 survivors."""
     survivors = max(1, min(evolution.survivors, population - 1))
     return dataclasses.replace(evolution, population=population, survivors=survivors)

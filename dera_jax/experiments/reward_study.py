@@ -1,72 +1,68 @@
-"""The DeRa paper's other summarization studies: any reward, learned on the way where it has to be.
+"""Runs a DeRa λ sweep for a weighted sum of given rewards and learned reward models.
 
-    SFT (unless a reference is given) → the models that judge, if any → PPO on the weighted sum of the
+    SFT (unless a reference is given) → the reward models, if any → PPO on the weighted sum of the
     parts → DeRa's λ sweep, in which every part is measured → figure, report
 
-A part of weight 0 is measured and not optimised: a held-out judge shows whether λ buys what was
-wanted, or only what the reward model can be talked into.
+A part of weight 0 is measured but not optimised: a held-out reward model shows whether a larger λ
+improves the outputs or only exploits the errors of the optimised reward model (over-optimisation).
 
 Source: Liu et al. 2024 (arXiv 2402.02992), the experiments on human preferences (here
 `gin_configs/experiments/tldr`) and on hallucination (`gin_configs/experiments/hallucination`).
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from dera_jax import checks, seqio_tasks
+from dera_jax import checks
 from dera_jax.checkpoints.learned_rewards import reward_model
-from dera_jax.checkpoints.loading import Loaded, load
 from dera_jax.checkpoints.resources import RunResources
+from dera_jax.data import seqio_tasks
 from dera_jax.decoding.realign import LAMBDA
-from dera_jax.decoding.sampling import Sampling
-from dera_jax.evaluation import plots, report, sweep
-from dera_jax.evaluation.jobs import SPLIT, Split
-from dera_jax.experiments.stages import (
-    Reference,
-    Stage,
-    decode_pair,
-    records,
-    run_all,
-    sweep_needs,
-)
+from dera_jax.evaluation import sweep, sweep_tables
+from dera_jax.experiments import plots, report
+from dera_jax.experiments.alignment_experiment import SweepExperiment
+from dera_jax.experiments.stages import Stage, read_records, run_all
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.learned import RewardModel
 from dera_jax.rewards.protocol import REWARD, Reward
 from dera_jax.training import preferences, supervised
-from dera_jax.training.alignment import MODEL, Alignment
-from dera_jax.training.dry_run import Need
-from dera_jax.training.ppo import Objective
+from dera_jax.training.dry_run import ProgramCost
+from dera_jax.training.ppo_training import MODEL, PPOTraining
 from dera_jax.training.preferences import PreferenceTraining
 from dera_jax.training.supervised import BEST
 
 FIGURE = "parts.png"
-_OWN_FOLDERS = {"sft", "ppo", "dera"}
+_RESERVED = {"sft", "ppo", "dera"}  # folders of the other stages
 
 
 class Criterion(Protocol):
-    """A part of the reward, and how it comes about. `name` and `weight`: see `combined.Part`."""
+    """A part of the reward together with the stages that train it; see `combined.Part`."""
 
     name: str
     weight: float
 
-    def stages(self, start: supervised.Start, experiment: Path) -> list[Stage]:
-        """What has to be trained first, from the reference."""
+    def stages(self, start: supervised.InitialModel, experiment: Path) -> list[Stage]:
+        """Returns the stages that train the reward from the reference `start`."""
 
     def reward(self, experiment: Path) -> Reward:
-        """The reward, once its stages have ended."""
+        """Returns the reward; its stages must have finished."""
 
-    def shape(self, start: supervised.Start) -> Reward:
-        """The reward for a dry run."""
+    def shape(self, start: supervised.InitialModel) -> Reward:
+        """Returns the reward for a dry run, without reading parameters."""
 
-    def needs(self, start: supervised.Start) -> list[Need]:
-        """What its stages take."""
+    def program_costs(self, start: supervised.InitialModel) -> list[ProgramCost]:
+        """Returns the costs of its stages' compiled steps."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
-    """A reward that is there already."""
+class GivenReward:
+    """A criterion whose reward is given and needs no training.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
 
     name: str
     given: Reward
@@ -75,207 +71,190 @@ class Given:
     def __post_init__(self):
         checks.check_fields(self, name=checks.TEXT, given=REWARD, weight=checks.number())
 
-    def stages(self, start: supervised.Start, experiment: Path) -> list[Stage]:
+    def stages(self, start: supervised.InitialModel, experiment: Path) -> list[Stage]:
+        """Returns no stages."""
         return []
 
     def reward(self, experiment: Path) -> Reward:
+        """Returns the given reward."""
         return self.given
 
-    def shape(self, start: supervised.Start) -> Reward:
+    def shape(self, start: supervised.InitialModel) -> Reward:
+        """Returns the given reward."""
         return self.given
 
-    def needs(self, start: supervised.Start) -> list[Need]:
+    def program_costs(self, start: supervised.InitialModel) -> list[ProgramCost]:
+        """Returns no costs."""
         return []
 
 
 @dataclasses.dataclass(frozen=True)
-class FromComparisons:
-    """A reward model that begins as the reference; training: makes its run, given its start."""
+class LearnedReward:
+    """A criterion whose reward model is trained here, initialised from the reference.
+
+    Attributes:
+        name: the name of the part and of the stage's folder.
+        training: returns the training run, given the initial reward model.
+        weight: the weight of the part; 0 to measure it only.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
 
     name: str
-    training: Callable[[preferences.Start], PreferenceTraining]
+    training: Callable[[preferences.PreferenceStart], PreferenceTraining]
     weight: float = 1.0
 
     def __post_init__(self):
         amount = checks.number()
         checks.check_fields(self, name=checks.TEXT, training=checks.FUNCTION, weight=amount)
 
-    def stages(self, start: supervised.Start, experiment: Path) -> list[Stage]:
-        training = self.training(preferences.reward_model(start))  # now: its settings are checked
+    def stages(self, start: supervised.InitialModel, experiment: Path) -> list[Stage]:
+        """Returns the stage that trains the reward model; checks its task for pairs."""
+        # The run is built now, which validates its settings before any stage runs.
+        training = self.training(preferences.reward_model(start))
         seqio_tasks.check_pairs(training.data.task, training.data.split)
         return [Stage(f"reward model {self.name}", experiment / self.name, training.run)]
 
     def reward(self, experiment: Path) -> Reward:
+        """Returns the trained reward model, from its best checkpoint."""
         return reward_model(str(experiment / self.name / BEST))
 
-    def shape(self, start: supervised.Start) -> Reward:
+    def shape(self, start: supervised.InitialModel) -> Reward:
+        """Returns the reward model's architecture as a reward, for a dry run."""
         return RewardModel(preferences.reward_model(start).scorer.model)
 
-    def needs(self, start: supervised.Start) -> list[Need]:
-        return self.training(preferences.reward_model(start)).needs()
+    def program_costs(self, start: supervised.InitialModel) -> list[ProgramCost]:
+        """Returns the costs of the reward model's training run."""
+        return self.training(preferences.reward_model(start)).program_costs()
 
 
-@dataclasses.dataclass(frozen=True)
-class RewardStudy:
-    """The experiment.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardStudy(SweepExperiment):
+    """Aligns a model to the weighted sum of criteria and measures all of them in a λ sweep.
 
     Attributes:
-        reference: the model to realign.
         criteria: the parts of the reward.
-        align: makes a PPO run of a loaded reference, `objective` and `seed`.
-        max_length: tokens of a text at most.
-        beta: β of PPO.
-        seed: of PPO and of the sweep.
-        lams: of the sweep.
-        documents: held-out documents.
-        num_samples: of each document at each λ.
-        batch_size: documents at once.
-        title: of the report.
+        lams: the values of λ of the sweep.
+        title: the title of the report.
 
     Raises:
-        ValueError: no part has a weight, or parts have no names of their own.
+        ValueError: all weights are 0, names repeat or are reserved, or a field is out of its range.
     """
 
-    reference: Reference
     criteria: tuple[Criterion, ...]
-    align: Callable[..., Alignment]
-    max_length: int
-    beta: float
-    seed: int
     lams: tuple[float, ...]
-    documents: Split
-    num_samples: int
-    batch_size: int
     title: str
 
     def __post_init__(self):
-        sizes = dict.fromkeys(("max_length", "num_samples", "batch_size"), checks.whole(1))
+        super().__post_init__()
         checks.check_fields(
             self,
-            reference=checks.instance(Reference),
-            criteria=checks.several(checks.having("stages"), "(Given('length', reward),)"),
-            align=checks.FUNCTION,
-            beta=checks.number(above=0),
-            seed=checks.SEED,
-            lams=checks.several(LAMBDA, "(0.0, 1.0)"),
-            documents=SPLIT,
-            **sizes,
+            criteria=checks.sequence(
+                checks.with_attribute("stages"), "(GivenReward('length', reward),)"
+            ),
+            lams=checks.sequence(LAMBDA, "(0.0, 1.0)"),
         )
         checks.check_distinct("RewardStudy.lams", self.lams)
         if not any(part.weight for part in self.criteria):
-            raise ValueError("RewardStudy: at least one of the criteria needs a weight")
-        names = [part.name for part in self.criteria]  # of folders too
-        if len({*names, *_OWN_FOLDERS}) < len(names) + len(_OWN_FOLDERS):
             raise ValueError(
-                f"RewardStudy: criteria need names of their own, not {sorted(_OWN_FOLDERS)}; "
-                f"found {names}"
+                "RewardStudy: at least one of the criteria needs a weight other than 0, for PPO"
+            )
+        names = [part.name for part in self.criteria]  # also the names of folders
+        if len({*names, *_RESERVED}) < len(names) + len(_RESERVED):
+            raise ValueError(
+                "RewardStudy: criteria need unique names, none of the reserved "
+                f"{sorted(_RESERVED)}; found {names}"
             )
 
     def run(self, folder: Path) -> dict[str, object]:
-        """Runs what is not finished; leaves metrics.json, .csv, sweep.png, parts.png, report.html.
+        """Runs all unfinished stages; writes metrics.json, .csv, sweep.png, parts.png, report.html.
 
         Returns:
-            The rows of `sweep.table`.
+            The rows of `sweep_tables.table`.
         """
         self._check()
         run_all(self.stages(folder))
-        found = records(folder / "dera")
-        rows = sweep.write_report(found, folder)
+        decoded = read_records(folder / "dera")
+        rows = sweep_tables.write_report(decoded, folder)
         names = [part.name for part in self.criteria]
         plots.plot_parts(rows, names, folder / FIGURE)
-        print(sweep.format_table(rows))
+        print(sweep_tables.format_table(rows))
         report.write(
             folder / "report.html",
             title=self.title,
             facts=sentences(rows, self.criteria),
             figures=[folder / FIGURE, folder / "sweep.png"],
             rows=rows,
-            records=found,
+            records=decoded,
         )
         print("\n".join(sentences(rows, self.criteria)))
         return {"lambda": rows}
 
     def stages(self, folder: Path) -> list[Stage]:
-        """In order; each reads what the ones before it left."""
+        """Returns the stages in order; each reads the outputs of earlier ones."""
         start = self.reference.start(folder)
-        judges = [stage for part in self.criteria for stage in part.stages(start, folder)]
+        reward_models = [stage for part in self.criteria for stage in part.stages(start, folder)]
+        optimised = lambda: self._sum(lambda part: part.reward(folder), weighted=True)
+        measured = lambda: self._sum(lambda part: part.reward(folder), weighted=False)
+        ppo, dera, aligned = folder / "ppo", folder / "dera", [folder / "ppo" / MODEL]
         return [
             *self.reference.stages(folder),
-            *judges,
-            Stage("PPO", folder / "ppo", lambda where: self._align(folder).run(where)),
-            Stage("DeRa", folder / "dera", lambda where: self._decode(folder, where)),
+            *reward_models,
+            self.ppo_stage("PPO", folder, ppo, optimised, self.beta, self.seed),
+            self.sweep_stage("DeRa", folder, dera, aligned, measured, self.lams),
         ]
 
-    def needs(self) -> list[Need]:
-        """What the stages' compiled steps take."""
+    def program_costs(self) -> list[ProgramCost]:
+        """Returns the costs of the stages' compiled steps."""
         start = self._shape_of_start()
-        alignment, settings = self._last_stages()
         return [
-            *self.reference.needs(),
-            *(need for part in self.criteria for need in part.needs(start)),
-            *alignment.needs(),
-            *sweep_needs(start.model, self.documents, settings),
+            *self.reference.program_costs(),
+            *(cost for part in self.criteria for cost in part.program_costs(start)),
+            *self._ppo_of_shapes().program_costs(),
+            *self.sweep_costs(self._sum(self._shape, weighted=False), self.lams),
         ]
 
-    def _shape_of_start(self) -> supervised.Start:
+    def _shape_of_start(self) -> supervised.InitialModel:
         return supervised.finished_model_of(self.reference.model().config, None)
 
-    def _last_stages(self) -> tuple[Alignment, sweep.Sweep]:
-        """PPO and the sweep, made from shapes."""
-        shape = lambda part: part.shape(self._shape_of_start())
-        optimised, measured = (self._sum(shape, weighted=x) for x in (True, False))
-        return self._alignment(self.reference.shapes(), optimised), self._settings(measured)
+    def _shape(self, part: Criterion) -> Reward:
+        return part.shape(self._shape_of_start())
+
+    def _ppo_of_shapes(self) -> PPOTraining:
+        reward = self._sum(self._shape, weighted=True)
+        return self.ppo(self.reference.shapes(), reward, self.beta, self.seed)
 
     def _check(self) -> None:
-        """Reads and makes what the last stages need, lest an error is found after hours of training."""
-        text = self.reference.tokenizer(self.documents.known_vocabulary())
-        self.documents.read(text)
-        self._last_stages()
-        resources = RunResources(text.vocabulary)
+        """Validates the inputs of all stages now, so that no error appears only after training."""
+        tokenizer = self.reference.tokenizer(self.documents.known_vocabulary())
+        self.documents.read(tokenizer)
+        self._ppo_of_shapes()
+        self.sweep(self._sum(self._shape, weighted=False), self.lams)
+        resources = RunResources(tokenizer.vocabulary)
         for part in self.criteria:
-            if isinstance(part, Given):
+            if isinstance(part, GivenReward):
                 part.given.load(resources)
 
-    def _align(self, folder: Path) -> Alignment:
-        reward = self._sum(lambda part: part.reward(folder), weighted=True)
-        return self._alignment(load(self.reference.path(folder)), reward)
-
-    def _alignment(self, reference: Loaded, reward: Reward) -> Alignment:
-        # By position: gin makes the value bound to a parameter, here it would load a model, even
-        # where the caller names the parameter.
-        objective = Objective(reward, self.max_length, self.beta)
-        return self.align(reference, objective=objective, seed=self.seed)
-
-    def _decode(self, folder: Path, where: Path) -> Mapping[str, object]:
-        settings = self._settings(self._sum(lambda part: part.reward(folder), weighted=False))
-        aligned = [folder / "ppo" / MODEL]
-        return decode_pair(self.reference.path(folder), aligned, self.documents, settings, where)
-
-    def _settings(self, reward: Reward) -> sweep.Sweep:
-        sampling = Sampling(self.max_length)
-        return sweep.Sweep(
-            self.lams, self.num_samples, sampling, reward, self.batch_size, self.seed
-        )
-
     def _sum(self, reward_of: Callable[[Criterion], Reward], weighted: bool) -> Combined:
-        """Of the parts with a weight, or of all."""
+        """Returns the sum of the parts with a non-zero weight, or of all parts."""
         parts = [part for part in self.criteria if part.weight or not weighted]
         return Combined(tuple(Part(part.name, reward_of(part), part.weight) for part in parts))
 
 
 def sentences(rows: Sequence[dict], criteria: Sequence[Criterion]) -> list[str]:
-    """What λ does to each part, and to faithfulness and ROUGE-L, from its first to its last value."""
+    """Returns sentences on how each part, faithfulness and ROUGE-L change with λ."""
     names = {f"{sweep.PART}{part.name}": _title(part) for part in criteria}
-    names |= {"faithful": "share of content words that are in the document", "rougeL": "ROUGE-L"}
+    names |= {"faithful": "fraction of content words that are in the document", "rougeL": "ROUGE-L"}
     first, last = rows[0], rows[-1]
     return [
-        f"{title}: {sweep.cell(first, key)} at λ = {first['lam']:g}, "
-        f"{sweep.cell(last, key)} at λ = {last['lam']:g}, most "
-        f"({max(row[key] for row in rows):.2f}) at λ = {max(rows, key=lambda r: r[key])['lam']:g}."
+        f"{title}: {sweep_tables.format_cell(first, key)} at λ = {first['lam']:g}, "
+        f"{sweep_tables.format_cell(last, key)} at λ = {last['lam']:g}; the maximum is "
+        f"{max(row[key] for row in rows):.2f} at λ = {max(rows, key=lambda r: r[key])['lam']:g}."
         for key, title in names.items()
     ]
 
 
 def _title(part: Criterion) -> str:
-    what = f"weight {part.weight:g}" if part.weight else "held out, measured only"
-    return f"Part {part.name} ({what})"
+    role = f"weight {part.weight:g}" if part.weight else "held out, measured only"
+    return f"Part {part.name} ({role})"

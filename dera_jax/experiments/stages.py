@@ -1,6 +1,8 @@
-"""What experiments of several stages share: stages that run once, the reference, decoding, needs.
+"""Runs experiments as sequences of resumable stages; defines the stages that experiments share.
 
-Every stage has a folder of its own. A finished stage is not run again, an unfinished one goes on.
+Every stage has a folder of its own. A finished stage is not run again, an unfinished one resumes.
+
+Axes: B batch, K hypotheses of each document, T output length.
 """
 
 import dataclasses
@@ -12,27 +14,36 @@ import jax.numpy as jnp
 from etils import epath
 from tqdm import tqdm
 
-from dera_jax import checks, run_folder
-from dera_jax.checkpoints.loading import Loaded, read_config
+from dera_jax import checks
+from dera_jax.checkpoints.loading import LoadedModel, read_config
 from dera_jax.checkpoints.recognise import open_checkpoint
-from dera_jax.checkpoints.resources import ShapesOnly
+from dera_jax.checkpoints.resources import DryRunResources
 from dera_jax.checkpoints.tokenizer import Tokenizer, tokenizer
 from dera_jax.checkpoints.vocabulary import Vocabulary
+from dera_jax.data.splits import Split
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample
-from dera_jax.evaluation import shards, sweep
-from dera_jax.evaluation.jobs import Split, load
+from dera_jax.evaluation import record_store, sweep
+from dera_jax.evaluation.pair_sweep import load
+from dera_jax.files import run_folder
 from dera_jax.models.language_model import TrainableModel, sequence_keys
 from dera_jax.models.registry import model_of
-from dera_jax.rewards.judge import score
+from dera_jax.rewards.scoring import score
 from dera_jax.training import supervised
-from dera_jax.training.dry_run import Need, decodable, need, prompt_shapes, shapes, source_shapes
+from dera_jax.training.dry_run import (
+    ProgramCost,
+    decodable,
+    program_cost,
+    prompt_shapes,
+    shapes,
+    source_shapes,
+)
 from dera_jax.training.supervised import BEST, Training
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One step of an experiment: what it is called, where it works, what it does there."""
+    """One step of an experiment: its name, its output folder, and the function that fills it."""
 
     name: str
     folder: Path
@@ -40,7 +51,7 @@ class Stage:
 
 
 def run_all(stages: Sequence[Stage]) -> None:
-    """Runs in order what has not ended; each stage reads what the ones before it left."""
+    """Runs the unfinished stages in order; each reads the outputs of earlier ones."""
     with tqdm(stages, unit="stage") as progress:
         for stage in progress:
             progress.set_description(stage.name)
@@ -51,14 +62,14 @@ def run_all(stages: Sequence[Stage]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """Where the reference model is from.
+    """The source of the reference policy: a folder, or a training run.
 
     Attributes:
-        folder: of a finished model; None to train one.
-        training: makes the run that trains it.
+        folder: the folder of a finished model; None to train one.
+        training: returns the run that trains the model.
 
     Raises:
-        ValueError: both, or neither.
+        ValueError: both are given, or neither is.
     """
 
     folder: str | None = None
@@ -72,32 +83,33 @@ class Reference:
         )
         if (self.folder is None) == (self.training is None):
             raise ValueError(
-                "Reference needs a folder or a training run, and not both; "
+                "Reference needs a folder or a training run, and not both: set one of "
+                "Reference.folder and Reference.training to None; "
                 f"found folder {self.folder!r} and training {self.training!r}"
             )
 
     def stages(self, experiment: Path) -> list[Stage]:
-        """Its training, if it has one; made now, so that errors in its settings come early."""
+        """Returns the SFT stage, if any; the run is built now, to validate its settings early."""
         if self.training is None:
             return []
         return [Stage("SFT", experiment / "sft", self.training().run)]
 
     def path(self, experiment: Path) -> Path:
-        """The folder of the finished model."""
+        """Returns the folder of the finished model."""
         return epath.Path(self.folder or experiment / "sft" / BEST)
 
     def model(self) -> TrainableModel:
-        """Its architecture, known before it is trained."""
+        """Returns the model's architecture, which is known before training."""
         return self.training().start.model if self.training else model_of(read_config(self.folder))
 
     def tokenizer(self, known: Vocabulary | None) -> Tokenizer:
-        """How it reads text, known before it is trained.
+        """Returns the model's tokenizer, which is known before training.
 
         Args:
             known: the vocabulary of the data, see `seqio_tasks.known_vocabulary`.
 
         Raises:
-            ValueError: nobody says what its ids mean.
+            ValueError: neither the model nor the data defines a vocabulary.
         """
         if self.training:
             run = self.training()
@@ -106,20 +118,20 @@ class Reference:
             own, where = open_checkpoint(self.folder).vocabulary, str(self.folder)
         return tokenizer(own or known, self.model().ends_prompts, where)
 
-    def shapes(self) -> Loaded:
-        """The model with shapes in place of parameters: enough to make the runs that start from it."""
+    def shapes(self) -> LoadedModel:
+        """Returns the model with shapes as parameters, to build runs that start from it."""
         model = self.model()
         params = jax.eval_shape(model.init, jax.random.key(0))
-        return Loaded(model, params, vocabulary=None, card={})
+        return LoadedModel(model, params, vocabulary=None, card={})
 
-    def start(self, experiment: Path) -> supervised.Start:
-        """For networks that begin as the reference; nothing is read before they are trained."""
+    def start(self, experiment: Path) -> supervised.InitialModel:
+        """Returns the reference as an initial model; its parameters are read at training."""
         config = self.model().config
         return supervised.finished_model_of(config, str(self.path(experiment)))
 
-    def needs(self) -> list[Need]:
-        """Of its training, if it has one."""
-        return self.training().needs() if self.training else []
+    def program_costs(self) -> list[ProgramCost]:
+        """Returns the costs of its training run, if there is one."""
+        return self.training().program_costs() if self.training else []
 
 
 def decode_pair(
@@ -129,46 +141,57 @@ def decode_pair(
     settings: sweep.Sweep,
     folder: Path,
 ) -> Mapping[str, object]:
-    """A sweep over models' folders; what a stage returns."""
-    found = load(reference, aligned, documents, settings).decode(settings, folder)
-    return {"documents": len(found)}
+    """Runs a sweep over λ with models from folders and returns the result of the stage.
+
+    Args:
+        reference: the folder of the reference.
+        aligned: the folders of the aligned models.
+        documents: the documents to decode.
+        settings: the values of λ and the other settings of the sweep.
+        folder: the folder that the records are written to.
+    """
+    decoded = load(reference, aligned, documents, settings).decode(settings, folder)
+    return {"documents": len(decoded)}
 
 
-def sweep_needs(
+def sweep_costs(
     model: TrainableModel, documents: Split, settings: sweep.Sweep, num_aligned: int = 1
-) -> list[Need]:
-    """What decoding and scoring a batch of a sweep take, from shapes alone."""
+) -> list[ProgramCost]:
+    """Returns the costs of decoding and scoring one batch of a sweep, from shapes alone."""
     model = decodable(model)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    rows, batch = len(settings.lams) * settings.num_samples, settings.batch_size
-    keys = jax.eval_shape(lambda: sequence_keys(0, jnp.arange(batch), jnp.arange(rows)))
+    num_hypotheses, batch = len(settings.lams) * settings.num_samples, settings.batch_size
+    keys = jax.eval_shape(lambda: sequence_keys(0, jnp.arange(batch), jnp.arange(num_hypotheses)))
     lam = jax.ShapeDtypeStruct((batch, len(settings.lams), num_aligned), jnp.float32)
     prompts = prompt_shapes(batch, documents.inputs).replace(lam=lam)
     pair, max_length = Realigned(model, (model,) * num_aligned), settings.sampling.max_length
     decode = jax.jit(lambda *args: sample(pair, *args, Sampling(max_length)))
     networks = {"reference": params} | {f"aligned {i + 1}": params for i in range(num_aligned)}
-    everything = (params,) * (1 + num_aligned)
+    all_params = (params,) * (1 + num_aligned)
     tokens = keys.size * max_length
-    decoding = need("DeRa sweep, a batch", networks, tokens, decode, everything, prompts, keys)
+    decoding = program_cost(
+        "DeRa sweep, a batch", networks, tokens, decode, all_params, prompts, keys
+    )
     if settings.reward is None or settings.reward.on_host:
         return [decoding]
-    return [decoding, _scoring_need(model, documents, settings, keys.shape)]
+    return [decoding, _scoring_cost(model, documents, settings, keys.shape)]
 
 
-def _scoring_need(
-    model: TrainableModel, documents: Split, settings: sweep.Sweep, rows: tuple
-) -> Need:
+def _scoring_cost(
+    model: TrainableModel, documents: Split, settings: sweep.Sweep, shape: tuple[int, int]
+) -> ProgramCost:
+    """Returns the cost of scoring outputs of this shape [B, K]."""
     reward, max_length = settings.reward, settings.sampling.max_length
     array = jax.ShapeDtypeStruct
-    params = shapes(reward.load(ShapesOnly(model.vocab_size)))
-    texts = array((*rows, max_length), jnp.int32), array(rows, jnp.int32), array(rows, bool)
-    source = source_shapes(rows[0], documents.inputs, documents.inputs)
-    tokens = rows[0] * (documents.inputs + rows[1] * max_length)
-    return need(
-        "scoring, a batch", {"reward": params}, tokens, score, reward, params, source, *texts
+    params = shapes(reward.load(DryRunResources(model.vocab_size)))
+    outputs = array((*shape, max_length), jnp.int32), array(shape, jnp.int32), array(shape, bool)
+    source = source_shapes(shape[0], documents.inputs, documents.inputs)
+    tokens = shape[0] * (documents.inputs + shape[1] * max_length)
+    return program_cost(
+        "scoring, a batch", {"reward": params}, tokens, score, reward, params, source, *outputs
     )
 
 
-def records(folder: Path) -> list[dict]:
-    """What `decode_pair` left in a stage's folder."""
-    return shards.read(folder)
+def read_records(folder: Path) -> list[dict]:
+    """Reads the records that `decode_pair` wrote to a stage's folder."""
+    return record_store.read(folder)

@@ -1,10 +1,10 @@
-"""A T5 that is born able to copy: two attention heads set to be an induction circuit.
+"""Initial T5 parameters with an induction circuit, so that an untrained model copies its input.
 
-A small decoder learns to copy from its input only after very many tokens, because two things must be
-learnt at once: an encoder head that tells each token its predecessor, and a cross-attention head that
-finds the token whose predecessor was just written (the circuit of Olsson et al. 2022,
-arXiv 2209.11895, across encoder and decoder). Both are linear maps that can be written down, and
-training then refines them.
+A small T5 learns to copy only after very many tokens, because two attention heads must be learnt
+together: an encoder head that writes the previous token into each token's encoding, and a
+cross-attention head that attends to the token whose predecessor the decoder has just produced (the
+induction heads of Olsson et al. 2022, arXiv 2209.11895, across encoder and decoder). Both are
+linear maps with a closed form, which this module sets and which training then refines.
 
 Axes: E emb_dim, D head_dim.
 """
@@ -15,36 +15,41 @@ import numpy as np
 from dera_jax.models.language_model import PyTree
 from dera_jax.models.t5 import T5Config
 
-# Found by the accuracy of continuing random text, among the values 3..6, 1..4 and 3..10.
-PREDECESSOR_SCALE = 4.0  # of the predecessor in a token's encoding, against the token itself
-SHARPNESS = 2.0  # of the match between the token written and the predecessors
-STRENGTH = 10.0  # of the copied token in the decoder's output, against the token written
-LOCALITY = 10.0  # logit in favour of the predecessor
+# The first three were selected, from the ranges 3 to 6, 1 to 4 and 3 to 10, for the accuracy of
+# continuing random sequences.
+PREDECESSOR_SCALE = 4.0  # weight of the previous token in an encoding, relative to the token itself
+SHARPNESS = 2.0  # scale of the queries that compare the decoder's last token with predecessors
+STRENGTH = 10.0  # weight of the copied token in the decoder's output, relative to its last token
+LOCALITY = 10.0  # attention logit of the previous token
 
 
 def with_copying_heads(params: PyTree, config: T5Config, key: jax.Array) -> PyTree:
-    """Sets one encoder head and two cross-attention heads of random parameters to copy.
+    """Sets one encoder head and two cross-attention heads so that the model copies its input.
 
-    In random orthogonal directions of the embedding, D of each kind: encoder head 0 of the first
-    layer writes V·x_(j-1) to O; heads 0 and 1 of the last layer's cross-attention look for O = V·y_t
-    and write what U finds there, 2·D directions of the token x_j, back to where they were read.
+    O, V (D directions each) and U (2·D) are random orthogonal directions of the embedding space.
+    Encoder head 0 of the first layer writes the projection on V of the previous token x_(j-1) to O.
+    Heads 0 and 1 of the last layer's cross-attention attend to the tokens x_j where O holds the
+    projection on V of the decoder's last token y_t, and add the projection of x_j on U to the
+    output. Encoder layers share the relative position biases, so head 0 of each gets the new ones.
 
     Args:
-        params: T5X's tree, as `T5.init` gives it.
-        config: of the model, with logits via the embedding.
-        key: of the directions.
+        params: parameter tree of T5X, as `T5.init` returns it.
+        config: configuration of the model, with logits via the embedding.
+        key: PRNG key of the random directions.
 
     Returns:
-        The tree with these heads replaced.
+        A copy of the tree, as NumPy arrays, with these heads replaced.
 
     Raises:
-        ValueError: logits of their own, fewer than two heads, or emb_dim below 4·head_dim.
+        ValueError: the logits are not tied to the embedding, there are fewer than two heads, or
+            emb_dim is below 4·head_dim.
     """
     E, D = config.emb_dim, config.head_dim
     if not config.logits_via_embedding or config.num_heads < 2 or E < 4 * D:
         raise ValueError(
-            "copying heads need logits_via_embedding, at least 2 heads and emb_dim >= 4 * head_dim; "
-            f"found {config.logits_via_embedding}, {config.num_heads}, {E} and {D}."
+            "copying heads need a T5Config with logits_via_embedding = True, num_heads >= 2 and "
+            f"emb_dim >= 4 * head_dim; found logits_via_embedding = {config.logits_via_embedding}, "
+            f"num_heads = {config.num_heads}, emb_dim = {E} and head_dim = {D}."
         )
     params = jax.tree.map(np.array, params)
     directions, _ = np.linalg.qr(jax.random.normal(key, (E, E)))
@@ -53,7 +58,7 @@ def with_copying_heads(params: PyTree, config: T5Config, key: jax.Array) -> PyTr
     bias = params["encoder"]["relpos_bias"]["rel_embedding"]
     bias[0] = np.where(np.arange(bias.shape[1]) == 1, LOCALITY, 0)  # bucket 1: one token before
     head = params["encoder"]["layers_0"]["attention"]
-    head["query"]["kernel"][:, :D] *= 0.1  # look at the place, not at the token
+    head["query"]["kernel"][:, :D] *= 0.1  # attend by relative position, hardly by token
     head["value"]["kernel"][:, :D] = V
     head["out"]["kernel"][:D] = PREDECESSOR_SCALE * O
 

@@ -1,6 +1,7 @@
-"""Finite numbers are checked where they enter: parameters, log-probabilities, rewards, losses.
+"""Checks for NaN and infinite values in parameters, log-probabilities, rewards and losses.
 
-A NaN that is not seen there ends as a text, a rank or a mean that looks like any other.
+The checks run where the numbers are produced or loaded. A NaN that passes there would end as a
+sequence, a rank or a mean that looks like any other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,22 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_BLOCK = 2**18  # values looked at together, so that no mask as large as the array is made
+_BLOCK = 2**18  # values checked at a time, so that no mask as large as the array is allocated
 
 
 def count_not_finite(array: np.ndarray) -> int:
-    """How many of an array's real numbers are NaN or infinite."""
-    flat = array.ravel(order="K")  # of a transposed array too a view, no copy
+    """Returns how many values of an array of real numbers are NaN or infinite."""
+    flat = array.ravel(order="K")  # a view for transposed arrays too, not a copy
     blocks = (np.isfinite(flat[i : i + _BLOCK]) for i in range(0, flat.size, _BLOCK))
     return sum(x.size - np.count_nonzero(x) for x in blocks)
 
 
 def check_params(params: object, where: str) -> None:
-    """Check a tree of arrays; every process looks at the parts that its devices hold.
+    """Checks that parameters are finite; every process checks the shards on its own devices.
 
     Args:
-        params: the tree; leaves that are no real numbers are passed over.
-        where: what they are, for the message.
+        params: tree of arrays of any shape; leaves that are not floating point are skipped.
+        where: the origin of the parameters, such as a path, with which the message starts.
 
     Raises:
         FloatingPointError: naming the first array with values that are NaN or infinite.
@@ -32,7 +33,7 @@ def check_params(params: object, where: str) -> None:
     for path, x in jax.tree_util.tree_flatten_with_path(params)[0]:
         if not jnp.issubdtype(x.dtype, jnp.floating):
             continue
-        bad = sum(count_not_finite(part) for part, _ in _parts(x))
+        bad = sum(count_not_finite(shard) for shard, _ in _local_shards(x))
         if bad:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise FloatingPointError(
@@ -41,41 +42,44 @@ def check_params(params: object, where: str) -> None:
 
 
 def check_values(values: Mapping[str, jax.Array], axes: Sequence[str], lam: object = None) -> None:
-    """Check what a compiled call gave back; values that an outer jit traces are passed over.
+    """Checks that the results of a compiled call are finite; values traced by a jit are skipped.
 
     Args:
-        values: arrays by what they are called in the message; None is passed over.
+        values: arrays by their name in the message; None is skipped.
         axes: names of the leading axes of all arrays, such as ('input', 'hypothesis').
-        lam: λ [B, G] or [B, G, M] of the places along the first two axes, each of adjacent places
-            along the second, to be named too.
+        lam: λ [B, G] or [B, G, M], which the message names too: B is the arrays' first axis, and
+            each of the G values belongs to an equal number of adjacent entries of the second axis.
 
     Raises:
-        FloatingPointError: naming the first array with a value that is NaN or infinite, and where.
+        FloatingPointError: naming the first array with a value that is NaN or infinite, its indices
+            and λ.
     """
     for name, x in values.items():
         if x is None or isinstance(x, jax.core.Tracer):
             continue
-        for part, begin in _parts(x):
-            if count_not_finite(part):
-                each = None if lam is None else np.repeat(lam, x.shape[1] // lam.shape[1], axis=1)
-                raise FloatingPointError(_sentence(name, part, begin, axes, each))
+        for shard, begin in _local_shards(x):
+            if count_not_finite(shard):
+                if lam is not None:
+                    lam = np.repeat(lam, x.shape[1] // lam.shape[1], axis=1)
+                raise FloatingPointError(_message(name, shard, begin, axes, lam))
 
 
-def _sentence(name: str, part: np.ndarray, begin: Sequence[int], axes, lam) -> str:
-    bad = np.argwhere(~np.isfinite(part))
-    at = tuple(int(i) for i in bad[0] + np.array(begin, int))
-    places = [f"{axis} {i}" for axis, i in zip(axes, at, strict=False)]
+def _message(name: str, shard: np.ndarray, begin: Sequence[int], axes, lam) -> str:
+    """Describes the first value of a shard that is not finite; lam is [B, K] or [B, K, M]."""
+    bad = np.argwhere(~np.isfinite(shard))
+    index = tuple(int(i) for i in bad[0] + np.array(begin, int))
+    labels = [f"{axis} {i}" for axis, i in zip(axes, index, strict=False)]
     if lam is not None:
-        places.append(f"λ = {np.asarray(lam)[at[:2]].tolist()}")
+        labels.append(f"λ = {np.asarray(lam)[index[:2]].tolist()}")
     return (
-        f"the {name} of {', '.join(places)} (counted from 0) is {part[tuple(bad[0])]}; "
-        f"{len(bad):,} of {part.size:,} values of this batch are NaN or infinite"
+        f"the {name} of {', '.join(labels)} (counted from 0) is {shard[tuple(bad[0])]}; "
+        f"{len(bad):,} of {shard.size:,} values in this shard of the batch are NaN or infinite"
     )
 
 
-def _parts(x: jax.Array | np.ndarray) -> list[tuple[np.ndarray, tuple[int, ...]]]:
-    """The different parts of an array that this process holds, and where each begins."""
+def _local_shards(x: jax.Array | np.ndarray) -> list[tuple[np.ndarray, tuple[int, ...]]]:
+    """Returns the distinct shards of an array on this process, each with its first index."""
     if not isinstance(x, jax.Array):
         return [(x, (0,) * x.ndim)]
-    parts = {tuple(axis.start or 0 for axis in s.index): s.data for s in x.addressable_shards}
-    return [(np.asarray(part), begin) for begin, part in parts.items()]
+    shards = {tuple(axis.start or 0 for axis in s.index): s.data for s in x.addressable_shards}
+    return [(np.asarray(shard), begin) for begin, shard in shards.items()]

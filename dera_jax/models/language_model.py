@@ -1,15 +1,15 @@
-"""The contract of every model: it can be stepped, and its log-probabilities can be trained.
+"""Interfaces of language models for decoding and training, and functions on their states.
 
-Everything that decodes takes a `LanguageModel`: a T5, a decoder-only model, a table, or the realigned
-mixture of several. Parameters are arguments of every method, and the state is an explicit pytree
-with three kinds of leaves:
+Every decoding algorithm takes a `LanguageModel`: a T5, a decoder-only model, a table, or the
+realigned mixture of several models. Parameters are arguments of every method, and the state is an
+explicit pytree with three kinds of leaves:
 
-shared [B, ...]     what depends on the prompt alone; held once for all hypotheses of a prompt
-kept   [B, K, ...]  what follows its hypothesis and survives `rewind`
+shared [B, ...]     depends on the prompt only; stored once for all hypotheses of a prompt
+kept   [B, K, ...]  belongs to one hypothesis and survives `rewind`
 cache  [B, K, ...]  keys and values of the tokens fed so far
 
-All hypotheses stand at one position, a scalar, so a cache update is one slice update. PRNG keys
-belong to the decoder, λ to the prompts and, from `start` on, to the state.
+All hypotheses are at the same position, a scalar, so a cache update is one slice update. PRNG keys
+belong to the decoder. λ is passed with the prompts, and after `start` it is part of the state.
 
 Axes: B prompts, G values of λ for a prompt, K hypotheses of a prompt, S prompt length, N tokens fed
 at once, T output length, V vocabulary, M aligned models, C component models (the reference and the
@@ -29,8 +29,8 @@ from dera_jax import checks
 from dera_jax.partitioning import constrain
 
 PyTree = object
-THREEFRY = "threefry2x32"  # of all keys of draws, whatever JAX's default is
-UNUSED = -1e9  # finite, so that 0·UNUSED is 0, and small enough that its exponential is 0
+THREEFRY = "threefry2x32"  # PRNG implementation of all sampling keys, whatever JAX's default is
+UNUSED_LOGIT = -1e9  # a logit: finite, so that 0·UNUSED is 0, and so low that its probability is 0
 
 
 @struct.dataclass
@@ -38,8 +38,8 @@ class Padded:
     """Sequences of token ids of different lengths in one array, padded on the right.
 
     Attributes:
-        tokens: int32 [..., S]. Ids past a length mean nothing, whatever their value.
-        lengths: int32 [...].
+        tokens: int32 [..., S]. Ids at and after a length are padding, whatever their value.
+        lengths: int32 [...], tokens of each sequence.
     """
 
     tokens: Array
@@ -47,8 +47,8 @@ class Padded:
 
     @property
     def mask(self) -> Array:
-        """bool [..., S], whether a token lies within its sequence."""
-        return within(self.lengths, self.tokens.shape[-1])
+        """Returns bool [..., S], whether a token lies within its sequence."""
+        return length_mask(self.lengths, self.tokens.shape[-1])
 
 
 @struct.dataclass
@@ -56,10 +56,10 @@ class Prompts:
     """B prompts, right-padded, of at least one token each.
 
     Attributes:
-        tokens: int32 [B, S]. Ids past a length mean nothing, whatever their value.
-        lengths: int32 [B].
-        lam: float32 [B, G], or [B, G, M] for M aligned models: λ of each group of K/G adjacent
-            hypotheses; None for a single model.
+        tokens: int32 [B, S]. Ids at and after a length are padding, whatever their value.
+        lengths: int32 [B], tokens of each prompt.
+        lam: mixing coefficients λ, float32 [B, G], or [B, G, M] for M aligned models: one for each
+            group of K/G adjacent hypotheses; None for a single model.
     """
 
     tokens: Array
@@ -68,8 +68,8 @@ class Prompts:
 
     @property
     def mask(self) -> Array:
-        """bool [B, S], whether a token lies within its prompt."""
-        return within(self.lengths, self.tokens.shape[-1])
+        """Returns bool [B, S], whether a token lies within its prompt."""
+        return length_mask(self.lengths, self.tokens.shape[-1])
 
 
 @struct.dataclass
@@ -77,9 +77,9 @@ class State:
     """The decoding state of B x K hypotheses.
 
     Attributes:
-        position: int32 [], tokens fed so far to each hypothesis: the cache slot of the next one.
+        position: int32 [], tokens fed to each hypothesis so far, hence the next token's cache slot.
         first_token: int32 [B], the token to feed first, into slot 0.
-        shared, kept, cache: see the module.
+        shared, kept, cache: see the module's docstring.
     """
 
     position: Array
@@ -104,11 +104,11 @@ class Output:
 
 
 class LanguageModel(Protocol):
-    """What decoding needs of a model. Implementations are frozen, hashable, and hold no arrays.
+    """Interface of a model for decoding. Implementations are frozen, hashable, and hold no arrays.
 
-    `vocab_size` is V. `num_ids` is how many of the V ids may be produced, None for all: the others only
-    pad the tables to a round size. `end_ids` are the tokens that end a sequence, empty where the model does
-    not say. `start_token` is fed first; None for models that are fed the last token of each prompt.
+    `vocab_size` is V. Only the first `num_ids` ids may be produced (None: all V); the others pad
+    the tables to a round size. `end_ids` are the tokens that end a sequence, empty if the model
+    defines none. `start_token` is fed first; None: the last token of each prompt is fed first.
     """
 
     vocab_size: int
@@ -117,82 +117,84 @@ class LanguageModel(Protocol):
     start_token: int | None
 
     def check(self, prompts: Prompts, num_hypotheses: int) -> None:
-        """Validates prompts outside of jit: token ids in the model's table, and λ.
+        """Validates token ids and λ of prompts, outside of jit.
 
         Raises:
-            ValueError: an id beyond the table, λ for a single model, or no valid λ for a mixture.
+            ValueError: an id is not in the embedding table, a single model is given λ, or a mixture
+                has no valid λ.
         """
 
     def start(self, params: PyTree, prompts: Prompts, num_hypotheses: int, max_len: int) -> State:
         """Prefills the prompts for K = num_hypotheses hypotheses with room for max_len tokens."""
 
     def step(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
-        """Feeds tokens[B, K]; the output is that of the next position."""
+        """Feeds tokens[B, K] and returns the logits [B, K, V] of the next token."""
 
     def extend(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
-        """Feeds tokens[B, K, N] in one pass; the output is that after the last of them."""
+        """Feeds tokens[B, K, N] in one pass; the logits [B, K, V] follow the last of them."""
 
     def teacher_forced(self, params: PyTree, state: State, tokens: Array) -> Output:
-        """Logits [B, K, T, V] that predict tokens[B, K, T], from an empty cache; state is kept."""
+        """Returns logits [B, K, T, V] that predict tokens[B, K, T]; the cache is not used."""
 
 
 class TrainableModel(LanguageModel, Protocol):
-    """What trainers and heads need of a single model beyond decoding.
+    """Interface of a single model for trainers and heads, in addition to decoding.
 
-    `emb_dim` is E. `ends_prompts` is whether the end token follows a prompt, as an encoder was trained.
-    `remat` names what training keeps of each layer's activations for the gradient, of
-    `jax.checkpoint_policies`; the rest is computed again. None keeps all. `units` are the sizes of what no
-    mesh cuts, by logical axis: {"joined_kv": 64} where that axis is heads of 64 end to end.
+    `emb_dim` is E. `ends_prompts` tells whether prompts end with the end token, as encoders expect.
+    `remat` names a policy of `jax.checkpoint_policies`, which selects the activations of a layer to
+    save for the gradient instead of recomputing them; None saves all. `block_sizes` are, by logical axis,
+    sizes of blocks that a mesh must not split: {"joined_kv": 64} for concatenated heads of 64.
     """
 
     emb_dim: int
     ends_prompts: bool
     remat: str | None
-    units: Mapping[str, int]
+    block_sizes: Mapping[str, int]
 
     def init(self, key: Array) -> PyTree:
-        """Random parameters, float32."""
+        """Returns random parameters, float32."""
 
     def hidden(
         self, params: PyTree, prompts: Prompts, tokens: Array, dropout_key: Array | None = None
     ) -> Array:
-        """Final hidden states [B, K, N + 1, E] of tokens[B, K, N]: entry t has read t tokens.
+        """Returns final hidden states [B, K, N + 1, E]: entry t is after t of tokens[B, K, N].
 
-        A dropout key turns dropout on.
+        Dropout is applied if `dropout_key` is given.
         """
 
     def logits(self, params: PyTree, hidden: Array) -> Array:
-        """Next-token logits float32 [..., V] of hidden[..., E]."""
+        """Returns next-token logits float32 [..., V] of hidden[..., E]."""
 
     def embedding(self, params: PyTree) -> Array:
-        """The table of token embeddings, [V, E]."""
+        """Returns the table of token embeddings, [V, E]."""
 
     def param_axes(self) -> Mapping[str, tuple[str, ...]]:
-        """The logical axes of every parameter, by its path joined by '/'."""
+        """Returns the logical axes of every parameter by its path, joined by '/'."""
 
 
-def within(lengths: Array, size: int) -> Array:
-    """bool [..., size], whether a place lies within the first lengths[...] of a sequence."""
+def length_mask(lengths: Array, size: int) -> Array:
+    """Returns bool [..., size], whether an index is below lengths[...]."""
     return jnp.arange(size) < lengths[..., None]
 
 
-def padded(sequences: Sequence[Sequence[int]], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences of at most `size` ids as int32 tokens [n, size], right-padded, and lengths [n]."""
+def pad_sequences(sequences: Sequence[Sequence[int]], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Right-pads n sequences of at most `size` ids: int32 tokens [n, size] and lengths [n]."""
     tokens = np.zeros((len(sequences), size), np.int32)
     for row, ids in zip(tokens, sequences, strict=True):
         row[: len(ids)] = ids
     return tokens, np.array([len(ids) for ids in sequences], np.int32)
 
 
-def narrowed(prompts: Prompts, longest: int | None = None) -> Prompts:
-    """The prompts [..., S] in the smallest of the widths S, S/2, S/4 and S/8 that holds them.
+def trim_padding(prompts: Prompts, longest: int | None = None) -> Prompts:
+    """Trims the padding of prompts [..., S] to the smallest of the widths S, S/2, S/4 and S/8.
 
-    So most batches are read at a fraction of the cost of the longest prompt, and a program is compiled
-    once for each of four widths at most.
+    Most batches are then prefilled at a fraction of the cost of width S, and a program is compiled
+    for at most four widths. Widths are rounded up.
 
     Args:
         prompts: NumPy arrays, padded to the limit S.
-        longest: length of the longest prompt of the batch, where these are a process's share of it.
+        longest: length of the longest prompt of the whole batch, where `prompts` are only the part
+            of one process; None for the longest of `prompts`.
     """
     limit = prompts.tokens.shape[-1]
     longest = int(np.max(prompts.lengths)) if longest is None else longest
@@ -206,14 +208,14 @@ def check_padded(
     """Validates the tokens and lengths of sequences, and returns the shape of the tokens.
 
     Args:
-        name: of the argument.
-        sequences: what was given.
-        least: tokens that each has at least.
-        axes: of the tokens, as of `checks.check_array`; the lengths have all but the last.
+        name: name of the argument, for the message.
+        sequences: the value of the argument.
+        least: minimum number of tokens of each sequence.
+        axes: axes of the tokens, see `checks.check_array`; the lengths have all but the last.
 
     Raises:
-        ValueError: an array of another type or shape, or a length that is not in [least, S]. Lengths
-            whose values are not known on this process are skipped.
+        ValueError: an array has another type or shape, or a length is not in [least, S]. Lengths
+            that are traced or not on this process are not checked.
     """
     tokens, lengths = sequences.tokens, sequences.lengths
     shape = checks.check_array(f"{name}.tokens", tokens, "token ids", jnp.integer, **axes)
@@ -224,10 +226,10 @@ def check_padded(
     lengths = np.asarray(lengths)
     wrong = np.argwhere((lengths < least) | (lengths > shape[-1]))
     if len(wrong):
-        place = tuple(map(int, wrong[0]))
+        index = tuple(map(int, wrong[0]))
         raise ValueError(
             f"{name}.lengths must be in [{least}, {shape[-1]}], for {name}.tokens of shape {shape}; "
-            f"found {lengths[place]} at {list(place)}."
+            f"found {lengths[index]} at {list(index)}."
         )
     return shape
 
@@ -236,30 +238,30 @@ def check_single(prompts: Prompts, num_ids: int) -> None:
     """Validates the prompts of a single model outside of jit, see `LanguageModel.check`.
 
     Args:
-        prompts: of the model.
-        num_ids: ids that a prompt may contain.
+        prompts: the prompts.
+        num_ids: prompts may contain the ids in [0, num_ids).
 
     Raises:
-        ValueError: λ is given, or naming the first id that is not in [0, num_ids). Arrays whose values
-            are not known on this process are skipped.
+        ValueError: λ is given, or an id is not in [0, num_ids). Arrays that are traced or not on
+            this process are not checked.
     """
     if prompts.lam is not None:
         raise ValueError(
-            "prompts.lam must be None for a single model: only a Realigned one mixes by λ; found "
-            f"an array of shape {np.shape(prompts.lam)}."
+            "prompts.lam must be None for a single model; λ mixes the models of a `Realigned`; "
+            f"found an array of shape {np.shape(prompts.lam)}."
         )
     tokens, lengths = prompts.tokens, prompts.lengths
     if checks.is_known(tokens) and checks.is_known(lengths):
-        # NumPy alone: within an outer jit, jax.numpy would trace what is known.
+        # Uses NumPy only: within an outer jit, jax.numpy would trace these known values.
         inside = np.arange(tokens.shape[-1]) < np.asarray(lengths)[..., None]
         used = np.where(inside, tokens, 0)
         checks.check_token_ids("prompts.tokens", used, num_ids)
 
 
-def spread(prompts: Prompts) -> Prompts:
-    """The prompts with their rows along the mesh in use, see `partitioning.constrain`."""
-    rows = lambda x: constrain(x, "batch", *[None] * (x.ndim - 1))
-    return jax.tree.map(rows, prompts)
+def shard_prompts(prompts: Prompts) -> Prompts:
+    """Shards prompts along the batch axis of the mesh in use, see `partitioning.constrain`."""
+    shard = lambda x: constrain(x, "batch", *[None] * (x.ndim - 1))
+    return jax.tree.map(shard, prompts)
 
 
 def next_token_logits(
@@ -269,24 +271,24 @@ def next_token_logits(
     tokens: Array,
     dropout_key: Array | None = None,
 ) -> Array:
-    """Logits float32 [B, K, T, V] that predict tokens[B, K, T] under teacher forcing."""
+    """Returns logits float32 [B, K, T, V] that predict tokens[B, K, T] under teacher forcing."""
     hidden = model.hidden(params, prompts, tokens[..., :-1], dropout_key)
     return model.logits(params, hidden)
 
 
-def without_unused(output: Output, num_ids: int | None) -> Output:
-    """Gives the ids from `num_ids` on the same logit, `UNUSED`, in the mixture and in every part.
+def mask_unused_logits(output: Output, num_ids: int | None) -> Output:
+    """Sets the logits of the ids from `num_ids` on to `UNUSED_LOGIT`, in the mixture and in every part.
 
-    All log-probabilities and KLs are then over the ids that remain. None leaves all as they are.
+    All log-probabilities and KLs are then over the remaining ids. With None, no logit is changed.
     """
     if num_ids is None:
         return output
     used = jnp.arange(output.logits.shape[-1]) < num_ids
-    return jax.tree.map(lambda logits: jnp.where(used, logits, UNUSED), output)
+    return jax.tree.map(lambda logits: jnp.where(used, logits, UNUSED_LOGIT), output)
 
 
 def rewind(state: State) -> State:
-    """Empties the caches and keeps the prefilled prompts: ready to be fed the first token again."""
+    """Resets position and caches to before the first token; keeps the prefilled prompts."""
     cache = jax.tree.map(jnp.zeros_like, state.cache)
     return state.replace(position=jnp.zeros_like(state.position), cache=cache)
 
@@ -295,10 +297,10 @@ def select(state: State, index: Array) -> State:
     """Copies and reorders hypotheses: hypothesis k of the result is index[b, k] of `state`.
 
     Args:
-        state: of K hypotheses.
+        state: state with K hypotheses of each prompt.
         index: int32 [B, K'], in [0, K).
     """
-    gather = jax.vmap(lambda hypotheses, at: jnp.take(hypotheses, at, axis=0))
+    gather = jax.vmap(lambda hypotheses, chosen: jnp.take(hypotheses, chosen, axis=0))
     kept, cache = jax.tree.map(lambda x: gather(x, index), (state.kept, state.cache))
     return state.replace(kept=kept, cache=cache)
 
@@ -307,8 +309,8 @@ def take(state: State, index: Array) -> State:
     """Gathers whole prompts with all their hypotheses, each within its group of N.
 
     Args:
-        state: of B·N prompts, the N of a group one after the other.
-        index: int32 [B, N'], in [0, N): which of its group.
+        state: state of B·N prompts, the N prompts of a group adjacent.
+        index: int32 [B, N'], in [0, N): indices within each group.
 
     Returns:
         The state of B·N' prompts. Nothing is gathered across groups, so B may be sharded.
@@ -317,7 +319,7 @@ def take(state: State, index: Array) -> State:
 
     def gather(x: Array) -> Array:
         grouped = x.reshape(batch, -1, *x.shape[1:])
-        taken = jax.vmap(lambda group, at: jnp.take(group, at, axis=0))(grouped, index)
+        taken = jax.vmap(lambda group, chosen: jnp.take(group, chosen, axis=0))(grouped, index)
         return taken.reshape(-1, *x.shape[1:])
 
     leaves = state.first_token, state.shared, state.kept, state.cache
@@ -326,12 +328,12 @@ def take(state: State, index: Array) -> State:
 
 
 def score(model: LanguageModel, params: PyTree, state: State, tokens: Array, lengths: Array):
-    """Log-probabilities float32 [B, K, T] of tokens[B, K, T] under teacher forcing.
+    """Returns log-probabilities float32 [B, K, T] of tokens[B, K, T] under teacher forcing.
 
-    Zero at and after lengths[B, K]. Uses the prefilled prompts of `state` and leaves its caches alone.
+    They are 0 at and after lengths[B, K]. Of `state` only the prefilled prompts are used.
 
     Raises:
-        ValueError: tokens or lengths of another type or shape.
+        ValueError: tokens or lengths have another type or shape, or a length is not in [0, T].
     """
     check_padded("sequences", Padded(tokens, lengths), B=None, K=None, T=None)
     return _log_probs(model.teacher_forced(params, state, tokens).logits, tokens, lengths)
@@ -340,38 +342,38 @@ def score(model: LanguageModel, params: PyTree, state: State, tokens: Array, len
 def score_sequences(
     model: TrainableModel, params: PyTree, prompts: Prompts, tokens: Array, lengths: Array
 ) -> Array:
-    """What `score` gives, from the prompts themselves: float32 [B, K, T], differentiable."""
+    """Returns what `score` does, from prompts before prefill: float32 [B, K, T], differentiable."""
     check_padded("sequences", Padded(tokens, lengths), B=len(prompts.tokens), K=None, T=None)
     return _log_probs(next_token_logits(model, params, prompts, tokens), tokens, lengths)
 
 
 def log_prob_of(logits: Array, tokens: Array) -> Array:
-    """Log-probabilities of tokens[...] under softmax(logits[..., V]): float32 [...]."""
+    """Returns log-probabilities float32 [...] of tokens[...] under softmax(logits[..., V])."""
     return jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
 
 
 def _log_probs(logits: Array, tokens: Array, lengths: Array) -> Array:
-    return jnp.where(within(lengths, tokens.shape[-1]), log_prob_of(logits, tokens), 0.0)
+    return jnp.where(length_mask(lengths, tokens.shape[-1]), log_prob_of(logits, tokens), 0.0)
 
 
 def sequence_keys(seed: int | Array, example_ids: Array, numbers: Array | Sequence[int]) -> Array:
-    """PRNG keys [B, K], one for each (seed, example, sequence number), whatever the batch around it.
+    """Returns PRNG keys [B, K] that depend only on seed, example id and sequence number.
 
     Args:
-        seed: the run's seed, or its key (threefry).
+        seed: the run's seed, or its PRNG key (threefry).
         example_ids: int32 [B], an id of each prompt that does not depend on its place in a batch.
-        numbers: int32 [K] or [B, K]; hypotheses with equal numbers draw alike (common random
-            numbers).
+        numbers: int32 [K] or [B, K]; hypotheses of a prompt with equal numbers get equal keys
+            (common random numbers).
 
     Raises:
-        ValueError: a seed that is not in [0, 2^32), or what are no int32 arrays of these shapes.
+        ValueError: the seed is not in [0, 2^32), or ids or numbers have another type or shape.
     """
     is_key = isinstance(seed, Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
     if not is_key and not isinstance(seed, jax.core.Tracer):
         seed = checks.check("seed", seed, checks.SEED)
     example_ids, numbers = _as_int32("example_ids", example_ids), _as_int32("numbers", numbers)
-    rows = example_ids.shape[:1] if numbers.ndim == 2 else ()
-    if example_ids.ndim != 1 or numbers.ndim not in (1, 2) or numbers.shape[:-1] != rows:
+    leading = example_ids.shape[:1] if numbers.ndim == 2 else ()
+    if example_ids.ndim != 1 or numbers.ndim not in (1, 2) or numbers.shape[:-1] != leading:
         raise ValueError(
             "sequence_keys needs example_ids [B] and numbers [K] or [B, K]; found arrays of shapes "
             f"{example_ids.shape} and {numbers.shape}."
@@ -383,7 +385,7 @@ def sequence_keys(seed: int | Array, example_ids: Array, numbers: Array | Sequen
 
 
 def _as_int32(name: str, values: Array | Sequence[int]) -> Array:
-    """The values as int32; a cast would round fractions and wrap around what is too large."""
+    """Validates 32-bit integers and returns them as int32; a cast alone would round or overflow."""
     values = values if isinstance(values, Array) else np.asarray(values)
     limits = np.iinfo(np.int32)
     fits = jnp.issubdtype(values.dtype, jnp.integer)
@@ -391,7 +393,7 @@ def _as_int32(name: str, values: Array | Sequence[int]) -> Array:
         fits = bool(np.all((values >= limits.min) & (values <= limits.max)))
     if not fits:
         raise ValueError(
-            f"sequence_keys needs {name} that are integers of 32 bits; found {values.dtype} values "
-            f"of shape {values.shape}."
+            f"sequence_keys needs {name} that are integers in [{limits.min}, {limits.max}]; "
+            f"found {values.dtype} values of shape {values.shape}."
         )
     return jnp.asarray(values, jnp.int32)

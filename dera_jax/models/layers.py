@@ -1,6 +1,6 @@
-"""The layers of T5, under T5X's parameter names and logical axes.
+"""The layers of T5, with T5X's parameter names and logical axes.
 
-Axes: G groups of rows that share keys (B, or B*K), N query tokens, L key slots, H heads,
+Axes: G groups of queries that share keys (B, or B·K), N query tokens, L key slots, H heads,
 D head_dim, E emb_dim, M mlp_dim.
 """
 
@@ -18,12 +18,12 @@ from dera_jax.partitioning import constrain
 
 NUM_BUCKETS = 32
 MAX_DISTANCE = 128
-MASKED = -1e10  # T5X's value: finite, so a fully masked row is uniform rather than NaN.
+MASKED = -1e10  # T5X's value: finite, so a fully masked query attends uniformly instead of to NaN.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _low_precision_einsum(spec: str, x: Array, y: Array) -> Array:
-    """x, y bfloat16 -> float32: bfloat16 products summed in float32."""
+    """Computes einsum of bfloat16 x and y, accumulated and returned in float32."""
     return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
 
@@ -33,7 +33,7 @@ def _einsum_forward(spec, x, y):
 
 def _einsum_backward(spec, operands, g):
     # The automatic transpose would multiply a float32 cotangent with a bfloat16 operand, which
-    # no matrix unit does: round the cotangent, as T5X's bfloat16 activations do.
+    # no matrix unit supports. So the cotangent is rounded, as T5X's bfloat16 activations are.
     x, y = operands
     left, right, out = spec.replace("->", ",").split(",")
     g = g.astype(x.dtype)
@@ -46,9 +46,10 @@ _low_precision_einsum.defvjp(_einsum_forward, _einsum_backward)
 
 
 def einsum(spec: str, x: Array, y: Array, dtype: str) -> Array:
-    """jnp.einsum of two operands rounded to `dtype`, accumulated in float32, returned in float32.
+    """Computes jnp.einsum of operands rounded to `dtype`, accumulated and returned in float32.
 
-    Every index must occur in two of the three terms (no sums over one operand alone).
+    With `dtype` 'float32' nothing is rounded. Every index must occur in at least two of the three
+    terms, so no sum is over one operand alone.
     """
     if dtype == "float32":
         return jnp.einsum(spec, x, y)
@@ -56,14 +57,14 @@ def einsum(spec: str, x: Array, y: Array, dtype: str) -> Array:
 
 
 def rematerialised(layer: Callable, remat: str | None) -> Callable:
-    """A layer that keeps for its gradient what the policy `remat` says; None: everything."""
+    """Wraps a layer in `jax.checkpoint` with the policy named `remat`; None: does not wrap it."""
     if remat is None:
         return layer
     return jax.checkpoint(layer, policy=getattr(jax.checkpoint_policies, remat))
 
 
 class Dense(nn.Module):
-    """x[..., in] @ kernel[in, features], no bias."""
+    """A linear layer without bias: x[..., inputs] @ kernel[inputs, features]."""
 
     features: int
     axes: tuple[str, str]
@@ -80,7 +81,7 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """T5's root-mean-square norm: no mean, no bias."""
+    """T5's root-mean-square norm, without mean subtraction and bias."""
 
     dtype: str
 
@@ -96,7 +97,7 @@ class LayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention without the 1/sqrt(D): T5 puts it into the query's initialisation."""
+    """Multi-head attention without the factor 1/√D, which T5 puts into the initial query kernel."""
 
     num_heads: int
     head_dim: int
@@ -114,19 +115,19 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
 
     def _split_heads(self, x: Array) -> Array:
-        """[..., L, H*D] -> [..., H, L, D]."""
+        """Reshapes [..., L, H·D] to [..., H, L, D]."""
         x = x.astype(self.dtype).reshape(*x.shape[:-1], self.num_heads, self.head_dim)
         x = jnp.swapaxes(x, -3, -2)
         return constrain(x, "batch", *[None] * (x.ndim - 4), "heads", None, None)
 
     def keys_values(self, x: Array) -> tuple[Array, Array]:
-        """x[..., L, E] -> keys and values [..., H, L, D]."""
+        """Projects x[..., L, E] to keys and values [..., H, L, D]."""
         return self._split_heads(self.key(x)), self._split_heads(self.value(x))
 
     def attend(self, x: Array, keys: Array, values: Array, bias: Array, train: bool) -> Array:
-        """x[G, N, E], keys and values [G, H, L, D], bias[G or 1, H or 1, N or 1, L] -> [G, N, E].
+        """Attends from x[G, N, E] to keys and values [G, H, L, D], and returns [G, N, E].
 
-        The bias holds the relative bias and the mask.
+        `bias`[G or 1, H or 1, N or 1, L] is the sum of the relative position bias and the mask.
         """
         queries = self._split_heads(self.query(x))
         logits = einsum("ghnd,ghld->ghnl", queries, keys, self.dtype) + bias
@@ -138,7 +139,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """wo(act_0(x @ wi_0) * act_1(x @ wi_1)), or wo(act(x @ wi)) for one activation."""
+    """The feed-forward layer wo(act_0(wi_0(x)) · act_1(wi_1(x))), or wo(act(wi(x)))."""
 
     mlp_dim: int
     activations: tuple[str, ...]
@@ -162,9 +163,10 @@ class Mlp(nn.Module):
 
 
 def relative_position_bucket(distance: np.ndarray, bidirectional: bool) -> np.ndarray:
-    """T5's bucket of each distance = query position - key position.
+    """Returns T5's bucket of each distance, the query's position minus the key's.
 
-    NumPy, at trace time: a device's log may fall below a bucket's boundary.
+    It is computed by NumPy at trace time, because the log of an accelerator may be rounded to
+    the other side of a bucket's boundary.
     """
     buckets = NUM_BUCKETS // 2 if bidirectional else NUM_BUCKETS
     offset = np.where(distance < 0, buckets, 0) if bidirectional else 0
@@ -177,7 +179,7 @@ def relative_position_bucket(distance: np.ndarray, bidirectional: bool) -> np.nd
 
 
 class RelativeBias(nn.Module):
-    """The table of relative position biases that all layers of a stack share."""
+    """The relative position biases [H, buckets], which all layers of a stack share."""
 
     num_heads: int
     bidirectional: bool
@@ -190,14 +192,14 @@ class RelativeBias(nn.Module):
         )
 
     def between(self, length: int) -> Array:
-        """Bias [H, L, L] among `length` tokens."""
+        """Returns the bias [H, L, L] between all pairs of `length` tokens."""
         position = np.arange(length)
         distance = position[:, None] - position[None, :]
         buckets = relative_position_bucket(distance, self.bidirectional)
         return self.rel_embedding[:, buckets]
 
     def at(self, positions: Array, length: int) -> Array:
-        """Bias [G, H, N, L] of queries at `positions`[G, N] over key slots 0..L-1, causal."""
+        """Returns bias [G, H, N, L] of queries at positions[G, N] to slots 0 to L - 1, unmasked."""
         buckets = relative_position_bucket(np.arange(length), self.bidirectional)
         by_distance = self.rel_embedding[:, buckets]
         distance = jnp.clip(positions[..., None] - jnp.arange(length), 0, length - 1)

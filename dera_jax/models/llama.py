@@ -1,9 +1,9 @@
 """Decoder-only networks: RoPE, grouped-query attention, RMSNorm, SwiGLU (Llama's architecture).
 
-Plain functions over a nested dict of float32 parameters. One function, `decode`, runs all passes: a
-prompt (its keys and values are kept, once for all K hypotheses), a step from a cache, and teacher
-forcing without one. A query attends to the prompt's keys and to those of its own hypothesis under
-one softmax; only the scores of the two are concatenated, never the keys.
+Plain functions of a nested dict of parameters. One function, `decode`, runs all passes: prefill of
+a prompt, whose keys and values are stored once for all K hypotheses, decoding steps with a cache,
+and teacher forcing without a cache. A query attends to the keys of the prompt and of its own
+hypothesis under one softmax; only the attention scores of the two are concatenated, never the keys.
 
 Axes: B prompts, K hypotheses, S prompt length, N new tokens, L slots of a hypothesis, E emb_dim,
 H query heads, G key and value heads, R = H/G queries of one key, D head_dim, V vocab_size.
@@ -35,18 +35,18 @@ class LlamaConfig:
     """Sizes of a Llama, named as in `T5Config`.
 
     Attributes:
-        num_heads: of the queries; a multiple of num_kv_heads.
-        num_kv_heads: of keys and values.
-        head_dim: even, need not be emb_dim / num_heads.
-        rope_base: of RoPE's wavelengths (`rope_theta` in transformers).
-        norm_epsilon: of RMSNorm.
-        logits_via_embedding: whether the output table is the embedding (tied) or its own.
-        dtype: of activations and operands of matrix products, 'float32' or 'bfloat16'. Softmax, norms,
-            rotations and logits are float32; parameters are what they are given as.
-        end_ids: the tokens that end a sequence; empty where nothing has said them yet.
+        num_heads: query heads; a multiple of num_kv_heads.
+        num_kv_heads: key and value heads.
+        head_dim: size of a head; even, need not be emb_dim / num_heads.
+        rope_base: base of RoPE's wavelengths (`rope_theta` in transformers).
+        norm_epsilon: the epsilon of RMSNorm.
+        logits_via_embedding: whether the output kernel is the embedding (tied) or a separate one.
+        dtype: type of activations and of operands of matrix products, 'float32' or 'bfloat16'.
+            Softmax, norms, rotations and logits are float32; parameters keep their own type.
+        end_ids: the tokens that end a sequence; empty while they are not known.
 
     Raises:
-        ValueError: naming an invalid field, and what is accepted.
+        ValueError: naming an invalid field and what it accepts.
     """
 
     vocab_size: int
@@ -63,7 +63,7 @@ class LlamaConfig:
     end_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
-        size = checks.whole(1, 2**31 - 1)
+        size = checks.integer(1, 2**31 - 1)
         sizes = ("vocab_size", "emb_dim", "num_heads", "num_kv_heads", "num_layers", "mlp_dim")
         checks.check_fields(self, **dict.fromkeys(sizes, size))
         even = checks.Check(
@@ -77,7 +77,7 @@ class LlamaConfig:
             norm_epsilon=checks.number(above=0),
             logits_via_embedding=checks.FLAG,
             dtype=dtype,
-            end_ids=checks.several(checks.whole(0, self.vocab_size - 1), "(1,)", least=0),
+            end_ids=checks.sequence(checks.integer(0, self.vocab_size - 1), "(1,)", least=0),
         )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
@@ -87,7 +87,7 @@ class LlamaConfig:
 
 
 def param_axes(config: LlamaConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Name (path joined by '/') and logical axes of each parameter."""
+    """Yields name (path joined by '/') and logical axes of each parameter."""
     yield "token_embedder/embedding", ("vocab", "embed")
     for i in range(config.num_layers):
         for name, axes in (
@@ -108,7 +108,7 @@ def param_axes(config: LlamaConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def param_shapes(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of each parameter, one by one and without tracing."""
+    """Yields name and shape of each parameter, without tracing."""
     sizes = {
         "vocab": config.vocab_size,
         "embed": config.emb_dim,
@@ -122,7 +122,7 @@ def param_shapes(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def init(config: LlamaConfig, key: Array) -> Params:
-    """Random parameters: norms 1, all else normal with standard deviation 1/√E."""
+    """Returns random float32 parameters: norms 1, others normal with standard deviation 1/√E."""
     params = {}
     for i, (name, shape) in enumerate(param_shapes(config)):
         normal = lambda: jax.random.normal(jax.random.fold_in(key, i), shape)  # noqa: B023
@@ -133,12 +133,12 @@ def init(config: LlamaConfig, key: Array) -> Params:
 
 @struct.dataclass
 class Context:
-    """What all layers of one pass share.
+    """Inputs of one pass that are the same for all layers.
 
     Attributes:
-        slots: int32 [N], of the new tokens among the L of their hypothesis.
+        slots: int32 [N], cache slots of the new tokens, among the L of their hypothesis.
         rotation: cosines and sines of RoPE, float32 [B, 1, 1, N, D/2].
-        mask: bool [B, N, S + L], which of the keys of prompt and hypothesis a token attends to.
+        mask: bool [B, N, S + L], whether a token attends to each key of prompt and hypothesis.
     """
 
     slots: Array
@@ -149,27 +149,27 @@ class Context:
 def context(
     config: LlamaConfig, slots: Array, num_slots: int, before: Array, prompt_size: int
 ) -> Context:
-    """The context of new tokens.
+    """Returns the context of a pass over N new tokens.
 
     Args:
-        config: of the network.
+        config: sizes of the network.
         slots: int32 [N], see `Context`.
         num_slots: L.
-        before: int32 [B], the prompt's tokens before slot 0: those are attended to, and the position
-            of slot t is before + t.
+        before: int32 [B], number of prompt tokens before slot 0: these are attended to, and the
+            position of slot t is before + t.
         prompt_size: S, 0 for a pass over the prompt itself.
     """
     positions = before[:, None] + slots
-    of_prompt = jnp.arange(prompt_size) < before[:, None, None]  # [B, 1, S]
-    own = jnp.arange(num_slots) <= slots[:, None]  # [N, L]
+    in_prompt = jnp.arange(prompt_size) < before[:, None, None]  # [B, 1, S]
+    causal = jnp.arange(num_slots) <= slots[:, None]  # [N, L]
     batch, new = len(before), len(slots)
-    of_prompt = jnp.broadcast_to(of_prompt, (batch, new, prompt_size))
-    mask = jnp.concatenate([of_prompt, jnp.broadcast_to(own, (batch, new, num_slots))], axis=-1)
+    in_prompt = jnp.broadcast_to(in_prompt, (batch, new, prompt_size))
+    mask = jnp.concatenate([in_prompt, jnp.broadcast_to(causal, (batch, new, num_slots))], axis=-1)
     return Context(slots, _rotation(config, positions), mask)
 
 
 def _rotation(config: LlamaConfig, positions: Array) -> tuple[Array, Array]:
-    """Cosines and sines [B, 1, 1, N, D/2] of positions[B, N], in float32 whatever the dtype."""
+    """Returns RoPE's cosines and sines [B, 1, 1, N, D/2] of positions[B, N], always in float32."""
     exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
     angles = positions[..., None].astype(jnp.float32) * config.rope_base**-exponents
     return jnp.cos(angles)[:, None, None], jnp.sin(angles)[:, None, None]
@@ -187,16 +187,19 @@ def decode(
     """Runs the network over new tokens.
 
     Args:
-        config, params: of the network.
-        tokens: int32 [B, K, N].
-        context: of these tokens.
-        prompt: keys and values [B, G, S, D] of each layer; None for a pass over the prompt itself.
-        cache: of each layer, keys and values [B, K, G, L, D] of each hypothesis, with room at the slots
-            of the new tokens; None without a cache: then L = N, and slots are 0 to N - 1.
+        config: sizes of the network.
+        params: its parameters.
+        tokens: int32 [B, K, N], the new tokens.
+        context: their context, see `context`.
+        prompt: for each layer the prompt's keys and values [B, G, S, D]; None for a pass over the
+            prompt itself.
+        cache: for each layer the hypotheses' keys and values [B, K, G, L, D], which the new tokens'
+            are written to; None for a pass without a cache, where L = N and slots are 0 to N - 1.
         remat: see `language_model.TrainableModel`.
 
     Returns:
-        Hidden states [B, K, N, E] after the final norm; for each layer keys and values [B, K, G, L, D].
+        Hidden states [B, K, N, E] after the final norm, and for each layer the hypotheses' keys and
+        values [B, K, G, L, D], the new ones included.
     """
     x = params["token_embedder"]["embedding"][tokens].astype(config.dtype)
     x = constrain(x, "batch", None, None, None)
@@ -210,13 +213,13 @@ def decode(
 
 
 def logits(config: LlamaConfig, params: Params, hidden: Array) -> Array:
-    """hidden[..., E] -> float32 logits[..., V]."""
+    """Returns float32 logits[..., V] of hidden[..., E]."""
     rows = hidden.reshape(-1, hidden.shape[-1])
     if config.logits_via_embedding:
-        found = einsum("ne,ve->nv", rows, params["token_embedder"]["embedding"], config.dtype)
+        out = einsum("ne,ve->nv", rows, params["token_embedder"]["embedding"], config.dtype)
     else:
-        found = einsum("ne,ev->nv", rows, params["logits"]["kernel"], config.dtype)
-    return found.reshape(*hidden.shape[:-1], -1)
+        out = einsum("ne,ev->nv", rows, params["logits"]["kernel"], config.dtype)
+    return out.reshape(*hidden.shape[:-1], -1)
 
 
 def _layer(
@@ -227,7 +230,7 @@ def _layer(
     prompt: KeysValues | None,
     cache: KeysValues | None,
 ) -> tuple[Array, KeysValues]:
-    """x[B, K, N, E] -> [B, K, N, E], and keys and values as of `_attention`."""
+    """Applies one layer to x[B, K, N, E]; returns [B, K, N, E] and the result of `_attention`."""
     y = _norm(config, params["pre_attention_norm"], x)
     y, own = _attention(config, params["attention"], y, context, prompt, cache)
     x = x + y
@@ -235,7 +238,7 @@ def _layer(
 
 
 def _norm(config: LlamaConfig, params: Params, x: Array) -> Array:
-    """RMSNorm of x[..., E] in float32; the scale is applied after rounding, as in transformers."""
+    """Applies RMSNorm to x[..., E] in float32, and the scale after rounding, as in transformers."""
     x = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     y = x * lax.rsqrt(mean_square + config.norm_epsilon)
@@ -243,7 +246,7 @@ def _norm(config: LlamaConfig, params: Params, x: Array) -> Array:
 
 
 def _mlp(config: LlamaConfig, params: Params, x: Array) -> Array:
-    """SwiGLU of x[B, K, N, E]: down(silu(gate(x))·up(x))."""
+    """Applies SwiGLU to x[B, K, N, E]: down(silu(gate(x))·up(x))."""
     gate, up = (_project(config, params[name], x) for name in ("gate", "up"))
     hidden = constrain(jax.nn.silu(gate) * up, "batch", None, None, "mlp")
     return _project(config, params["down"], hidden)
@@ -257,13 +260,13 @@ def _attention(
     prompt: KeysValues | None,
     cache: KeysValues | None,
 ) -> tuple[Array, KeysValues]:
-    """x[B, K, N, E] -> [B, K, N, E], and keys and values [B, K, G, L, D] of its hypotheses."""
+    """Returns the output [B, K, N, E], and the hypotheses' keys and values [B, K, G, L, D]."""
     queries, keys, values = (
         jnp.moveaxis(_project(config, params[name], x), 3, 2) for name in ("query", "key", "value")
     )
     queries = constrain(_rotate(queries, context.rotation), "batch", None, "heads", None, None)
     keys, values = (constrain(y, *CACHE_AXES) for y in (_rotate(keys, context.rotation), values))
-    own = _remember(cache, (keys, values), context.slots)
+    own = _update_cache(cache, (keys, values), context.slots)
     blocks = [own] if prompt is None else [prompt, own]
     grouped = queries.reshape(*x.shape[:2], config.num_kv_heads, -1, config.head_dim)
     attended = _attend(config, grouped, blocks, context.mask).reshape(queries.shape)
@@ -276,10 +279,10 @@ def _attend(
     """Attends to several blocks of keys under one softmax.
 
     Args:
-        config: of the network.
-        queries: [B, K, G, R·N, D], all that attend to one key head.
+        config: sizes of the network.
+        queries: [B, K, G, R·N, D], grouped by the key head that they attend to.
         blocks: keys and values, [B, G, S, D] of prompts or [B, K, G, L, D] of hypotheses.
-        mask: bool [B, N, all keys], which of the keys of all blocks a token attends to.
+        mask: bool [B, N, all keys], whether a token attends to each key of the blocks.
 
     Returns:
         [B, K, G, R·N, D].
@@ -288,27 +291,27 @@ def _attend(
     scores = jnp.concatenate(scores, axis=-1) / math.sqrt(config.head_dim)
     mask = jnp.tile(mask, (1, queries.shape[3] // mask.shape[1], 1))[:, None, None]
     weights = jax.nn.softmax(jnp.where(mask, scores, MASKED))
-    seams = np.cumsum([keys.shape[-2] for keys, _ in blocks])[:-1]
-    parts = zip(jnp.split(weights, seams, axis=-1), blocks, strict=True)
-    attended = [_product(config, "...ql,...ld->...qd", part, values) for part, (_, values) in parts]
+    boundaries = np.cumsum([keys.shape[-2] for keys, _ in blocks])[:-1]
+    pairs = zip(jnp.split(weights, boundaries, axis=-1), blocks, strict=True)
+    attended = [_product(config, "...ql,...ld->...qd", w, values) for w, (_, values) in pairs]
     return sum(attended).astype(config.dtype)
 
 
-def _product(config: LlamaConfig, spec: str, rows: Array, block: Array) -> Array:
-    """einsum of rows[B, K, G, Q, ·] with a block of `_attend`; float32.
+def _product(config: LlamaConfig, spec: str, x: Array, block: Array) -> Array:
+    """Computes einsum of x[B, K, G, Q, ·] with the keys or values of a block, in float32.
 
-    A prompt's block meets the rows of all hypotheses as one matrix, and is not repeated for each.
+    The hypotheses of a prompt are merged into one matrix, so that its block is not repeated.
     """
-    if block.ndim == rows.ndim:
-        return einsum(spec, rows, block, config.dtype)
-    batch, hypotheses, heads, queries, _ = rows.shape
-    merged = jnp.moveaxis(rows, 1, 2).reshape(batch, heads, hypotheses * queries, -1)
+    if block.ndim == x.ndim:
+        return einsum(spec, x, block, config.dtype)
+    batch, hypotheses, heads, queries, _ = x.shape
+    merged = jnp.moveaxis(x, 1, 2).reshape(batch, heads, hypotheses * queries, -1)
     out = einsum(spec, merged, block, config.dtype)
     return jnp.moveaxis(out.reshape(batch, heads, hypotheses, queries, -1), 2, 1)
 
 
-def _remember(cache: KeysValues | None, new: KeysValues, slots: Array) -> KeysValues:
-    """Writes new keys and values [B, K, G, N, D] into the cache; without one they are all there is."""
+def _update_cache(cache: KeysValues | None, new: KeysValues, slots: Array) -> KeysValues:
+    """Writes new keys and values [B, K, G, N, D] into the cache; returns them if there is none."""
     if cache is None:
         return new
     write = lambda old, x: lax.dynamic_update_slice_in_dim(old, x, slots[0], axis=3)
@@ -316,7 +319,7 @@ def _remember(cache: KeysValues | None, new: KeysValues, slots: Array) -> KeysVa
 
 
 def _rotate(x: Array, rotation: tuple[Array, Array]) -> Array:
-    """RoPE of x[B, K, heads, N, D], whose pairs are (i, i + D/2) as in transformers."""
+    """Applies RoPE to x[B, K, heads, N, D], with pairs (i, i + D/2) as in transformers."""
     cos, sin = rotation
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = [first * cos - second * sin, second * cos + first * sin]
@@ -324,9 +327,9 @@ def _rotate(x: Array, rotation: tuple[Array, Array]) -> Array:
 
 
 def _project(config: LlamaConfig, params: Params, x: Array, num_axes: int = 1) -> Array:
-    """Contracts the last axes of x[..., inputs] with the first of the kernel[inputs, outputs].
+    """Contracts the last `num_axes` axes of x[..., inputs] with the first ones of the kernel.
 
-    As a product of two matrices: else XLA on CPUs writes a transposed kernel at every step.
+    It is one product of two matrices; otherwise XLA on CPUs transposes the kernel at every step.
     """
     kernel = params["kernel"]
     inputs = math.prod(kernel.shape[:num_axes])

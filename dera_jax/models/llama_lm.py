@@ -1,4 +1,4 @@
-"""Llama as a model of the contract of `language_model.py`, over the network of `llama.py`."""
+"""Llama as a `language_model.TrainableModel`, built on the network of `llama.py`."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -14,8 +14,8 @@ from dera_jax.models.language_model import (
     PyTree,
     State,
     check_single,
-    spread,
-    without_unused,
+    mask_unused_logits,
+    shard_prompts,
 )
 from dera_jax.models.llama import LlamaConfig
 from dera_jax.partitioning import constrain
@@ -23,14 +23,14 @@ from dera_jax.partitioning import constrain
 
 @dataclasses.dataclass(frozen=True)
 class Llama:
-    """A decoder-only model of the given sizes; its parameters are arguments of every method.
+    """A decoder-only model. Methods without docstrings implement those of `TrainableModel`.
 
-    Each prompt's last token is fed first, into slot 0, and all before it are prefilled. `num_ids` is
-    the number of ids that the vocabulary has, where the tables have more rows; None where every row
-    has a meaning. The other ids are never produced: their logits are `language_model.UNUSED`.
+    Each prompt's last token is fed first, into slot 0, and all tokens before it are prefilled.
+    `num_ids` is the size of the vocabulary if the embedding table has more rows, None otherwise.
+    The ids from `num_ids` on are never produced: their logits are `language_model.UNUSED_LOGIT`.
 
-    State.shared = (keys and values of each layer [B, G, S, D], prompt tokens before slot 0 [B]);
-    State.cache = for each layer keys and values [B, K, G, L, D].
+    State.shared = (for each layer the prompts' keys and values [B, G, S, D], prompt tokens before
+    slot 0 [B]); State.cache = for each layer keys and values [B, K, G, L, D].
     """
 
     config: LlamaConfig
@@ -38,7 +38,7 @@ class Llama:
     remat: str | None = None
 
     @property
-    def units(self) -> Mapping[str, int]:
+    def block_sizes(self) -> Mapping[str, int]:
         return {}
 
     @property
@@ -62,14 +62,14 @@ class Llama:
         return self.config.emb_dim
 
     def init(self, key: Array) -> PyTree:
-        """See `llama.init`."""
+        """Returns random parameters, see `llama.init`."""
         return llama.init(self.config, key)
 
     def param_axes(self) -> Mapping[str, tuple[str, ...]]:
         return dict(llama.param_axes(self.config))
 
     def param_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """See `llama.param_shapes`."""
+        """Yields name and shape of each parameter, see `llama.param_shapes`."""
         return llama.param_shapes(self.config)
 
     def check(self, prompts: Prompts, num_hypotheses: int) -> None:
@@ -77,10 +77,10 @@ class Llama:
         check_single(prompts, self.vocab_size)
 
     def start(self, params: PyTree, prompts: Prompts, num_hypotheses: int, max_len: int) -> State:
-        prompts = spread(prompts)
+        prompts = shard_prompts(prompts)
         config, (batch, size) = self.config, prompts.tokens.shape
         before = prompts.lengths - 1
-        # The keys of the last token and those after it are made, and never attended to.
+        # The keys of the last token and of the padding are computed too, but never attended to.
         none = jnp.zeros(batch, jnp.int32)
         context = llama.context(config, jnp.arange(size), size, none, 0)
         tokens = prompts.tokens[:, None]
@@ -102,7 +102,7 @@ class Llama:
     def extend(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
         slots = state.position + jnp.arange(tokens.shape[-1])
         hidden, cache = self._decode(params, state, tokens, slots, state.cache)
-        # Whole, lest choosing a token cost a collective for each thing asked of them.
+        # Replicated over V, else each operation of token selection would need its own collective.
         output = Output(constrain(self.logits(params, hidden[:, :, -1]), "batch", None, None))
         return output, state.replace(cache=cache, position=state.position + tokens.shape[-1])
 
@@ -112,24 +112,24 @@ class Llama:
     def hidden(
         self, params: PyTree, prompts: Prompts, tokens: Array, dropout_key: Array | None = None
     ) -> Array:
-        """See `TrainableModel`; there is no dropout, and its key changes nothing."""
+        """See `TrainableModel`; there is no dropout, so `dropout_key` has no effect."""
         del dropout_key
         return self._forced(params, self.start(params, prompts, tokens.shape[1], 0), tokens)
 
     def logits(self, params: PyTree, hidden: Array) -> Array:
         output = Output(llama.logits(self.config, params, hidden))
-        return without_unused(output, self.num_ids).logits
+        return mask_unused_logits(output, self.num_ids).logits
 
     def embedding(self, params: PyTree) -> Array:
         return params["token_embedder"]["embedding"]
 
-    def sharpened(self, params: PyTree, temperature: float) -> PyTree:
-        """Parameters that divide all logits by `temperature`, by way of the last norm's scale."""
+    def with_temperature(self, params: PyTree, temperature: float) -> PyTree:
+        """Returns parameters with logits divided by `temperature`, via the final norm's scale."""
         norm = jax.tree.map(lambda scale: scale / temperature, params["final_norm"])
         return {**params, "final_norm": norm}
 
     def _forced(self, params: PyTree, state: State, tokens: Array) -> Array:
-        """Hidden states [B, K, N + 1, E] of the first token and tokens[B, K, N] after it."""
+        """Returns hidden states [B, K, N + 1, E] of the first token followed by tokens[B, K, N]."""
         first = jnp.broadcast_to(state.first_token[:, None, None], (*tokens.shape[:2], 1))
         fed = jnp.concatenate([first, tokens], axis=-1)
         return self._decode(params, state, fed, jnp.arange(fed.shape[-1]), remat=self.remat)[0]
@@ -137,7 +137,7 @@ class Llama:
     def _decode(
         self, params: PyTree, state: State, tokens: Array, slots: Array, cache=None, remat=None
     ):
-        """Hidden states [B, K, N, E] of tokens[B, K, N] at slots[N], and the cache with them."""
+        """Returns hidden states [B, K, N, E] of tokens[B, K, N] at slots[N], and the new cache."""
         prompt, before = state.shared
         num_slots = cache[0][0].shape[3] if cache else len(slots)
         prompt_size = prompt[0][0].shape[2]

@@ -1,8 +1,8 @@
-"""The families of language models that can be loaded, trained and decoded.
+"""Registry of the model families that can be loaded, trained and decoded.
 
-A new family is a module with a configuration (a frozen dataclass of sizes) and a model of the contract
-`language_model.TrainableModel`, an importer for the files in which such models are published (see
-`checkpoints.importers`), and a line here.
+A new family needs a module with a configuration (a frozen dataclass of sizes) and a model that
+implements `language_model.TrainableModel`, an importer for the files in which such models are
+published (see `checkpoints.importers`), and an entry in `FAMILIES`.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from dera_jax.models.t5_lm import T5
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """An architecture.
+    """A model family: models with the same architecture.
 
     Attributes:
-        name: in the config.json of our model folders.
-        config: the class of its sizes. All have the fields vocab_size, emb_dim, dtype and end_ids.
-        model: the model of a configuration.
+        name: its name in the config.json of this package's model folders.
+        config: the class of its configurations, with fields vocab_size, emb_dim, dtype and end_ids.
+        model: the class of its models, called with a configuration and `num_ids`.
     """
 
     name: str
@@ -36,26 +36,26 @@ CONFIG = checks.instance(*(family.config for family in FAMILIES))
 
 
 def family_of(config: object) -> Family:
-    """The family of a configuration; raises ValueError for what is none."""
+    """Returns the family of a configuration; raises ValueError for any other object."""
     for family in FAMILIES:
         if isinstance(config, family.config):
             return family
-    raise ValueError(f"a configuration must be {CONFIG.words}; found {config!r:.100}")
+    raise ValueError(f"a model configuration must be {CONFIG.words}; found {config!r:.100}")
 
 
 def family_named(name: object) -> Family:
-    """The family of this name; raises ValueError for an unknown one."""
+    """Returns the family with this name; raises ValueError for an unknown name."""
     for family in FAMILIES:
         if family.name == name:
             return family
     known = ", ".join(family.name for family in FAMILIES)
-    raise ValueError(f"the architecture {name!r} is not known; known are {known}")
+    raise ValueError(f"unknown architecture {name!r}; it must be one of {known}")
 
 
 def model_of(config: object, num_ids: int | None = None) -> TrainableModel:
-    """The model of a configuration, of whose ids the first `num_ids` may be produced (None: all).
+    """Returns the model of a configuration that produces the first `num_ids` ids (None: all).
 
     Raises:
-        ValueError: what is no configuration.
+        ValueError: `config` is not a configuration of a family.
     """
     return family_of(config).model(config, num_ids=num_ids)

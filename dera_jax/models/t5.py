@@ -1,7 +1,7 @@
 """T5 1.0 and 1.1 in flax.linen, with the parameter tree and logical axis names of T5X.
 
-The decoder works on [B, K, N] tokens: K hypotheses of each input share its cross-attention keys
-and values, which are computed once and never tiled. Teacher forcing is K = 1 without a cache.
+The decoder takes tokens [B, K, N]: the K hypotheses of an input share its cross-attention keys and
+values, which are computed once and never tiled. Teacher forcing is one pass without a cache.
 
 Axes: B inputs, K hypotheses, S input length, N new tokens, L cache slots, H heads, D head_dim,
 E emb_dim, V vocab_size.
@@ -33,7 +33,7 @@ from dera_jax.partitioning import constrain
 
 KeysValues = tuple[Array, Array]
 ACTIVATIONS = ("relu", "gelu", "silu", "swish", "tanh", "sigmoid", "linear")
-# Of a layer's attentions the names, and those of the norms before them.
+# Parameter names of a layer's attentions, and the names of the norms before them.
 _ENCODER_ATTENTIONS = {"attention": "attention"}
 _DECODER_ATTENTIONS = {
     "self_attention": "self_attention",
@@ -45,15 +45,15 @@ _DECODER_ATTENTIONS = {
 class T5Config:
     """Sizes of a T5, named as in T5X's T5Config.
 
-    1.0: mlp_activations ('relu',), logits_via_embedding True. 1.1: ('gelu', 'linear'), False.
-    `dtype` is that of activations and matrix products; parameters are what they are given as,
-    attention logits and softmax are float32.
+    T5 1.0 has mlp_activations ('relu',) and logits_via_embedding True, T5 1.1 has ('gelu',
+    'linear') and False. `dtype` is the type of activations and of operands of matrix products;
+    attention logits and softmax are float32, and parameters keep their own type.
 
-    `start_token` is fed to the decoder first, `end_ids` end a sequence; empty where nothing has
-    said it yet (T5X's checkpoints, models to be trained): then it is the vocabulary's.
+    `start_token` is fed to the decoder first. `end_ids` end a sequence; while they are not known
+    (T5X checkpoints, models to be trained) they are empty, and the vocabulary's end id is used.
 
     Raises:
-        ValueError: naming the field whose value cannot be meant, and what is accepted.
+        ValueError: naming an invalid field and what it accepts.
     """
 
     vocab_size: int
@@ -103,9 +103,9 @@ class T5Config:
 
 
 def param_shapes(config: T5Config) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name (path joined by '/') and shape of each parameter, one by one and without tracing.
+    """Yields name (path joined by '/') and shape of each parameter, without tracing.
 
-    So the sizes that a file claims can be compared with its arrays, however large they are.
+    This allows a check of a file's arrays against its configuration, however large they are.
     """
     E, V = config.emb_dim, config.vocab_size
     yield "token_embedder/embedding", (V, E)
@@ -125,6 +125,7 @@ def param_shapes(config: T5Config) -> Iterator[tuple[str, tuple[int, ...]]]:
 def _layer_shapes(
     config: T5Config, attentions: Mapping[str, str]
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yields name and shape of each parameter of an encoder or decoder layer."""
     E, M, joined = config.emb_dim, config.mlp_dim, config.num_heads * config.head_dim
     for name, norm in attentions.items():
         yield f"pre_{norm}_layer_norm/scale", (E,)
@@ -148,12 +149,12 @@ def _mlp(config: T5Config) -> Mlp:
 
 
 def _shared_dropout(config: T5Config) -> nn.Dropout:
-    """Dropout with one mask for all positions of a row."""
+    """Returns dropout with one mask for all positions of a sequence."""
     return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
 
 
 class TokenEmbedder(nn.Module):
-    """The embedding table, also the logits' matrix where they are tied."""
+    """The embedding table, which also computes the logits if they are tied to it."""
 
     config: T5Config
 
@@ -168,13 +169,15 @@ class TokenEmbedder(nn.Module):
         return constrain(x, "batch", *[None] * tokens.ndim)
 
     def logits(self, hidden: Array) -> Array:
-        """hidden[..., E] -> logits[..., V], divided by sqrt(E) as T5X does for tied tables."""
+        """Returns logits[..., V] of hidden[..., E]/√E, the scale of T5X for tied tables."""
         rows = hidden.reshape(-1, hidden.shape[-1]) / jnp.sqrt(self.config.emb_dim)
         logits = einsum("ne,ve->nv", rows, self.embedding, self.config.dtype)
         return logits.reshape(*hidden.shape[:-1], -1)
 
 
 class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward network, each with a norm before it and a residual."""
+
     config: T5Config
 
     def setup(self):
@@ -192,7 +195,9 @@ class EncoderLayer(nn.Module):
         return x + self.dropout(y, deterministic=not train)
 
 
-class Encoder(nn.Module):
+class T5Encoder(nn.Module):
+    """The stack of encoder layers and the final norm."""
+
     config: T5Config
     remat: str | None = None
 
@@ -205,8 +210,8 @@ class Encoder(nn.Module):
         self.final_dropout = nn.Dropout(self.config.dropout_rate)
 
     def __call__(self, x: Array, mask: Array, train: bool) -> Array:
-        """x[B, S, E], mask[B, S] -> [B, S, E]."""
-        # An outer product, since its gradient is a product too: a sum over rows is slow on CPUs.
+        """Encodes embeddings x[B, S, E], padded where mask[B, S] is False; returns [B, S, E]."""
+        # As an outer product its gradient is a product too: a sum over the batch is slow on CPUs.
         bias = jnp.einsum("b,hnl->bhnl", jnp.ones(len(x)), self.relpos_bias.between(x.shape[1]))
         bias = bias + jnp.where(mask[:, None, None, :], 0.0, MASKED)
         x = self.dropout(x, deterministic=not train)
@@ -216,6 +221,8 @@ class Encoder(nn.Module):
 
 
 class DecoderLayer(nn.Module):
+    """Self-attention, cross-attention and feed-forward network, each with norm and residual."""
+
     config: T5Config
 
     def setup(self):
@@ -228,7 +235,11 @@ class DecoderLayer(nn.Module):
         self.dropout = _shared_dropout(self.config)
 
     def __call__(self, x, context: "DecoderContext", cross: KeysValues, cache, train: bool):
-        """x[B, K, N, E], the layer's cross [B, H, S, D] and cache [B, K, H, L, D] -> x, cache."""
+        """Applies the layer to x[B, K, N, E]; returns [B, K, N, E] and the updated cache.
+
+        `cross` are the layer's cross-attention keys and values [B, H, S, D], `cache` its
+        self-attention keys and values [B, K, H, L, D]; None without a cache.
+        """
         y = self.pre_self_attention_layer_norm(x)
         new = self.self_attention.keys_values(y)
         cache = context.remember(cache, new)
@@ -243,10 +254,12 @@ class DecoderLayer(nn.Module):
 
 @struct.dataclass
 class DecoderContext:
-    """What all layers of one decoder pass share.
+    """Inputs of one decoder pass that are the same for all layers.
 
-    positions: int32 [N], the same for all hypotheses.
-    self_bias: [1, H, N, L]; cross_bias: [B, 1, 1, S].
+    Attributes:
+        positions: int32 [N], positions of the new tokens, the same for all hypotheses.
+        self_bias: [1, H, N, L], relative position bias and causal mask.
+        cross_bias: [B, 1, 1, S], mask of the prompts' padding.
     """
 
     positions: Array
@@ -254,14 +267,14 @@ class DecoderContext:
     cross_bias: Array
 
     def remember(self, cache: KeysValues | None, new: KeysValues) -> KeysValues:
-        """Writes new keys and values into the cache; without one they are all there is."""
+        """Writes new keys and values [B, K, H, N, D] into a cache; returns them if it is None."""
         if cache is None:
             return new
         return tuple(write_cache(old, x, self.positions) for old, x in zip(cache, new, strict=True))
 
 
 def _rematerialised(layer: type[nn.Module], remat: str | None) -> type[nn.Module]:
-    """A layer, whose last argument is `train`, that keeps for its gradient what the policy says."""
+    """Wraps a layer class, whose last argument is `train`, with the checkpoint policy `remat`."""
     if remat is None:
         return layer
     train = len(inspect.signature(layer.__call__).parameters) - 1
@@ -270,25 +283,27 @@ def _rematerialised(layer: type[nn.Module], remat: str | None) -> type[nn.Module
 
 
 def write_cache(cache: Array, new: Array, positions: Array) -> Array:
-    """Writes `new`[B, K, H, N, D] into `cache`[B, K, H, L, D] at the slots `positions`[N]."""
+    """Writes new[B, K, H, N, D] into cache[B, K, H, L, D] at the adjacent slots positions[N]."""
     return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), positions[0], axis=3)
 
 
 def _attend_own(
     attention: Attention, x, keys_values: KeysValues, bias: Array, train: bool
 ) -> Array:
-    """Each of the B*K rows over its own keys [B, K, H, L, D]."""
+    """Attends from each of the B·K hypotheses to its own keys [B, K, H, L, D]."""
     keys, values = (y.reshape(-1, *y.shape[2:]) for y in keys_values)
     return attention.attend(x.reshape(-1, *x.shape[2:]), keys, values, bias, train).reshape(x.shape)
 
 
 def _attend_shared(attention: Attention, x, keys_values: KeysValues, bias: Array, train: bool):
-    """The K*N queries of an input over its one set of keys [B, H, S, D]."""
+    """Attends from the K·N queries of an input to its shared keys [B, H, S, D]."""
     queries = x.reshape(x.shape[0], -1, x.shape[-1])
     return attention.attend(queries, *keys_values, bias, train).reshape(x.shape)
 
 
-class Decoder(nn.Module):
+class T5Decoder(nn.Module):
+    """The stack of decoder layers, the final norm, and the output kernel if it is not tied."""
+
     config: T5Config
     remat: str | None = None
 
@@ -303,18 +318,18 @@ class Decoder(nn.Module):
             self.logits_dense = Dense(self.config.vocab_size, axes, self.config.dtype)
 
     def cross_keys_values(self, encoded: Array) -> tuple[KeysValues, ...]:
-        """encoded[B, S, E] -> for each layer keys and values [B, H, S, D]."""
+        """Projects encoded[B, S, E] to each layer's cross keys and values [B, H, S, D]."""
         return tuple(x.encoder_decoder_attention.keys_values(encoded) for x in self.layers)
 
     def context(self, positions: Array, num_slots: int, mask: Array) -> DecoderContext:
-        """Biases of queries at positions[N] over slots 0..num_slots-1; mask[B, S] of the prompts."""
+        """Returns the context of tokens at positions[N], for L slots and prompt mask[B, S]."""
         visible = positions[:, None] >= jnp.arange(num_slots)
         self_bias = self.relpos_bias.at(positions[None], num_slots)
         self_bias = self_bias + jnp.where(visible, 0.0, MASKED)
         return DecoderContext(positions, self_bias, jnp.where(mask[:, None, None], 0.0, MASKED))
 
     def __call__(self, x, context: DecoderContext, cross, caches, train: bool):
-        """x[B, K, N, E] -> hidden [B, K, N, E] after the final norm, the updated caches."""
+        """Maps x[B, K, N, E] to hidden states [B, K, N, E] after the final norm, and new caches."""
         x = self.dropout(x, deterministic=not train)
         updated = []
         for i, layer in enumerate(self.layers):
@@ -325,45 +340,50 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """T5X's encoder-decoder: its parameter tree, with caches as arguments and results."""
+    """An encoder-decoder with T5X's parameter tree, and caches as arguments and results."""
 
     config: T5Config
     remat: str | None = None
 
     def setup(self):
         self.token_embedder = TokenEmbedder(self.config)
-        self.encoder = Encoder(self.config, self.remat)
-        self.decoder = Decoder(self.config, self.remat)
+        self.encoder = T5Encoder(self.config, self.remat)
+        self.decoder = T5Decoder(self.config, self.remat)
 
     def encode(self, tokens: Array, mask: Array, train: bool = False) -> Array:
-        """tokens[B, S], of which mask[B, S] are no padding -> encoded [B, S, E]."""
+        """Encodes tokens[B, S], padded where mask[B, S] is False; returns [B, S, E]."""
         return self.encoder(self.token_embedder(tokens), mask, train)
 
     def cross_keys_values(self, encoded: Array) -> tuple[KeysValues, ...]:
+        """See `T5Decoder.cross_keys_values`."""
         return self.decoder.cross_keys_values(encoded)
 
     def decode(self, tokens, positions, cross, mask, caches=None, train: bool = False):
-        """Decoder input tokens[B, K, N] at positions[N] -> hidden, caches.
+        """Returns hidden states [B, K, N, E] of decoder inputs tokens[B, K, N], and new caches.
 
-        Without caches this is teacher forcing: positions are 0..N-1 and the mask is causal, which
-        is all that right-padded targets need.
+        `positions` are int32 [N]. Without caches this is teacher forcing: positions are 0 to N - 1,
+        and the causal mask is sufficient, since targets are padded on the right.
         """
         num_slots = caches[0][0].shape[3] if caches else tokens.shape[-1]
         context = self.decoder.context(positions, num_slots, mask)
         return self.decoder(self.token_embedder(tokens), context, cross, caches, train)
 
     def logits(self, hidden: Array) -> Array:
-        """hidden[..., E] -> float32 logits[..., V]."""
+        """Returns float32 logits[..., V] of hidden[..., E]."""
         if self.config.logits_via_embedding:
             return self.token_embedder.logits(hidden)
         return self.decoder.logits_dense(hidden)
 
     def __call__(self, tokens, mask, decoder_inputs, train: bool = False) -> Array:
-        """tokens[B, S] under mask[B, S], decoder_inputs[B, K, T] (start token first) -> [B, K, T, E]."""
+        """Returns hidden states [B, K, T, E] under teacher forcing.
+
+        `tokens`[B, S] are the inputs, padded where mask[B, S] is False; decoder_inputs[B, K, T]
+        begin with the start token.
+        """
         cross = self.cross_keys_values(self.encode(tokens, mask, train))
         positions = jnp.arange(decoder_inputs.shape[-1])
         return self.decode(decoder_inputs, positions, cross, mask, train=train)[0]
 
     def teacher_forced(self, tokens, mask, decoder_inputs, train: bool = False) -> Array:
-        """Logits [B, K, T, V] of decoder_inputs[B, K, T]."""
+        """Returns logits [B, K, T, V] of the tokens that follow decoder_inputs[B, K, T]."""
         return self.logits(self(tokens, mask, decoder_inputs, train))

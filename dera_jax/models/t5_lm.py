@@ -1,4 +1,4 @@
-"""T5 as a model of the contract of `language_model.py`, over the flax module of `t5.py`."""
+"""T5 as a `language_model.TrainableModel`, built on the flax module of `t5.py`."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,8 @@ from dera_jax.models.language_model import (
     PyTree,
     State,
     check_single,
-    spread,
-    without_unused,
+    mask_unused_logits,
+    shard_prompts,
 )
 from dera_jax.models.t5 import T5Config, Transformer, param_shapes
 from dera_jax.partitioning import constrain
@@ -24,13 +24,13 @@ from dera_jax.partitioning import constrain
 
 @dataclasses.dataclass(frozen=True)
 class T5:
-    """A T5 of the given sizes; its parameters are arguments of every method.
+    """A T5 model. Methods without docstrings implement those of `TrainableModel`.
 
-    `num_ids` is the number of ids that the vocabulary has, where the tables have more rows (they
-    are padded to a round size); None where every row has a meaning. The other ids are never
-    produced: their logits are `language_model.UNUSED`.
+    `num_ids` is the size of the vocabulary if the embedding table has more rows (it is padded to a
+    round size), None otherwise. The ids from `num_ids` on are never produced: their logits are
+    `language_model.UNUSED_LOGIT`.
 
-    State.shared = (cross keys and values of each layer [B, H, S, D], prompt mask [B, S]);
+    State.shared = (for each layer cross-attention keys and values [B, H, S, D], mask [B, S]);
     State.cache = for each layer self-attention keys and values [B, K, H, L, D].
     """
 
@@ -39,7 +39,7 @@ class T5:
     remat: str | None = None
 
     @property
-    def units(self) -> Mapping[str, int]:
+    def block_sizes(self) -> Mapping[str, int]:
         return {"joined_kv": self.config.head_dim}
 
     @property
@@ -63,7 +63,7 @@ class T5:
         return self.config.emb_dim
 
     def init(self, key: Array) -> PyTree:
-        """Random parameters, T5X's tree, float32."""
+        """Returns random float32 parameters in T5X's parameter tree."""
         return jax.jit(self._variables)(key)["params"]
 
     def param_axes(self) -> Mapping[str, tuple[str, ...]]:
@@ -72,7 +72,7 @@ class T5:
         return {path: tuple(spec) for path, spec in names.items()}
 
     def param_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """See `t5.param_shapes`."""
+        """Yields name and shape of each parameter, see `t5.param_shapes`."""
         return param_shapes(self.config)
 
     def _variables(self, key: Array) -> PyTree:
@@ -88,7 +88,7 @@ class T5:
         check_single(prompts, self.vocab_size)
 
     def start(self, params: PyTree, prompts: Prompts, num_hypotheses: int, max_len: int) -> State:
-        prompts = spread(prompts)
+        prompts = shard_prompts(prompts)
         config, mask, batch = self.config, prompts.mask, len(prompts.tokens)
         encoded = self._apply(params, "encode", prompts.tokens, mask)
         cross = self._apply(params, "cross_keys_values", encoded)
@@ -109,7 +109,7 @@ class T5:
         positions = state.position + jnp.arange(tokens.shape[-1])
         cross, mask = state.shared
         hidden, cache = self._apply(params, "decode", tokens, positions, cross, mask, state.cache)
-        # Whole, lest choosing a token cost a collective for each thing asked of them.
+        # Replicated over V, else each operation of token selection would need its own collective.
         output = Output(constrain(self.logits(params, hidden[:, :, -1]), "batch", None, None))
         return output, state.replace(cache=cache, position=state.position + tokens.shape[-1])
 
@@ -122,7 +122,7 @@ class T5:
     def hidden(
         self, params: PyTree, prompts: Prompts, tokens: Array, dropout_key: Array | None = None
     ) -> Array:
-        prompts = spread(prompts)
+        prompts = shard_prompts(prompts)
         inputs = prompts.tokens, prompts.mask, self._decoder_inputs(tokens)
         rngs = None if dropout_key is None else {"dropout": dropout_key}
         module, train = Transformer(self.config, self.remat), dropout_key is not None
@@ -130,18 +130,18 @@ class T5:
 
     def logits(self, params: PyTree, hidden: Array) -> Array:
         output = Output(self._apply(params, "logits", hidden))
-        return without_unused(output, self.num_ids).logits
+        return mask_unused_logits(output, self.num_ids).logits
 
     def embedding(self, params: PyTree) -> Array:
         return params["token_embedder"]["embedding"]
 
-    def sharpened(self, params: PyTree, temperature: float) -> PyTree:
-        """Parameters that divide all logits by `temperature`, by way of the last norm's scale."""
+    def with_temperature(self, params: PyTree, temperature: float) -> PyTree:
+        """Returns parameters with logits divided by `temperature`, via the final norm's scale."""
         decoder = params["decoder"]
         norm = jax.tree.map(lambda scale: scale / temperature, decoder["decoder_norm"])
         return {**params, "decoder": {**decoder, "decoder_norm": norm}}
 
     def _decoder_inputs(self, tokens: Array) -> Array:
-        """The start token before tokens[B, K, N]: [B, K, N + 1]."""
+        """Prepends the start token to tokens[B, K, N]: [B, K, N + 1]."""
         padding = [(0, 0), (0, 0), (1, 0)]
         return jnp.pad(tokens, padding, constant_values=self.start_token)

@@ -1,7 +1,7 @@
-"""A language model that is a table: one row of logits for every prompt and every prefix.
+"""A language model that is a table of logits, one row for every prompt and every prefix.
 
-Small enough to enumerate, so that what sampling, alignment and search ought to give is known
-exactly. It implements the contract of `language_model.py` and nothing more.
+It is small enough to enumerate all sequences, so that the exact results of sampling, alignment and
+search are known. It implements `language_model.TrainableModel`.
 
 Axes: B prompts, K hypotheses, S prompt length, N tokens, T horizon, V vocabulary, P prefixes.
 """
@@ -17,25 +17,30 @@ from dera_jax import checks
 from dera_jax.models.language_model import Output, Prompts, PyTree, State, check_single
 
 
-class OneTable:
-    """What has one array of three axes as its parameters; every device has it whole."""
+class ReplicatedTable:
+    """Base class of models with one parameter array of three axes, replicated on all devices."""
 
     @property
-    def units(self) -> Mapping[str, int]:
+    def block_sizes(self) -> Mapping[str, int]:
+        """Returns no block sizes, see `TrainableModel`."""
         return {}
 
     def param_axes(self) -> Mapping[str, tuple[None, ...]]:
+        """Returns no logical axis names for the array, whose path is empty."""
         return {"": (None, None, None)}
 
 
 @dataclasses.dataclass(frozen=True)
-class TabularLM(OneTable):
-    """Logits params[prompt, prefix], for the prompt's first token and the output so far.
+class TabularLM(ReplicatedTable):
+    """A table with logits params[i, p] for the prompt whose first token is i, and output prefix p.
 
     Prefixes are numbered as the nodes of the V-ary tree in breadth-first order: the empty one is 0
-    and appending token v to prefix p gives p * V + v + 1. Prefixes of `horizon` tokens or more,
-    which no decode of at most `horizon` tokens asks about, share the last row. The hidden state of a
-    prefix is its row of logits, so E = V.
+    and appending token v to prefix p gives p * V + v + 1. Prefixes of `horizon` tokens or more
+    share the last row; decoding at most `horizon` tokens never uses it. The hidden state of a
+    prefix is its row of logits, so E = V. Methods without docstrings are those of `TrainableModel`.
+
+    Raises:
+        ValueError: naming an invalid field and what it accepts.
     """
 
     vocab_size: int
@@ -43,35 +48,37 @@ class TabularLM(OneTable):
     num_inputs: int = 1
     start_token: int = 0
     end_ids: tuple[int, ...] = (1,)
-    num_ids: None = None  # every id may be produced
-    remat: None = None  # nothing is computed twice
+    num_ids: None = None  # all ids may be produced
+    remat: None = None  # no activations are recomputed
 
     def __post_init__(self):
-        sizes = dict.fromkeys(("vocab_size", "horizon", "num_inputs"), checks.whole(1))
+        sizes = dict.fromkeys(("vocab_size", "horizon", "num_inputs"), checks.integer(1))
         checks.check_fields(self, **sizes)
-        token = checks.whole(0, self.vocab_size - 1)
-        end_ids = checks.several(token, "(1,)", least=0)
+        token = checks.integer(0, self.vocab_size - 1)
+        end_ids = checks.sequence(token, "(1,)", least=0)
         checks.check_fields(self, start_token=token, end_ids=end_ids)
 
     @property
     def emb_dim(self) -> int:
+        """Returns E = V."""
         return self.vocab_size
 
     @property
     def num_prefixes(self) -> int:
+        """Returns P: the prefixes of fewer than `horizon` tokens, and one row for all others."""
         return sum(self.vocab_size**t for t in range(self.horizon)) + 1
 
     def init(self, key: Array) -> Array:
-        """Standard normal logits float32 [num_inputs, P, V]."""
+        """Returns standard normal logits, float32 [num_inputs, P, V]."""
         return jax.random.normal(key, (self.num_inputs, self.num_prefixes, self.vocab_size))
 
     def check(self, prompts: Prompts, num_hypotheses: int) -> None:
-        """See `LanguageModel`; the ids of prompts are numbers of tables."""
+        """See `LanguageModel`; the ids of prompts must be in [0, num_inputs)."""
         del num_hypotheses
         check_single(prompts, self.num_inputs)
 
     def start(self, params: PyTree, prompts: Prompts, num_hypotheses: int, max_len: int) -> State:
-        del params, max_len  # a prefix number needs no room
+        del params, max_len  # the cache is one prefix number
         tables = prompts.tokens[:, 0]
         return State(
             position=jnp.zeros((), jnp.int32),
@@ -85,9 +92,9 @@ class TabularLM(OneTable):
         return self.extend(params, state, tokens[..., None])
 
     def extend(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
-        # The first token leads from nothing to the empty prefix.
+        # The start token is not part of a prefix: after it the prefix is empty.
         fed = state.position + jnp.arange(tokens.shape[-1]) > 0
-        prefix = self._walk(state.cache, tokens, fed)[..., -1]
+        prefix = self._append_tokens(state.cache, tokens, fed)[..., -1]
         output = Output(_rows(params, state.shared, prefix))
         return output, state.replace(cache=prefix, position=state.position + tokens.shape[-1])
 
@@ -98,7 +105,7 @@ class TabularLM(OneTable):
     def hidden(
         self, params: PyTree, prompts: Prompts, tokens: Array, dropout_key: Array | None = None
     ) -> Array:
-        """See `TrainableModel`; there is no dropout."""
+        """See `TrainableModel`; there is no dropout, so `dropout_key` has no effect."""
         del dropout_key
         return _rows(params, prompts.tokens[:, 0], self._prefixes(tokens))
 
@@ -111,15 +118,15 @@ class TabularLM(OneTable):
         return jnp.eye(self.vocab_size)
 
     def _prefixes(self, tokens: Array) -> Array:
-        """The prefixes [B, K, N + 1] of tokens[B, K, N], from the empty one to all of them."""
+        """Returns numbers [B, K, N + 1] of all prefixes of tokens[B, K, N], shortest first."""
         empty = jnp.zeros(tokens.shape[:2], jnp.int32)
         if not tokens.shape[-1]:
             return empty[..., None]
-        longer = self._walk(empty, tokens, jnp.ones(tokens.shape[-1], bool))
+        longer = self._append_tokens(empty, tokens, jnp.ones(tokens.shape[-1], bool))
         return jnp.concatenate([empty[..., None], longer], axis=-1)
 
-    def _walk(self, prefix: Array, tokens: Array, fed: Array) -> Array:
-        """prefix[B, K] after each of tokens[B, K, N] where fed[N]: int32 [B, K, N]."""
+    def _append_tokens(self, prefix: Array, tokens: Array, fed: Array) -> Array:
+        """Returns int32 [B, K, N]: prefix[B, K] after each of tokens[B, K, N] that has fed[N]."""
 
         def append(prefix, token_and_fed):
             token, fed = token_and_fed
@@ -132,6 +139,6 @@ class TabularLM(OneTable):
 
 
 def _rows(params: Array, tables: Array, prefixes: Array) -> Array:
-    """params[tables[B], prefixes[B, ...]], float32."""
+    """Returns params[tables[B], prefixes[B, ...]] in float32."""
     tables = tables.reshape(-1, *[1] * (prefixes.ndim - 1))
     return params[tables, prefixes].astype(jnp.float32)

@@ -1,1 +1,1 @@
-"""Rewards: what is good. `protocol.Reward` says what one is."""
+"""Reward functions. `protocol.Reward` defines the interface."""

@@ -1,7 +1,7 @@
-"""Any Python function of texts as a reward.
+"""Wraps a Python function of texts as a reward.
 
-It is called between compiled rounds, once per round with all texts of this process, and never from
-inside a compiled program.
+The function is called between compiled rounds, once per round with all outputs of this process, and
+never from inside a compiled program.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ from dera_jax.rewards.protocol import Reward
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class HostReward(Reward):
-    """fn(documents, texts) -> one float for each text.
+    """Scores outputs with `fn(documents, texts)`, which returns one float for each output text.
 
-    `documents` and `texts` are equally long lists: a document stands there once for each of its
-    texts. It is the task's whole text, the instruction included and nothing cut off. A text may be
-    empty.
+    `documents` and `texts` are lists of equal length, where a document is repeated for each of its
+    outputs. A document is the task's complete input text, instruction included and untruncated. An
+    output text may be empty.
     """
 
     fn: Callable[[Sequence[str], Sequence[str]], Sequence[float]]
@@ -33,34 +33,37 @@ class HostReward(Reward):
 
     def __call__(self, params, source, tokens, lengths, finished):
         raise TypeError(
-            f"the host reward {self._name} cannot be called inside a compiled program; score texts "
-            "between its rounds, with rewards.judge.Judge"
+            f"the host reward {self._name} cannot be called inside a compiled program; score "
+            "outputs between compiled rounds, with rewards.scoring.RewardScorer"
         )
 
     def score(self, documents: Sequence[str] | None, texts: Sequence[Sequence[str]]) -> np.ndarray:
-        """float32 [B, K] of the K texts of each of B documents, in one call of the function.
+        """Returns the rewards, float32 [B, K], of K output texts for each of B documents.
 
-        Without documents, as on a process whose prompts all only fill the batch, there is no call.
+        The function is called once; it is not called for B = 0, as on a process that holds only
+        batch padding. Exceptions of the function are passed on.
 
         Raises:
-            ValueError: no documents, or not one finite number for each text. What the function
-                raises is passed on.
+            ValueError: `documents` is None, or the function did not return one finite number for
+                each text.
         """
         if documents is None:
-            raise ValueError(f"the host reward {self._name} needs the documents' texts")
-        repeated = [document for document, row in zip(documents, texts, strict=True) for _ in row]
-        flat = [text for row in texts for text in row]
+            raise ValueError(
+                f"the host reward {self._name} needs the texts of the documents; found None"
+            )
+        repeated = [doc for doc, outputs in zip(documents, texts, strict=True) for _ in outputs]
+        flat = [text for outputs in texts for text in outputs]
         values = self._floats(self.fn(repeated, flat) if flat else [])
         if values.shape != (len(flat),):
             raise ValueError(
                 f"the host reward {self._name} returned values of shape {values.shape} for "
-                f"{len(flat)} texts; expected one float for each text"
+                f"{len(flat)} texts; it must return one float for each text"
             )
-        bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad):
+        invalid = np.flatnonzero(~np.isfinite(values))
+        if len(invalid):
             raise ValueError(
-                f"the host reward {self._name} returned {values[bad[0]]} for the text "
-                f"{flat[bad[0]]!r}; rewards must be finite"
+                f"the host reward {self._name} returned {values[invalid[0]]} for the text "
+                f"{flat[invalid[0]]!r}; rewards must be finite"
             )
         return values.reshape(len(texts), len(texts[0]) if flat else 0)
 
@@ -69,7 +72,8 @@ class HostReward(Reward):
             return np.asarray(list(values), np.float32)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"the host reward {self._name} must return one float for each text; found {values!r}"
+                f"the host reward {self._name} must return one float for each text; "
+                f"found {values!r}"
             ) from error
 
     def __repr__(self) -> str:

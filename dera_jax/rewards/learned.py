@@ -1,9 +1,9 @@
-"""Rewards that are networks: a scalar head trained on comparisons, and an entailment model.
+"""Defines learned rewards: a scalar head trained on comparisons, and an entailment model.
 
-Both read token ids of the run's own vocabulary. A model with another tokenizer has to see text: wrap
-it as a host reward (`rewards.host`).
+Both read token ids of the run's vocabulary. Wrap a model with another tokenizer as a host reward
+(`rewards.host`), which reads text.
 
-Axes: B documents, K texts of each, T output length, N prompt length, A answer length.
+Axes: B documents, K outputs for each, S document length, T output length, N prompt length.
 """
 
 import dataclasses
@@ -29,14 +29,14 @@ _PROMPTS_AT_ONCE = 64
 
 @dataclasses.dataclass(frozen=True)
 class RewardModel(Reward):
-    """The mean of the scalars that a model with a head gives a document and every prefix of a text.
+    """Scores an output by the mean of a model's scalar head over all prefixes of the output.
 
-    Made by `training.preferences` from comparisons (Bradley and Terry 1952; for language models
-    Stiennon et al. 2020, arXiv 2009.01325).
+    `training.preferences` trains the model on comparisons (Bradley and Terry 1952; for language
+    models Stiennon et al. 2020, arXiv 2009.01325). Its prompt is the document.
 
     Attributes:
         model: the architecture.
-        folder: of the finished model; None for a dry run only.
+        folder: folder of the finished model; None for a dry run only.
     """
 
     model: ValueHead
@@ -45,8 +45,8 @@ class RewardModel(Reward):
     def __post_init__(self):
         checks.check_fields(self, folder=checks.optional(checks.PATH))
 
-    def positions(self, inputs: int, rows: int, tokens: int) -> int:
-        """The encoder reads the document once, the decoder the start symbol and each text."""
+    def forward_tokens(self, inputs: int, rows: int, tokens: int) -> int:
+        """Counts the document once, for the encoder, and each output with its start token."""
         return inputs + rows * (tokens + 1)
 
     def load(self, resources: Resources) -> PyTree:
@@ -61,19 +61,20 @@ class RewardModel(Reward):
 
 @dataclasses.dataclass(frozen=True)
 class Entailment(Reward):
-    """log p(label | "premise: <document> hypothesis: <text>") of a text-to-text model.
+    """Returns log p(label | "premise: <document> hypothesis: <output>") of a text-to-text model.
 
-    As in the hallucination experiment of DeRa (Liu et al. 2024, arXiv 2402.02992), whose reward is the
-    log-probability of "entailment" under such a model. The prompt is put together from token ids,
-    document (`Source.document`) and text as they are, so it can differ from the tokens of the joined text
-    at the seams.
+    The hallucination experiment of DeRa (Liu et al. 2024, arXiv 2402.02992) uses as reward the
+    log-probability of "entailment" under such a model. The prompt concatenates token ids, with
+    those of `Source.document` and of the output unchanged, so it can differ from the tokenization
+    of the concatenated text at the boundaries.
 
     Attributes:
         model: the architecture.
-        folder: of the finished model; None for a dry run only.
-        max_length: N, tokens of a prompt; the document is cut to what a text of T tokens leaves.
-        premise, hypothesis: what the model was trained to see before document and text.
-        label: what it answers where the document entails the text.
+        folder: folder of the finished model; None for a dry run only.
+        max_length: N, maximum tokens of a prompt; the document is truncated to the tokens that an
+            output of T tokens leaves.
+        premise, hypothesis: the text before document and output in the model's training data.
+        label: the model's answer if the document entails the output.
     """
 
     model: TrainableModel
@@ -84,23 +85,23 @@ class Entailment(Reward):
     label: str = "entailment"
 
     def __post_init__(self):
-        words = dict.fromkeys(("premise", "hypothesis"), checks.STRING)
+        markers = dict.fromkeys(("premise", "hypothesis"), checks.STRING)
         checks.check_fields(
             self,
             folder=checks.optional(checks.PATH),
-            max_length=checks.whole(1),
+            max_length=checks.integer(1),
             label=checks.TEXT,
-            **words,
+            **markers,
         )
 
     @property
     def highest(self) -> float:
         return 0.0
 
-    def positions(self, inputs: int, rows: int, tokens: int) -> int:
-        """A prompt of `max_length` for each text, whatever the lengths of document and text.
+    def forward_tokens(self, inputs: int, rows: int, tokens: int) -> int:
+        """Counts a prompt of `max_length` tokens for each output, whatever the lengths.
 
-        The answer's few tokens are left out: how many they are is known only after `load`.
+        The few tokens of the answer are not counted, since their number is known only after `load`.
         """
         del inputs, tokens
         return rows * self.max_length
@@ -113,7 +114,7 @@ class Entailment(Reward):
             "answer": [*resources.encode(self.label), resources.end_id],
             "end": end,
         }
-        ids = {name: jnp.asarray(some, jnp.int32) for name, some in ids.items()}
+        ids = {name: jnp.asarray(tokens, jnp.int32) for name, tokens in ids.items()}
         return {"model": resources.params(self.folder, self.model.init), **ids}
 
     def __call__(
@@ -124,43 +125,52 @@ class Entailment(Reward):
         answer = params["answer"][None, None]
 
         def log_prob(prompt: Prompts) -> Array:
-            one, length = jax.tree.map(lambda x: x[None], prompt), jnp.full((1, 1), answer.size)
-            return jnp.sum(score_sequences(self.model, params["model"], one, answer, length))
+            batched = jax.tree.map(lambda x: x[None], prompt)
+            length = jnp.full((1, 1), answer.size)
+            return jnp.sum(score_sequences(self.model, params["model"], batched, answer, length))
 
-        # Every sequence makes a prompt of its own, so a few at a time: a sweep has hundreds.
+        # Each output has its own prompt, and a sweep has hundreds of outputs. Scoring them in small
+        # batches bounds the memory.
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), prompts)
-        found = jax.lax.map(log_prob, flat, batch_size=_PROMPTS_AT_ONCE)
-        return found.reshape(tokens.shape[:2])
+        log_probs = jax.lax.map(log_prob, flat, batch_size=_PROMPTS_AT_ONCE)
+        return log_probs.reshape(tokens.shape[:2])
 
     def prompts(self, params: PyTree, documents: Padded, tokens: Array, lengths: Array) -> Prompts:
-        """[B, K, N]: premise, document, hypothesis and the first lengths[B, K] tokens.
+        """Returns prompts [B, K, N] of premise, document, hypothesis and output.
+
+        Args:
+            params: the result of `load`.
+            documents: [B, S].
+            tokens: int32 [B, K, T], the outputs.
+            lengths: int32 [B, K], lengths of the outputs without their end tokens.
 
         Raises:
-            ValueError: a text can fill the prompt alone.
+            ValueError: an output of T tokens leaves no room for a document.
         """
         premise, hypothesis, end = (params[name] for name in ("premise", "hypothesis", "end"))
         room = self.max_length - len(premise) - len(hypothesis) - tokens.shape[-1] - len(end)
         if room < 1:
             raise ValueError(
-                f"Entailment.max_length {self.max_length} leaves no room for a document beside a "
-                f"text of {tokens.shape[-1]} tokens; raise it"
+                f"Entailment.max_length {self.max_length} leaves no room for a document beside an "
+                f"output of {tokens.shape[-1]} tokens; raise Entailment.max_length to at least "
+                f"{self.max_length + 1 - room}, or lower the length limit of outputs"
             )
 
-        def prompt(ids: Array, size: Array, text: Array, length: Array) -> tuple[Array, Array]:
+        def prompt(ids: Array, size: Array, output: Array, length: Array) -> tuple[Array, Array]:
             whole = lambda ids: (ids, len(ids))
             document = ids[:room], jnp.minimum(size, room)
-            parts = whole(premise), document, whole(hypothesis), (text, length), whole(end)
+            parts = whole(premise), document, whole(hypothesis), (output, length), whole(end)
             return _join(parts, self.max_length)
 
-        of_texts = jax.vmap(prompt, (None, None, 0, 0))
-        return Prompts(*jax.vmap(of_texts)(documents.tokens, documents.lengths, tokens, lengths))
+        of_outputs = jax.vmap(prompt, (None, None, 0, 0))
+        return Prompts(*jax.vmap(of_outputs)(documents.tokens, documents.lengths, tokens, lengths))
 
 
 def _join(parts: Sequence[tuple[Array, Array | int]], size: int) -> tuple[Array, Array]:
-    """The first ids of each part, as many as its number says, one after the other: int32 [size], []."""
+    """Concatenates the first `count` ids of parts (ids, count): int32 [size], and the length."""
     joined, length = jnp.zeros(size, jnp.int32), jnp.zeros((), jnp.int32)
     for ids, count in parts:
-        place = jnp.arange(len(ids))
-        at = jnp.where(place < count, length + place, size)  # the others fall off the end
-        joined, length = joined.at[at].set(ids, mode="drop"), length + count
+        offset = jnp.arange(len(ids))
+        index = jnp.where(offset < count, length + offset, size)  # `size` is dropped
+        joined, length = joined.at[index].set(ids, mode="drop"), length + count
     return joined, length

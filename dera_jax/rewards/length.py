@@ -1,15 +1,15 @@
-"""The length reward of the DeRa paper, and what alignment to it must give in closed form.
+"""Defines the length reward of the DeRa paper, and the optimal policy for it in closed form.
 
-With a reward of 0 in range and -1 elsewhere, the optimum of E[r] − β·KL(π ‖ π_ref) realigned with λ
-(that is, π_ref·exp(λ·r/β), normalised) is in range with the probability
+With a reward of 0 in range and -1 elsewhere, the optimal policy of E[r] − β·KL(π ‖ π_ref),
+realigned with λ (which is π_ref·exp(λ·r/β), normalised), has for each document the in-range rate
 
-    share(λ) = p / (p + (1 − p)·exp(−λ/β)),    p = the reference's share in range,
+    rate(λ) = p / (p + (1 − p)·exp(−λ/β)),    p = in-range rate of the reference policy.
 
-for each document: over documents with different p, the mean of this.
+Over documents with different p, the in-range rate is the mean of rate(λ).
 
-Source of the reward and of the optimum's form: Liu et al. 2024 (arXiv 2402.02992).
+Source of the reward and of the optimal policy: Liu et al. 2024 (arXiv 2402.02992).
 
-Axes: B inputs, K hypotheses of each input, S input length, T output length.
+Axes: B inputs, K hypotheses of each input, T output length, n documents.
 """
 
 import dataclasses
@@ -26,19 +26,19 @@ from dera_jax.rewards.protocol import Reward, Source
 
 @dataclasses.dataclass(frozen=True)
 class LengthInRange(Reward):
-    """0 for a text that ended with low to high tokens (end token excluded), else -1.
+    """Scores 0 for an output that ended with `low` to `high` tokens (end token excluded), else -1.
 
-    A text cut off by the length limit scores -1, whatever its length.
+    An output that the length limit truncated scores -1, whatever its length.
 
     Raises:
-        ValueError: not integers with 0 <= low <= high.
+        ValueError: `low` and `high` are not integers with 0 <= low <= high.
     """
 
-    low: int = 50
-    high: int = 60
+    low: int
+    high: int
 
     def __post_init__(self):
-        checks.check_fields(self, low=checks.whole(0), high=checks.whole(0))
+        checks.check_fields(self, low=checks.integer(0), high=checks.integer(0))
         if self.low > self.high:
             raise ValueError(
                 f"LengthInRange needs 0 <= low <= high; found low {self.low}, high {self.high}."
@@ -46,45 +46,56 @@ class LengthInRange(Reward):
 
     @property
     def min_limit(self) -> int:
-        """Room for a text that is too long by one token, and ends."""
+        """Leaves room for an output that is one token too long, and its end token."""
         return self.high + 2
 
     @property
     def highest(self) -> float:
         return 0.0
 
+    def metrics(self, lengths: Array, finished: Array) -> dict[str, Array]:
+        return {"in_range": self.contains(lengths, finished)}
+
+    def described(self) -> dict[str, object]:
+        return super().described() | {"length_range": [self.low, self.high]}
+
     def __call__(
         self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
     ) -> Array:
-        """See `protocol.Reward`."""
+        """Implements `protocol.Reward`."""
         del params, source, tokens
         return jnp.where(self.contains(lengths, finished), 0.0, -1.0)
 
     def contains(self, lengths: Array, finished: Array) -> Array:
-        """Whether each text ended in range; lengths count the end token."""
-        text = lengths - finished
-        return finished & (self.low <= text) & (text <= self.high)
+        """Returns whether each output ended in range; `lengths` count the end token."""
+        num_tokens = lengths - finished
+        return finished & (self.low <= num_tokens) & (num_tokens <= self.high)
 
 
-def share_in_range(p: float | np.ndarray, beta: float, lam: float = 1.0) -> float:
-    """share(λ) of the optimum at KL strength `beta`, for a reference in range with share p.
+def optimal_in_range_rate(p: float | np.ndarray, beta: float, lam: float = 1.0) -> float:
+    """Returns the in-range rate of the optimal policy for KL coefficient `beta`, realigned with λ.
 
-    p may be an array, the reference's share for each document: then the mean over documents. It is
-    less than the share at the mean p, since documents whose p is near 0 stay behind.
+    Args:
+        p: in-range rate of the reference policy: one number, or [n], the rate for each document.
+            For an array the result is the mean over documents, which is at most the rate at the
+            mean of p, as the rate is concave in p for λ > 0.
+        beta: KL coefficient β.
+        lam: mixing coefficient λ.
     """
     return float(np.mean(_optimal_rate(np.asarray(p, np.float64), lam / beta)))
 
 
 def _optimal_rate(p: np.ndarray, strength: float) -> np.ndarray:
-    """In-range rate of π* ∝ π_ref·exp(strength·r), from the reference's p."""
+    """Returns the in-range rates of π ∝ π_ref·exp(strength·r) for in-range rates p of π_ref."""
     return p / (p + (1 - p) * np.exp(-strength))
 
 
 def optimal_policy(p: np.ndarray, beta: float) -> dict[str, float]:
-    """Mean reward, KL and objective of the KL-regularized optimal policy, in closed form.
+    """Returns reward, KL and objective of the KL-regularized optimal policy, in closed form.
 
     With rewards 0 (in range) and −1, π* ∝ π_ref·exp(r/β) is in range with probability
-    q = p / (p + (1 − p)·exp(−1/β)), and KL(π* ‖ π_ref) is that of two coins, q and p.
+    q = p / (p + (1 − p)·exp(−1/β)), and KL(π* ‖ π_ref) is the KL divergence of Bernoulli
+    distributions with probabilities q and p.
 
     Args:
         p: [n], the reference policy's in-range rate for each document.
@@ -100,33 +111,40 @@ def optimal_policy(p: np.ndarray, beta: float) -> dict[str, float]:
     return {"reward": reward, "kl": kl, "objective": reward - beta * kl}
 
 
-def beta_for_share(p: float | np.ndarray, target: float) -> float:
-    """The β whose optimum is in range with share `target` at λ = 1; p as for `share_in_range`.
+def beta_for_rate(p: float | np.ndarray, target: float) -> float:
+    """Returns the β whose optimal policy has the in-range rate `target` at λ = 1, by bisection.
+
+    Args:
+        p: as for `optimal_in_range_rate`.
+        target: in-range rate, a mean over documents.
 
     Raises:
-        ValueError: alignment raises the share, and only where p > 0: target must be between the
-            mean p and the share of documents with p > 0.
+        ValueError: target is not between the mean of p and the fraction of documents with p > 0.
+            Alignment raises the in-range rate, but not that of documents with p = 0.
     """
     lowest, highest = float(np.mean(p)), float(np.mean(np.asarray(p) > 0))
     if not lowest < target < highest:
         raise ValueError(
-            f"the share in range that alignment can give is between {lowest:.3f} (the reference's) "
-            f"and {highest:.3f} (documents that are ever in range); found the target {target}."
+            f"the target in-range rate must be above {lowest:.3f} (in-range rate of the reference) "
+            f"and below {highest:.3f} (fraction of documents whose rate is not 0); found the "
+            f"target {target}. Choose a target between them, or another range."
         )
-    small, large = 1e-3, 1e3  # the share falls as β grows
+    small, large = 1e-3, 1e3  # the in-range rate falls as β grows
     for _ in range(60):
         middle = np.sqrt(small * large)
-        small, large = (middle, large) if share_in_range(p, middle) > target else (small, middle)
+        small, large = (
+            (middle, large) if optimal_in_range_rate(p, middle) > target else (small, middle)
+        )
     return float(middle)
 
 
-def range_of(lengths: np.ndarray, finished: np.ndarray) -> LengthInRange:
-    """From the 75th to the 95th percentile of the text lengths, cut-off texts included.
+def length_range_of(lengths: np.ndarray, finished: np.ndarray) -> LengthInRange:
+    """Returns the range from the 75th to the 95th percentile of output lengths.
 
     Args:
-        lengths: int [...] of sampled texts, the end token included.
-        finished: bool [...].
+        lengths: int [...], lengths of sampled outputs, truncated ones included, with end token.
+        finished: bool [...], False where the length limit truncated the output.
     """
-    text = np.asarray(lengths) - np.asarray(finished)
-    low, high = np.percentile(text, [75, 95], method="nearest")
+    num_tokens = np.asarray(lengths) - np.asarray(finished)
+    low, high = np.percentile(num_tokens, [75, 95], method="nearest")
     return LengthInRange(int(low), int(high))

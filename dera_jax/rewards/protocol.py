@@ -1,7 +1,7 @@
-"""What a reward is: a function of token ids, called inside the compiled program.
+"""Defines the interface of reward functions, which score token ids inside the compiled program.
 
-Axes: B inputs, K hypotheses of each input, S input length, D document length, T output length, R length
-of a human text, W keywords of a document, L bytes of a keyword.
+Axes: B inputs, K hypotheses of each input, S input length, D document length, T output length,
+R target length, W keywords of a document, L bytes of a keyword.
 """
 
 import dataclasses
@@ -19,13 +19,15 @@ from dera_jax.models.language_model import Padded, Prompts, PyTree, check_padded
 
 @struct.dataclass
 class Source:
-    """What a reward may know of B documents. Each reward says which of it it reads.
+    """Holds what a reward may read of B documents. Each reward states which fields it reads.
 
     Attributes:
-        prompts: the documents as a model reads them, in the original instruction and cut to its limit.
-        targets: [B, R], a human text about each; None where the task has none.
-        keywords: uint8 [B, W, L], its keywords in UTF-8, 0 is padding; None likewise.
-        document: [B, D], the documents alone and uncut; None where only prompts are known.
+        prompts: the documents in the original template, truncated to the model's input limit.
+        targets: [B, R], a human-written target for each document; None if the task has no targets.
+        keywords: uint8 [B, W, L], the documents' keywords in UTF-8, where 0 is padding; None if the
+            task has no keywords.
+        document: [B, D], the documents without template and untruncated; None where only prompts
+            are known.
     """
 
     prompts: Prompts
@@ -34,51 +36,67 @@ class Source:
     document: Padded | None = None
 
     def document_for(self, reward: "Reward") -> Padded:
-        """The documents alone; raises ValueError, naming the reward, where they are not known."""
+        """Returns `document`, [B, D].
+
+        Raises:
+            ValueError: `document` is None; the message names `reward`.
+        """
         if self.document is None:
             raise ValueError(
-                f"{type(reward).__name__} needs the documents' own ids: Source.document"
+                f"{type(reward).__name__} needs the documents' own ids, but Source.document is "
+                "None; set it to the token ids of the documents without template"
             )
         return self.document
 
 
 class Resources(Protocol):
-    """Where a reward's parameters come from: the vocabulary of a run, and files."""
+    """Provides what a reward loads its parameters from: the run's vocabulary and model folders."""
 
     @property
     def end_id(self) -> int:
-        """The id of the end of sequence."""
+        """The id of the end token."""
 
     def pieces(self) -> Sequence[bytes]:
-        """The text of every id in UTF-8; b"" for ids that stand for none."""
+        """Returns the UTF-8 text of each id; b"" for an id without text."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text."""
+        """Returns the token ids of a text, without control tokens."""
 
     def control_tokens(self, ends_prompts: bool) -> tuple[list[int], list[int]]:
-        """The ids before and after the text of a prompt, of a model that ends prompts or does not."""
+        """Returns the ids before and after a prompt's text.
+
+        Args:
+            ends_prompts: whether the model's prompts end with the end token.
+        """
 
     def params(self, folder: str | None, init: Callable[[Array], PyTree]) -> PyTree:
-        """The parameters of a finished model's folder, of the shapes that init(key) gives.
+        """Returns the parameters in a finished model's folder, with the shapes of init(key).
 
         Raises:
-            FileNotFoundError, ValueError: no complete model, or another vocabulary than the run's.
+            FileNotFoundError: the folder holds no complete model.
+            ValueError: the model's vocabulary differs from the run's.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Reward:
-    """Scores whole texts, higher is better. Rewards are frozen, hashable and hold no arrays.
+    """Scores complete outputs; a higher reward is better.
 
-    What they need beyond their settings is read once, by `load`, and is an argument from then on.
+    Rewards are frozen, hashable and hold no arrays. `load` reads all further data once, which is
+    then passed as `params`.
 
-    `min_limit` is the smallest length limit of a decode, in tokens with the end token, under which
-    the reward means what it says; 1 if any does.
-
-    `highest` bounds the reward: no text scores more, whatever its document. None where no bound is
-    known. Only where there is one can a search stop before the length limit: without, any text that
-    it has not read yet might be the best.
+    Attributes:
+        min_limit: smallest length limit of decoding, in tokens with the end token, for which the
+            reward is meaningful; 1 if every limit is.
+        highest: an upper bound of the reward of any output for any document; None if no bound is
+            known. A search can stop before the length limit only if a bound is known, since
+            otherwise any output that it has not scored yet could be the best.
     """
+
+    @property
+    def summands(self) -> tuple:
+        """The `combined.Part`s that the reward is the weighted sum of; empty for any other reward."""
+        return ()
 
     @property
     def min_limit(self) -> int:
@@ -90,89 +108,117 @@ class Reward:
 
     @property
     def on_host(self) -> bool:
-        """Whether it, or a part of it, is a Python function of texts: not to be called compiled."""
+        """Whether the reward or a part of it is a Python function, which cannot be compiled."""
         return False
 
     @property
     def about_keywords(self) -> bool:
-        """Whether it, or a part of it, asks for keywords: documents that have none say nothing of it."""
+        """Whether the reward or a part of it reads keywords, so needs documents that have some."""
         return False
 
-    def positions(self, inputs: int, rows: int, tokens: int) -> int:
-        """Token positions its networks read to score `rows` texts of one document; 0 for a formula.
+    def forward_tokens(self, inputs: int, rows: int, tokens: int) -> int:
+        """Returns the tokens that the reward's networks process to score outputs of one document.
 
-        By it decoding methods are compared at equal cost. What a Python function does is not known
-        and counts as 0.
+        Budget-matched comparisons of decoding methods count these tokens. Rewards without a network
+        count 0, and so do Python functions, whose cost is unknown.
 
         Args:
-            inputs: tokens of the document.
-            rows: texts.
-            tokens: of a text, the end token included; shorter texts are padded and cost the same.
+            inputs: number of tokens of the document.
+            rows: number of outputs.
+            tokens: length of each output, the end token included; shorter outputs are padded and
+                cost the same.
         """
         del inputs, rows, tokens
         return 0
 
     def check_documents(self, documents: Sequence[str]) -> None:
-        """Warns of documents for which the reward does not measure what its name says."""
+        """Logs a warning if the reward does not measure what its name says for these documents."""
         del documents
 
+    def metrics(self, lengths: Array, finished: Array) -> Mapping[str, Array]:
+        """Returns the reward's own binary metrics of outputs by name, bool [B, K]; none by default.
+
+        Tables report `<name>_rate`, the fraction of outputs for which the metric is True.
+
+        Args:
+            lengths: int32 [B, K], the end token included.
+            finished: bool [B, K].
+        """
+        del lengths, finished
+        return {}
+
+    def text_metrics(self, text: str, finished: bool) -> Mapping[str, bool]:
+        """Returns those binary metrics of one output that are measured on its text."""
+        del text, finished
+        return {}
+
+    def described(self) -> dict[str, object]:
+        """Returns the description of the reward, as JSON, for the card of a model aligned to it."""
+        return {"reward": repr(self)}
+
     def load(self, resources: Resources) -> PyTree:
-        """The reward's parameters; None if it has none.
+        """Returns the reward's parameters; None if it has none.
 
         Raises:
-            FileNotFoundError, ValueError: a file that is missing, or of another vocabulary.
+            FileNotFoundError: a file is missing.
+            ValueError: a file belongs to another vocabulary.
         """
         del resources
 
     def __call__(
         self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
     ) -> Array:
-        """The reward of each hypothesis, float32 [B, K].
+        """Returns the reward of each hypothesis, float32 [B, K].
 
         Args:
-            params: of `load`.
+            params: the result of `load`.
             source: the B documents.
-            tokens: int32 [B, K, T], 0 after each row's length.
-            lengths: int32 [B, K], the end token included: the text has lengths - finished tokens.
-            finished: bool [B, K]; False where the length limit cut the text off.
+            tokens: int32 [B, K, T], 0 from each hypothesis's length on.
+            lengths: int32 [B, K], the end token included; the text has lengths - finished tokens.
+            finished: bool [B, K]; False where the length limit truncated the output.
 
         Raises:
-            ValueError: `source` lacks what the reward is about.
+            ValueError: `source` lacks a field that the reward reads.
         """
         raise NotImplementedError
 
     def parts(
         self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
     ) -> Mapping[str, Array]:
-        """What the reward is the sum of, by name, each float32 [B, K]; empty if of nothing."""
+        """Returns the terms of a sum of rewards by name, float32 [B, K]; {} for other rewards."""
         return {}
 
 
 REWARD = checks.instance(
     Reward,
-    words="a dera_jax.rewards.protocol.Reward, as one of the files entailment, faithfulness, "
-    "keywords, length_and_faithfulness, overlap, repetition, reward_model, soft_length or words "
-    "(.gin) of gin_configs/rewards gives REWARD",
+    words="a dera_jax.rewards.protocol.Reward, such as the macro REWARD that one of the files "
+    "entailment, faithfulness, keywords, length_and_faithfulness, overlap, repetition, "
+    "reward_model, soft_length or words (.gin) in gin_configs/rewards sets",
 )
 
 
-def rewards_of(
+def call_reward(
     reward: Reward, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
 ) -> Array:
-    """Calls a compiled reward, and validates what it gives: float32 [B, K].
+    """Calls a compiled reward and returns its validated result, float32 [B, K].
 
     Raises:
-        ValueError: an array of another shape, which would be broadcast silently, or of no real numbers.
+        ValueError: the result has another shape, which would be broadcast silently, or does not
+            consist of real numbers.
     """
-    found = reward(params, source, tokens, lengths, finished)
+    rewards = reward(params, source, tokens, lengths, finished)
     batch, hypotheses = lengths.shape
     name = f"the result of the reward {reward}"
-    checks.check_array(name, found, "rewards", jnp.floating, B=batch, K=hypotheses)
-    return found.astype(jnp.float32)
+    checks.check_array(name, rewards, "rewards", jnp.floating, B=batch, K=hypotheses)
+    return rewards.astype(jnp.float32)
 
 
 def check_source(source: Source, batch: int, name: str = "source") -> None:
-    """Raises ValueError unless the arrays of a source have their types and are of B = `batch`."""
+    """Validates types and shapes of the arrays of a source with B = `batch` documents.
+
+    Raises:
+        ValueError: an array has another type or shape.
+    """
     check_padded(f"{name}.prompts", source.prompts, B=batch, S=None)
     if source.targets is not None:
         check_padded(f"{name}.targets", source.targets, B=batch, R=None)
@@ -185,7 +231,7 @@ def check_source(source: Source, batch: int, name: str = "source") -> None:
 
 
 def check_limit(reward: Reward, max_length: int) -> None:
-    """Refuses a length limit under which `reward` cannot be earned as meant.
+    """Checks that the length limit of decoding allows outputs that `reward` can score meaningfully.
 
     Raises:
         ValueError: max_length is below the reward's `min_limit`.
@@ -198,14 +244,15 @@ def check_limit(reward: Reward, max_length: int) -> None:
 
 
 def check_rewards(rewards: Array, reward: Reward, axes: Sequence[str] = ("input", "text")) -> None:
-    """Refuses rewards that are NaN or infinite; those that an outer jit traces are not seen.
+    """Checks that rewards are finite. Rewards traced by an outer jit are not checked.
 
     Args:
-        rewards: of any shape.
-        reward: that gave them, for the message.
-        axes: names of their axes, likewise.
+        rewards: rewards of any shape.
+        reward: the reward function, for the message.
+        axes: names of the axes of `rewards`, for the message.
 
     Raises:
-        FloatingPointError: naming the reward, and the first input and text.
+        FloatingPointError: a reward is NaN or infinite; the message names the reward function and
+            the first such entry.
     """
     check_values({f"reward {reward}": rewards}, axes)

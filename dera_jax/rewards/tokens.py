@@ -1,6 +1,6 @@
-"""Rewards that count and compare token ids.
+"""Defines rewards that count and compare token ids.
 
-Axes: B inputs, K hypotheses of each input, T output length, R length of a human text.
+Axes: B inputs, K hypotheses of each input, T output length, R target length.
 """
 
 import dataclasses
@@ -9,28 +9,28 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from dera_jax import checks
-from dera_jax.models.language_model import PyTree, within
+from dera_jax.models.language_model import PyTree, length_mask
 from dera_jax.rewards.protocol import Resources, Reward, Source
 
 
 @dataclasses.dataclass(frozen=True)
 class LengthNear(Reward):
-    """-|n - target| / target for a text of n tokens (end token excluded): 0 at the target.
+    """Scores an output of n tokens (end token excluded) by -|n - target| / target.
 
-    A text cut off by the length limit counts the tokens it has.
+    An output that the length limit truncated is scored like any other.
 
     Raises:
-        ValueError: target is not positive.
+        ValueError: `target` is not a positive integer.
     """
 
     target: int
 
     def __post_init__(self):
-        checks.check_fields(self, target=checks.whole(1))
+        checks.check_fields(self, target=checks.integer(1))
 
     @property
     def min_limit(self) -> int:
-        """Room for a text that is too long by one token, and ends."""
+        """Leaves room for an output that is one token too long, and its end token."""
         return self.target + 2
 
     @property
@@ -40,26 +40,26 @@ class LengthNear(Reward):
     def __call__(
         self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
     ) -> Array:
-        """See `protocol.Reward`."""
+        """Implements `protocol.Reward`."""
         del params, source, tokens
-        text = (lengths - finished).astype(jnp.float32)
-        return -jnp.abs(text - self.target) / self.target
+        num_tokens = (lengths - finished).astype(jnp.float32)
+        return -jnp.abs(num_tokens - self.target) / self.target
 
 
 @dataclasses.dataclass(frozen=True)
 class Repetition(Reward):
-    """Minus the share of a text's n-grams of tokens that the text has had before.
+    """Scores minus the fraction of an output's token n-grams that occur earlier in the output.
 
-    0 for a text without repetition, or of fewer than n tokens. The end token is not counted.
+    The reward is 0 without repetition or with fewer than n tokens. The end token is not counted.
 
     Raises:
-        ValueError: n is not positive.
+        ValueError: `n` is not a positive integer.
     """
 
     n: int = 2
 
     def __post_init__(self):
-        checks.check_fields(self, n=checks.whole(1))
+        checks.check_fields(self, n=checks.integer(1))
 
     @property
     def highest(self) -> float:
@@ -68,7 +68,7 @@ class Repetition(Reward):
     def __call__(
         self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
     ) -> Array:
-        """See `protocol.Reward`."""
+        """Implements `protocol.Reward`."""
         del params, source
         tokens = jnp.asarray(tokens)
         size = tokens.shape[-1]
@@ -76,7 +76,7 @@ class Repetition(Reward):
         grams = [padded[..., i : i + size] for i in range(self.n)]
         total = jnp.maximum(lengths - finished - self.n + 1, 0)
         is_gram = jnp.arange(size) < total[..., None]
-        # Sorted, equal n-grams are neighbours; what is no n-gram comes last.
+        # After sorting, equal n-grams are adjacent, and windows beyond the output's end come last.
         ordered = lax.sort((~is_gram, *grams), dimension=-1, num_keys=self.n + 1)
         same = jnp.ones((*tokens.shape[:-1], size - 1), bool)
         for column in ordered[1:]:
@@ -87,10 +87,10 @@ class Repetition(Reward):
 
 @dataclasses.dataclass(frozen=True)
 class TokenOverlap(Reward):
-    """F1 of a text's tokens and a human text's, as multisets; 0 where either is empty.
+    """Scores the F1 of the multisets of tokens of an output and its target; 0 if either is empty.
 
-    It stands in for ROUGE-1 where a program needs a reward: it knows neither words nor stems, so
-    what is reported as ROUGE is rouge-score's. Padding and the end token are not counted.
+    It is a proxy of ROUGE-1 inside compiled programs, on tokens instead of words and without
+    stemming. Reported ROUGE is computed by rouge-score. Padding and the end token are not counted.
     """
 
     @property
@@ -98,27 +98,27 @@ class TokenOverlap(Reward):
         return 1.0
 
     def load(self, resources: Resources) -> Array:
-        """The end token's id."""
+        """Returns the end token's id, int32 []."""
         return jnp.asarray(resources.end_id, jnp.int32)
 
     def __call__(
         self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
     ) -> Array:
-        """See `protocol.Reward`. Raises ValueError where the task has no human texts."""
+        """Implements `protocol.Reward`; raises ValueError if the task has no targets."""
         if source.targets is None:
             raise ValueError(
-                "TokenOverlap needs a human text of each document, and this task has no targets: "
-                "add them to the task, or choose another reward"
+                "TokenOverlap needs a target for each document, and this task has no targets: add "
+                "the field `targets` to the task, or choose another reward"
             )
         size = tokens.shape[-1]
-        counted = within(lengths - finished, size) & (tokens != params)
-        text = jnp.where(counted, tokens, -1)  # [B, K, T]
+        counted = length_mask(lengths - finished, size) & (tokens != params)
+        output = jnp.where(counted, tokens, -1)  # [B, K, T]
         targets = source.targets
-        is_human = targets.mask & (targets.tokens != params)
-        human = jnp.where(is_human, targets.tokens, -2)[:, None]  # [B, 1, R]
-        there = jnp.sum(text[..., :, None] == human[..., None, :], axis=-1)
+        in_target = targets.mask & (targets.tokens != params)
+        target = jnp.where(in_target, targets.tokens, -2)[:, None]  # [B, 1, R]
+        target_count = jnp.sum(output[..., :, None] == target[..., None, :], axis=-1)
         before = jnp.tril(jnp.ones((size, size), bool), -1)
-        earlier = jnp.sum((text[..., :, None] == text[..., None, :]) & before, axis=-1)
-        shared = jnp.sum(counted & (earlier < there), axis=-1)
-        both = jnp.sum(counted, axis=-1) + jnp.sum(is_human, axis=-1)[:, None]
-        return 2 * shared / jnp.maximum(both, 1)
+        earlier_count = jnp.sum((output[..., :, None] == output[..., None, :]) & before, axis=-1)
+        overlap = jnp.sum(counted & (earlier_count < target_count), axis=-1)
+        total = jnp.sum(counted, axis=-1) + jnp.sum(in_target, axis=-1)[:, None]
+        return 2 * overlap / jnp.maximum(total, 1)

@@ -1,4 +1,4 @@
-"""Restores the two halves of `TwoTowers` from two checkpoints of T5X."""
+"""Restores the reference and aligned models of `TwoTowers` from two T5X checkpoints."""
 
 from collections.abc import Sequence
 
@@ -10,32 +10,29 @@ from dera_jax.t5x.two_towers import TOWERS
 
 
 class PairManager:
-    """What T5X asks of a checkpoint manager when it infers or evaluates: `restore`.
+    """Restores a pair of models: the part of T5X's checkpoint manager that inference needs.
 
-    T5X's own CHECKPOINT_PATH is the aligned model's. Each half may be a legacy or an orbax
-    checkpoint; arrays go straight to where T5X's partitioner wants them.
+    T5X's own CHECKPOINT_PATH is the aligned model's. Each checkpoint may be in T5X's legacy or in
+    the orbax format. Arrays are loaded with the sharding that T5X's partitioner gives them.
     """
 
     def __init__(
         self,
         directory: str,
         train_state: train_state.TrainState,
-        partitioner: object,
-        dataset_iterator: object = None,
-        save_dtype: str | None = None,
-        restore_dtype: str | None = None,
-        keep: int | None = None,
-        period: int | None = None,
         reference_path: str | None = None,
+        **settings: object,
     ):
-        """All but `reference_path` are T5X's.
+        """Takes T5X's arguments, and `reference_path`, the reference policy's checkpoint.
+
+        `settings` are those of T5X's manager: partitioner, dtypes, how many checkpoints to keep.
 
         Raises:
-            ValueError: no reference_path, or the model is not one of two towers.
+            ValueError: `reference_path` is not given, or the model is not a `TwoTowers`.
         """
         if not reference_path:
             raise ValueError(
-                "PairManager: the reference's checkpoint is not given: add "
+                "PairManager: the checkpoint of the reference policy is not given; add "
                 '--gin.REFERENCE_PATH=\\"/path/checkpoint_N\\"'
             )
         if set(train_state.params) != set(TOWERS):
@@ -45,14 +42,7 @@ class PairManager:
             )
         self._reference_path, self._directory = reference_path, directory
         self._train_state = train_state
-        self._settings = {
-            "partitioner": partitioner,
-            "dataset_iterator": dataset_iterator,
-            "save_dtype": save_dtype,
-            "restore_dtype": restore_dtype,
-            "keep": keep,
-            "period": period,
-        }
+        self._settings = settings
 
     def restore(
         self,
@@ -60,15 +50,15 @@ class PairManager:
         fallback_state: object = None,
         state_transformation_fns: Sequence[object] = (),
     ) -> train_state.TrainState:
-        """The pair, with the step of the aligned model at `path`.
+        """Restores both models; `path` and the step are the aligned model's.
 
         Raises:
-            ValueError: a fallback or a transformation, which would be of one model, not of two.
+            ValueError: a fallback state or a transformation is given; both are made for one model.
             FloatingPointError: a parameter is NaN or infinite.
         """
         if fallback_state is not None or state_transformation_fns:
             raise ValueError(
-                "PairManager: neither fallback_to_scratch nor assignment_map is possible"
+                "PairManager: fallback_to_scratch and assignment_map are not supported; remove them"
             )
         aligned = self._half("aligned", self._directory).restore(path=path)
         reference = self._half("reference", self._reference_path).restore(path=self._reference_path)

@@ -1,11 +1,12 @@
-"""Decoding a batch of T5X with this library: one compiled function of (params, tokens).
+"""Decodes a T5X batch with this library, as one compiled function of (params, tokens).
 
-T5X gives a batch no ids and its key is the same for every run, so randomness comes from a seed of
-the decoder's own and, for each example, from a hash of its tokens. A sample then depends neither on
-what else is in the batch nor on how many devices or shards there are.
+T5X batches have no example ids, and T5X passes the same PRNG key in every run. PRNG keys are
+therefore derived from the decoder's own seed and, for each example, from a hash of its tokens. A
+sample then depends neither on the other examples of its batch nor on the number of devices or
+shards.
 
-Axes: B inputs, K texts of each, S input length, T output length, V vocabulary, N individuals, P
-prefix length.
+Axes: B inputs, K outputs of each, S input length, T output length, R target length, N individuals,
+P instruction length.
 """
 
 import dataclasses
@@ -23,27 +24,27 @@ from dera_jax.decoding.arguments import NO_END
 from dera_jax.decoding.beam_search import Search, beam_search, check_search
 from dera_jax.decoding.evolution import Evolution, check_evolution, generation
 from dera_jax.decoding.realign import LAMBDA, Realigned
-from dera_jax.decoding.sampling import Sampling, check_sampling, sample, sweep_rows
+from dera_jax.decoding.sampling import Sampling, check_sampling, sample, sweep_hypotheses
 from dera_jax.decoding.scores import Tokens, score_tokens
 from dera_jax.decoding.search import Guide
-from dera_jax.models.language_model import Padded, Prompts, PyTree, padded, sequence_keys
-from dera_jax.rewards.judge import Judge
+from dera_jax.models.language_model import Padded, Prompts, PyTree, pad_sequences, sequence_keys
 from dera_jax.rewards.protocol import REWARD, Resources, Reward, Source
+from dera_jax.rewards.scoring import RewardScorer
 
-_ANY_LENGTH = 2**31 - 1  # T5X gives it with the batch
-_MULTIPLIER = 0x9E3779B1  # odd, so that powers of it reach all bits
+_ANY_LENGTH = 2**31 - 1  # placeholder: T5X gives the maximum length with each batch
+_MULTIPLIER = 0x9E3779B1  # odd, so that all its powers are invertible modulo 2**32
 
 
 @struct.dataclass
 class Task:
-    """What is to be decoded.
+    """Holds a batch to decode.
 
     Attributes:
-        inputs: int32 [B, S], 0 is padding.
-        targets: int32 [B, R], human texts, for rewards that compare with them.
-        max_length: static; T.
+        inputs: int32 [B, S], padded with 0.
+        targets: int32 [B, R], reference outputs, for rewards that compare with them.
+        max_length: static; T, maximum tokens of an output.
         end_ids: static; the end tokens.
-        resources: static; what rewards read their parameters from.
+        resources: static; the resources from which rewards load their parameters.
     """
 
     inputs: Array
@@ -53,12 +54,16 @@ class Task:
     resources: Resources = struct.field(pytree_node=False)
 
     def prompts(self, lam: Array | None = None) -> Prompts:
-        """The inputs at λ. T5X's batches have no lengths: 0 is padding."""
+        """Return the inputs with λ [B, G]; id 0 is padding, since T5X batches have no lengths."""
         return _unpadded(self.inputs).replace(lam=lam)
 
     @property
     def source(self) -> Source:
-        """T5X knows no documents: here they are the inputs, instruction included, without their end."""
+        """Return the source that rewards read.
+
+        T5X batches have no documents; the inputs with their prompt template, without the end token,
+        take their place.
+        """
         targets = _unpadded(self.targets)
         prompts, targets = self.prompts(), Padded(targets.tokens, targets.lengths)
         last = jnp.take_along_axis(prompts.tokens, prompts.lengths[:, None] - 1, axis=1)[:, 0]
@@ -67,20 +72,20 @@ class Task:
         return Source(prompts, targets, document=document)
 
     def guide(self, reward: Reward) -> Guide:
-        """The reward for these inputs."""
-        return Guide(Judge(reward, reward.load(self.resources), str), self.source)
+        """Return the guide of a search that scores outputs for these inputs with a reward."""
+        return Guide(RewardScorer(reward, reward.load(self.resources), str), self.source)
 
 
 @struct.dataclass
 class Decoded:
-    """Texts of each input, and what is known of them.
+    """Holds K decoded outputs of each input, with their statistics.
 
     Attributes:
-        tokens: int32 [B, K, T], 0 after each text.
-        aux: by name, each [B, K]: `scores` (log-probability under the mixture),
-            `reference_log_prob`, `aligned_log_prob`, `kl` (of the mixture from the reference, summed
-            over the text's positions), `length` (the end token included), `finished`, `lam`, and
-            `reward` where there is one.
+        tokens: int32 [B, K, T], padded with 0.
+        aux: arrays [B, K] by name: `scores` (log-probability under the realigned policy),
+            `reference_log_prob`, `aligned_log_prob`, `kl` (KL divergence of the realigned from the
+            reference policy in nats, summed over the output's tokens), `length` (in tokens,
+            including the end token), `finished`, `lam`, and `reward` if the decoder has one.
     """
 
     tokens: Array
@@ -88,22 +93,22 @@ class Decoded:
 
 
 class Decoder(Protocol):
-    """Decodes a task with a pair of models, inside a compiled function."""
+    """Decodes a batch with a pair of models, inside a compiled function."""
 
     def __call__(self, model: Realigned, params: PyTree, task: Task) -> Decoded:
-        """params: (reference's, aligned's)."""
+        """Decode `task`; `params` holds the reference and the aligned model's parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleDecoder:
-    """Samples at every λ, or the most likely tokens: rows in the order of a sweep.
+    """Samples outputs, or decodes greedily, at each λ; outputs are in the order of `sweep_hypotheses`.
 
     Attributes:
-        lams: λ values.
-        num_samples: at each.
-        seed: of all draws.
+        lams: mixing coefficients λ.
+        num_samples: samples per λ.
+        seed: seed of the PRNG keys.
         temperature, top_k, top_p, greedy: see `decoding.sampling.Sampling`.
-        reward: by which the texts are scored afterwards; None for none.
+        reward: scores the outputs after decoding; None for no reward.
     """
 
     lams: tuple[float, ...] = (1.0,)
@@ -118,8 +123,8 @@ class SampleDecoder:
     def __post_init__(self):
         checks.check_fields(
             self,
-            lams=checks.several(LAMBDA, "(0.0, 1.0)"),
-            num_samples=checks.whole(1),
+            lams=checks.sequence(LAMBDA, "(0.0, 1.0)"),
+            num_samples=checks.integer(1),
             seed=checks.SEED,
             reward=checks.optional(REWARD),
         )
@@ -131,22 +136,22 @@ class SampleDecoder:
         return Sampling(max_length, self.greedy, self.temperature, *truncation, end_ids=end_ids)
 
     def __call__(self, model: Realigned, params: PyTree, task: Task) -> Decoded:
-        lam, numbers = sweep_rows(self.lams, self.num_samples, len(task.inputs))
+        lam, numbers = sweep_hypotheses(self.lams, self.num_samples, len(task.inputs))
         keys = sequence_keys(self.seed, example_ids(task.inputs), numbers)
         sampling = self._sampling(task.max_length, task.end_ids)
         out = sample(model, params, task.prompts(lam), keys, sampling)
-        texts = out.tokens, out.lengths, out.finished
-        each = np.repeat(lam, self.num_samples, axis=1)
-        return _decoded(out.scores, each, texts, _reward_of(self.reward, task, texts))
+        outputs = out.tokens, out.lengths, out.finished
+        lam_of_each = np.repeat(lam, self.num_samples, axis=1)
+        return _decoded(out.scores, lam_of_each, outputs, _reward_of(self.reward, task, outputs))
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchDecoder:
-    """Reward-guided beam search (DeAL); texts best last, as T5X's beam search returns them.
+    """Runs reward-guided beam search (DeAL); the best output comes last, as in T5X's beam search.
 
     Attributes:
-        lam: λ.
-        reward: that guides the search; None for plain beam search.
+        lam: mixing coefficient λ.
+        reward: the reward that guides the search; None for plain beam search.
         beams, top_k, lookahead, period, reward_weight, length_penalty: see
             `decoding.beam_search.Search`.
     """
@@ -181,29 +186,29 @@ class SearchDecoder:
         lam = np.full((len(task.inputs), 1), self.lam, np.float32)
         keys = sequence_keys(0, example_ids(task.inputs), [0])
         guide = self.reward and task.guide(self.reward)
-        found = beam_search(model, params, task.prompts(lam), keys, search, guide)
+        result = beam_search(model, params, task.prompts(lam), keys, search, guide)
         best_last = lambda x: x[:, 0, ::-1]
         tokens, lengths, finished = map(
-            best_last, (found.pool.tokens, found.pool.lengths, found.pool.finished)
+            best_last, (result.pool.tokens, result.pool.lengths, result.pool.finished)
         )
         decoded = _scored(model, params, task, lam, (tokens, lengths, finished), self.reward)
-        return decoded.replace(aux={**decoded.aux, "search_score": best_last(found.scores)})
+        return decoded.replace(aux={**decoded.aux, "search_score": best_last(result.scores)})
 
 
 @dataclasses.dataclass(frozen=True)
 class EvolutionDecoder:
-    """One generation of evolutionary decoding (DARWIN); the best text of each input.
+    """Runs one generation of evolutionary decoding (DARWIN), and returns the best outputs.
 
-    Every individual has an instruction of the bank before its input; the text under the input alone
-    competes too. Each instruction of the bank is dealt once before any is dealt again.
+    The input of every individual is prefixed with an instruction of the bank; one output for the
+    unprefixed input competes too. Each instruction is assigned once before any is assigned again.
 
     Attributes:
-        reward: that ranks individuals, always for the input without an instruction of the bank.
-        instructions: the bank, texts that are put before an input.
-        lam: λ.
-        seed: of all draws.
+        reward: ranks individuals, always with respect to the unprefixed input.
+        instructions: the bank of instructions, strings that are put before an input.
+        lam: mixing coefficient λ.
+        seed: seed of the PRNG keys.
         population, period, survivors, lookahead: see `decoding.evolution.Evolution`.
-        temperature, top_k: of its sampling.
+        temperature, top_k: of sampling.
     """
 
     reward: Reward
@@ -221,16 +226,16 @@ class EvolutionDecoder:
         checks.check_fields(
             self,
             reward=REWARD,
-            instructions=checks.several(checks.STRING, "('Summarize: ',)"),
+            instructions=checks.sequence(checks.STRING, "('Summarize: ',)"),
             lam=LAMBDA,
             seed=checks.SEED,
         )
         check_evolution(self._evolution(_ANY_LENGTH))
 
     def _evolution(self, max_length: int, end_ids: tuple[int, ...] = (NO_END,)) -> Evolution:
-        draw = {"temperature": self.temperature, "top_k": self.top_k, "end_ids": end_ids}
+        options = {"temperature": self.temperature, "top_k": self.top_k, "end_ids": end_ids}
         sizes = self.population, self.period, self.survivors, self.lookahead
-        return Evolution(Sampling(max_length, **draw), *sizes)
+        return Evolution(Sampling(max_length, **options), *sizes)
 
     def __call__(self, model: Realigned, params: PyTree, task: Task) -> Decoded:
         batch, n = len(task.inputs), self.population
@@ -238,35 +243,35 @@ class EvolutionDecoder:
         evolution = self._evolution(task.max_length, task.end_ids)
         sampling = evolution.sampling
         lam = np.full((batch, 1), self.lam, np.float32)
-        own_keys = sequence_keys(self.seed, ids, [0])
-        seeds = sample(model, params, task.prompts(lam), own_keys, sampling)
+        plain_keys = sequence_keys(self.seed, ids, [0])
+        plain = sample(model, params, task.prompts(lam), plain_keys, sampling)
         prompts = self._instructed(task, sequence_keys(self.seed, ids, [-2])[:, 0])
         prompts = prompts.replace(lam=np.full((batch, n, 1), self.lam, np.float32))
         keys = sequence_keys(self.seed, ids, 1 + np.arange(n))
         guide = task.guide(self.reward)
-        found = generation(model, params, prompts, keys, evolution, guide)
-        own = seeds.tokens, seeds.lengths, seeds.finished
-        theirs = found.texts.tokens, found.texts.lengths, found.texts.finished
-        everyone = [jnp.concatenate(x, axis=1) for x in zip(own, theirs, strict=True)]
-        rewards = [_reward_of(self.reward, task, own), found.rewards]
-        # Of equals the first, so the seed's text stays unless another is better.
+        result = generation(model, params, prompts, keys, evolution, guide)
+        own = plain.tokens, plain.lengths, plain.finished
+        evolved = result.texts.tokens, result.texts.lengths, result.texts.finished
+        candidates = [jnp.concatenate(x, axis=1) for x in zip(own, evolved, strict=True)]
+        rewards = [_reward_of(self.reward, task, own), result.rewards]
+        # argmax takes the first of equal rewards, so that ties keep the output without instruction.
         best = jnp.argmax(jnp.concatenate(rewards, axis=1), axis=1, keepdims=True)
-        texts = [jax.vmap(lambda rows, at: rows[at])(x, best) for x in everyone]
-        decoded = _scored(model, params, task, lam, texts, self.reward)
+        outputs = [jax.vmap(lambda x, at: x[at])(candidate, best) for candidate in candidates]
+        decoded = _scored(model, params, task, lam, outputs, self.reward)
         return decoded.replace(aux={**decoded.aux, "individual": best - 1})
 
     def _instructed(self, task: Task, keys: Array) -> Prompts:
-        """[B, N, P + S]: an instruction's tokens, then the input's."""
+        """Return prompts [B, N, P + S]: tokens of an instruction, then those of the input."""
         encoded = [task.resources.encode(text) for text in self.instructions]
         width = max(map(len, encoded))
-        bank = jax.tree.map(jnp.asarray, Prompts(*padded(encoded, width)))
-        times = -(-self.population // len(encoded))
-        deal = lambda key: jnp.concatenate(
-            [jax.random.permutation(key, len(encoded)) for key in jax.random.split(key, times)]
+        bank = jax.tree.map(jnp.asarray, Prompts(*pad_sequences(encoded, width)))
+        repeats = -(-self.population // len(encoded))
+        assign = lambda key: jnp.concatenate(
+            [jax.random.permutation(key, len(encoded)) for key in jax.random.split(key, repeats)]
         )
-        dealt = jax.vmap(deal)(keys)[:, : self.population]
+        assigned = jax.vmap(assign)(keys)[:, : self.population]
         join = jax.vmap(jax.vmap(_join, (0, None)))
-        return join(jax.tree.map(lambda x: x[dealt], bank), task.prompts())
+        return join(jax.tree.map(lambda x: x[assigned], bank), task.prompts())
 
 
 def _unpadded(ids: Array) -> Prompts:
@@ -274,7 +279,7 @@ def _unpadded(ids: Array) -> Prompts:
 
 
 def _join(prefix: Prompts, prompt: Prompts) -> Prompts:
-    """[P], [S] -> [P + S]: one after the other, without the padding between them."""
+    """Join an instruction [P] and an input [S] to [P + S], without padding between them."""
     sizes, length = (len(prefix.tokens), len(prompt.tokens)), prefix.lengths
     shifted = jnp.roll(jnp.pad(prompt.tokens, (0, sizes[0])), length)
     before = jnp.pad(prefix.tokens, (0, sizes[1]))
@@ -283,28 +288,28 @@ def _join(prefix: Prompts, prompt: Prompts) -> Prompts:
 
 
 def example_ids(inputs: Array) -> Array:
-    """int32 [B], a hash of each row of inputs[B, S] that does not depend on its padding."""
+    """Return int32 [B], a hash of each row of inputs[B, S] that does not depend on its padding."""
     powers = [pow(_MULTIPLIER, i + 1, 2**32) for i in range(inputs.shape[-1])]
     mixed = jnp.asarray(inputs, jnp.uint32) * jnp.asarray(np.array(powers, np.uint32))
     return jax.lax.bitcast_convert_type(jnp.sum(mixed, axis=-1, dtype=jnp.uint32), jnp.int32)
 
 
 def _scored(
-    model: Realigned, params: PyTree, task: Task, lam: Array, texts: Sequence[Array], reward
+    model: Realigned, params: PyTree, task: Task, lam: Array, outputs: Sequence[Array], reward
 ) -> Decoded:
-    """Texts (tokens [B, K, T], lengths, finished) read once more, for what the models say of them."""
-    tokens, lengths, _ = texts
+    """Score outputs (tokens [B, K, T], lengths, finished) under the models by teacher forcing."""
+    tokens, lengths, _ = outputs
     state = model.start(params, task.prompts(lam), lengths.shape[1], 1)
     lam = jnp.broadcast_to(lam, lengths.shape)
     output = model.teacher_forced(params, state, tokens)
-    read = jnp.arange(tokens.shape[-1]) < lengths[..., None]
+    mask = jnp.arange(tokens.shape[-1]) < lengths[..., None]
     scores = score_tokens(output, output.logits, tokens, greedy=True)
-    scores = jax.tree.map(lambda x: jnp.where(read, x, 0), scores)
-    return _decoded(scores, lam, texts, _reward_of(reward, task, texts))
+    scores = jax.tree.map(lambda x: jnp.where(mask, x, 0), scores)
+    return _decoded(scores, lam, outputs, _reward_of(reward, task, outputs))
 
 
-def _decoded(scores: Tokens, lam: Array, texts: Sequence[Array], reward: Array | None) -> Decoded:
-    tokens, lengths, finished = texts
+def _decoded(scores: Tokens, lam: Array, outputs: Sequence[Array], reward: Array | None) -> Decoded:
+    tokens, lengths, finished = outputs
     reference, aligned = jnp.sum(scores.part_log_prob, axis=-1)
     aux = {
         "scores": jnp.sum(scores.log_prob, axis=-1),
@@ -318,5 +323,5 @@ def _decoded(scores: Tokens, lam: Array, texts: Sequence[Array], reward: Array |
     return Decoded(tokens, aux if reward is None else {**aux, "reward": reward})
 
 
-def _reward_of(reward: Reward | None, task: Task, texts: Sequence[Array]) -> Array | None:
-    return reward and reward(reward.load(task.resources), task.source, *texts)
+def _reward_of(reward: Reward | None, task: Task, outputs: Sequence[Array]) -> Array | None:
+    return reward and reward(reward.load(task.resources), task.source, *outputs)

@@ -1,4 +1,4 @@
-"""A T5X model over two towers that decodes with this library instead of T5X's loop."""
+"""Defines a T5X model of two towers that decodes with this library instead of T5X's loop."""
 
 from collections.abc import Mapping
 
@@ -8,9 +8,9 @@ from flax import core
 from jax import Array
 from t5x import models
 
-from dera_jax import seqio_tasks
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.checkpoints.vocabulary import Vocabulary
+from dera_jax.data import seqio_tasks
 from dera_jax.decoding.realign import Realigned
 from dera_jax.models.language_model import PyTree
 from dera_jax.models.t5_lm import T5
@@ -19,9 +19,9 @@ from dera_jax.t5x.two_towers import TOWERS, TwoTowers
 
 
 class RealignedModel(models.EncoderDecoderModel):
-    """t5x.models.EncoderDecoderModel whose predictions are a decoder's.
+    """Predicts with a decoder of this library; otherwise a t5x.models.EncoderDecoderModel.
 
-    Scoring is T5X's own, over the mixture at the module's λ; prediction uses the decoder's λ.
+    Scoring is T5X's own, at the λ of the module; prediction uses the λ of the decoder.
     """
 
     def __init__(
@@ -32,12 +32,12 @@ class RealignedModel(models.EncoderDecoderModel):
         optimizer_def: object,
         decoder: Decoder,
     ):
-        """Raises ValueError for a reward in Python: T5X compiles the whole step."""
+        """Raises ValueError for a reward on the host, since T5X compiles the whole step."""
         reward = getattr(decoder, "reward", None)
         if reward is not None and reward.on_host:
             raise ValueError(
-                f"{reward} calls Python, which T5X's compiled step cannot; use a compiled reward, or "
-                "dera_jax.main, which judges between compiled calls"
+                f"{reward} is computed in Python, which T5X's compiled step cannot call; use a "
+                "compiled reward, or dera_jax.main, which computes rewards between compiled calls"
             )
         super().__init__(module, input_vocabulary, output_vocabulary, optimizer_def)
         self._decoder = decoder
@@ -52,20 +52,21 @@ class RealignedModel(models.EncoderDecoderModel):
         num_decodes: int | None = None,
         prompt_with_targets: bool = False,
     ) -> tuple[Array, Mapping[str, Array]]:
-        """Tokens [B, T], or [B, K, T] of a decoder that gives K > 1 texts; and `Decoded.aux`.
+        """Return tokens [B, T], or [B, K, T] if the decoder gives K > 1 outputs, and `Decoded.aux`.
 
-        T is the length of the batch's targets. T5X's `rng` is the same in every run and is not used:
-        the decoder has a seed.
+        T is the length of the batch's targets. T5X's `rng` is the same in every run and is not
+        used, since the decoder has its own seed.
 
         Raises:
-            ValueError: an argument that belongs to T5X's own decoding, or a vocabulary without an
-                end of sequence.
+            ValueError: an argument of T5X's own decoding is given, or the vocabulary has no end
+                token.
         """
         del rng
-        theirs = decoder_params, return_all_decodes, num_decodes, prompt_with_targets or None
-        if any(x is not None for x in theirs):
+        t5x_options = decoder_params, return_all_decodes, num_decodes, prompt_with_targets or None
+        if any(x is not None for x in t5x_options):
             raise ValueError(
-                "RealignedModel: decoding is set by its decoder, not by decoder_params"
+                "RealignedModel: decoder_params, return_all_decodes, num_decodes and "
+                "prompt_with_targets are not supported; configure RealignedModel.decoder instead"
             )
         task = Task(
             inputs=batch["encoder_input_tokens"],
@@ -79,23 +80,23 @@ class RealignedModel(models.EncoderDecoderModel):
         tower = T5(config, num_ids=size if size < config.vocab_size else None)
         pair = tuple(params[name] for name in TOWERS)
         decoded = self._decoder(Realigned(tower, (tower,)), pair, task)
-        found = decoded.tokens, dict(decoded.aux)
-        return jax.tree.map(lambda x: x[:, 0], found) if decoded.tokens.shape[1] == 1 else found
+        result = decoded.tokens, dict(decoded.aux)
+        return jax.tree.map(lambda x: x[:, 0], result) if decoded.tokens.shape[1] == 1 else result
 
 
 def _end_id(vocabulary: seqio.Vocabulary) -> int:
-    """Raises ValueError where the vocabulary has no end of sequence."""
+    """Return the end token of a vocabulary; raises ValueError if there is none above id 0."""
     end = vocabulary.eos_id
     if end is None or end < 1:
         raise ValueError(
-            f"RealignedModel: its output vocabulary {vocabulary} has no end of sequence above id 0 "
-            f"(eos_id is {end}); give one that has"
+            f"RealignedModel: the output vocabulary {vocabulary} has no end token above id 0 "
+            f"(eos_id is {end}); choose a vocabulary that has one"
         )
     return end
 
 
 def _known(vocabulary: seqio.Vocabulary) -> Vocabulary | None:
-    """None for ids without a text, of which only rewards of ids can be computed."""
+    """Return None for a pass-through vocabulary, which only rewards of token ids support."""
     if isinstance(vocabulary, seqio.PassThroughVocabulary):
         return None
     return seqio_tasks.as_stored(vocabulary)

@@ -1,20 +1,23 @@
-"""Distils the optimum of E[r] − β·KL(π ‖ π_ref) into a policy, one next-token distribution at a time.
+"""Distils the KL-regularized optimum of E[r] − β·KL(π ‖ π_ref) into a policy, token by token.
 
-For texts y of an input x the optimum is π*(y) ∝ π_ref(y)·exp(r(y)/β), that is, token by token,
+The optimal policy for the completions y of a prompt is π*(y) ∝ π_ref(y)·exp(r(y)/β). Its next-token
+distribution after a prefix s is
 
     π*(v | s) ∝ π_ref(v | s)·E[exp(r/β) | s, v]
 
-where s is a prefix and the reference writes what follows v. A critic learns the expectation: with the
-highest possible reward r_max, σ(q_v(s)) = E[exp((r − r_max)/β) | s, v] lies in (0, 1). The policy then
-learns the whole distribution softmax(h_ref + log σ(q)) at every prefix, which is far less noisy than
-the one token that a sample shows (of π* or, as in PPO, with a weight).
+where the reference policy samples the tokens that follow v. A critic estimates the expectation:
+with the highest possible reward r_max, σ(q_v(s)) = E[exp((r − r_max)/β) | s, v] lies in (0, 1]. The
+policy is then trained on the full distribution softmax(h_ref + log σ(q)) at every prefix. This
+target has much less variance than the single token that a sample contributes (a sample of π*, or a
+weighted one in PPO).
 
-First the critic alone learns, from texts of the reference: the policy is still the reference then. After
-that the policy alone learns, at the prefixes of its own texts.
+The critic is trained first, on outputs of the reference policy, from which the policy starts. The
+policy is trained afterwards, with a frozen critic, at the prefixes of its own outputs.
 
-Source of the equation: Yang and Klein 2021 (arXiv 2104.05218), Mudgal et al. 2024 (arXiv 2310.17022).
+Sources of the equation: Yang and Klein 2021 (arXiv 2104.05218) and Mudgal et al. 2024
+(arXiv 2310.17022).
 
-Axes: B prompts, K sequences of each, T output length, V vocabulary.
+Axes: B prompts, K hypotheses of each, T output length, V vocabulary.
 """
 
 import dataclasses
@@ -33,46 +36,49 @@ from dera_jax.models.language_model import (
     Prompts,
     PyTree,
     TrainableModel,
+    length_mask,
     next_token_logits,
     sequence_keys,
-    within,
 )
 from dera_jax.training.optimizers import Optimizer
-from dera_jax.training.ppo import Objective
+from dera_jax.training.ppo import AlignmentObjective
 from dera_jax.training.train_state import Batch, Step, TrainState, descend
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
-    """How texts are sampled.
+class DistillationSetup:
+    """Configures the rollouts of distillation.
 
     Attributes:
-        model: of reference and policy.
-        objective: whose optimum is distilled.
-        rollouts: K.
+        model: architecture of the reference policy and of the trained policy.
+        objective: the objective whose optimal policy is distilled.
+        rollouts: K, hypotheses sampled for each prompt.
 
     Raises:
-        ValueError: a setting out of its range, or a reward without a known bound.
+        ValueError: a field is out of its range, or the reward has no known upper bound.
     """
 
     model: TrainableModel
-    objective: Objective
+    objective: AlignmentObjective
     rollouts: int
 
     def __post_init__(self):
-        checks.check_fields(self, rollouts=checks.whole(1))
+        checks.check_fields(self, rollouts=checks.integer(1))
         check_bound(self.objective)
 
 
-def check_bound(objective: Objective) -> None:
-    """Raises ValueError unless the highest possible reward is known."""
+def check_bound(objective: AlignmentObjective) -> None:
+    """Raises ValueError unless the reward declares its highest possible value."""
     if objective.reward.highest is None:
-        raise ValueError(f"distillation needs a reward with a bound; {objective.reward} has none")
+        raise ValueError(
+            "distillation needs a reward with a known upper bound (Reward.highest); found "
+            f"{objective.reward}. Choose a bounded reward, or run PPO without distillation."
+        )
 
 
 @struct.dataclass
 class Rollout:
-    """Texts to learn from, B rows of K."""
+    """Holds B prompts, tokens[B, K, T] of their hypotheses, lengths[B, K] and reward[B, K]."""
 
     prompts: Prompts
     tokens: Array
@@ -80,23 +86,28 @@ class Rollout:
     reward: Array
 
     @property
-    def written(self) -> Array:
-        """Which tokens belong to the texts, bool [B, K, T]."""
-        return within(self.lengths, self.tokens.shape[-1])
+    def mask(self) -> Array:
+        """Returns bool [B, K, T], whether a token lies within its hypothesis."""
+        return length_mask(self.lengths, self.tokens.shape[-1])
 
 
 def roll_out(
-    setup: Setup, policy: PyTree, reference: PyTree, batch: Batch, number: Array, key: Array
+    setup: DistillationSetup,
+    policy: PyTree,
+    reference: PyTree,
+    batch: Batch,
+    number: Array,
+    key: Array,
 ) -> Samples:
-    """K sequences of the policy for each prompt; the reference tells their KL.
+    """Samples K hypotheses of the policy for each prompt, with their KL from the reference policy.
 
     Args:
-        setup: of the step.
-        policy: its parameters; those of the reference while the critic learns.
-        reference: its parameters.
-        batch: `inputs` and `example_id`.
-        number: int32 [], of the round: texts depend on (key, example id, number).
-        key: of the run.
+        setup: configuration of the rollouts.
+        policy: parameters of the policy; those of the reference while the critic is trained.
+        reference: parameters of the reference policy.
+        batch: the columns `inputs` and `example_id`.
+        number: int32 [], index of the rollout: samples depend on (key, example id, number).
+        key: PRNG key of the run.
     """
     numbers = number * setup.rollouts + jnp.arange(setup.rollouts)
     keys = sequence_keys(key, batch["example_id"], numbers)
@@ -107,7 +118,7 @@ def roll_out(
 
 
 def make_step(loss: "CriticLoss | PolicyLoss", optimizer: Optimizer, microbatches: int = 1) -> Step:
-    """The step on a rollout with its rewards: one update."""
+    """Returns the step of distillation, which makes one update on a `Rollout`."""
 
     def step(state: TrainState, frozen: PyTree, rollout: Rollout, key: Array):
         state, metrics = descend(loss, optimizer, microbatches, state, frozen, rollout, key)
@@ -116,8 +127,8 @@ def make_step(loss: "CriticLoss | PolicyLoss", optimizer: Optimizer, microbatche
     return step
 
 
-def observe(samples: Samples, rewards: Array) -> dict[str, Array]:
-    """Scalars about a round of the policy's texts with their rewards[B, K]."""
+def rollout_metrics(samples: Samples, rewards: Array) -> dict[str, Array]:
+    """Returns scalar metrics of a rollout with rewards[B, K]; KL is in nats, length in tokens."""
     return {
         "tokens": jnp.sum(samples.lengths),
         "reward": jnp.mean(rewards),
@@ -127,67 +138,70 @@ def observe(samples: Samples, rewards: Array) -> dict[str, Array]:
     }
 
 
-def optimum_logits(reference: Array, log_odds: Array) -> Array:
-    """Logits of π*, [..., V], from the reference's logits and the critic's log-odds q, [..., V]."""
+def optimal_policy_logits(reference: Array, log_odds: Array) -> Array:
+    """Returns the logits of π*, from the reference's logits and the log-odds q, all [..., V]."""
     return reference + jax.nn.log_sigmoid(log_odds)
 
 
 @dataclasses.dataclass(frozen=True)
 class CriticLoss:
-    """Binary cross-entropy of σ(q) with a text's goodness exp((r − r_max)/β) in (0, 1], per token.
+    """Sums the binary cross-entropy of σ(q) with the target exp((r − r_max)/β) over all tokens.
 
-    Its minimum is σ(q) = E[goodness].
+    All tokens of a hypothesis share its target, which lies in (0, 1]. The minimum is at
+    σ(q) = E[target].
     """
 
     critic: Critic
-    objective: Objective
+    objective: AlignmentObjective
 
     def weight(self, batch: Rollout) -> Array:
-        return jnp.maximum(jnp.sum(batch.written), 1e-9)
+        """Returns the number of tokens of the rollout, float32 []."""
+        return jnp.maximum(jnp.sum(batch.mask), 1e-9)
 
     def __call__(
         self, params: PyTree, frozen: PyTree, batch: Rollout, key: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """See `train_state.Objective`; trained is the critic."""
+        """Computes the loss; `params` are the critic's, `frozen` is not used."""
         del frozen, key
-        goodness = jnp.exp((batch.reward - self.objective.reward.highest) / self.objective.beta)
+        targets = jnp.exp((batch.reward - self.objective.reward.highest) / self.objective.beta)
         log_odds = self.critic.log_odds_of(params, batch.prompts, batch.tokens)
-        return jnp.sum(critic_loss(log_odds, goodness) * batch.written), {}
+        return jnp.sum(critic_loss(log_odds, targets) * batch.mask), {}
 
 
-def critic_loss(log_odds: Array, goodness: Array) -> Array:
-    """Of each token [B, K, T], from its log-odds q and its text's goodness [B, K]."""
-    return jax.nn.softplus(log_odds) - goodness[..., None] * log_odds
+def critic_loss(log_odds: Array, targets: Array) -> Array:
+    """Returns the binary cross-entropy in nats of log_odds[B, K, T] with targets targets[B, K]."""
+    return jax.nn.softplus(log_odds) - targets[..., None] * log_odds
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyLoss:
-    """KL(π ‖ π*) of the next token, at the prefixes of the policy's own texts.
+    """Sums the next-token KL(π ‖ π*) over the prefixes of the policy's own outputs.
 
-    Summed over a text it is KL(π ‖ π*), and β times that what the policy's E[r] − β·KL(π ‖ π_ref) lacks of
-    the highest possible.
+    The expected sum over an output is the sequence-level KL(π ‖ π*). β times that KL is the gap
+    between the policy's E[r] − β·KL(π ‖ π_ref) and the highest possible value of this objective.
     """
 
     model: TrainableModel
     critic: Critic
 
     def weight(self, batch: Rollout) -> Array:
-        return jnp.maximum(jnp.sum(batch.written), 1e-9)
+        """Returns the number of tokens of the rollout, float32 []."""
+        return jnp.maximum(jnp.sum(batch.mask), 1e-9)
 
     def __call__(
         self, params: PyTree, frozen: PyTree, batch: Rollout, key: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """See `train_state.Objective`; trained is the policy, frozen are `reference` and `critic`."""
+        """Computes the loss; `params` are the policy's, `frozen` has `reference` and `critic`."""
         del key
         prompts, tokens = batch.prompts, batch.tokens
         log_odds = self.critic.log_odds(frozen["critic"], prompts, tokens)
         reference = next_token_logits(self.model, frozen["reference"], prompts, tokens)
-        targets = jax.lax.stop_gradient(optimum_logits(reference, log_odds))
+        targets = jax.lax.stop_gradient(optimal_policy_logits(reference, log_odds))
         logits = next_token_logits(self.model, params, prompts, tokens)
-        return jnp.sum(policy_loss(logits, targets) * batch.written), {}
+        return jnp.sum(policy_loss(logits, targets) * batch.mask), {}
 
 
 def policy_loss(logits: Array, targets: Array) -> Array:
-    """KL(softmax(logits) ‖ softmax(targets)) of [..., V] each: [...]."""
+    """Returns KL(softmax(logits) ‖ softmax(targets)) in nats, [...], of [..., V] each."""
     log_pi, log_target = jax.nn.log_softmax(logits), jax.nn.log_softmax(targets)
     return jnp.sum(jnp.exp(log_pi) * (log_pi - log_target), axis=-1)

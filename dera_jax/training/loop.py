@@ -1,8 +1,8 @@
-"""The loop of every run of training: steps, validations, checkpoints, the best model so far.
+"""Runs the training loop of all trainers: steps, validation, checkpoints and the best checkpoint.
 
-Everything random depends on (seed, step) alone: the batch of a step, its dropout masks, the texts that
-it samples. So a run killed at any moment resumes from its last checkpoint, on a mesh of any shape, and on
-one CPU ends with the same bits.
+All randomness depends on (seed, step) alone: the batch of a step, its dropout masks, and the
+sequences that it samples. A run that is killed at any moment therefore resumes from its last
+checkpoint, on a mesh of any shape, and on one CPU ends with bit-identical results.
 """
 
 import dataclasses
@@ -16,22 +16,22 @@ from jax import Array
 
 from dera_jax import checks
 from dera_jax.checkpoints.orbax import Checkpoints, Saving, check_state
-from dera_jax.examples import Batch
+from dera_jax.data.examples import Batch
 from dera_jax.models.language_model import PyTree
-from dera_jax.partitioning import global_batch, mesh_in_use, once
-from dera_jax.training.metrics import MetricWriter
+from dera_jax.partitioning import global_batch, mesh_in_use, write_once
+from dera_jax.training.metric_log import MetricWriter
 from dera_jax.training.progress import Progress
 from dera_jax.training.train_state import TrainState
 
 
 @struct.dataclass
-class Tracked:
-    """What a checkpoint holds.
+class CheckpointContent:
+    """Holds the content of a checkpoint.
 
     Attributes:
-        state: of the training.
-        best_loss: float32, the lowest validation loss so far; infinite before the first.
-        best_step: int32, when that was.
+        state: the train state.
+        best_loss: float32 [], lowest validation loss so far; infinite before the first validation.
+        best_step: int32 [], step of that validation; 0 before the first.
     """
 
     state: TrainState
@@ -40,14 +40,17 @@ class Tracked:
 
 
 @dataclasses.dataclass(frozen=True)
-class Validating:
-    """How the best of a run is found.
+class ValidationLoop:
+    """Configures validation, early stopping and the selection of the best checkpoint.
 
     Attributes:
-        period: steps between two validations; there is one after the last step too.
-        patience: stop after so many validations without a better loss; None to go on.
-        scores: of parameters after a step, `loss` among them.
-        keep: called with each state whose validation loss is the lowest yet, and its scores.
+        period: steps between two validations; the last step of a run is validated too.
+        patience: validations without a lower loss until training stops early; None for no limit.
+        scores: (parameters, step) -> validation scores by name, `loss` among them.
+        keep: saves a state; called with each state that has the lowest loss so far, and its scores.
+
+    Raises:
+        ValueError: `period` or `patience` is not a positive integer.
     """
 
     period: int
@@ -56,15 +59,15 @@ class Validating:
     keep: Callable[[TrainState, Mapping[str, float]], None]
 
     def __post_init__(self):
-        patience = checks.optional(checks.whole(1))
-        checks.check_fields(self, period=checks.whole(1), patience=patience)
+        patience = checks.optional(checks.integer(1))
+        checks.check_fields(self, period=checks.integer(1), patience=patience)
 
     def is_due(self, step: int, steps: int) -> bool:
-        """Whether there is one after this step of so many."""
+        """Returns whether to validate after step `step` of a run of `steps` steps."""
         return step == steps or step % self.period == 0
 
-    def is_out_of_patience(self, found: Tracked) -> bool:
-        """Whether the best is too long ago."""
+    def is_out_of_patience(self, found: CheckpointContent) -> bool:
+        """Returns whether at least `patience` validations passed since the lowest loss."""
         waited = int(found.state.step) // self.period - int(found.best_step) // self.period
         return self.patience is not None and waited >= self.patience
 
@@ -76,77 +79,80 @@ def run(
     state: TrainState,
     batches: Callable[[int], Iterator[Batch]],
     update: Callable[[TrainState, Batch], tuple[TrainState, Mapping]],
-    validating: Validating | None = None,
+    validating: ValidationLoop | None = None,
     shown: Sequence[str] = ("loss",),
-) -> Tracked:
-    """Trains, or goes on training, in `folder`: `checkpoints`, `metrics.jsonl`, TensorBoard events.
+) -> CheckpointContent:
+    """Trains or resumes in `folder`; writes `checkpoints`, `metrics.jsonl` and TensorBoard events.
 
     Args:
-        steps: updates in all.
+        steps: number of steps of the whole run.
         saving: how often a checkpoint is written.
-        folder: of the run.
-        state: the first one; a checkpoint in `folder` takes its place, on the state's devices.
-        batches: the endless batches from a step on, this process's rows.
-        update: one step; it is given the whole batch, spread over the mesh in use.
-        validating: if the best parameters are looked for.
-        shown: metrics beside the progress bar.
+        folder: folder of the run.
+        state: initial state; a checkpoint in `folder` replaces it, on the same devices.
+        batches: step -> endless batches from that step on, of the examples of this process.
+        update: makes one step, on the global batch that is sharded over the mesh in use.
+        validating: configuration of validation; None trains without validation.
+        shown: names of the metrics that the progress bar shows.
 
     Returns:
-        The last state, and the best loss and when that was.
+        The last state, the lowest validation loss and its step.
 
     Raises:
-        FloatingPointError: the parameters to start from, reward, KL, loss, gradient or a validation
-            score was not finite, naming what was so first, and the steps.
-        ValueError: a checkpoint in `folder` is of another size, or the mesh does not divide a batch.
+        FloatingPointError: an initial parameter, a reward, KL, loss, gradient or validation score
+            is not finite; the message names the first of them and the steps.
+        ValueError: a checkpoint in `folder` has other array shapes or cannot be read, or the mesh
+            does not divide a batch.
     """
     checkpoints, mesh = Checkpoints(folder / "checkpoints", saving), mesh_in_use()
-    found = _restored(checkpoints, state)
-    step = int(found.state.step)
-    stream = batches(step)
+    tracked = _restored(checkpoints, state)
+    step = int(tracked.state.step)
+    remaining_batches = batches(step)
     progress = Progress(MetricWriter(folder, step), step, steps, shown)
 
-    done = step >= steps or bool(validating and validating.is_out_of_patience(found))
+    done = step >= steps or bool(validating and validating.is_out_of_patience(tracked))
     while not done:
-        state, metrics = update(found.state, global_batch(next(stream), mesh))
-        found, step = found.replace(state=state), step + 1
+        state, metrics = update(tracked.state, global_batch(next(remaining_batches), mesh))
+        tracked, step = tracked.replace(state=state), step + 1
         progress.add(metrics)
         done = step == steps
         if validating and validating.is_due(step, steps):
             progress.flush()
-            found = _validated(validating, found, step, progress)
-            done = done or validating.is_out_of_patience(found)
+            tracked = _validated(validating, tracked, step, progress)
+            done = done or validating.is_out_of_patience(tracked)
         if done or checkpoints.is_due(step):
             progress.flush()
-            checkpoints.save(step, found)
+            checkpoints.save(step, tracked)
 
     checkpoints.close()
-    once(progress.close)
-    return found
+    write_once(progress.close)
+    return tracked
 
 
-def _validated(validating: Validating, found: Tracked, step: int, progress: Progress) -> Tracked:
-    scores = validating.scores(found.state.params, step)
+def _validated(
+    validating: ValidationLoop, tracked: CheckpointContent, step: int, progress: Progress
+) -> CheckpointContent:
+    """Validates the state and saves it if its loss is the lowest so far."""
+    scores = validating.scores(tracked.state.params, step)
     progress.validated(scores)
-    if scores["loss"] >= found.best_loss:
-        return found
-    validating.keep(found.state, scores)
-    return found.replace(best_loss=jnp.float32(scores["loss"]), best_step=found.state.step + 0)
+    if scores["loss"] >= tracked.best_loss:
+        return tracked
+    validating.keep(tracked.state, scores)
+    return tracked.replace(best_loss=jnp.float32(scores["loss"]), best_step=tracked.state.step + 0)
 
 
-def _restored(checkpoints: Checkpoints, state: TrainState) -> Tracked:
-    """The latest checkpoint's, or the first one.
+def _restored(checkpoints: Checkpoints, state: TrainState) -> CheckpointContent:
+    """Restores the latest checkpoint, or returns the initial state if there is none.
 
     Raises:
-        FloatingPointError: the first one has parameters that are NaN or infinite.
+        FloatingPointError: the initial state has parameters that are NaN or infinite.
         ValueError: as `Checkpoints.restore`.
     """
-    first = Tracked(state, jnp.full((), jnp.inf, jnp.float32), jnp.zeros((), jnp.int32))
-    restored = checkpoints.restore(first)
+    initial = CheckpointContent(state, jnp.full((), jnp.inf, jnp.float32), jnp.zeros((), jnp.int32))
+    restored = checkpoints.restore(initial)
     if restored is None:
-        check_state(first, "the state to start training from")
-        return first
-    for x in jax.tree.leaves(
-        first
-    ):  # who made the first state may hold it as long as the run lasts
+        check_state(initial, "the state to start training from")
+        return initial
+    # The caller may hold a reference to the initial state during the whole run: free its memory.
+    for x in jax.tree.leaves(initial):
         x.delete()
     return restored

@@ -1,6 +1,7 @@
-"""Losses of the trainers, as pure functions.
+"""Computes the trainers' losses as pure functions.
 
-Axes: V vocabulary; `...` any leading axes.
+Axes: B prompts, K hypotheses of each, T output length, E width of the hidden states, V vocabulary;
+`...` any leading axes.
 """
 
 import math
@@ -20,18 +21,20 @@ def cross_entropy(
     z_loss: float,
     num_ids: int | None = None,
 ) -> Array:
-    """Cross-entropy of each token in nats, as T5X defines it.
+    """Returns the cross-entropy of each token in nats, as T5X defines it.
 
-    Smoothed targets hold 1 − ε at the target and ε / (V − 1) elsewhere, and their entropy is
-    subtracted, so that a perfect model has loss 0; `z_loss`·(log Z)² keeps log Z near 0.
+    A smoothed target distribution has probability 1 − ε at the target and ε / (V − 1) at every
+    other id. Its entropy is subtracted, so that a perfect model has loss 0. The term
+    `z_loss`·(log Z)² keeps log Z near 0.
 
     Args:
         logits: float32 [..., V].
         targets: int32 [...], in [0, V).
         label_smoothing: ε, in [0, 1).
-        z_loss: weight of (log Z)², T5 uses 1e-4.
-        num_ids: the first so many of the V ids may be produced, over which targets are smoothed; None
-            for all. The logits of the others are `language_model.UNUSED`.
+        z_loss: weight of (log Z)²; T5 uses 1e-4.
+        num_ids: number of the V ids that may be produced, which are the first ones; targets are
+            smoothed over these. None for all V. The other ids have the logit
+            `language_model.UNUSED_LOGIT`.
 
     Returns:
         float32 [...], unweighted.
@@ -57,48 +60,49 @@ def per_token(
     measure: Callable[[Array, Array], PyTree],
     chunk: int | None = None,
 ) -> PyTree:
-    """Something about each of tokens[B, K, T], from the logits that predict it.
+    """Applies `measure` to the logits that predict each of tokens[B, K, T], in chunks along T.
 
     Args:
-        model, params: whose logits.
-        hidden: [B, K, T, E], entry t has read the t tokens before.
+        model, params: the model that computes the logits, and its parameters.
+        hidden: [B, K, T, E]; entry t is the hidden state after the t tokens before tokens[..., t].
         tokens: int32 [B, K, T].
-        measure: (logits[B, K, t, V], tokens[B, K, t]) -> arrays [B, K, t].
-        chunk: tokens of each sequence whose logits are held at once, in the gradient too; None for all.
+        measure: (logits[B, K, t, V], tokens[B, K, t]) -> pytree of arrays [B, K, t].
+        chunk: tokens of each sequence whose logits are in memory at once, in the backward pass too;
+            None for all T.
     """
-    read = lambda part: measure(model.logits(params, part[0]), part[1])
+    measure_chunk = lambda part: measure(model.logits(params, part[0]), part[1])
     size = tokens.shape[-1]
     if chunk is None or chunk >= size:
-        return read((hidden, tokens))
+        return measure_chunk((hidden, tokens))
     count = -(-size // chunk)
 
-    def cut(x: Array) -> Array:
-        missing = [(0, 0), (0, 0), (0, count * chunk - size), *[(0, 0)] * (x.ndim - 3)]
-        whole = jnp.pad(x, missing).reshape(*x.shape[:2], count, chunk, *x.shape[3:])
-        return jnp.moveaxis(whole, 2, 0)
+    def split(x: Array) -> Array:
+        padding = [(0, 0), (0, 0), (0, count * chunk - size), *[(0, 0)] * (x.ndim - 3)]
+        chunks = jnp.pad(x, padding).reshape(*x.shape[:2], count, chunk, *x.shape[3:])
+        return jnp.moveaxis(chunks, 2, 0)
 
-    found = jax.lax.map(jax.checkpoint(read), (cut(hidden), cut(tokens)))
-    joined = lambda x: jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1)[..., :size]
-    return jax.tree.map(joined, found)
+    outputs = jax.lax.map(jax.checkpoint(measure_chunk), (split(hidden), split(tokens)))
+    join = lambda x: jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1)[..., :size]
+    return jax.tree.map(join, outputs)
 
 
 def log_probs(
     model: TrainableModel, params: PyTree, prompts: Prompts, tokens: Array, chunk: int | None = None
 ) -> Array:
-    """Log-probability of each of tokens[B, K, T] under teacher forcing, float32 [B, K, T]."""
+    """Returns teacher-forced log-probabilities of tokens[B, K, T], float32 [B, K, T]."""
     hidden = model.hidden(params, prompts, tokens[..., :-1])
     return per_token(model, params, hidden, tokens, log_prob_of, chunk)
 
 
 def bradley_terry(margin: Array, probability: float | Array = 1.0) -> Array:
-    """−p·log σ(margin) − (1 − p)·log σ(−margin), in nats.
+    """Returns the loss −p·log σ(margin) − (1 − p)·log σ(−margin) in nats, [...].
 
-    The loss of a model in which the first of two texts is preferred with probability σ(r₁ − r₂)
-    (Bradley and Terry, 1952).
+    In the model of Bradley and Terry (1952) the first of two sequences is preferred with
+    probability σ(r₁ − r₂); the loss is the cross-entropy of that prediction.
 
     Args:
         margin: r₁ − r₂, [...].
-        probability: p that the first is preferred; 1 for a pair of chosen and rejected.
+        probability: p, with which the first is preferred; 1 where it is the chosen one.
     """
     return -probability * jax.nn.log_sigmoid(margin) - (1 - probability) * jax.nn.log_sigmoid(
         -margin

@@ -1,6 +1,6 @@
-"""Optimizers and learning-rate schedules from optax, under one signature for gin.
+"""Makes optimizers and learning-rate schedules from optax, as functions that gin can configure.
 
-A schedule is a function step -> learning rate; all warm up linearly from 0 at step 0.
+A schedule is a function step -> learning rate. All schedules warm up linearly from 0 at step 0.
 """
 
 import dataclasses
@@ -12,12 +12,14 @@ import optax
 
 from dera_jax import checks
 
-_SCHEDULE = checks.Check("a schedule, as `cosine` gives one: a function of the step", callable)
+_SCHEDULE = checks.Check(
+    "a schedule, which is a function step -> learning rate such as `cosine` returns", callable
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class WarmedUp:
-    """A schedule whose warm-up has this many steps."""
+    """Wraps a schedule and records the number of its warm-up steps, so that it can be validated."""
 
     schedule: optax.Schedule
     warmup_steps: int
@@ -28,29 +30,34 @@ class WarmedUp:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """An optax transformation, and its schedule for the log."""
+    """Holds an optax transformation, and its schedule so that the learning rate can be logged."""
 
     transformation: optax.GradientTransformation
     learning_rate: optax.Schedule
 
     def check_warmup(self, name: str, steps: int) -> None:
-        """Checks that a run of so many updates, a setting of this name, is as long as the warm-up.
+        """Validates that a run is at least as long as the warm-up of the learning rate.
+
+        Args:
+            name: gin name of the field that gives the number of updates, for the message.
+            steps: number of updates of the run.
 
         Raises:
-            ValueError: the peak of the learning rate would not be reached.
+            ValueError: the run would end before the learning rate reaches its peak.
         """
         warmup = getattr(self.learning_rate, "warmup_steps", 0)
         if warmup > steps:
             raise ValueError(
-                f"the warm-up of the learning rate has {warmup} steps, and {name} gives {steps} "
-                "updates: lower warmup_steps, or train longer"
+                f"the warm-up of the learning rate has {warmup} steps, but {name} gives only "
+                f"{steps} updates; lower warmup_steps of the schedule to {steps}, or train longer"
             )
 
 
-def jointly(optimizers: Mapping[str, Optimizer]) -> Optimizer:
-    """One optimizer of several networks by name, each with its own and clipped by its own norm.
+def combined(optimizers: Mapping[str, Optimizer]) -> Optimizer:
+    """Combines the optimizers of several networks, by name, into one optimizer of their parameters.
 
-    Its learning rate is the first one's.
+    Each network is updated by its own optimizer, and its gradient is clipped by its own norm. The
+    `learning_rate` of the result, which is only logged, is that of the first optimizer.
     """
     parts = {name: x.transformation for name, x in optimizers.items()}
     by_network = lambda params: {name: name for name in params}
@@ -59,20 +66,20 @@ def jointly(optimizers: Mapping[str, Optimizer]) -> Optimizer:
 
 
 def constant(peak: float, warmup_steps: int) -> optax.Schedule:
-    """Stays at `peak` after the warm-up.
+    """Returns a schedule that stays at `peak` after the warm-up.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: an argument is out of its range.
     """
     _check_schedule("constant", peak, warmup_steps)
     return _warmed_up(peak, warmup_steps, optax.constant_schedule(peak))
 
 
 def rsqrt(peak: float, warmup_steps: int) -> optax.Schedule:
-    """peak·√(warmup_steps / step) after the warm-up, T5's pre-training schedule.
+    """Returns the schedule peak·√(warmup_steps / step) after the warm-up, as in T5's pre-training.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: an argument is out of its range.
     """
     _check_schedule("rsqrt", peak, warmup_steps)
     start = max(warmup_steps, 1)
@@ -81,30 +88,31 @@ def rsqrt(peak: float, warmup_steps: int) -> optax.Schedule:
 
 
 def cosine(peak: float, warmup_steps: int, total_steps: int, final: float = 0.0) -> optax.Schedule:
-    """A half cosine from `peak` at the end of the warm-up to `final` at `total_steps`.
+    """Returns a half-cosine decay from `peak` after the warm-up to `final` at `total_steps`.
 
     Raises:
-        ValueError: a setting out of its range, or the warm-up does not end before `total_steps`.
+        ValueError: an argument is out of its range, or `warmup_steps` is not below `total_steps`.
     """
     _check_schedule("cosine", peak, warmup_steps)
-    checks.check("cosine.total_steps", total_steps, checks.whole(1))
+    checks.check("cosine.total_steps", total_steps, checks.integer(1))
     checks.check("cosine.final", final, checks.number(least=0))
     if warmup_steps >= total_steps:
         raise ValueError(
-            f"cosine.warmup_steps must be below total_steps ({total_steps}); found {warmup_steps}"
+            f"cosine.warmup_steps must be below total_steps ({total_steps}); found {warmup_steps}. "
+            "Lower warmup_steps or raise total_steps."
         )
     decay = optax.cosine_decay_schedule(peak, total_steps - warmup_steps, final / peak)
     return _warmed_up(peak, warmup_steps, decay)
 
 
-def _warmed_up(peak: float, steps: int, then: optax.Schedule) -> optax.Schedule:
+def _warmed_up(peak: float, steps: int, decay: optax.Schedule) -> optax.Schedule:
     warmup = optax.linear_schedule(0.0, peak, steps)
-    return WarmedUp(optax.join_schedules([warmup, then], [steps]), steps)
+    return WarmedUp(optax.join_schedules([warmup, decay], [steps]), steps)
 
 
 def _check_schedule(name: str, peak: float, warmup_steps: int) -> None:
     checks.check(f"{name}.peak", peak, checks.number(above=0))
-    checks.check(f"{name}.warmup_steps", warmup_steps, checks.whole(0))
+    checks.check(f"{name}.warmup_steps", warmup_steps, checks.integer(0))
 
 
 def adamw(
@@ -114,12 +122,12 @@ def adamw(
     b2: float = 0.99,
     weight_decay: float = 0.01,
 ) -> Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019) on gradients clipped to the global norm `clip_norm`.
+    """Returns AdamW (Loshchilov and Hutter, 2019) with gradients clipped to the norm `clip_norm`.
 
-    Weight decay leaves vectors (the scales of the norms) alone.
+    Weight decay applies to matrices only, not to vectors such as the scales of layer norms.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: an argument is out of its range.
     """
     checks.check("adamw.learning_rate", learning_rate, _SCHEDULE)
     checks.check("adamw.clip_norm", clip_norm, checks.number(above=0))
@@ -137,10 +145,12 @@ def _matrices(params: optax.Params) -> optax.Params:
 def adafactor(
     learning_rate: optax.Schedule, clip_norm: float, decay_rate: float = 0.8
 ) -> Optimizer:
-    """Adafactor (Shazeer and Stern, 2018) with updates scaled by each parameter's size, as in T5.
+    """Returns Adafactor (Shazeer and Stern, 2018) with gradients clipped to the norm `clip_norm`.
+
+    As in T5, each update is scaled by the magnitude of the parameter that it changes.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: an argument is out of its range.
     """
     checks.check("adafactor.learning_rate", learning_rate, _SCHEDULE)
     checks.check("adafactor.clip_norm", clip_norm, checks.number(above=0))

@@ -1,10 +1,10 @@
-"""PPO for E[r] − β·KL(π ‖ π_ref): one compiled step of rollout and updates.
+"""Implements PPO for E[r] − β·KL(π ‖ π_ref) as one compiled step of rollout and updates.
 
-The texts of a rollout come from `sample` on the realigned pair at λ = 1, that is from the policy,
-so that one decode gives the tokens and their log-probabilities under policy and reference. The
-equations are in `policy_gradient.py`.
+The sequences of a rollout are sampled from the realigned mixture of reference and policy at λ = 1,
+which is the policy. One decode therefore gives the tokens and their log-probabilities under both
+models. The equations are in `policy_gradient.py`.
 
-Axes: B prompts, K rollouts of each, T output length, b prompts of a minibatch.
+Axes: B prompts, K hypotheses of each, T output length, b prompts of a minibatch.
 """
 
 import dataclasses
@@ -26,76 +26,80 @@ from dera_jax.models.language_model import (
     Prompts,
     PyTree,
     TrainableModel,
+    length_mask,
     log_prob_of,
     sequence_keys,
-    within,
 )
-from dera_jax.rewards.judge import score
-from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import REWARD, Reward, Source, check_limit
+from dera_jax.rewards.scoring import score
 from dera_jax.training import policy_gradient as pg
 from dera_jax.training.losses import per_token
-from dera_jax.training.optimizers import Optimizer, jointly
+from dera_jax.training.optimizers import Optimizer, combined
 from dera_jax.training.train_state import Batch, Memory, Step, TrainState, descend, new_state
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
-    """What is maximised: E[reward] − beta·KL(policy ‖ reference), over texts of max_length at most.
+class AlignmentObjective:
+    """Defines the objective to maximise, E[reward] − beta·KL(policy ‖ reference policy).
+
+    Attributes:
+        reward: reward function of whole outputs.
+        max_length: length limit of an output in tokens, the end token included.
+        beta: KL coefficient β.
 
     Raises:
-        ValueError: beta is not positive, or max_length too small for the reward.
+        ValueError: a field is out of its range, or max_length is below the reward's `min_limit`.
     """
 
     reward: Reward
     max_length: int
-    beta: float = 0.1
+    beta: float
 
     def __post_init__(self):
         checks.check_fields(
-            self, reward=REWARD, max_length=checks.whole(1), beta=checks.number(above=0)
+            self, reward=REWARD, max_length=checks.integer(1), beta=checks.number(above=0)
         )
         check_limit(self.reward, self.max_length)
 
 
 @dataclasses.dataclass(frozen=True)
 class Updates:
-    """How a rollout is used.
+    """Configures the size of a rollout and the updates that are made on it.
 
     Attributes:
-        rollouts: K, texts sampled for each document of a batch.
+        rollouts: K, hypotheses sampled for each document of a batch.
         epochs: passes over a rollout.
-        minibatches: parts of a pass, each with one update of policy and value.
-        clip: ε of the clipped ratio.
+        minibatches: parts of an epoch, each with one update of the policy and the value network.
+        clip: ε of the clipped probability ratio.
         decay: λ of generalized advantage estimation.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a field is out of its range.
     """
 
-    rollouts: int = 4
-    epochs: int = 4
-    minibatches: int = 4
+    rollouts: int
+    epochs: int
+    minibatches: int
     clip: float = 0.2
     decay: float = 0.95
 
     def __post_init__(self):
-        sizes = dict.fromkeys(("rollouts", "epochs", "minibatches"), checks.whole(1))
+        sizes = dict.fromkeys(("rollouts", "epochs", "minibatches"), checks.integer(1))
         decay = checks.number(least=0, most=1)
         checks.check_fields(self, clip=checks.number(above=0), decay=decay, **sizes)
 
     def check_batch(self, documents: int) -> None:
-        """Raises ValueError unless a batch of so many documents can be divided into minibatches."""
+        """Raises ValueError unless `minibatches` divides the number of documents of a batch."""
         if documents % self.minibatches:
             raise ValueError(
                 f"the batch of {documents} documents must be divisible by Updates.minibatches "
-                f"({self.minibatches})."
+                f"({self.minibatches}); change the batch size or the number of minibatches."
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Actors:
-    """The architectures: reference and policy are of the same, the value network may be another."""
+    """Holds the architectures: `model` of reference and policy, `value` of the value network."""
 
     model: TrainableModel
     value: ValueModel
@@ -103,15 +107,15 @@ class Actors:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizers:
-    """One for each network, with learning rates of their own; both count minibatches."""
+    """Holds the optimizers of policy and value network, whose schedules count minibatches."""
 
     policy: Optimizer
     value: Optimizer
 
     @property
     def together(self) -> Optimizer:
-        """Of {"policy": …, "value": …}."""
-        return jointly({"policy": self.policy, "value": self.value})
+        """Returns one optimizer of the parameters {"policy": …, "value": …}."""
+        return combined({"policy": self.policy, "value": self.value})
 
     def __post_init__(self):
         checks.check_fields(
@@ -119,45 +123,45 @@ class Optimizers:
         )
 
     def check_warmup(self, name: str, updates: int) -> None:
-        """As `Optimizer.check_warmup`, of both."""
+        """Validates both warm-ups; raises ValueError as `Optimizer.check_warmup`."""
         for optimizer in (self.policy, self.value):
             optimizer.check_warmup(name, updates)
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
-    """All that a step depends on beside its arguments."""
+class PPOSetup:
+    """Holds the static configuration of a PPO step."""
 
     actors: Actors
-    objective: Objective
+    objective: AlignmentObjective
     updates: Updates
     optimizers: Optimizers
     memory: Memory = dataclasses.field(default_factory=Memory)
 
     @property
     def loss(self) -> "PPOLoss":
-        """What an update minimises."""
+        """Returns the loss of an update, with the rematerialization and chunking of `memory`."""
         actors, memory = self.actors, self.memory
         value = actors.value
         if memory.remat is not None:
             value = dataclasses.replace(value, trunk=memory.of(value.trunk))
-        small = Actors(memory.of(actors.model), value)
-        return PPOLoss(small, self.updates.clip, memory.chunk)
+        rematerialized = Actors(memory.of(actors.model), value)
+        return PPOLoss(rematerialized, self.updates.clip, memory.chunk)
 
 
 @struct.dataclass
 class Experience:
-    """A rollout, ready to learn from.
+    """Holds a rollout with its advantages and value targets.
 
     Attributes:
-        prompts: B of them.
+        prompts: B prompts.
         tokens: int32 [B, K, T].
-        old_log_prob: float32 [B, K, T], of the tokens when they were sampled.
+        old_log_prob: float32 [B, K, T], log-probabilities under the policy that sampled the tokens.
         advantages: float32 [B, K, T], whitened.
-        targets: float32 [B, K, T], of the value function.
-        weights: float32 [B, K, T]; 0 after the text, and 1 / (mean length of the whole rollout)
-            within: the mean over rows of a sum over tokens is then the mean over all tokens, and
-            minibatches of short texts do not weigh more.
+        targets: float32 [B, K, T], targets of the value function.
+        weights: float32 [B, K, T], 1 / (mean length of the whole rollout) within a hypothesis and 0
+            after it. The mean over hypotheses of a weighted sum over tokens is then the mean over
+            all tokens, and minibatches of short hypotheses do not get a larger weight per token.
     """
 
     prompts: Prompts
@@ -169,46 +173,54 @@ class Experience:
 
 
 def initial_state(optimizers: Optimizers, policy: PyTree, value: PyTree) -> TrainState:
-    """A run's first state; its steps count rollouts."""
+    """Returns the initial train state of a run, whose `step` counts rollouts."""
     return new_state({"policy": policy, "value": value}, optimizers.together)
 
 
-def make_step(setup: Setup) -> Step:
-    """The step of PPO, for a compiled reward: one rollout and its epochs of updates.
+def make_step(setup: PPOSetup) -> Step:
+    """Returns the PPO step for a compiled reward: one rollout and its epochs of updates.
 
-    Frozen are the parameters of `reference` and `reward`. The batch has `inputs`, `example_id` and what
-    the reward reads (`rewards.protocol.Source`). Texts depend on (key, example id, step), minibatches on (key, step). Metrics are scalars, of the rollout
-    before its updates unless they are losses.
+    The frozen parameters are {"reference": …, "reward": …}. The batch has the columns `inputs`,
+    `example_id` and those that the reward reads (`rewards.protocol.Source`). Samples depend on
+    (key, example id, step), minibatches on (key, step). Metrics are scalars; except for those of
+    the loss, they describe the rollout before its updates.
 
     Raises:
-        ValueError: (at the first call) B is not divisible by the minibatches.
+        ValueError: when the step is traced, `Updates.minibatches` does not divide B.
     """
 
     def step(state: TrainState, frozen: PyTree, batch: Batch, key: Array):
         samples = roll_out(setup, state, frozen, batch, key)
-        texts = samples.tokens, samples.lengths, samples.finished
-        rewards = score(setup.objective.reward, frozen["reward"], source_of(batch), *texts)
-        return learn(setup, state, (batch["inputs"], samples, rewards), key)
+        outputs = samples.tokens, samples.lengths, samples.finished
+        rewards = score(setup.objective.reward, frozen["reward"], source_of(batch), *outputs)
+        return update_on_rollout(setup, state, (batch["inputs"], samples, rewards), key)
 
     return step
 
 
-def make_halves(setup: Setup) -> tuple[Callable, Step]:
-    """The same step in two, between which a reward in Python scores all texts at once.
+def make_split_step(setup: PPOSetup) -> tuple[Callable, Step]:
+    """Returns the PPO step in two parts, between which a Python reward function scores the rollout.
 
     Returns:
-        `roll_out`, and `learn` as a step, whose batch are the prompts, the samples and their rewards.
+        `roll_out` with this setup, and `update_on_rollout` as a step whose batch is the tuple (prompts,
+        samples, rewards with their parts).
     """
 
     def improve(state: TrainState, frozen: None, rollout: tuple, key: Array):
         del frozen
-        return learn(setup, state, rollout, key)
+        return update_on_rollout(setup, state, rollout, key)
 
     return functools.partial(roll_out, setup), improve
 
 
-def roll_out(setup: Setup, state: TrainState, frozen: PyTree, batch: Batch, key: Array) -> Samples:
-    """Samples the policy, K sequences for each prompt, with the keys of this step."""
+def roll_out(
+    setup: PPOSetup, state: TrainState, frozen: PyTree, batch: Batch, key: Array
+) -> Samples:
+    """Samples K hypotheses of the policy for each of batch["inputs"], with the keys of this step.
+
+    Raises:
+        ValueError: `Updates.minibatches` does not divide B.
+    """
     updates, model, prompts = setup.updates, setup.actors.model, batch["inputs"]
     updates.check_batch(len(prompts.tokens))
     numbers = state.step * updates.rollouts + jnp.arange(updates.rollouts)
@@ -220,46 +232,49 @@ def roll_out(setup: Setup, state: TrainState, frozen: PyTree, batch: Batch, key:
 
 
 def source_of(batch: Batch) -> Source:
-    """What rewards know of a batch."""
+    """Returns the columns of a batch that rewards may read; missing ones are None."""
     optional = (batch.get(name) for name in ("targets", "keywords", "document"))
     return Source(batch["inputs"], *optional)
 
 
-def learn(
-    setup: Setup, state: TrainState, rollout: tuple[Prompts, Samples, tuple], key: Array
+def update_on_rollout(
+    setup: PPOSetup, state: TrainState, rollout: tuple[Prompts, Samples, tuple], key: Array
 ) -> tuple[TrainState, dict[str, Array]]:
-    """The epochs of updates on a rollout: prompts, samples, and rewards[B, K] with their named parts."""
+    """Makes the epochs of updates on a rollout and returns the new state and scalar metrics.
+
+    `rollout` holds prompts, samples, and the pair of rewards[B, K] and their named parts [B, K].
+    """
     prompts, samples, rewards = rollout
-    experience = judged(setup, state, prompts, samples, rewards[0])
-    observed = observe(setup.objective.reward, samples, *rewards)
+    experience = experience_of(setup, state, prompts, samples, rewards[0])
+    metrics = rollout_metrics(setup.objective.reward, samples, *rewards)
     key = jax.random.fold_in(key, state.step)
     order = minibatch_order(key, len(prompts.tokens), setup.updates)
     optimizer, microbatches = setup.optimizers.together, setup.memory.microbatches
 
-    def improve(state: TrainState, rows: Array):
-        batch = jax.tree.map(lambda x: x[rows], experience)
-        return descend(setup.loss, optimizer, microbatches, state, None, batch, key)
+    def update(state: TrainState, indices: Array):
+        minibatch = jax.tree.map(lambda x: x[indices], experience)
+        return descend(setup.loss, optimizer, microbatches, state, None, minibatch, key)
 
-    state, losses = jax.lax.scan(improve, state, order)
+    state, losses = jax.lax.scan(update, state, order)
     losses = jax.tree.map(jnp.mean, losses)
-    return state.replace(step=state.step + 1), observed | losses
+    return state.replace(step=state.step + 1), metrics | losses
 
 
-def judged(
-    setup: Setup, state: TrainState, prompts: Prompts, samples: Samples, reward: Array
+def experience_of(
+    setup: PPOSetup, state: TrainState, prompts: Prompts, samples: Samples, reward: Array
 ) -> Experience:
-    """A rollout and its reward[B, K], ready to learn from."""
+    """Computes advantages, value targets and weights of a rollout with reward[B, K]."""
     actors, objective, updates = setup.actors, setup.objective, setup.updates
-    mask = within(samples.lengths, objective.max_length)
-    before = samples.tokens[..., :-1]  # of each token the value of what stands before it
-    values = actors.value.values(state.params["value"], prompts, before) * mask
+    mask = length_mask(samples.lengths, objective.max_length)
+    prefixes = samples.tokens[..., :-1]  # the value of token t is that of the prefix before it
+    values = actors.value.values(state.params["value"], prompts, prefixes) * mask
 
-    def credit(reward: Array, log_ratio: Array, length: Array, values: Array) -> Array:
+    def advantages_of(reward: Array, log_ratio: Array, length: Array, values: Array) -> Array:
         rewards = pg.token_rewards(reward, log_ratio, length, objective.beta)
         return pg.generalized_advantages(rewards, values, updates.decay)
 
-    each = jax.vmap(jax.vmap(credit))
-    advantages = each(reward, log_ratio(samples), samples.lengths, values)
+    batched = jax.vmap(jax.vmap(advantages_of))
+    advantages = batched(reward, log_ratio(samples), samples.lengths, values)
     return Experience(
         prompts=prompts,
         tokens=samples.tokens,
@@ -271,21 +286,21 @@ def judged(
 
 
 def log_ratio(samples: Samples) -> Array:
-    """log π − log π_ref of each token of a rollout, [B, K, T]."""
+    """Returns log π − log π_ref of each token of a rollout, [B, K, T]."""
     return samples.scores.sampling_log_prob - samples.scores.part_log_prob[0]
 
 
-def observe(
+def rollout_metrics(
     what: Reward, samples: Samples, reward: Array, parts: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """Scalars about a rollout with rewards and their parts, [B, K] each."""
-    shares = {"share_in_range": jnp.mean(reward == 0)} if isinstance(what, LengthInRange) else {}
+    """Returns scalar metrics of a rollout with reward[B, K] and its parts; KL is in nats."""
+    metrics = what.metrics(samples.lengths, samples.finished)
     return {
         "tokens": jnp.sum(samples.lengths),
         "reward": jnp.mean(reward),
         **{f"reward_{name}": jnp.mean(values) for name, values in parts.items()},
-        **shares,
-        # Of whole texts, from the tokens drawn; and from whole distributions.
+        **{f"{name}_rate": jnp.mean(values) for name, values in metrics.items()},
+        # Two estimates of the sequence KL: from the sampled tokens, and from full distributions.
         "kl": jnp.mean(jnp.sum(log_ratio(samples), axis=-1)),
         "full_kl": jnp.mean(jnp.sum(samples.scores.kl, axis=-1)),
         "length": jnp.mean(samples.lengths - samples.finished),
@@ -294,7 +309,7 @@ def observe(
 
 
 def minibatch_order(key: Array, num_inputs: int, updates: Updates) -> Array:
-    """Which inputs each update sees, int32 [epochs * minibatches, b]; each epoch in a new order."""
+    """Returns the prompts of each update, int32 [epochs * minibatches, b], shuffled per epoch."""
     keys = jax.random.split(key, updates.epochs)
     order = jax.vmap(jax.random.permutation, (0, None))(keys, num_inputs)
     return order.reshape(updates.epochs * updates.minibatches, -1)
@@ -302,11 +317,11 @@ def minibatch_order(key: Array, num_inputs: int, updates: Updates) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class PPOLoss:
-    """The clipped objective of the policy, and the squared error of the value function.
+    """Computes the clipped loss of the policy plus the squared error of the value function.
 
     Attributes:
-        actors: whose.
-        clip: ε.
+        actors: architectures of policy and value network.
+        clip: ε of the clipped probability ratio.
         chunk: see `train_state.Memory`.
     """
 
@@ -315,13 +330,13 @@ class PPOLoss:
     chunk: int | None = None
 
     def weight(self, batch: Experience) -> Array:
-        """The texts of a minibatch of b prompts, b·K."""
+        """Returns b·K, the number of hypotheses of a minibatch of b prompts, float32 []."""
         return jnp.float32(math.prod(batch.tokens.shape[:2]))
 
     def __call__(
         self, params: PyTree, frozen: None, batch: Experience, key: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """See `train_state.Objective`; there is no dropout."""
+        """Computes the loss, see `train_state.LossFunction`; dropout is not used."""
         del frozen, key
         policy, logged = self._policy(params["policy"], batch)
         value = self._value(params["value"], batch)
@@ -334,9 +349,10 @@ class PPOLoss:
         model, tokens = self.actors.model, batch.tokens
         hidden = model.hidden(params, batch.prompts, tokens[..., :-1])
         log_prob, entropy = per_token(model, params, hidden, tokens, measure, self.chunk)
-        rows = jax.vmap(jax.vmap(functools.partial(pg.clipped_policy_loss, clip=self.clip)))
-        total = lambda each: jnp.sum(each * batch.weights)
-        return total(rows(log_prob, batch.old_log_prob, batch.advantages)), {
+        policy_loss = functools.partial(pg.clipped_policy_loss, clip=self.clip)
+        losses = jax.vmap(jax.vmap(policy_loss))(log_prob, batch.old_log_prob, batch.advantages)
+        total = lambda values: jnp.sum(values * batch.weights)
+        return total(losses), {
             "entropy": total(entropy),
             "clip_fraction": total(pg.is_clipped(log_prob, batch.old_log_prob, self.clip)),
         }

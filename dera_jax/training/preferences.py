@@ -1,4 +1,7 @@
-"""Training on comparisons: reward models, and DPO, which is the same loss on another score (`scorers.py`)."""
+"""Trains reward models, and policies by DPO: the same loss on different scores (`scorers.py`).
+
+Axes: n pairs.
+"""
 
 import dataclasses
 import functools
@@ -8,20 +11,25 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dera_jax import checks, json_files
+from dera_jax import checks
 from dera_jax.checkpoints.loading import load_params
 from dera_jax.checkpoints.model_folder import restore_replaced, save_model
 from dera_jax.checkpoints.orbax import Saving
-from dera_jax.evaluation import reliability
-from dera_jax.examples import Examples, only, spread_batches
+from dera_jax.data.examples import Examples, select_columns, spread_batches
+from dera_jax.files import json_files
+from dera_jax.metrics import reliability
 from dera_jax.models.finite import check_values
 from dera_jax.models.heads import ValueHead
-from dera_jax.models.language_model import (
-    PyTree,
-)
-from dera_jax.partitioning import mesh_in_use, once, partition, place, to_host
+from dera_jax.models.language_model import PyTree
+from dera_jax.partitioning import mesh_in_use, partition, shard_params, to_host, write_once
 from dera_jax.training import loop, supervised
-from dera_jax.training.dry_run import Need, need, padded_shapes, prompt_shapes, weight_shapes
+from dera_jax.training.dry_run import (
+    ProgramCost,
+    padded_shapes,
+    program_cost,
+    prompt_shapes,
+    weight_shapes,
+)
 from dera_jax.training.optimizers import Optimizer
 from dera_jax.training.scorers import Comparison, LogRatio, ScalarHead, Scorer, margin_of
 from dera_jax.training.supervised import BEST, DATA, TrainingData
@@ -31,82 +39,88 @@ _READ = ("inputs", "targets", "rejected", "weight")
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
-    """What is trained, and the model it starts from."""
+class PreferenceStart:
+    """Holds the scorer that is trained, and the language model from which training starts."""
 
     scorer: Scorer
-    start: supervised.Start
+    start: supervised.InitialModel
 
 
-def reward_model(start: supervised.Start) -> Start:
-    """A scalar head, 0 at first, on the model of `start`. Dropout is not used."""
-    return Start(ScalarHead(ValueHead(start.model)), start)
+def reward_model(start: supervised.InitialModel) -> PreferenceStart:
+    """Returns a reward model to train: a scalar head that starts at 0 on the model of `start`.
+
+    Dropout is not used.
+    """
+    return PreferenceStart(ScalarHead(ValueHead(start.model)), start)
 
 
-def dpo(start: supervised.Start, beta: float) -> Start:
-    """The model of `start` as policy and as reference. Dropout is not used."""
-    return Start(LogRatio(start.model, beta), start)
+def dpo(start: supervised.InitialModel, beta: float) -> PreferenceStart:
+    """Returns a policy to train by DPO: the model of `start`, which is the reference policy too.
+
+    Dropout is not used. `beta` is the KL coefficient; raises ValueError unless it is positive.
+    """
+    return PreferenceStart(LogRatio(start.model, beta), start)
 
 
 @dataclasses.dataclass(frozen=True)
-class Validation:
-    """How often and on what to validate.
+class PreferenceValidation:
+    """Configures how often and on what to validate.
 
     Attributes:
-        period: steps between two validations; there is one after the last step too.
-        examples: the first so many pairs of the split `validation`.
-        patience: stop after so many validations without a better loss; None to go on.
+        period: steps between two validations; the last step of a run is validated too.
+        examples: number of pairs, the first ones of the split `validation`.
+        patience: validations without a lower loss until training stops early; None for no limit.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a field is out of its range.
     """
 
     period: int
-    examples: int = 1024
-    patience: int | None = 3
+    examples: int
+    patience: int | None
 
     def __post_init__(self):
-        sizes = dict.fromkeys(("period", "examples"), checks.whole(1))
-        checks.check_fields(self, patience=checks.optional(checks.whole(1)), **sizes)
+        sizes = dict.fromkeys(("period", "examples"), checks.integer(1))
+        checks.check_fields(self, patience=checks.optional(checks.integer(1)), **sizes)
 
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceTraining:
-    """A run of training on pairs.
+    """Configures a run of training on preference pairs.
 
     Attributes:
-        start: what to train (`reward_model`, `dpo`).
-        data: a task of pairs (`tasks.preferences`) with the splits validation and test too.
-        optimizer: how.
-        steps: updates in all.
-        seed: of the data's order.
-        validation: how often, and when to stop early.
+        start: the scorer to train and its initial model (`reward_model`, `dpo`).
+        data: a task of pairs (`tasks.preferences`) that has the splits `validation` and `test` too.
+        optimizer: the optimizer.
+        steps: number of updates.
+        seed: seed of the data order.
+        validation: how often to validate, and when to stop early.
         saving: how often a checkpoint is written.
-        memory: how a step is kept small.
+        memory: reduces the memory of a step.
 
     Raises:
-        ValueError: a setting out of its range, no task of pairs with these splits, or a warm-up
-            that is longer than the run.
+        ValueError: a field is out of its range, `data` has no pairs or lacks a split, the
+            microbatches do not divide the batch, or the warm-up is longer than the run.
     """
 
-    start: Start
+    start: PreferenceStart
     data: TrainingData
     optimizer: Optimizer
     steps: int
     seed: int
-    validation: Validation
+    validation: PreferenceValidation
     saving: Saving
     memory: Memory = dataclasses.field(default_factory=Memory)
 
     def __post_init__(self):
         checks.check_fields(
             self,
-            start=checks.instance(Start),
+            start=checks.instance(PreferenceStart),
             data=DATA,
             optimizer=checks.instance(Optimizer),
-            steps=checks.whole(1),
+            steps=checks.integer(1),
             seed=checks.SEED,
-            validation=checks.instance(Validation),
+            validation=checks.instance(PreferenceValidation),
             saving=checks.instance(Saving),
             memory=checks.instance(Memory),
         )
@@ -115,95 +129,93 @@ class PreferenceTraining:
         self.optimizer.check_warmup("PreferenceTraining.steps", self.steps)
 
     def run(self, folder: Path) -> dict[str, object]:
-        """Trains, or goes on training, in `folder`; see `train`."""
+        """Trains in `folder`, or resumes there; see `train`."""
         return train(self, folder)
 
-    def needs(self) -> list[Need]:
-        """What a step takes, from shapes alone."""
+    def program_costs(self) -> list[ProgramCost]:
+        """Returns the memory of a step from shapes alone."""
         model, task, scorer = self.start.start.model, self.data, self.start.scorer
-        first_params = jax.eval_shape(model.init, jax.random.key(0))
-        params, fixed = jax.eval_shape(scorer.init, first_params), scorer.fixed(first_params)
+        initial = jax.eval_shape(model.init, jax.random.key(0))
+        params, fixed = jax.eval_shape(scorer.init, initial), scorer.fixed(initial)
         state = jax.eval_shape(lambda p: new_state(p, self.optimizer), params)
-        texts = padded_shapes(task.batch_size, task.targets)
+        completions = padded_shapes(task.batch_size, task.targets)
         batch = {
             "inputs": prompt_shapes(task.batch_size, task.inputs),
-            "targets": texts,
-            "rejected": texts,
+            "targets": completions,
+            "rejected": completions,
             "weight": weight_shapes(task.batch_size),
         }
         tokens = task.batch_size * (task.inputs + 2 * task.targets)
         name = f"step on pairs of {task.name} ({type(scorer).__name__})"
         step = partition(self.step(scorer), state, mesh_in_use())
         arguments = state, fixed, batch, jax.random.key(0)
-        return [need(name, {"trained": params}, tokens, step, *arguments)]
+        return [program_cost(name, {"trained": params}, tokens, step, *arguments)]
 
     def step(self, scorer: Scorer) -> Step:
-        """What is compiled."""
-        objective = Comparison(scorer.kept_small(self.memory))
+        """Returns the training step, to be compiled."""
+        objective = Comparison(scorer.with_memory(self.memory))
         return make_step(objective, self.optimizer, self.memory.microbatches)
 
 
 def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
-    """Trains, or goes on training, in `folder`.
+    """Trains in `folder`, or resumes there, and evaluates the best model on the split `test`.
 
-    Leaves there: `best` (the model of the lowest validation loss), `checkpoints`, `metrics.jsonl` and
-    TensorBoard events; of the best model on the split `test` `test.json` and `calibration.png`.
+    Writes `best` (the model of the lowest validation loss), `checkpoints`, `metrics.jsonl`,
+    TensorBoard events, and the evaluation of the best model, `test.json` and `calibration.png`.
 
     Returns:
-        best_loss, best_step, `test`: see `reliability.summary`, and `left_out`: by split and reason
-        the pairs that were not used, see `encoding`.
+        `best_loss`, `best_step`, `test` (see `reliability.summary`) and `left_out` (the number of
+        pairs that were not used, by split and reason, see `encoding`).
 
     Raises:
-        FloatingPointError: as `loop.run`.
-        ValueError: the task has no pairs, or another vocabulary than the model.
+        FloatingPointError: as `loop.run`, or the margin of a pair is not finite.
+        ValueError: the task has no pairs, or has another vocabulary than the model.
     """
     task, scorer, settings = training.data, training.start.scorer, training.validation
     task.check(pairs=True)
     origin = supervised.read_for_data(training.start.start, task)
-    if isinstance(scorer, LogRatio):  # over the ids that the vocabulary has
+    if isinstance(scorer, LogRatio):  # restrict the policy to the ids of the vocabulary
         scorer = dataclasses.replace(scorer, model=origin.model)
     data = task.encoded_by(origin.tokenizer)
     held_out = data.read("validation").at(slice(settings.examples))
-    test = data.read("test")  # now, lest it is missing after training
-    params = place(origin.model, origin.params)
-    fixed, first = scorer.fixed(params), place(scorer.network, scorer.init(params))
-    state = new_state(first, training.optimizer)
-    step, key = (
-        partition(training.step(scorer), state, mesh_in_use()),
-        jax.random.key(training.seed),
-    )
-    scores_of = functools.partial(
-        margins, scorer.kept_small(training.memory), fixed=fixed, batch_size=task.batch_size
+    test = data.read("test")  # before training, so that a missing split is an error now
+    params = shard_params(origin.model, origin.params)
+    fixed, initial = scorer.fixed(params), shard_params(scorer.network, scorer.init(params))
+    state = new_state(initial, training.optimizer)
+    step = partition(training.step(scorer), state, mesh_in_use())
+    key = jax.random.key(training.seed)
+    margins_of = functools.partial(
+        margins, scorer.with_memory(training.memory), fixed=fixed, batch_size=task.batch_size
     )
 
-    def keep(state: TrainState, scores: Mapping[str, float]) -> None:
+    def save_best(state: TrainState, scores: Mapping[str, float]) -> None:
         card = _card(training, int(state.step), scores, origin.card, data.left_out())
         save_model(folder / BEST, origin.model.config, origin.vocabulary, state.params, card)
 
     restore_replaced(folder / BEST)
-    found = loop.run(
+    tracked = loop.run(
         training.steps,
         training.saving,
         folder,
         state,
-        batches=lambda step: only(data.batches(training.seed, step), *_READ),
+        batches=lambda step: select_columns(data.batches(training.seed, step), *_READ),
         update=lambda state, batch: step(state, fixed, batch, key),
-        validating=loop.Validating(
+        validating=loop.ValidationLoop(
             settings.period,
             settings.patience,
-            scores=lambda params, _: reliability.scores(scores_of(params, held_out)),
-            keep=keep,
+            scores=lambda params, _: reliability.loss_and_accuracy(margins_of(params, held_out)),
+            keep=save_best,
         ),
     )
     init = lambda key: scorer.init(origin.model.init(key))
     best = load_params(folder / BEST, init, origin.vocabulary, task.name)
-    report = reliability.summary(scores_of(best, test), test.notes)
-    once(lambda: json_files.write(folder / "test.json", report))
-    once(lambda: reliability.plot(report, folder / "calibration.png"))
-    print(reliability.sentence(report))
+    report = reliability.summary(margins_of(best, test), test.notes)
+    write_once(lambda: json_files.write(folder / "test.json", report))
+    write_once(lambda: reliability.plot(report, folder / "calibration.png"))
+    print(reliability.format_summary(report))
     return {
-        "best_loss": float(found.best_loss),
-        "best_step": int(found.best_step),
+        "best_loss": float(tracked.best_loss),
+        "best_step": int(tracked.best_step),
         "test": {name: x for name, x in report.items() if name != "bins"},
         "left_out": data.left_out(),
     }
@@ -215,18 +227,18 @@ _margin_of = jax.jit(margin_of, static_argnums=0)
 def margins(
     scorer: Scorer, params: PyTree, examples: Examples, fixed: PyTree, batch_size: int
 ) -> np.ndarray:
-    """s(chosen) − s(rejected) of all examples, float32 [n].
+    """Returns the margins s(chosen) − s(rejected) of all examples, float32 [n].
 
     Raises:
-        FloatingPointError: that of a pair is not finite.
+        FloatingPointError: the margin of a pair is not finite; the message names the pair.
     """
-    parts = [
+    batches = [
         to_host(_margin_of(scorer, params, fixed, x["inputs"], x["targets"], x["rejected"]))
         for x in spread_batches(examples, batch_size)
     ]
-    found = np.concatenate(parts)[: len(examples)]
-    check_values({"score's margin": found}, ("pair",))
-    return found
+    values = np.concatenate(batches)[: len(examples)]
+    check_values({"score's margin": values}, ("pair",))
+    return values
 
 
 def _card(

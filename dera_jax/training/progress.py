@@ -1,4 +1,4 @@
-"""What a run tells while it trains: a progress bar, and the mean of each metric now and then."""
+"""Reports the progress of a training run by a progress bar and by means of the metrics."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -8,24 +8,25 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from dera_jax.training.metrics import MetricWriter
+from dera_jax.training.metric_log import MetricWriter
 
 PERIOD = 10  # steps between two reports
 _DIVERGED = "Lower the peak learning rate or the clip_norm of the optimizer"
-# What must be finite, in the order in which one follows from the other, and what to do if it is not.
+_RESUME = "then start the run again, which resumes from its last checkpoint"
+# Metrics that must be finite, in the order of cause and effect, with advice for the error message.
 _CHECKED = {
-    "reward": "Mend the reward function, or the reward model that it reads",
-    "kl": f"The policy computes no log-probabilities any more. {_DIVERGED}",
-    "full_kl": f"The policy computes no log-probabilities any more. {_DIVERGED}",
+    "reward": "Correct the reward function, or the reward model that it uses",
+    "kl": f"The policy no longer returns finite log-probabilities. {_DIVERGED}",
+    "full_kl": f"The policy no longer returns finite log-probabilities. {_DIVERGED}",
     "loss": _DIVERGED,
     "grad_norm": _DIVERGED,
 }
 
 
 class Progress:
-    """Collects the metrics of each step without waiting for the device, and reports them.
+    """Collects the metrics of each step without waiting for the device, and reports their means.
 
-    Those named in `shown` stand beside the bar.
+    The progress bar shows the metrics that are named in `shown`.
     """
 
     def __init__(
@@ -43,23 +44,23 @@ class Progress:
         self._bar = tqdm(total=total_steps, initial=start_step, unit="step", mininterval=2)
 
     def add(self, metrics: Mapping[str, Array]) -> None:
-        """Takes the metrics of one step."""
+        """Adds the scalar metrics of one step; calls `flush` after every `PERIOD` steps."""
         self._step += 1
         self._pending.append(metrics)
         if len(self._pending) == PERIOD:
             self.flush()
 
     def flush(self) -> None:
-        """Reports what was added since the last time.
+        """Reports the means of the metrics that were added since the last report.
 
         Raises:
-            FloatingPointError: reward, KL, loss or gradient was not finite, naming what was so first,
-                and the steps.
+            FloatingPointError: a reward, KL, loss or gradient is not finite; the message names the
+                first of them and the steps.
         """
         if not self._pending:
             return
-        # Fetched first: NumPy, given a list of JAX scalars, would turn an interrupt while it waits for
-        # one of them into a ValueError ("setting an array element with a sequence").
+        # Fetch first: NumPy, given a list of JAX scalars, turns an interrupt while it waits for one
+        # of them into a ValueError ("setting an array element with a sequence").
         pending = jax.device_get(self._pending)
         columns = {name: np.array([m[name] for m in pending]) for name in pending[0]}
         self._check(columns)
@@ -74,36 +75,38 @@ class Progress:
         self._since = time.monotonic()
 
     def validated(self, scores: Mapping[str, float]) -> None:
-        """Reports the scores of a validation, whose time does not count in tokens/s.
+        """Reports the scores of a validation, and excludes its time from tokens/s.
 
         Raises:
-            FloatingPointError: a score is not finite, naming it.
+            FloatingPointError: a score is not finite; the message names it.
         """
         for name, value in scores.items():
             if not np.isfinite(value):
                 raise FloatingPointError(
-                    f"the validation {name} after step {self._step} is {value}; the last checkpoint is "
-                    f"from before. {_DIVERGED}"
+                    f"the validation {name} after step {self._step} is {value}; the last "
+                    f"checkpoint was written before that. {_DIVERGED}, {_RESUME}."
                 )
         self._writer.write(self._step, {f"validation/{name}": x for name, x in scores.items()})
-        words = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
-        tqdm.write(f"step {self._step}: {words}")
+        summary = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+        tqdm.write(f"validation after step {self._step}: {summary}")
         self._since = time.monotonic()
 
     def close(self) -> None:
+        """Closes the progress bar."""
         self._bar.close()
 
     def _check(self, columns: Mapping[str, np.ndarray]) -> None:
-        bad = {
+        """Raises FloatingPointError for the metric that was the first not to be finite."""
+        not_finite = {
             name: np.flatnonzero(~np.isfinite(columns[name]))
             for name in _CHECKED
             if name in columns
         }
-        first = min((rows[0] for rows in bad.values() if len(rows)), default=None)
-        for name, rows in bad.items():
-            if len(rows) and rows[0] == first:
-                steps = rows + self._step - len(columns[name]) + 1
+        first = min((indices[0] for indices in not_finite.values() if len(indices)), default=None)
+        for name, indices in not_finite.items():
+            if len(indices) and indices[0] == first:
+                steps = indices + self._step - len(columns[name]) + 1
                 raise FloatingPointError(
-                    f"the training {name} is not finite at steps {steps.tolist()}; the last checkpoint "
-                    f"is from before. {_CHECKED[name]}"
+                    f"the training {name} is not finite at steps {steps.tolist()}; the last "
+                    f"checkpoint was written before that. {_CHECKED[name]}, {_RESUME}."
                 )

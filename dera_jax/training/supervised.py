@@ -1,4 +1,4 @@
-"""Supervised training of a language model: pre-training and fine-tuning are this run on different tasks."""
+"""Trains a language model on pairs of input and target, for pre-training and for fine-tuning."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -9,44 +9,54 @@ import jax
 from jax import Array
 
 from dera_jax import checks
-from dera_jax.checkpoints.loading import Loaded, load, read_config
+from dera_jax.checkpoints.loading import LoadedModel, load, read_config
 from dera_jax.checkpoints.model_folder import restore_replaced, save_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.recognise import open_checkpoint
 from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.checkpoints.vocabulary import Vocabulary
-from dera_jax.examples import Batch, Examples, only
+from dera_jax.data.examples import Batch, Examples, select_columns
 from dera_jax.models.language_model import PyTree, TrainableModel
 from dera_jax.models.registry import CONFIG, model_of
-from dera_jax.partitioning import mesh_in_use, partition, place
+from dera_jax.partitioning import mesh_in_use, partition, shard_params
 from dera_jax.training import loop
-from dera_jax.training.dry_run import Need, need, padded_shapes, prompt_shapes, weight_shapes
+from dera_jax.training.dry_run import (
+    ProgramCost,
+    padded_shapes,
+    program_cost,
+    prompt_shapes,
+    weight_shapes,
+)
 from dera_jax.training.optimizers import Optimizer
 from dera_jax.training.train_state import Memory, Step, TrainState, make_step, new_state
 from dera_jax.training.train_step import CrossEntropy, Loss
 from dera_jax.training.validation import Validation, Validator
 
-BEST = "best"  # the folder of the model with the lowest validation loss
-_RUN = ("dropout_rate", "dtype")  # fields of a configuration that are the run's
+BEST = "best"  # folder of the model with the lowest validation loss
+_RUN = ("dropout_rate", "dtype")  # fields of a model configuration that each run sets anew
 
 
 class EncodedData(Protocol):
-    """Examples as a model reads them."""
+    """Provides the examples of a task, encoded as token ids of a model."""
 
     def read(self, split: str, seed: int = 0) -> Examples:
-        """One pass over a split."""
+        """Returns the examples of one pass over a split."""
 
     def batches(
         self, seed: int, start_step: int, with_documents=False, check_documents=None
     ) -> Iterator[Batch]:
-        """The endless batches of training from a step on."""
+        """Returns the endless training batches from that of `start_step` on."""
 
     def left_out(self) -> dict[str, dict[str, int]]:
-        """By split and reason the number of examples that were left out."""
+        """Returns the number of examples that were left out, by split and reason."""
 
 
 class TrainingData(Protocol):
-    """Where a run's examples come from: `data.Data`, a seqio task, or arrays of a user's own."""
+    """Describes the training data of a run: `task_data.TaskData`, a seqio task, or a user's arrays.
+
+    `name` appears in messages, `split` is trained on; `inputs` and `targets` are length limits in
+    tokens.
+    """
 
     name: str
     split: str
@@ -55,58 +65,58 @@ class TrainingData(Protocol):
     batch_size: int
 
     def check(self, *splits: str, pairs: bool = False) -> None:
-        """Raises ValueError unless there are these splits, and pairs if there are to be."""
+        """Raises ValueError unless these splits exist and, if `pairs`, hold preference pairs."""
 
     def known_vocabulary(self) -> Vocabulary | None:
-        """What the ids mean, of data that are ids, or for models that do not say it; else None."""
+        """Returns the vocabulary of data of ids, or one for models without their own, or None."""
 
     def encoded_by(self, tokenizer: Tokenizer) -> EncodedData:
-        """The examples as a model with this tokenizer reads them."""
+        """Returns the examples encoded by this tokenizer."""
 
     def described(self) -> dict[str, object]:
-        """What a model's card says of it, as JSON."""
+        """Returns the entry of the data in a model's card, as JSON values."""
 
 
-DATA = dataclasses.replace(checks.having("encoded_by"), words="a data.Data")
+DATA = dataclasses.replace(checks.with_attribute("encoded_by"), words="a task_data.TaskData")
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
-    """Where training starts.
+class InitialModel:
+    """Describes the model from which training starts.
 
     Attributes:
         model: the architecture, dropout included.
-        read: makes or reads the first parameters, with the card of the finished model they are
-            from, or of how they were drawn; not called before training begins.
-        vocabulary: what the model's ids mean, where that is known before.
+        read: loads or initialises the parameters, with a card that says where they are from; not
+            called before training begins.
+        vocabulary: the model's vocabulary, if it is known before the parameters are loaded.
     """
 
     model: TrainableModel
-    read: Callable[[], Loaded]
+    read: Callable[[], LoadedModel]
     vocabulary: Vocabulary | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """A run of supervised training.
+    """Configures a run of supervised training.
 
     Attributes:
-        start: the model and its first parameters (`new_model`, `finished_model`).
-        data: what to learn, a `data.Data`.
-        optimizer: how.
-        steps: updates in all.
-        seed: of the data's order and of dropout.
-        validation: how often, and when to stop early.
-        loss: what is minimised.
+        start: the model and its initial parameters (`new_model`, `finished_model`).
+        data: the training data, such as a `task_data.TaskData`.
+        optimizer: the optimizer.
+        steps: number of updates.
+        seed: seed of the data order and of dropout.
+        validation: how often and on what to validate, and when to stop early.
+        loss: coefficients of the loss.
         saving: how often a checkpoint is written.
-        memory: how a step is kept small.
+        memory: reduces the memory of a step.
 
     Raises:
-        ValueError: a setting out of its range, no split `validation`, or a warm-up that is longer
-            than the run.
+        ValueError: a field is out of its range, `data` has no split `validation`, the microbatches
+            do not divide the batch, or the warm-up is longer than the run.
     """
 
-    start: Start
+    start: InitialModel
     data: TrainingData
     optimizer: Optimizer
     steps: int
@@ -119,10 +129,10 @@ class Training:
     def __post_init__(self):
         checks.check_fields(
             self,
-            start=checks.instance(Start),
+            start=checks.instance(InitialModel),
             data=DATA,
             optimizer=checks.instance(Optimizer),
-            steps=checks.whole(1),
+            steps=checks.integer(1),
             seed=checks.SEED,
             validation=checks.instance(Validation),
             loss=checks.instance(Loss),
@@ -134,11 +144,11 @@ class Training:
         self.optimizer.check_warmup("Training.steps", self.steps)
 
     def run(self, folder: Path) -> dict[str, float]:
-        """Trains, or goes on training, in `folder`; see `train`."""
+        """Trains in `folder`, or resumes there; see `train`."""
         return train(self, folder)
 
-    def needs(self) -> list[Need]:
-        """What a step takes, from shapes alone."""
+    def program_costs(self) -> list[ProgramCost]:
+        """Returns the memory of a step from shapes alone."""
         model, task = self.start.model, self.data
         params = jax.eval_shape(model.init, jax.random.key(0))
         state = jax.eval_shape(lambda p: new_state(p, self.optimizer), params)
@@ -150,10 +160,14 @@ class Training:
         tokens = task.batch_size * (task.inputs + task.targets)
         name = f"training step on {task.name}"
         step = partition(self.step(model), state, mesh_in_use())
-        return [need(name, {"model": params}, tokens, step, state, None, batch, jax.random.key(0))]
+        return [
+            program_cost(
+                name, {"model": params}, tokens, step, state, None, batch, jax.random.key(0)
+            )
+        ]
 
     def step(self, model: TrainableModel) -> Step:
-        """What is compiled."""
+        """Returns the training step, to be compiled."""
         objective = CrossEntropy(self.memory.of(model), self.loss, self.memory.chunk)
         return make_step(objective, self.optimizer, self.memory.microbatches)
 
@@ -163,105 +177,116 @@ def new_model(
     seed: int,
     changed: Callable[[PyTree, object, Array], PyTree] | None = None,
     vocabulary: Vocabulary | None = None,
-) -> Start:
-    """A model with random parameters.
+) -> InitialModel:
+    """Returns a model with random parameters.
 
     Args:
-        config: of a model of `models.registry`.
-        seed: of the parameters.
-        changed: (params, config, key) -> params, what is made of the random ones before training, as
-            `models.copying.with_copying_heads`; None for nothing.
-        vocabulary: what its ids are to mean; None where the data say it.
+        config: configuration of a model of `models.registry`.
+        seed: seed of the parameters.
+        changed: (params, config, key) -> params, a change of the random parameters before training,
+            such as `models.copying.with_copying_heads`; None for no change.
+        vocabulary: the model's vocabulary; None where the data define it.
 
     Raises:
-        ValueError: no configuration, or a seed that is none.
+        ValueError: `config` is not a model configuration, or `seed` is not a valid seed.
     """
     seed = checks.check("new_model.seed", seed, checks.SEED)
     model = model_of(checks.check("new_model.config", config, CONFIG))
     key, card = jax.random.key(seed), {"random_parameters": seed}
 
-    def draw() -> Loaded:
+    def initialise() -> LoadedModel:
         params = model.init(key)
-        made_by = {}
+        change = {}
         if changed is not None:
             params = changed(params, config, key)
-            made_by = {"changed_by": getattr(changed, "__name__", repr(changed))}
-        found = Loaded(model, params, None, card | made_by)
-        return found.agreeing_with(vocabulary, "new_model.vocabulary")
+            change = {"changed_by": getattr(changed, "__name__", repr(changed))}
+        loaded = LoadedModel(model, params, None, card | change)
+        return loaded.with_vocabulary(vocabulary, "new_model.vocabulary")
 
-    return Start(model, draw, vocabulary)
+    return InitialModel(model, initialise, vocabulary)
 
 
-def finished_model(folder: str, dropout_rate: float) -> Start:
-    """A model from its folder, to be trained further with this dropout, in [0, 1)."""
+def finished_model(folder: str, dropout_rate: float) -> InitialModel:
+    """Returns a trained model from its folder, to be trained further with this dropout rate.
+
+    Raises:
+        ValueError: `dropout_rate` is not in [0, 1), or is above 0 for a model without dropout.
+    """
     rate = checks.number(least=0, below=1)
     dropout_rate = checks.check("finished_model.dropout_rate", dropout_rate, rate)
-    found = open_checkpoint(folder)
-    config = found.config
+    checkpoint = open_checkpoint(folder)
+    config = checkpoint.config
     if hasattr(config, "dropout_rate"):
         config = dataclasses.replace(config, dropout_rate=dropout_rate)
     elif dropout_rate:
         raise ValueError(
-            f"{folder} holds a {type(config).__name__}, which has no dropout; found the rate "
-            f"{dropout_rate}, set DROPOUT_RATE to 0"
+            f"finished_model.dropout_rate must be 0 for {folder}, since {type(config).__name__} "
+            f"has no dropout; found {dropout_rate}. Set DROPOUT_RATE = 0."
         )
-    return Start(model_of(config), lambda: load(folder), found.vocabulary)
+    return InitialModel(model_of(config), lambda: load(folder), checkpoint.vocabulary)
 
 
-def finished_model_of(config: object, folder: str | None) -> Start:
-    """A model from its folder, with the sizes said beforehand: they can be checked without it.
+def finished_model_of(config: object, folder: str | None) -> InitialModel:
+    """Returns a trained model of known configuration, so that runs are validated without its files.
 
     Raises:
-        ValueError: (when training begins) no folder, or its model has other sizes.
+        ValueError: when training begins, `folder` is None, or its model has another configuration.
     """
 
-    def read() -> Loaded:
+    def read() -> LoadedModel:
         if folder is None:
-            raise ValueError("the model to start from is not given: add --gin.INITIAL_MODEL=...")
-        # Dropout and the type of activations are the run's, not the parameters'; the start token is
-        # that of the folder, and so are the end tokens where the run does not say them.
-        free = {
+            raise ValueError(
+                "the folder of the initial model is not given: add --gin.INITIAL_MODEL="
+                "'\"/path/to/model\"' to the command line"
+            )
+        # Dropout and the dtype of activations belong to the run, not to the parameters. The folder
+        # defines the start token, and the end tokens where `config` does not.
+        not_compared = {
             name: getattr(config, name) for name in (*_RUN, "start_token") if hasattr(config, name)
         }
         if not config.end_ids:
-            free["end_ids"] = ()
-        found = dataclasses.replace(read_config(folder), **free)
-        if found != config:
-            raise ValueError(f"{folder} holds a model of other sizes: {found}, expected {config}")
+            not_compared["end_ids"] = ()
+        stored = dataclasses.replace(read_config(folder), **not_compared)
+        if stored != config:
+            raise ValueError(
+                f"{folder} holds a model of other sizes: found {stored}, expected {config}. Give "
+                "the folder of a matching model, or change the run's model configuration."
+            )
         return load(folder)
 
-    return Start(model_of(config), read)
+    return InitialModel(model_of(config), read)
 
 
-def read_for_data(start: Start, task: TrainingData) -> Loaded:
-    """The first parameters, in a model over the data's vocabulary with the dropout of `start`.
+def read_for_data(start: InitialModel, task: TrainingData) -> LoadedModel:
+    """Loads the initial model over the data's vocabulary, with the dropout and dtype of `start`.
 
     Raises:
-        ValueError: the task's vocabulary has more ids than the model, or is not the one the model
-            was trained with.
+        ValueError: the task's vocabulary has more ids than the model, or differs from the one with
+            which the model was trained.
     """
-    origin = start.read().agreeing_with(task.known_vocabulary(), task.name)
+    origin = start.read().with_vocabulary(task.known_vocabulary(), task.name)
     config = start.model.config
-    free = {name: getattr(config, name) for name in _RUN if hasattr(config, name)}
+    run_fields = {name: getattr(config, name) for name in _RUN if hasattr(config, name)}
     model = dataclasses.replace(
-        origin.model, config=dataclasses.replace(origin.model.config, **free)
+        origin.model, config=dataclasses.replace(origin.model.config, **run_fields)
     )
     return dataclasses.replace(origin, model=model)
 
 
 def train(training: Training, folder: Path) -> dict[str, float]:
-    """Trains, or goes on training, in `folder`.
+    """Trains in `folder`, or resumes there.
 
-    Leaves there: `best` (the model of the lowest validation loss), `checkpoints` (the last two
-    states), `metrics.jsonl` and TensorBoard events, `samples` (decoded text of each validation).
+    Writes `best` (the model of the lowest validation loss), `checkpoints` (the last two train
+    states), `metrics.jsonl`, TensorBoard events, and `samples` (outputs that each validation
+    decodes).
 
     Returns:
-        best_loss and best_step.
+        `best_loss` and `best_step`.
 
     Raises:
-        FloatingPointError: as `loop.run`.
-        ValueError: the task's vocabulary has more ids than the model, or is not the one the model
-            was trained with, or a checkpoint in `folder` is of another size.
+        FloatingPointError: as `loop.run`, or the validation loss of an example is not finite.
+        ValueError: the task's vocabulary has more ids than the model, or differs from the one with
+            which the model was trained, or a checkpoint in `folder` has other array shapes.
     """
     origin = read_for_data(training.start, training.data)
     data = training.data.encoded_by(origin.tokenizer)
@@ -274,32 +299,34 @@ def train(training: Training, folder: Path) -> dict[str, float]:
         training.validation,
         training.memory.chunk,
     )
-    state = new_state(place(origin.model, origin.params), training.optimizer)
+    state = new_state(shard_params(origin.model, origin.params), training.optimizer)
     step = partition(training.step(origin.model), state, mesh_in_use())
     key, settings = jax.random.key(training.seed), training.validation
     restore_replaced(folder / BEST)
-    found = loop.run(
+    tracked = loop.run(
         training.steps,
         training.saving,
         folder,
         state,
-        batches=lambda step: only(data.batches(training.seed, step), "inputs", "targets", "weight"),
+        batches=lambda step: select_columns(
+            data.batches(training.seed, step), "inputs", "targets", "weight"
+        ),
         update=lambda state, batch: step(state, None, batch, key),
-        validating=loop.Validating(
+        validating=loop.ValidationLoop(
             settings.period,
             settings.patience,
             scores=lambda params, at: validator(params, folder / f"samples/step_{at:06d}.txt"),
-            keep=lambda state, scores: _keep_best(state, scores, training, origin, folder),
+            keep=lambda state, scores: _save_best(state, scores, training, origin, folder),
         ),
     )
-    return {"best_loss": float(found.best_loss), "best_step": int(found.best_step)}
+    return {"best_loss": float(tracked.best_loss), "best_step": int(tracked.best_step)}
 
 
-def _keep_best(
+def _save_best(
     state: TrainState,
     scores: Mapping[str, float],
     training: Training,
-    origin: Loaded,
+    origin: LoadedModel,
     folder: Path,
 ) -> None:
     card = {

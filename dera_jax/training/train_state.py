@@ -1,11 +1,12 @@
-"""The one train state, and the one way in which a step descends.
+"""Defines the train state and the gradient step that all trainers share.
 
-A step is a pure function step(state, frozen, batch, key) -> (state, metrics), which `partitioning.partition`
-compiles. What it only reads (a reference, a reward model) is frozen: it lies on the mesh by the same rules
-as what is trained, is never donated, and never in a checkpoint.
+A step is a pure function step(state, frozen, batch, key) -> (state, metrics), which
+`partitioning.partition` compiles. Parameters that a step only reads, such as those of a reference
+policy or a reward model, are frozen: they are sharded by the same rules as the trained ones, but
+are never donated and never saved in a checkpoint.
 
-A batch is a dict of arrays with B rows: sequences with their lengths, `example_id`, and `weight`, how much
-each row counts.
+A batch is a dict of arrays with B examples along the first axis: sequences with their lengths,
+`example_id`, and the `weight` of each example in the loss.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from jax import Array
 
 from dera_jax import checks
 from dera_jax.models.language_model import PyTree, TrainableModel
-from dera_jax.partitioning import beside, constrain
+from dera_jax.partitioning import constrain, optimizer_shardings
 from dera_jax.training.optimizers import Optimizer
 
 Batch = Mapping[str, PyTree]
@@ -36,12 +37,12 @@ _POLICIES = (
 
 @struct.dataclass
 class TrainState:
-    """What a step changes.
+    """Holds everything that a step changes.
 
     Attributes:
-        step: int32, steps made.
-        params: what is trained, float32: a network's parameters, or those of several by name.
-        opt_state: optax's.
+        step: int32 [], number of steps so far.
+        params: trained parameters, float32: those of one network, or of several networks by name.
+        opt_state: state of the optax optimizer.
     """
 
     step: Array
@@ -51,19 +52,19 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """How a step keeps what it holds at once small.
+    """Reduces the memory of a step by microbatches, chunked logits and rematerialization.
 
-    Losses and gradients are the same up to rounding; with microbatches dropout draws other masks.
+    Losses and gradients stay the same up to rounding; with microbatches the dropout masks differ.
 
     Attributes:
-        microbatches: parts of a batch, one after the other; their gradients are added, each by its
-            share of all tokens.
-        chunk: tokens of each sequence whose logits are held at once; None for all.
-        remat: what is kept of each layer's activations, a policy of `jax.checkpoint_policies`; None for
-            all.
+        microbatches: number of parts of a batch that are processed one after the other; their
+            gradients are added, each weighted by its fraction of the batch's weight.
+        chunk: tokens of each sequence whose logits are in memory at once; None for all.
+        remat: policy of `jax.checkpoint_policies` that selects which activations of each layer are
+            stored for the backward pass; None stores all.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a field is out of its range.
     """
 
     microbatches: int = 1
@@ -71,50 +72,54 @@ class Memory:
     remat: str | None = None
 
     def __post_init__(self):
-        words = " or ".join(map(repr, _POLICIES))
-        policy = checks.Check(words, lambda x: x in _POLICIES)
+        accepted = " or ".join(map(repr, _POLICIES))
+        policy = checks.Check(accepted, lambda x: x in _POLICIES)
         checks.check_fields(
             self,
-            microbatches=checks.whole(1),
-            chunk=checks.optional(checks.whole(1)),
+            microbatches=checks.integer(1),
+            chunk=checks.optional(checks.integer(1)),
             remat=checks.optional(policy),
         )
 
     def check_batch(self, rows: int) -> None:
-        """Raises ValueError unless a batch of so many rows can be divided."""
+        """Raises ValueError unless `microbatches` divides the `rows` examples of a batch."""
         if rows % self.microbatches:
             raise ValueError(
-                f"a batch of {rows} rows cannot be divided into {self.microbatches} microbatches"
+                f"a batch of {rows} examples cannot be divided into {self.microbatches} "
+                "microbatches; set Memory.microbatches to a divisor of the batch size"
             )
 
     def of(self, model: TrainableModel) -> TrainableModel:
-        """The model, keeping what `remat` says."""
+        """Returns the model with the rematerialization policy `remat`."""
         return model if self.remat is None else dataclasses.replace(model, remat=self.remat)
 
 
-class Objective(Protocol):
-    """What is minimised, a sum over a batch divided by its weight. Frozen, hashable, without arrays."""
+class LossFunction(Protocol):
+    """Computes a loss, which is a sum over a batch divided by the batch's weight.
+
+    Implementations are frozen, hashable and hold no arrays.
+    """
 
     def weight(self, batch: Batch) -> Array:
-        """float32 [], such as the tokens of all targets."""
+        """Returns the divisor of the sums, float32 [], such as the number of target tokens."""
 
     def __call__(
         self, params: PyTree, frozen: PyTree, batch: Batch, key: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """The sum of the losses of some rows, and sums of what is logged beside it."""
+        """Returns the sum of the losses of a (micro)batch, and sums of further metrics by name."""
 
 
 def new_state(params: PyTree, optimizer: Optimizer) -> TrainState:
-    """The state before the first step, on the devices of `params`: copies, since a step donates it."""
+    """Returns the initial state on the devices of `params`, as a copy, since a step donates it."""
     params = jax.tree.map(jnp.array, params)
     init = optimizer.transformation.init
-    where = beside(params, jax.eval_shape(init, params))
+    where = optimizer_shardings(params, jax.eval_shape(init, params))
     opt_state = jax.jit(init, out_shardings=where)(params)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
 
 def descend(
-    objective: Objective,
+    objective: LossFunction,
     optimizer: Optimizer,
     microbatches: int,
     state: TrainState,
@@ -122,10 +127,11 @@ def descend(
     batch: Batch,
     key: Array,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update; it is not counted as a step.
+    """Makes one optimizer update, without an increase of `state.step`.
 
     Returns:
-        The state, and `loss`, `grad_norm` (before clipping) and what the objective logs.
+        The state after the update, and scalar metrics: `loss`, `grad_norm` (before clipping) and
+        those of the objective.
     """
     metrics, grads = _gradients(objective, microbatches, state.params, frozen, batch, key)
     updates, opt_state = optimizer.transformation.update(grads, state.opt_state, state.params)
@@ -134,10 +140,11 @@ def descend(
     return state.replace(params=params, opt_state=opt_state), metrics
 
 
-def make_step(objective: Objective, optimizer: Optimizer, microbatches: int = 1) -> Step:
-    """The step of training on given sequences: one update.
+def make_step(objective: LossFunction, optimizer: Optimizer, microbatches: int = 1) -> Step:
+    """Returns the training step on given sequences, which makes one update.
 
-    Metrics: those of `descend`, learning_rate, and tokens (padding not counted).
+    Its metrics are those of `descend`, `learning_rate`, and `tokens`, the number of tokens of the
+    batch without padding.
     """
 
     def step(state: TrainState, frozen: PyTree, batch: Batch, key: Array):
@@ -152,23 +159,25 @@ def make_step(objective: Objective, optimizer: Optimizer, microbatches: int = 1)
 
 
 def _gradients(
-    objective: Objective,
+    objective: LossFunction,
     microbatches: int,
     params: PyTree,
     frozen: PyTree,
     batch: Batch,
     key: Array,
 ) -> tuple[dict[str, Array], PyTree]:
-    """Means over the batch, `loss` among them, and the gradient of that one."""
+    """Returns means over the batch, `loss` among them, and the gradient of the loss."""
     total = objective.weight(batch)
 
-    def share(params: PyTree, rows: Batch, key: Array):
-        loss, logged = objective(params, frozen, rows, key)
-        return loss / total, jax.tree.map(lambda x: x / total, logged)
+    def normalized(params: PyTree, microbatch: Batch, key: Array):
+        loss, metrics = objective(params, frozen, microbatch, key)
+        return loss / total, jax.tree.map(lambda x: x / total, metrics)
 
-    def differentiate(rows: Batch, key: Array):
-        (loss, logged), grads = jax.value_and_grad(share, has_aux=True)(params, rows, key)
-        return {"loss": loss, **logged}, grads
+    def differentiate(microbatch: Batch, key: Array):
+        (loss, metrics), grads = jax.value_and_grad(normalized, has_aux=True)(
+            params, microbatch, key
+        )
+        return {"loss": loss, **metrics}, grads
 
     if microbatches == 1:
         return differentiate(batch, key)
@@ -177,7 +186,7 @@ def _gradients(
         return jax.tree.map(jnp.add, sums, differentiate(*part)), None
 
     parts = (
-        jax.tree.map(lambda x: _dealt(x, microbatches), batch),
+        jax.tree.map(lambda x: _split(x, microbatches), batch),
         jax.random.split(key, microbatches),
     )
     like = jax.eval_shape(differentiate, *jax.tree.map(lambda x: x[0], parts))
@@ -185,7 +194,7 @@ def _gradients(
     return jax.lax.scan(add, zeros, parts)[0]
 
 
-def _dealt(x: Array, parts: int) -> Array:
-    """[B, ...] -> [parts, B/parts, ...], row i to part i % parts: each has rows of every device."""
-    dealt = jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
-    return constrain(dealt, None, "batch", *[None] * (x.ndim - 1))
+def _split(x: Array, parts: int) -> Array:
+    """Splits x[B, ...] into [parts, B / parts, ...]; each part has examples of every device."""
+    split = jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+    return constrain(split, None, "batch", *[None] * (x.ndim - 1))

@@ -1,4 +1,4 @@
-"""The loss of supervised training.
+"""Computes the loss of supervised training, for a batch of prompts and targets.
 
 Axes: B examples of a batch, S prompt length, T target length.
 """
@@ -16,7 +16,7 @@ from dera_jax.training.train_state import Batch
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """See `losses.cross_entropy`."""
+    """Holds the coefficients of `losses.cross_entropy`; raises ValueError for invalid ones."""
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
@@ -29,11 +29,13 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy:
-    """The mean loss per token of batch["targets"] after batch["inputs"], by batch["weight"].
+    """Computes the loss of batch["targets"] given batch["inputs"].
+
+    The loss is a mean over target tokens, weighted by the batch["weight"] of their example.
 
     Attributes:
-        model: that is trained.
-        loss: of a token.
+        model: architecture of the trained model.
+        loss: coefficients of the loss of a token.
         chunk: see `train_state.Memory`.
     """
 
@@ -42,27 +44,28 @@ class CrossEntropy:
     chunk: int | None = None
 
     def weight(self, batch: Batch) -> Array:
+        """Returns the weighted number of target tokens, float32 []."""
         return jnp.maximum(jnp.sum(_weights(batch)), 1e-9)
 
     def __call__(
         self, params: PyTree, frozen: PyTree, batch: Batch, key: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """See `train_state.Objective`.
+        """Computes the loss, see `train_state.LossFunction`.
 
         Raises:
-            ValueError: (when a shape is new) prompts or targets of another type or shape than [B, S], [B, T].
+            ValueError: prompts [B, S] or targets [B, T] have another type or shape (at tracing).
         """
         del frozen
         model, inputs, targets = self.model, batch["inputs"], batch["targets"]
-        rows, _ = check_padded("prompts", inputs, B=None, S=None)
-        check_padded("targets", targets, B=rows, T=None)
+        batch_size, _ = check_padded("prompts", inputs, B=None, S=None)
+        check_padded("targets", targets, B=batch_size, T=None)
         hidden = model.hidden(params, inputs, targets.tokens[:, None, :-1], key)
-        settings = self.loss.label_smoothing, self.loss.z_loss, model.num_ids
-        measure = lambda logits, tokens: cross_entropy(logits, tokens, *settings)
+        options = self.loss.label_smoothing, self.loss.z_loss, model.num_ids
+        measure = lambda logits, tokens: cross_entropy(logits, tokens, *options)
         losses = per_token(model, params, hidden, targets.tokens[:, None], measure, self.chunk)
         return jnp.sum(losses[:, 0] * _weights(batch)), {}
 
 
 def _weights(batch: Batch) -> Array:
-    """Of each target token, float32 [B, T]."""
+    """Returns the weight of each target token, float32 [B, T], 0 at padding."""
     return batch["targets"].mask * batch["weight"][:, None]

@@ -1,4 +1,4 @@
-"""Validation of a text-to-text model: loss, ROUGE of greedy decodes, and some of these to read.
+"""Validates a text-to-text model by its loss and ROUGE of greedy outputs, and writes examples.
 
 Axes: n examples, B examples of a batch, T target length.
 """
@@ -15,9 +15,10 @@ import numpy as np
 from jax import Array
 
 from dera_jax import checks
+from dera_jax.data.examples import Examples, spread_batches
 from dera_jax.decoding.sampling import Sampling, sample
-from dera_jax.evaluation import metrics
-from dera_jax.examples import Examples, spread_batches
+from dera_jax.files.store import write_file
+from dera_jax.metrics.rouge import rouge
 from dera_jax.models.finite import check_values
 from dera_jax.models.language_model import (
     Padded,
@@ -26,31 +27,30 @@ from dera_jax.models.language_model import (
     TrainableModel,
     sequence_keys,
 )
-from dera_jax.partitioning import once, to_host
-from dera_jax.store import write_file
+from dera_jax.partitioning import to_host, write_once
 from dera_jax.training.losses import cross_entropy, per_token
 
 _PREFIX = re.compile(r"(\w+):")
-_SMALLEST_SHARE = 0.02  # of the tokens; below it a prefix is no objective but chance
+_MIN_FRACTION = 0.02  # of the target tokens; a rarer prefix is text of a document, not of a task
 
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """How often and on what to validate.
+    """Configures how often and on what to validate.
 
     Attributes:
-        period: steps between two validations; there is one after the last step too.
-        examples: the first so many of the split `validation`.
-        decoded: the first so many are decoded and scored by ROUGE.
-        shown: the first so many of these are written out.
-        patience: stop after so many validations without a better loss; None to go on.
+        period: steps between two validations; the last step of a run is validated too.
+        examples: number of examples for the loss, the first ones of the split `validation`.
+        decoded: number of these examples, from the first, that are decoded and scored by ROUGE.
+        shown: number of the decoded examples, from the first, that are written to a file.
+        patience: validations without a lower loss until training stops early; None for no limit.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a field is out of its range.
     """
 
     period: int
-    examples: int = 1024
+    examples: int
     decoded: int = 0
     shown: int = 10
     patience: int | None = None
@@ -58,17 +58,17 @@ class Validation:
     def __post_init__(self):
         checks.check_fields(
             self,
-            period=checks.whole(1),
-            examples=checks.whole(1),
-            decoded=checks.whole(0),
-            shown=checks.whole(0),
-            patience=checks.optional(checks.whole(1)),
+            period=checks.integer(1),
+            examples=checks.integer(1),
+            decoded=checks.integer(0),
+            shown=checks.integer(0),
+            patience=checks.optional(checks.integer(1)),
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Validator:
-    """Scores parameters of `model` on fixed examples."""
+    """Scores parameters of `model` on fixed examples; `decode` converts token ids to text."""
 
     model: TrainableModel
     examples: Examples
@@ -78,16 +78,16 @@ class Validator:
     chunk: int | None = None
 
     def __call__(self, params: PyTree, samples: Path) -> dict[str, float]:
-        """Losses and ROUGE; decoded text goes to the file `samples`."""
+        """Returns losses and mean ROUGE by name; writes decoded outputs to the file `samples`."""
         scores = losses(self.model, params, self.examples, self.batch_size, self.chunk)
         if self.settings.decoded:
             decoded = self.examples.at(slice(self.settings.decoded))
             greedy = greedy_tokens(self.model, params, decoded, self.batch_size)
-            texts = [self.decode(ids) for ids in greedy]
-            rouge = metrics.rouge(decoded.summaries, texts)
-            scores |= {name: float(np.mean(values)) for name, values in rouge.items()}
+            outputs = [self.decode(ids) for ids in greedy]
+            rouge_scores = rouge(decoded.summaries, outputs)
+            scores |= {name: float(np.mean(values)) for name, values in rouge_scores.items()}
             shown = decoded.at(slice(self.settings.shown))
-            once(lambda: write_samples(samples, shown, texts))
+            write_once(lambda: write_samples(samples, shown, outputs))
         return scores
 
 
@@ -99,11 +99,11 @@ def token_losses(
     targets: Padded,
     chunk: int | None = None,
 ) -> Array:
-    """Plain cross-entropy in nats, float32 [B, T], of targets [B, T]; 0 at padding."""
+    """Returns the plain cross-entropy of targets[B, T] in nats, float32 [B, T]; 0 at padding."""
     measure = lambda logits, tokens: cross_entropy(logits, tokens, 0.0, 0.0)
     hidden = model.hidden(params, prompts, targets.tokens[:, None, :-1])
-    found = per_token(model, params, hidden, targets.tokens[:, None], measure, chunk)
-    return found[:, 0] * targets.mask
+    token_loss = per_token(model, params, hidden, targets.tokens[:, None], measure, chunk)
+    return token_loss[:, 0] * targets.mask
 
 
 def losses(
@@ -113,10 +113,14 @@ def losses(
     batch_size: int,
     chunk: int | None = None,
 ) -> dict[str, float]:
-    """Mean loss per target token, of all examples and of those under each prefix ("copy: ...").
+    """Returns the mean loss per target token in nats, over all examples and for each task prefix.
+
+    The prefix of a document is its first word if a colon follows, such as "copy:", and
+    `no_prefix` otherwise. If the examples have several prefixes, each one with at least 2 % of the
+    target tokens adds `loss_<prefix>`.
 
     Raises:
-        FloatingPointError: the loss of an example is not finite.
+        FloatingPointError: the loss of an example is not finite; the message names the example.
     """
     sums = [
         np.sum(to_host(token_losses(model, params, x["inputs"], x["targets"], chunk)), axis=-1)
@@ -125,33 +129,33 @@ def losses(
     sums = np.concatenate(sums)[: len(examples)].astype(np.float64)
     check_values({"validation loss": sums}, ("example",))
     tokens = examples.targets.lengths
-    rows_of = collections.defaultdict(list)
-    for row, document in enumerate(examples.documents):
+    indices_by_prefix = collections.defaultdict(list)
+    for i, document in enumerate(examples.documents):
         prefix = _PREFIX.match(document)
-        rows_of[prefix[1] if prefix else "no_prefix"].append(row)
+        indices_by_prefix[prefix[1] if prefix else "no_prefix"].append(i)
     result = {"loss": float(sums.sum() / tokens.sum())}
-    for prefix, rows in sorted(rows_of.items()):
-        if len(rows_of) > 1 and tokens[rows].sum() >= _SMALLEST_SHARE * tokens.sum():
-            result[f"loss_{prefix}"] = float(sums[rows].sum() / tokens[rows].sum())
+    for prefix, indices in sorted(indices_by_prefix.items()):
+        if len(indices_by_prefix) > 1 and tokens[indices].sum() >= _MIN_FRACTION * tokens.sum():
+            result[f"loss_{prefix}"] = float(sums[indices].sum() / tokens[indices].sum())
     return result
 
 
 def greedy_tokens(
     model: TrainableModel, params: PyTree, examples: Examples, batch_size: int
 ) -> list[list[int]]:
-    """The model's greedy completions of n examples, not longer than the longest target may be."""
+    """Decodes n examples greedily and returns the ids of each output, at most T tokens."""
     sampling = Sampling(max_length=examples.targets.tokens.shape[1], greedy=True)
-    found = []
+    outputs = []
     for batch in spread_batches(examples, batch_size):
-        keys = sequence_keys(0, batch["example_id"], [0])  # greedy decoding draws nothing
+        keys = sequence_keys(0, batch["example_id"], [0])  # required, but unused by greedy decoding
         out = sample(model, params, batch["inputs"], keys, sampling)
         tokens, lengths = to_host((out.tokens[:, 0], out.lengths[:, 0]))
-        found += [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)]
-    return found[: len(examples)]
+        outputs += [ids[:n].tolist() for ids, n in zip(tokens, lengths, strict=True)]
+    return outputs[: len(examples)]
 
 
 def write_samples(path: Path, examples: Examples, texts: list[str]) -> None:
-    """One paragraph per example: document, reference, decoded text."""
-    rows = zip(examples.documents, examples.summaries, texts, strict=False)
-    paragraphs = [f"document:  {d}\nreference: {s}\ndecoded:   {t}\n" for d, s, t in rows]
+    """Writes one paragraph per example: document, reference and decoded output (`texts`)."""
+    columns = zip(examples.documents, examples.summaries, texts, strict=False)
+    paragraphs = [f"document:  {d}\nreference: {s}\ndecoded:   {t}\n" for d, s, t in columns]
     write_file(path, "\n".join(paragraphs).encode())

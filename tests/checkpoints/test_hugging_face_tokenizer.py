@@ -158,7 +158,7 @@ def test_a_folder_may_hold_both_files_if_they_agree(saved, with_added, tmp_path)
         ({"added_tokens": {"<sep>": 92}}, r"have the ids \[92\]; they must follow the 90 ids"),
         ({"added_tokens": {"x": 5}}, r"id 5 is 'x' among the added tokens .* in spiece.model"),
         ({"special_tokens_map": {"eos_token": "<unk>"}}, "eos_token is '</s>' in .* '<unk>' in"),
-        ({"tokenizer_config": {"eos_token": "<unk>"}}, "eos_token is '<unk>', and .* with id 1"),
+        ({"tokenizer_config": {"eos_token": "<unk>"}}, "eos_token is '<unk>', but .* with id 1"),
         ({"tokenizer_config": {"extra_ids": -1}}, "extra_ids is -1; it must be"),
         (
             {
@@ -221,7 +221,7 @@ def test_what_is_written_transformers_reads(kind, request, tmp_path):
             {"eos_token_id": 1},
             "eos_token_id is 1, 2 in config.json and 1",
         ),
-        ({"pad_token_id": [0, 1]}, {}, r"pad_token_id lists the ids \[0, 1\]; leave one"),
+        ({"pad_token_id": [0, 1]}, {}, r"pad_token_id lists the ids \[0, 1\]; it must be one"),
         ({"eos_token_id": "1"}, {}, "eos_token_id is '1'; it must be a token id"),
         ({"eos_token_id": True}, {}, "eos_token_id is True; it must be a token id"),
         ({"decoder_start_token_id": -1}, {}, "decoder_start_token_id is -1; it must be"),

@@ -15,8 +15,8 @@ from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.rewriters import load_rewriter
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.tokenizer import tokenizer
-from dera_jax.data import Data
-from dera_jax.models.language_model import UNUSED
+from dera_jax.data.task_data import TaskData
+from dera_jax.models.language_model import UNUSED_LOGIT
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.training.supervised import finished_model, read_for_data
@@ -171,7 +171,7 @@ def test_rows_that_pad_the_larger_tables_are_not_produced(tmp_path, capsys, tied
         assert loaded.vocabulary == shipped_vocabulary()
         logits = logits_of(loaded.model, loaded.params)
         np.testing.assert_allclose(logits[..., :4096], own[..., :4096], atol=1e-5)
-        assert (logits[..., 4096:] == UNUSED).all()
+        assert (logits[..., 4096:] == UNUSED_LOGIT).all()
     said = capsys.readouterr().err
     assert f"{tmp_path}/small 4,096" in said and f"{tmp_path}/large 4,112" in said
     assert "ids from 4,096 on are padding, since the vocabulary has no more" in said
@@ -180,7 +180,7 @@ def test_rows_that_pad_the_larger_tables_are_not_produced(tmp_path, capsys, tied
     logits = logits_of(pair.model, pair.params, 0.5)
     mean = (expected[0] + expected[1][..., :4096]) / 2
     np.testing.assert_allclose(logits[..., :4096], mean, atol=1e-5)
-    assert (logits[..., 4096:] == UNUSED).all()
+    assert (logits[..., 4096:] == UNUSED_LOGIT).all()
 
 
 def test_padding_of_two_sizes_is_not_produced(tmp_path, capsys):
@@ -196,7 +196,9 @@ def test_padding_of_two_sizes_is_not_produced(tmp_path, capsys):
     assert (
         "ids from 4,096 on are padding, since the vocabulary has no more" in capsys.readouterr().err
     )
-    with pytest.raises(ValueError, match=r"a 4,128, .*b 4,112\).*no checkpoint says.*vocabulary="):
+    with pytest.raises(
+        ValueError, match=r"a 4,128, .*b 4,112\).*no checkpoint says.*pass vocabulary="
+    ):
         load_models(paths)
 
 
@@ -257,14 +259,14 @@ def test_a_rewriter_needs_a_vocabulary(exported):
 def test_training_does_not_assume_it_either(exported, task):
     """Neither the one named for a task of texts, nor that of a task of ids."""
     named = shipped_vocabulary() if task == "docstrings" else None
-    data = Data(task, 8, 8, 1, vocabulary=named)
+    data = TaskData(task, 8, 8, 1, vocabulary=named)
     with pytest.raises(ValueError, match="silent does not say what its ids mean"):
         read_for_data(finished_model(str(exported / "silent"), 0.0), data)
     with pytest.raises(ValueError, match=f"differ at id 3: .* in the model, .* in task '{task}'"):
         read_for_data(finished_model(str(exported / "other"), 0.0), data)
     silent = finished_model(str(exported / "silent"), 0.0)
     with pytest.raises(ValueError, match="silent does not say what its ids mean"):
-        read_for_data(silent, Data("docstrings", 8, 8, 1))
+        read_for_data(silent, TaskData("docstrings", 8, 8, 1))
 
 
 def test_ids_beyond_the_vocabulary_are_known_where_tables_are_padded(tmp_path):

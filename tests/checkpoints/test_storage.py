@@ -178,9 +178,9 @@ def test_an_unknown_kind_of_url_is_refused():
 SHARDED = """
 import sys, jax, numpy as np
 from dera_jax.checkpoints.loading import load
-from dera_jax.partitioning import make_mesh, use
+from dera_jax.partitioning import make_mesh, use_mesh
 
-with use(make_mesh(model=4)):
+with use_mesh(make_mesh(model=4)):
     found = load(sys.argv[1])
 expected = load(sys.argv[2])
 jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
@@ -231,7 +231,7 @@ BETWEEN = {"dtype": "F32", "shape": [4]}
         (None, "no safetensors file .*no JSON object"),
         (
             b'{"a": {"dtype": "F32", "shape": [6], "data_offsets": [0, 24]}, "a": {}}',
-            "no safetensors file .*the key 'a' is there more than once",
+            "no safetensors file .*the key 'a' occurs more than once",
         ),
         ({"a": 3}, "entry for 'a' is 3"),
         ({"a": {"dtype": "F32"}}, "entry for 'a' is"),
@@ -242,7 +242,7 @@ BETWEEN = {"dtype": "F32", "shape": [4]}
         (entry(shape=[-2, -3]), "entry for 'a' is"),
         (entry(shape="23"), "entry for 'a' is"),
         (entry(shape=[2.0, 3.5]), "entry for 'a' is"),
-        (entry(shape=[float("inf")]), "no safetensors file .*Infinity is no JSON value"),
+        (entry(shape=[float("inf")]), "no safetensors file .*Infinity is not a JSON value"),
         (entry(data_offsets=[24, 0]), "bytes 24 to 0"),
         (entry(dtype="I64", data_offsets=[24, 8]), "bytes 24 to 8"),
         (entry(data_offsets=[-24, 0]), "entry for 'a' is"),
@@ -332,19 +332,19 @@ LARGE = T5Config(
 PEAK = """
 import sys, jax
 from dera_jax.checkpoints.loading import load
-from dera_jax.partitioning import make_mesh, use
+from dera_jax.partitioning import make_mesh, use_mesh
 
 path, small, dtype, model = sys.argv[1:]
 mesh = make_mesh(model=int(model)) if int(model) else make_mesh(1)
 status = lambda key: next(
     int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key)
 )
-with use(mesh):
+with use_mesh(mesh):
     load(small, dtype=dtype)
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # the peak begins anew
 before = status("VmRSS")
-with use(mesh):
+with use_mesh(mesh):
     params = load(path, dtype=dtype).params
 print(sum(x.nbytes for x in jax.tree.leaves(params)), status("VmHWM") - before)
 """

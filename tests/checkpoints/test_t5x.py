@@ -188,7 +188,7 @@ def test_a_missing_layer_is_named(legacy):
     del params["decoder"]["layers_1"]["mlp"]["wo"]
     content = {"version": 3, "optimizer": {"target": params}}
     (legacy / "checkpoint").write_bytes(serialization.msgpack_serialize(content))
-    with pytest.raises(ValueError, match=r"decoder/layers_1/mlp/wo/kernel has no such array"):
+    with pytest.raises(ValueError, match=r"decoder/layers_1/mlp/wo/kernel is missing"):
         load(legacy)
 
 

@@ -271,7 +271,7 @@ def test_the_begin_token_of_a_folder(tmp_path, adds_begin, config, expected):
 @pytest.mark.parametrize("name", [None, "<none>"])
 def test_a_begin_token_that_is_no_token_is_refused(tmp_path, name):
     folder = written(tmp_path / "m", add_bos_token=True, bos_token=name)
-    message = f"tokenizer_config.json: add_bos_token is true, and bos_token is {name!r}"
+    message = f"tokenizer_config.json: add_bos_token is true, but bos_token is {name!r}"
     with pytest.raises(ValueError, match=message):
         vocabulary_of(folder)
 

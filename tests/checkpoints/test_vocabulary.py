@@ -12,7 +12,7 @@ from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.hugging_face import save_hugging_face
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.tokenizer import tokenizer
-from dera_jax.checkpoints.vocabulary import agreed, is_sentinel
+from dera_jax.checkpoints.vocabulary import is_sentinel, resolve_vocabulary
 from tasks import vocabularies
 from tests import golden
 
@@ -142,12 +142,12 @@ def test_the_vocabulary_given_is_taken_unless_the_checkpoint_has_another(file, c
         SentencePieceVocabulary(complete),
         SentencePieceVocabulary(file, EXTRA - 1),
     )
-    assert agreed(None, given, "c", "g") == given
-    assert agreed(own, given, "c", "g") == own
+    assert resolve_vocabulary(None, given, "c", "g") == given
+    assert resolve_vocabulary(own, given, "c", "g") == own
     size = len(given.pieces)
     message = f"differ at id {size - EXTRA}: '<extra_id_6>' in c, '<extra_id_5>' in g"
     with pytest.raises(ValueError, match=message):
-        agreed(own, fewer, "c", "g")
+        resolve_vocabulary(own, fewer, "c", "g")
     plain = SentencePieceVocabulary(file)
     with pytest.raises(ValueError, match=r"'\(no such id\)' in c, '<extra_id_6>' in g"):
-        agreed(plain, given, "c", "g")
+        resolve_vocabulary(plain, given, "c", "g")

@@ -16,15 +16,21 @@ from dera_jax.decoding.evolution import Evolution, generation
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.decoding.search import Guide
-from dera_jax.models.language_model import Prompts, PyTree, padded, sequence_keys, within
+from dera_jax.models.language_model import (
+    Prompts,
+    PyTree,
+    length_mask,
+    pad_sequences,
+    sequence_keys,
+)
 from dera_jax.models.llama_lm import Llama
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.models.tabular import TabularLM
-from dera_jax.partitioning import place
+from dera_jax.partitioning import shard_params
 from dera_jax.rewards.host import HostReward
-from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Reward, Source
+from dera_jax.rewards.scoring import RewardScorer
 from tests import tiny
 
 V, T = 12, 10
@@ -107,7 +113,7 @@ class World:
         original = self.prompts.replace(lam=None)
         documents = [str(row[0]) for row in self.prompts.tokens]
         to_text = lambda ids: " ".join(map(str, ids))
-        return Guide(Judge(reward, None, to_text), Source(original), documents)
+        return Guide(RewardScorer(reward, None, to_text), Source(original), documents)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +123,7 @@ class TokenReward(Reward):
     def __call__(self, params, source, tokens, lengths, finished):
         document = source.prompts.tokens[:, :1, None]
         quarters = (7 * tokens + 3 * document) % 5
-        return jnp.sum(jnp.where(within(lengths, tokens.shape[-1]), quarters, 0), -1) / 4
+        return jnp.sum(jnp.where(length_mask(lengths, tokens.shape[-1]), quarters, 0), -1) / 4
 
 
 def reward_in_python(documents: list[str], texts: list[str]) -> list[float]:
@@ -130,11 +136,11 @@ def reward_in_python(documents: list[str], texts: list[str]) -> list[float]:
 
 def world(name: str, setting: Setting) -> World:
     rows = [ROWS[i] for i in setting.rows]
-    tokens, lengths = padded(rows, setting.width)
-    tokens = np.where(within(lengths, setting.width), tokens, setting.padding).astype(np.int32)
+    tokens, lengths = pad_sequences(rows, setting.width)
+    tokens = np.where(length_mask(lengths, setting.width), tokens, setting.padding).astype(np.int32)
     prompts, base = Prompts(tokens, lengths), name.removeprefix("realigned ")
     single = SINGLE[base]
-    params = tuple(place(single, _params(single, SEEDS[base] + i)) for i in range(2))
+    params = tuple(shard_params(single, _params(single, SEEDS[base] + i)) for i in range(2))
     ids = np.array(setting.rows) + 10
     if name in SINGLE:
         return World(single, params[setting.aligned], prompts, ids, setting)
@@ -198,7 +204,10 @@ def _beam_search(world: World, guided: bool, **settings) -> Found:
     ahead = [min(search.lookahead, T - t) * (BEAMS if t > 1 else 1) * TOP_K for t in scored]
     expected = BEAMS * T + sum(ahead)
     return Found(
-        *map(flat, (pool.tokens, pool.lengths, pool.finished)), values, found.positions, expected
+        *map(flat, (pool.tokens, pool.lengths, pool.finished)),
+        values,
+        found.forward_tokens,
+        expected,
     )
 
 
@@ -226,7 +235,9 @@ def _generation(world: World) -> Found:
     steps = PERIOD * np.arange(1, adopted.shape[1] + 1)
     ahead = np.clip(T - steps, 0, LOOKAHEAD)
     expected = N * T + N * ahead.sum() + adopted @ steps
-    return Found(texts.tokens, texts.lengths, texts.finished, values, found.positions, expected)
+    return Found(
+        texts.tokens, texts.lengths, texts.finished, values, found.forward_tokens, expected
+    )
 
 
 METHODS: dict[str, Callable[[World], Found]] = {

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dera_jax.data.documents import Documents
 from dera_jax.decoding import best_of_n as choosing
 from dera_jax.decoding import sampling as drawing
 from dera_jax.decoding import search as searching
@@ -15,9 +16,8 @@ from dera_jax.decoding.beam_search import Search, beam_search
 from dera_jax.decoding.best_of_n import best_of_n, winners
 from dera_jax.decoding.evolution import Evolution, generation
 from dera_jax.decoding.realign import Realigned, realign_logits
-from dera_jax.decoding.sampling import Sampling, prefill, sample, sample_from, sweep_rows
+from dera_jax.decoding.sampling import Sampling, prefill, sample, sample_from, sweep_hypotheses
 from dera_jax.decoding.search import Guide
-from dera_jax.evaluation.sweep import Documents
 from dera_jax.models.language_model import (
     Padded,
     Prompts,
@@ -28,8 +28,8 @@ from dera_jax.models.language_model import (
 from dera_jax.models.tabular import TabularLM
 from dera_jax.prompts import Prompt
 from dera_jax.rewards.combined import Combined, Part
-from dera_jax.rewards.judge import Judge
-from dera_jax.rewards.protocol import Reward, Source, rewards_of
+from dera_jax.rewards.protocol import Reward, Source, call_reward
+from dera_jax.rewards.scoring import RewardScorer
 from dera_jax.rewards.tokens import Repetition
 
 B, K, V = 2, 3, 5
@@ -42,7 +42,7 @@ PROMPTS = Prompts(
 )
 KEYS = sequence_keys(0, np.arange(B), np.arange(K))
 REWARD = Repetition()
-GUIDE = Guide(Judge(REWARD, None, str), Source(PROMPTS))
+GUIDE = Guide(RewardScorer(REWARD, None, str), Source(PROMPTS))
 
 
 @pytest.fixture(autouse=True)
@@ -283,9 +283,9 @@ def test_what_a_compiled_reward_gives_has_a_row_for_each_document(reward):
     message = r"the result of the reward Gives.* must be an array \[B, K\] of rewards with B = 2, K"
     for some, params in ((reward, None), (sum_of, (None, None))):
         with pytest.raises(ValueError, match=message):
-            Judge(some, params, str)(Source(PROMPTS), None, *texts)
+            RewardScorer(some, params, str)(Source(PROMPTS), None, *texts)
         with pytest.raises(ValueError, match=message):
-            rewards_of(some, params, Source(PROMPTS), *texts)
+            call_reward(some, params, Source(PROMPTS), *texts)
 
 
 @pytest.mark.parametrize("n", [0, -1, 1.0, "3", 2])
@@ -296,8 +296,8 @@ def test_a_number_of_samples_that_is_none_is_refused(n):
 
 @pytest.mark.parametrize("lams", [0.5, (), "0.5", ["a"], [np.nan], [[0.5, np.inf]]])
 def test_rows_of_a_sweep_need_finite_lambdas(lams):
-    with pytest.raises(ValueError, match="sweep_rows.lams must be a non-empty tuple or list"):
-        sweep_rows(lams, 1, B)
+    with pytest.raises(ValueError, match="sweep_hypotheses.lams must be a non-empty tuple or list"):
+        sweep_hypotheses(lams, 1, B)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 0.5, "0", None, True])
@@ -391,13 +391,18 @@ TEXTS = ["one", "two"]
         ),
         ({"keywords": np.zeros((B, 3), np.uint8)}, r"Documents.keywords must be .*\[B, W, L\]"),
         ({"example_id": np.arange(3)}, r"Documents.example_id .*\[n\] of ids with n = 2; found"),
-        ({"asked": TEXTS}, "Documents.asked must be n = 2 of Prompt"),
-        ({"summaries": TEXTS * 2}, "Documents.summaries must be n = 2 of str"),
+        ({"text_prompts": TEXTS}, "Documents.text_prompts must hold n = 2 values of type Prompt"),
+        ({"summaries": TEXTS * 2}, "Documents.summaries must hold n = 2 values of type str"),
     ],
 )
 def test_documents_fit_each_other(change, message):
     asked = [Prompt(text) for text in TEXTS]
-    fields = {"prompts": PROMPTS, "example_id": np.arange(2), "asked": asked, "summaries": TEXTS}
+    fields = {
+        "prompts": PROMPTS,
+        "example_id": np.arange(2),
+        "text_prompts": asked,
+        "summaries": TEXTS,
+    }
     with pytest.raises(ValueError, match=message):
         Documents(**fields | change)
 
@@ -406,21 +411,25 @@ def test_documents_fit_each_other(change, message):
 def test_a_judge_needs_one_document_for_each_input(documents):
     texts = np.zeros((B, K, 4), np.int32), np.full((B, K), 4), np.zeros((B, K), bool)
     with pytest.raises(ValueError, match="documents must be a list of B = 2 texts, one for each"):
-        Judge(REWARD, None, str)(Source(PROMPTS), documents, *texts)
+        RewardScorer(REWARD, None, str)(Source(PROMPTS), documents, *texts)
 
 
 @pytest.mark.parametrize(
     ("at", "wrong", "message"),
     [
-        (0, np.ones((B, 4), int), r"texts.tokens must be an array \[B, K, T\] of token ids; found"),
-        (0, np.ones((B, K, 4)), "texts.tokens must be .*; found float64"),
-        (1, np.full((B, 1), 4), "texts.lengths must be an array .* with B = 2, K = 3; found"),
-        (1, np.full((B, K), 5), r"texts.lengths must be in \[0, 4\]"),
+        (
+            0,
+            np.ones((B, 4), int),
+            r"outputs.tokens must be an array \[B, K, T\] of token ids; found",
+        ),
+        (0, np.ones((B, K, 4)), "outputs.tokens must be .*; found float64"),
+        (1, np.full((B, 1), 4), "outputs.lengths must be an array .* with B = 2, K = 3; found"),
+        (1, np.full((B, K), 5), r"outputs.lengths must be in \[0, 4\]"),
         (2, np.zeros((B, K)), r"finished must be an array \[B, K\] of flags .*; found float64"),
     ],
 )
-def test_a_judge_needs_texts_in_rows(at, wrong, message):
+def test_a_reward_scorer_needs_outputs_in_rows(at, wrong, message):
     texts = [np.zeros((B, K, 4), np.int32), np.full((B, K), 4), np.zeros((B, K), bool)]
     texts[at] = wrong
     with pytest.raises(ValueError, match=message):
-        Judge(REWARD, None, str)(Source(PROMPTS), TEXTS, *texts)
+        RewardScorer(REWARD, None, str)(Source(PROMPTS), TEXTS, *texts)

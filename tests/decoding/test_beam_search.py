@@ -29,11 +29,11 @@ from dera_jax.models.language_model import Prompts, score, sequence_keys
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.models.tabular import TabularLM
-from dera_jax.rewards import judge
+from dera_jax.rewards import scoring
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.host import HostReward
-from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Reward, Source
+from dera_jax.rewards.scoring import RewardScorer
 from dera_jax.rewards.tokens import LengthNear, Repetition
 from tests import golden
 from tests.decoding import worlds
@@ -82,7 +82,7 @@ class Tables:
         """`beam_search` of all prompts, G ways; `other` arguments instead of this world's."""
         prompts = other.pop("prompts", self.prompts)
         rewards = other.pop("reward_params", self.rewards)
-        guide = reward and Guide(Judge(reward, rewards, to_text), Source(prompts))
+        guide = reward and Guide(RewardScorer(reward, rewards, to_text), Source(prompts))
         given = {
             "params": self.table,
             "prompts": prompts,
@@ -134,7 +134,7 @@ def search_t5(settings=T5_SEARCH, lams=T5_LAMS, rows=(0, 1), seed=0):
     prompts = jax.tree.map(lambda x: x[np.array(rows)], prompts)
     prompts = prompts.replace(lam=np.tile(np.float32(lams), (2, 1)))
     keys = sequence_keys(seed, np.array(rows), np.arange(2))
-    guide = Guide(Judge(T5_REWARD, (None, None), to_text), Source(prompts))
+    guide = Guide(RewardScorer(T5_REWARD, (None, None), to_text), Source(prompts))
     return jax.device_get(beam_search(model, params, prompts, keys, settings, guide))
 
 
@@ -220,7 +220,7 @@ def test_without_a_reward_it_is_t5x_s_search(version):
     assert found.pool.finished[:, 0, 0].tolist() == [True, not live, True, True]
     found = search(Search(16, end_ids=(-1,)))
     compare_with_t5x(found, 0, g["beam4_noeos_tokens"], g["beam4_noeos_scores"])
-    assert (found.positions == 16 * 4).all() and found.steps == 16
+    assert (found.forward_tokens == 16 * 4).all() and found.steps == 16
 
 
 def test_searches_at_several_lambdas_are_those_of_the_single_models():
@@ -346,7 +346,9 @@ def test_work_is_that_of_the_plain_search(shape, end_ids):
     each = lambda number: np.reshape([number(*x) for x in plain.values()], (B, G))
     np.testing.assert_array_equal(found.rounds, each(lambda expected, rounds: rounds))
     assert found.steps == each(lambda expected, rounds: expected.steps).max()
-    np.testing.assert_array_equal(found.positions, each(lambda expected, _: expected.positions))
+    np.testing.assert_array_equal(
+        found.forward_tokens, each(lambda expected, _: expected.forward_tokens)
+    )
 
 
 def test_the_plain_searches_are_of_many_kinds():
@@ -370,7 +372,7 @@ def test_without_a_reward_texts_are_those_of_the_plain_search():
             even = lambda prefixes: np.full((len(prefixes), V), -np.log(V))
             expected = naive_search.search(even, None, plain)
         assert texts_of(found, b, 0) == expected.tokens
-        assert found.positions[b, 0] == expected.positions
+        assert found.forward_tokens[b, 0] == expected.forward_tokens
 
 
 def test_where_there_are_fewer_texts_than_beams_slots_are_empty():
@@ -403,7 +405,7 @@ def test_a_t5_pair_is_searched_as_each_row_alone_by_full_forward_passes():
         fill = lambda x: np.pad(x, (0, 32 - len(texts)))[None]
         arguments = tokens, fill([len(text) for text in texts]), fill(ended)
         source = Source(worlds.whole([[0]]))
-        values, _ = judge.score(T5_REWARD, (None, None), source, *arguments)
+        values, _ = scoring.score(T5_REWARD, (None, None), source, *arguments)
         return values[0, : len(texts)]
 
     for b, (g, lam) in itertools.product(range(2), enumerate(T5_LAMS)):
@@ -483,7 +485,7 @@ def test_a_lookahead_turns_the_choice_and_is_thrown_away():
     rewards = np.zeros((1, 2, 13), np.float32)
     rewards[0, 0, worlds.prefix_number((b, b), 3)] = 1
     prompts, keys = worlds.rows(1)
-    guide = Guide(Judge(PrefixReward(3), rewards, to_text), Source(prompts))
+    guide = Guide(RewardScorer(PrefixReward(3), rewards, to_text), Source(prompts))
 
     def search(lookahead):
         settings = Search(2, 1, 3, lookahead, reward_weight=weight, length_penalty=0.0)
@@ -494,8 +496,8 @@ def test_a_lookahead_turns_the_choice_and_is_thrown_away():
     np.testing.assert_allclose(blind.scores, np.log(0.6 * 0.4), rtol=1e-6)
     np.testing.assert_allclose(seeing.scores, np.log(0.3 * 0.4), rtol=1e-6)
     assert seeing.pool.rewards == 0  # B's own 1 was the lookahead's
-    assert blind.positions == 2
-    assert seeing.positions == 2 + 2  # A and B go on; then there is no room
+    assert blind.forward_tokens == 2
+    assert seeing.forward_tokens == 2 + 2  # A and B go on; then there is no room
 
 
 CALLS = []
@@ -519,13 +521,13 @@ def test_steps_of_the_model_are_counted():
     """
     model = Counting(4, 3)
     prompts, keys = worlds.rows(2)
-    guide = Guide(Judge(LengthNear(3), None, to_text), Source(prompts))
+    guide = Guide(RewardScorer(LengthNear(3), None, to_text), Source(prompts))
     settings = Search(5, 2, 3, 2, period=2, reward_weight=1.0, end_ids=(-1,))
     CALLS.clear()
     found = beam_search(model, model.init(jax.random.key(0)), prompts, keys, settings, guide)
     jax.effects_barrier()
     assert collections.Counter(CALLS) == {(1, 2 * 2): 5, (1, 2 * 2 * 3): 3 * 2}
-    assert (found.positions == 5 * 2 + (2 + 1 + 0) * 2 * 3).all()
+    assert (found.forward_tokens == 5 * 2 + (2 + 1 + 0) * 2 * 3).all()
     assert (found.rounds == 3).all() and found.steps == 5
 
 
@@ -538,7 +540,7 @@ SEEN = []
 
 @dataclasses.dataclass(frozen=True)
 class Noting(Reward):
-    """1 for a text whose third token is 0; notes what it judges."""
+    """1 for a text whose third token is 0; notes what it scores."""
 
     def __call__(self, params, source, tokens, lengths, finished):
         jax.debug.callback(lambda tokens: SEEN.append(np.asarray(tokens)), tokens, ordered=True)
@@ -551,7 +553,7 @@ def test_a_sampled_lookahead_draws_every_token_anew_and_by_its_key_alone():
     model, prompts = TabularLM(4, 1), worlds.whole(np.zeros((num, 1)))
     table = np.broadcast_to(np.log(p), (1, model.num_prefixes, 4)).astype(np.float32)
     settings = Search(3, 1, 4, 2, greedy=False, reward_weight=1.0, end_ids=(-1,))
-    guide = Guide(Judge(Noting(), None, to_text), Source(prompts))
+    guide = Guide(RewardScorer(Noting(), None, to_text), Source(prompts))
     search = lambda keys: beam_search(model, table, prompts, keys, settings, guide)
     SEEN.clear()
     found = search(sequence_keys(0, np.arange(num), [0, 0, 1]))
@@ -610,10 +612,12 @@ def test_stopping_early_changes_nothing_but_the_work():
     world, (settings, reward) = tables(), random_settings((1, 4, 2, 1, HIGHEST))
     early = world.search(settings, reward)
     never = world.search(settings, dataclasses.replace(reward, bound=None))
-    same(early.replace(positions=never.positions, rounds=never.rounds), never)
-    assert (early.positions <= never.positions).all() and (early.rounds <= never.rounds).all()
+    same(early.replace(forward_tokens=never.forward_tokens, rounds=never.rounds), never)
+    assert (early.forward_tokens <= never.forward_tokens).all() and (
+        early.rounds <= never.rounds
+    ).all()
     assert np.mean(early.rounds < never.rounds) > 0.2
-    assert np.mean(early.positions < never.positions) > 0.2
+    assert np.mean(early.forward_tokens < never.forward_tokens) > 0.2
 
 
 def test_new_values_compile_nothing():
@@ -641,7 +645,7 @@ def test_every_group_has_its_own_weight_and_penalty():
 def test_weights_and_penalties_may_be_traced():
     world, (settings, reward) = tables(), random_settings((4, 2, 0, 1, None))
     keys = sequence_keys(0, np.arange(B), np.arange(G))
-    guide = Guide(Judge(reward, world.rewards, to_text), Source(world.prompts))
+    guide = Guide(RewardScorer(reward, world.rewards, to_text), Source(world.prompts))
 
     def tokens(settings):
         found = beam_search(world.model, world.table, world.prompts, keys, settings, guide)
@@ -679,7 +683,7 @@ class Bounded(HostReward):
 def search_in_python(reward, reward_params, settings, documents=B, **other):
     """`Tables.search` with a reward that is called from Python, given the first documents' texts."""
     prompts, texts = tables().prompts, [str(b) for b in range(documents)]
-    guide = Guide(Judge(reward, reward_params, to_text), Source(prompts), texts)
+    guide = Guide(RewardScorer(reward, reward_params, to_text), Source(prompts), texts)
     return tables().search(settings, guide=guide, **other)
 
 
@@ -858,15 +862,18 @@ def test_a_lambda_that_does_not_fit_is_refused(lam, message):
     world = tables()
     pair = Realigned(world.model, (world.model,))
     keys = sequence_keys(0, np.arange(B), np.arange(G))
-    prompts, judge = world.prompts.replace(lam=lam), Judge(HostReward(len), None, to_text)
+    prompts, scorer = world.prompts.replace(lam=lam), RewardScorer(HostReward(len), None, to_text)
     start = pair, (world.table,) * 2, prompts, keys, Search(T, 2, 3)
-    for guide in (None, Guide(judge, Source(prompts), [""] * B)):
+    for guide in (None, Guide(scorer, Source(prompts), [""] * B)):
         with pytest.raises(ValueError, match=message):
             beam_search(*start, guide)
 
 
 def test_a_reward_in_python_is_refused_inside_a_compiled_call():
-    world, guide = tables(), Guide(Judge(HostReward(len), None, to_text), Source(tables().prompts))
+    world, guide = (
+        tables(),
+        Guide(RewardScorer(HostReward(len), None, to_text), Source(tables().prompts)),
+    )
     keys = sequence_keys(0, np.arange(B), np.arange(G))
     search = lambda table: beam_search(
         world.model, table, world.prompts, keys, Search(T, 2, 3, reward_weight=1.0), guide

@@ -15,8 +15,8 @@ from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.decoding.search import Guide
 from dera_jax.models.language_model import sequence_keys
 from dera_jax.rewards.host import HostReward
-from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Source
+from dera_jax.rewards.scoring import RewardScorer
 from tests.decoding import worlds
 
 VOCAB = 3
@@ -37,7 +37,7 @@ def world():
 
 
 def guide(by_prefix, prompts=PROMPTS) -> Guide:
-    return Guide(Judge(worlds.TextReward(VOCAB), by_prefix, str), Source(prompts))
+    return Guide(RewardScorer(worlds.TextReward(VOCAB), by_prefix, str), Source(prompts))
 
 
 def exact(p: np.ndarray, rewards: np.ndarray, n: int) -> np.ndarray:
@@ -124,14 +124,14 @@ def test_a_reward_in_python_chooses_as_a_compiled_one(world):
     arguments = model, table, prompts, keys, SAMPLING, 3
     compiled = best_of_n(*arguments, guide(by_prefix, prompts))
     reward, calls = of_texts(by_prefix)
-    judge = Judge(reward, None, lambda ids: " ".join(map(str, ids)))
-    in_python = best_of_n(*arguments, Guide(judge, Source(prompts), ["a", "b", "c"]))
+    scorer = RewardScorer(reward, None, lambda ids: " ".join(map(str, ids)))
+    in_python = best_of_n(*arguments, Guide(scorer, Source(prompts), ["a", "b", "c"]))
     jax.tree.map(np.testing.assert_array_equal, in_python, compiled)
     assert [documents for documents, _ in calls] == [["a"] * 6 + ["b"] * 6 + ["c"] * 6]
     assert len({tuple(row) for row in compiled.index.tolist()}) > 1
 
     # Prompts beyond the documents fill the batch: unscored, and the first of each group is kept.
-    shorter = best_of_n(*arguments, Guide(judge, Source(prompts), ["a", "b"]))
+    shorter = best_of_n(*arguments, Guide(scorer, Source(prompts), ["a", "b"]))
     assert calls[1] == (["a"] * 6 + ["b"] * 6, calls[0][1][:12])
     np.testing.assert_array_equal(shorter.rewards[:2], compiled.rewards[:2])
     np.testing.assert_array_equal(shorter.index[:2], compiled.index[:2])

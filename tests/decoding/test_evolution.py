@@ -14,24 +14,24 @@ from scipy import stats
 from dera_jax.decoding import evolution as module
 from dera_jax.decoding import search as driver
 from dera_jax.decoding.archive import (
-    Questions,
+    EvolutionInputs,
     draw_parent,
-    enter,
     evolve,
-    most_often,
+    most_frequent_survivors,
+    update_archive,
 )
 from dera_jax.decoding.best_of_n import best_of_n
 from dera_jax.decoding.evolution import Evolution, EvolutionRules, generation
 from dera_jax.decoding.mutation import Offspring, Unchanged
-from dera_jax.decoding.replacement import draws, replacement
+from dera_jax.decoding.replacement import draw_donors, replacement
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.decoding.search import Guide
-from dera_jax.models.language_model import padded, sequence_keys, within
+from dera_jax.models.language_model import length_mask, pad_sequences, sequence_keys
 from dera_jax.models.tabular import TabularLM
 from dera_jax.prompts import Prompt
 from dera_jax.rewards.host import HostReward
-from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Source
+from dera_jax.rewards.scoring import RewardScorer
 from dera_jax.rewards.tokens import Repetition
 from tests.compiled import compiled, start
 from tests.decoding import worlds
@@ -41,7 +41,7 @@ LETTERS = dict(zip("$abcd", [EOS, 10, 11, 12, 13], strict=True))
 OF_ID = {v: k for k, v in LETTERS.items()}
 to_text = lambda ids: "".join(OF_ID[i] for i in ids)
 
-# Who writes what, at each of six positions, and the rewards of what there is to judge. Periods of
+# Who writes what, at each of six positions, and the rewards of what there is to score. Periods of
 # two tokens; the two best survive.
 WRITTEN = ["aaaaaa", "bbb$bb", "cccccc", "dddddd"]
 REWARDS = {
@@ -71,12 +71,12 @@ def by_hand():
     """`evolve` of one input with the draws above."""
     script = np.array([[LETTERS[x] for x in text] for text in [*WRITTEN, "cccc$c"]])
     reward = HostReward(lambda documents, texts: [REWARDS[text] for text in texts])
-    judge, document = Judge(reward, None, to_text), worlds.whole([[4]])
-    questions = Questions(
+    scorer, document = RewardScorer(reward, None, to_text), worlds.whole([[4]])
+    questions = EvolutionInputs(
         prompts=[Prompt("4")],
         encode=lambda rows: worlds.each([[[int(x.document), 9] for x in row] for row in rows]),
         example_ids=np.array([7]),
-        guide=Guide(judge, Source(document), ["the seed"]),
+        guide=Guide(scorer, Source(document), ["the seed"]),
     )
     evolution = Evolution(Sampling(6), population=4, period=2, survivors=2)
     model = worlds.Script(16)  # no other test's, as it is compiled with these draws
@@ -107,7 +107,7 @@ def test_a_population_worked_out_by_hand(by_hand):
     np.testing.assert_array_equal(found.texts.finished, [[False, True, True, False]])
     assert to_text_with_gaps(found.written[0]) == ["aaaaaa", "bbb$__", "cccc__", "dddddd"]
     # 4 x 2 tokens, 2 adopted texts of 2, 4 x 2, 1 of 4 (c's needs no reading), 2 x 2.
-    assert found.positions.tolist() == [8 + 4 + 8 + 4 + 4] and found.rounds.tolist() == [3]
+    assert found.forward_tokens.tolist() == [8 + 4 + 8 + 4 + 4] and found.rounds.tolist() == [3]
 
 
 def to_text_with_gaps(rows):
@@ -117,7 +117,7 @@ def to_text_with_gaps(rows):
 def test_an_archive_worked_out_by_hand(by_hand):
     lived = by_hand.generations[0]
     assert lived.offered == [[1, 3]]  # three times and twice among the survivors
-    assert lived.bars == [5.0] and lived.parents == [Prompt("4")]
+    assert lived.parent_rewards == [5.0] and lived.parents == [Prompt("4")]
     # b's 5 is not above the parent's 5, d's 6 is; it differs from the parent, which leaves.
     assert lived.archives == [{Prompt("3"): 6.0}]
     best = by_hand.best
@@ -148,29 +148,29 @@ def test_replacement_is_the_rule_with_many_ties():
 
 def test_draws_are_uniform_and_each_individuals_own():
     keys = sequence_keys(0, np.arange(500), np.arange(6))
-    drawn = np.asarray(draws(keys, 4, 3))
+    drawn = np.asarray(draw_donors(keys, 4, 3))
     assert stats.chisquare(np.bincount(drawn.ravel())).pvalue > 1e-3
-    np.testing.assert_array_equal(draws(keys[7:9, 2:], 4, 3), drawn[7:9, 2:])
-    assert np.any(draws(keys, 8, 3) != drawn)  # another period, another draw
+    np.testing.assert_array_equal(draw_donors(keys[7:9, 2:], 4, 3), drawn[7:9, 2:])
+    assert np.any(draw_donors(keys, 8, 3) != drawn)  # another period, another draw
     assert np.any(drawn[:, 0] != drawn[:, 1])
 
 
 def test_the_best_enter_the_archive_and_the_parent_leaves():
     a, b, c = Prompt("a"), Prompt("b"), Prompt("c")
     archive = {a: 1.0, b: 0.0}
-    assert enter(archive, a, [(c, 1.0), (b, 0.5)]) == archive  # not above the parent's
-    assert enter(archive, a, [(c, 2.0), (b, 0.5)]) == {b: 0.0, c: 2.0}
-    assert enter(archive, a, [(c, 2.0), (b, 3.0)]) == {b: 3.0, c: 2.0}
-    assert enter(archive, a, [(a, 2.0)]) == {a: 2.0, b: 0.0}  # itself, and stays
-    assert enter(archive, a, [(a, 2.0), (c, 1.5)]) == {b: 0.0, c: 1.5}
+    assert update_archive(archive, a, [(c, 1.0), (b, 0.5)]) == archive  # not above the parent's
+    assert update_archive(archive, a, [(c, 2.0), (b, 0.5)]) == {b: 0.0, c: 2.0}
+    assert update_archive(archive, a, [(c, 2.0), (b, 3.0)]) == {b: 3.0, c: 2.0}
+    assert update_archive(archive, a, [(a, 2.0)]) == {a: 2.0, b: 0.0}  # itself, and stays
+    assert update_archive(archive, a, [(a, 2.0), (c, 1.5)]) == {b: 0.0, c: 1.5}
     assert archive == {a: 1.0, b: 0.0}
 
 
 def test_who_survived_most_often_is_offered():
     survived = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [1, 1, 1]], bool)
-    assert most_often(survived) == [3, 1]  # individual 2 did so as often as 1
-    assert most_often(survived[:1] & False) == []  # nobody did
-    assert most_often(np.array([[0, 0], [1, 1]], bool)) == [1]
+    assert most_frequent_survivors(survived) == [3, 1]  # individual 2 did so as often as 1
+    assert most_frequent_survivors(survived[:1] & False) == []  # nobody did
+    assert most_frequent_survivors(np.array([[0, 0], [1, 1]], bool)) == [1]
 
 
 def test_parents_are_drawn_uniformly():
@@ -202,7 +202,7 @@ def questions_of(prompts, ids, lam):
         return jax.tree.map(lambda x: x[at], prompts).replace(lam=lams)
 
     batch = len(prompts.tokens)
-    return Questions(
+    return EvolutionInputs(
         prompts=[Prompt(str(i)) for i in range(batch)],
         encode=encode,
         example_ids=np.asarray(ids),
@@ -211,7 +211,7 @@ def questions_of(prompts, ids, lam):
 
 
 def guide_of(prompts):
-    return Guide(Judge(REWARD, None, to_text), Source(prompts))
+    return Guide(RewardScorer(REWARD, None, to_text), Source(prompts))
 
 
 def populations(prompts, lam=0.5):
@@ -299,8 +299,8 @@ def in_python():
 
     def reward(documents, texts):
         calls.append(len(texts))
-        tokens, lengths = padded([[int(x) for x in text.split()] for text in texts], 7)
-        finished = np.any((tokens == EOS) & within(lengths, 7), axis=-1)
+        tokens, lengths = pad_sequences([[int(x) for x in text.split()] for text in texts], 7)
+        finished = np.any((tokens == EOS) & length_mask(lengths, 7), axis=-1)
         return REWARD(None, None, *(jnp.asarray(x)[None] for x in (tokens, lengths, finished)))[0]
 
     return HostReward(reward), calls
@@ -309,8 +309,8 @@ def in_python():
 def live_in_python(table, evolution, documents=4):
     """`live`, with the reward called from Python, given the first documents' texts."""
     reward, calls = in_python()
-    judge = Judge(reward, None, lambda ids: " ".join(map(str, ids)))
-    guide = Guide(judge, Source(worlds.whole(np.zeros((4, 1)))), [""] * documents)
+    scorer = RewardScorer(reward, None, lambda ids: " ".join(map(str, ids)))
+    guide = Guide(scorer, Source(worlds.whole(np.zeros((4, 1)))), [""] * documents)
     return jax.device_get(generation(*arguments(table, evolution), guide)), calls
 
 
@@ -339,7 +339,7 @@ def test_an_input_lives_as_it_does_alone(table):
         alone = live(table, EVOLUTION, slice(b, b + 1))
         np.testing.assert_array_equal(alone.texts.tokens[0], together.texts.tokens[b])
         assert alone.rounds[0] == together.rounds[b]
-        assert alone.positions[0] == together.positions[b]
+        assert alone.forward_tokens[0] == together.forward_tokens[b]
         upto = together.rounds[b]
         histories = jax.tree.leaves(alone.history), jax.tree.leaves(together.history)
         for ours, theirs in zip(*histories, strict=True):
@@ -355,8 +355,8 @@ def test_a_lookahead_is_judged_and_thrown_away(table):
     assert np.any(plain.history.rewards[..., 0] != looked.history.rewards[..., 0])
     # Two of three adopt texts of 3 and 6 tokens. There are 4 and 1 tokens left to look ahead, of 5.
     read = 3 * 7 + 2 * (3 + 6)
-    assert plain.positions.tolist() == [read] * 4
-    assert looked.positions.tolist() == [read + 3 * (4 + 1)] * 4
+    assert plain.forward_tokens.tolist() == [read] * 4
+    assert looked.forward_tokens.tolist() == [read + 3 * (4 + 1)] * 4
     texts = looked.texts
     last = REWARD(None, None, texts.tokens, texts.lengths, texts.finished)
     np.testing.assert_allclose(looked.rewards, last, atol=1e-6)

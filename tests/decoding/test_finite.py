@@ -17,8 +17,8 @@ from dera_jax.decoding.search import Guide
 from dera_jax.models.finite import check_params, check_values
 from dera_jax.models.language_model import sequence_keys
 from dera_jax.models.tabular import TabularLM
-from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Source
+from dera_jax.rewards.scoring import RewardScorer
 from tests.decoding import worlds
 
 VOCAB, EOS = 4, worlds.EOS
@@ -48,7 +48,7 @@ def keys(num: int):
 
 
 def guide(reward, values):
-    return reward and Guide(Judge(reward, values, str), SOURCE)
+    return reward and Guide(RewardScorer(reward, values, str), SOURCE)
 
 
 def bred(table, values, reward=REWARD, **settings):
@@ -63,8 +63,8 @@ def searched(table, values, reward=REWARD, weight: float = 1.0, **settings):
 
 
 def best(table, values):
-    judge = guide(REWARD, values)
-    return best_of_n.best_of_n(MODEL, table, PROMPTS, keys(64), LIMIT, 4, judge)
+    scorer = guide(REWARD, values)
+    return best_of_n.best_of_n(MODEL, table, PROMPTS, keys(64), LIMIT, 4, scorer)
 
 
 def sampled(table, _):
@@ -148,12 +148,12 @@ def test_no_winner_among_rewards_that_are_not_finite():
 
 
 def test_a_judge_names_reward_and_text():
-    judge, lengths = Judge(REWARD, rewards(np.nan), str), np.full((2, 2), 2)
+    scorer, lengths = RewardScorer(REWARD, rewards(np.nan), str), np.full((2, 2), 2)
     tokens = np.array([[[2, EOS, 0], [2, 2, 0]], [[2, 2, 0], [3, EOS, 0]]])
     with pytest.raises(
         FloatingPointError, match=r"reward TextReward.* of input 1, text 1 .* is nan"
     ):
-        judge(SOURCE, None, tokens, lengths, lengths > 0)
+        scorer(SOURCE, None, tokens, lengths, lengths > 0)
 
 
 def test_places_are_named_and_counted():

@@ -95,7 +95,7 @@ def test_an_input_s_children_do_not_depend_on_the_batch(mutator):
         alone = mutator([parent], 4, keys(3)[b : b + 1])
         assert together.children[b] == alone.children[0] and len(alone.children[0]) == 4
         assert together.fallbacks[b] == alone.fallbacks[0]
-    assert together.positions.tolist() == [0, 0, 0]
+    assert together.forward_tokens.tolist() == [0, 0, 0]
 
 
 def test_inputs_with_equal_parents_draw_apart():
@@ -365,7 +365,10 @@ def test_rewrites_become_templates():
     assert offspring.children[0][1].render() == "Now , x {0}"
     assert offspring.fallbacks.tolist() == [0, 0]
     read = [len("A  B#2") + 1, len("Big:#2") + 1]
-    assert offspring.positions.tolist() == [read[0] + len(first) + 1, read[1] + len(second) + 1]
+    assert offspring.forward_tokens.tolist() == [
+        read[0] + len(first) + 1,
+        read[1] + len(second) + 1,
+    ]
 
 
 def test_children_of_one_parent_differ_while_there_are_edits():
@@ -386,7 +389,10 @@ def test_many_children_are_asked_for_five_at_a_time():
     assert offspring.children[1] == [parents[1]] * 7
     assert offspring.fallbacks.tolist() == [0, 2]
     read = len("A#5") + 1
-    assert offspring.positions.tolist() == [read + 2 * (len(five) + 1), read + 2 * len("no list1")]
+    assert offspring.forward_tokens.tolist() == [
+        read + 2 * (len(five) + 1),
+        read + 2 * len("no list1"),
+    ]
 
 
 def test_a_list_that_cannot_be_read_gives_copies_and_one_fallback():
@@ -406,7 +412,7 @@ def test_a_list_without_an_end_counts_what_was_sampled():
     mutator = rewriter(script("1. a 2. bcdef"), sampling=short)
     offspring = mutator([Prompt("x", "A{document}")], 2, keys(1))
     assert [x.template for x in offspring.children[0]] == ["a {document}", "b {document}"]
-    assert offspring.positions.tolist() == [len("A#2") + 1 + 9]
+    assert offspring.forward_tokens.tolist() == [len("A#2") + 1 + 9]
 
 
 @pytest.fixture
@@ -423,7 +429,7 @@ def test_one_call_reads_the_requests_as_they_should_be(seen):
         Prompt("y"),
         Prompt("z", "C {number} {document}"),
     ]
-    rewriter(*[script("1. a")] * 3, unsaid="B it")(parents, 4, keys(3))
+    rewriter(*[script("1. a")] * 3, default_instruction="B it")(parents, 4, keys(3))
     ((_, _, requests, drawn, sampling),) = seen
     texts = ["A full {keywords} room:", "B it#4", "C {number}#4"]  # 23 tokens: no room for #4
     expected = [BYTES.encode(x) + [1] + [0] * (INPUTS - 1 - len(x)) for x in texts]
@@ -439,7 +445,7 @@ def test_a_long_request_is_cut_and_keeps_its_end(seen):
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     offspring = rewriter(script("1. a"))([Prompt("x", letters + "{document}")], 1, keys(1))
     np.testing.assert_array_equal(seen[0][2].tokens, [BYTES.encode(letters[:23]) + [1]])
-    assert offspring.positions.tolist() == [INPUTS + len("1. a") + 1]
+    assert offspring.forward_tokens.tolist() == [INPUTS + len("1. a") + 1]
 
 
 def test_the_end_tokens_of_the_model_end_an_answer():
@@ -451,7 +457,7 @@ def test_the_end_tokens_of_the_model_end_an_answer():
     offspring = mutator([Prompt("x", "A {document}")], 1, keys(1))
     assert read == [BYTES.encode("1. a|")]
     assert [x.template for x in offspring.children[0]] == ["a| {document}"]
-    assert offspring.positions.tolist() == [len("A#1") + 1 + len("1. a|")]
+    assert offspring.forward_tokens.tolist() == [len("A#1") + 1 + len("1. a|")]
 
 
 def test_a_mixture_is_no_rewriter():
@@ -474,7 +480,7 @@ def test_rewrites_depend_on_their_key_and_not_on_the_batch():
     for b, parent in enumerate(parents):
         alone = mutator([parent], 2, keys(3)[b : b + 1])
         assert alone.children[0] == together.children[b]
-        assert alone.positions[0] == together.positions[b]
+        assert alone.forward_tokens[0] == together.forward_tokens[b]
         assert alone.fallbacks[0] == together.fallbacks[b] == (b == 2)
     assert together.children[0] != together.children[1]
     assert mutator(parents, 2, keys(3, seed=1)).children[0] != together.children[0]
@@ -492,5 +498,5 @@ def test_requests_that_cannot_be_used_are_refused():
         rewriter(script(""), request="Rewrite {number}")
     with pytest.raises(ValueError, match="inputs must be an integer of at least 2; found 1"):
         rewriter(script(""), inputs=1)
-    with pytest.raises(ValueError, match="Rewriter.model does not say its end tokens"):
+    with pytest.raises(ValueError, match="Rewriter.model has no end token ids"):
         Rewriter(dataclasses.replace(Scripted(), end_ids=()), None, *WORDS, INPUTS)

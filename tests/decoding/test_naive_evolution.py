@@ -20,8 +20,8 @@ from dera_jax.decoding.sampling import Sampling
 from dera_jax.decoding.search import Guide
 from dera_jax.models.language_model import Prompts, sequence_keys
 from dera_jax.models.tabular import TabularLM
-from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Reward, Source
+from dera_jax.rewards.scoring import RewardScorer
 from tests.decoding import worlds
 
 SIZE = 997  # of a table of rewards
@@ -86,7 +86,7 @@ def table(vocab, length, seed=0):
 def compiled(model, params, prompts, keys, settings):
     """As NumPy arrays; the documents are the first individuals' prompts."""
     source = Source(jax.tree.map(lambda x: x[:, 0], prompts))
-    guide = Guide(Judge(REWARD, TABLE, str), source)
+    guide = Guide(RewardScorer(REWARD, TABLE, str), source)
     found = evolution.generation(model, params, prompts, keys, settings, guide)
     return jax.tree.map(np.asarray, found)
 
@@ -117,7 +117,7 @@ def check_same(found, b, expected, settings):
     n = range(settings.population)
     assert history.survived == [[i in one.best for i in n] for one in expected.rounds]
     assert found.written[b].tolist() == written(expected, settings)
-    assert found.positions[b] == positions(expected, settings)
+    assert found.forward_tokens[b] == forward_tokens(expected, settings)
 
 
 def texts_of(texts, b):
@@ -138,11 +138,11 @@ def written(found, settings):
     return rows
 
 
-def positions(found, settings):
-    """By the contract of `Generation.positions`."""
+def forward_tokens(found, settings):
+    """By the contract of `Generation.forward_tokens`."""
     drawn = adopted = 0
     for one in found.rounds:
-        pairs = zip(one.before, one.judged, strict=True)
+        pairs = zip(one.before, one.scored, strict=True)
         drawn += sum(len(after) - len(before) for before, after in pairs)
         taken = [one.written[donor] for i, donor in enumerate(one.donors) if donor != i]
         adopted += sum(len(x) for x in taken if not naive.ends(x, settings.sampling))
@@ -161,7 +161,7 @@ def events(found, settings):
         seen["adopted an ended text"] += done.count(True)
         seen["ended outside the best"] += sum(one.ended[i] for i in outside)
         seen["tie at the last place"] += any(one.rewards[i] == worst for i in outside)
-        seen["lookahead"] += one.judged != one.written
+        seen["lookahead"] += one.scored != one.written
     return seen
 
 
@@ -196,7 +196,7 @@ def test_populations_in_tables():
 
 @pytest.mark.slow
 def test_one_population_at_a_time():
-    """Nothing is judged after its last replacement, as it is while others go on."""
+    """Nothing is scored after its last replacement, as it is while others go on."""
     model, params, prompts, keys, settings = worlds_of(5)
     for b in range(len(keys)):
         own = jax.tree.map(lambda x, b=b: x[b : b + 1], prompts)
@@ -261,8 +261,8 @@ def test_archives():
     prompts = [Prompt(str(i % INPUTS)) for i in ids]
     documents = np.array([[int(x.document)] for x in prompts])
     encode = lambda rows: worlds.each(np.array([[[int(x.document)] for x in row] for row in rows]))
-    guide = Guide(Judge(REWARD, TABLE, str), Source(worlds.whole(documents)))
-    questions = archive.Questions(prompts, encode, ids, guide)
+    guide = Guide(RewardScorer(REWARD, TABLE, str), Source(worlds.whole(documents)))
+    questions = archive.EvolutionInputs(prompts, encode, ids, guide)
     found = archive.evolve(model, params, questions, 5, settings, Shifted())
 
     def writer(prompts):

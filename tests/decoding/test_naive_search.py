@@ -138,7 +138,7 @@ def test_when_it_stops(max_length, alpha, steps):
     world = lambda prefix: [0.4, 0.5, 0.1]
     settings = Settings(max_length, beams=1, top_k=3, length_penalty=alpha)
     found = search(log_probs(world), None, settings)
-    assert (found.steps, found.positions, found.tokens) == (steps, steps, [[EOS]])
+    assert (found.steps, found.forward_tokens, found.tokens) == (steps, steps, [[EOS]])
 
 
 @pytest.mark.parametrize("highest, expected", [(0.0, [EOS]), (1.0, [A, EOS]), (None, [A, EOS])])
@@ -174,14 +174,14 @@ def test_a_lookahead_turns_the_choice():
 
     blind = run(0)
     assert reward.calls[0] == ([[A], [B], [EOS]], [False, False, True])
-    assert blind.tokens == [[A, EOS]] and blind.positions == 2
+    assert blind.tokens == [[A, EOS]] and blind.forward_tokens == 2
     assert blind.scores == pytest.approx([np.log(0.6 * 0.4)])
 
     reward.calls.clear()
     seeing = run(1)
     assert seeing.tokens == [[B, EOS]]
     assert seeing.scores == pytest.approx([np.log(0.3 * 0.4)])  # B's own 1 was the lookahead's
-    assert seeing.positions == 2 + 2  # A and B were continued, at n = T nothing is
+    assert seeing.forward_tokens == 2 + 2  # A and B were continued, at n = T nothing is
     assert reward.calls == [
         ([[A, A], [B, B], [EOS]], [False, False, True]),
         ([[B, B], [B, EOS], [B, A]], [False, True, False]),
@@ -220,7 +220,7 @@ def test_rewards_are_inherited_until_the_next_scoring():
     assert found.tokens == [[B, B, EOS], [EOS]]
     assert found.scores == pytest.approx([np.log(0.3 * 0.3 * 0.1) + 10, np.log(0.1)])
     assert found.rewards.tolist() == [1.0, 0.0]
-    assert found.positions == 4 * 2  # the first step, of one hypothesis, counts two as well
+    assert found.forward_tokens == 4 * 2  # the first step, of one hypothesis, counts two as well
 
 
 def test_texts_without_end_are_scored_without_length_penalty():

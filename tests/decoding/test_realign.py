@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from dera_jax.decoding.realign import Realigned, realign_logits
-from dera_jax.decoding.sampling import Sampling, sample, sweep_rows
-from dera_jax.models.language_model import UNUSED, sequence_keys
+from dera_jax.decoding.sampling import Sampling, sample, sweep_hypotheses
+from dera_jax.models.language_model import UNUSED_LOGIT, sequence_keys
 from dera_jax.models.tabular import TabularLM
 from tests import golden
 from tests.decoding import worlds
@@ -83,7 +83,7 @@ def test_lambda_zero_and_one_reproduce_the_single_models_token_for_token():
     model, params, g = golden.load("v1_1")
     other = jax.tree.map(lambda x: 1.1 * x, params)
     sampling = Sampling(max_length=12)
-    lam, numbers = sweep_rows([0.0, 0.7, 1.0], num_samples=2, batch=4)
+    lam, numbers = sweep_hypotheses([0.0, 0.7, 1.0], num_samples=2, batch=4)
     prompts, keys = golden.prompts(g, lam=lam), sequence_keys(3, np.arange(4), numbers)
     pair = sample(Realigned(model, (model,)), (params, other), prompts, keys, sampling)
     prompts = prompts.replace(lam=None)
@@ -95,10 +95,10 @@ def test_lambda_zero_and_one_reproduce_the_single_models_token_for_token():
 
 
 def test_a_sweep_has_one_lambda_for_each_group_and_its_numbers_again_at_each():
-    lam, numbers = sweep_rows([0.0, 0.5], num_samples=3, batch=2)
+    lam, numbers = sweep_hypotheses([0.0, 0.5], num_samples=3, batch=2)
     np.testing.assert_array_equal(lam, [[0.0, 0.5]] * 2)
     np.testing.assert_array_equal(numbers, [0, 1, 2, 0, 1, 2])
-    lam, numbers = sweep_rows([(0.0, 0.5), (1.0, 2.0)], num_samples=1, batch=3)
+    lam, numbers = sweep_hypotheses([(0.0, 0.5), (1.0, 2.0)], num_samples=1, batch=3)
     np.testing.assert_array_equal(lam, [[(0.0, 0.5), (1.0, 2.0)]] * 3)
     np.testing.assert_array_equal(numbers, [0, 0])
 
@@ -157,7 +157,7 @@ def test_ids_that_a_component_lacks_are_not_produced(sizes, lam):
     own = tuple(cut(x)[1] for x in params)
     right = small.teacher_forced(own, small.start(own, prompts, 5, 6), tokens)
     for found, expected in ((output.logits, right.logits), (output.parts, right.parts)):
-        assert (found[..., IDS:] == UNUSED).all()
+        assert (found[..., IDS:] == UNUSED_LOGIT).all()
         np.testing.assert_allclose(found[..., :IDS], expected, atol=1e-5)
         log_probs = jax.nn.log_softmax(found)[..., :IDS]
         np.testing.assert_allclose(log_probs, jax.nn.log_softmax(expected), atol=1e-5)

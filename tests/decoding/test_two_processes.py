@@ -20,8 +20,8 @@ from dera_jax.decoding.search import Guide
 from dera_jax.models.language_model import sequence_keys
 from dera_jax.models.tabular import TabularLM
 from dera_jax.rewards.host import HostReward
-from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.protocol import Source
+from dera_jax.rewards.scoring import RewardScorer
 from tests import processes
 from tests.decoding import worlds
 
@@ -51,13 +51,13 @@ def evolved(table, rows, guide):
     prompts = worlds.each(np.repeat(np.array(rows)[:, None, None], n, axis=1))
     keys = sequence_keys(0, np.array(rows), np.arange(n))
     found = generation(MODEL, table, prompts, keys, EVOLUTION, guide)
-    return found.texts.tokens, found.texts.lengths, found.rewards, found.positions
+    return found.texts.tokens, found.texts.lengths, found.rewards, found.forward_tokens
 
 
 def searched(table, rows, guide):
     prompts, keys = worlds.whole(np.array(rows)[:, None]), sequence_keys(0, np.array(rows), [0])
     found = beam_search(MODEL, table, prompts, keys, SEARCH, guide)
-    return found.pool.tokens, found.pool.lengths, found.scores, found.positions
+    return found.pool.tokens, found.pool.lengths, found.scores, found.forward_tokens
 
 
 METHODS = {"generation": evolved, "beam search": searched}
@@ -74,14 +74,14 @@ def run(method: str, rows: list[int], num: int) -> dict:
                 for d, row in zip(documents, ids, strict=True)]  # fmt: skip
 
     table = MODEL.init(jax.random.key(0)).at[..., EOS].add(jnp.array(END_BONUS)[:, None])
-    judge = Judge(Bounded(reward), None, lambda ids: " ".join(map(str, ids)))
+    scorer = RewardScorer(Bounded(reward), None, lambda ids: " ".join(map(str, ids)))
     guide = Guide(
-        judge, Source(worlds.whole(np.array(rows)[:, None])), [str(x) for x in rows[:num]]
+        scorer, Source(worlds.whole(np.array(rows)[:, None])), [str(x) for x in rows[:num]]
     )
     with mock.patch.object(driver, "_everywhere", wraps=driver._everywhere) as everywhere:
         found = METHODS[method](table, rows, guide)
     found = [np.asarray(x)[:num].tolist() for x in found]
-    return {"found": found, "rounds": everywhere.call_count, "asked": asked}
+    return {"found": found, "rounds": everywhere.call_count, "text_prompts": asked}
 
 
 CASES = [(method, share) for share in (EARLY_AND_LATE, ONE_HAS_NONE) for method in METHODS]
@@ -121,11 +121,11 @@ def test_one_of_the_processes_would_have_ended_earlier():
 def test_rewards_are_asked_about_the_documents_of_their_process_alone(results, case):
     (_, share), both = CASES[case], results[case]
     for (rows, num), ours in zip(share, both, strict=True):
-        assert {d for call in ours["asked"] for d in call} == {str(x) for x in rows[:num]}
-        texts = len(ours["asked"][0]) if num else 0
+        assert {d for call in ours["text_prompts"] for d in call} == {str(x) for x in rows[:num]}
+        texts = len(ours["text_prompts"][0]) if num else 0
         assert all(call == [str(x) for x in rows[:num] for _ in range(texts // num)]
-                   for call in ours["asked"])  # fmt: skip
-        assert len(ours["asked"]) == (ours["rounds"] if num else 0)
+                   for call in ours["text_prompts"])  # fmt: skip
+        assert len(ours["text_prompts"]) == (ours["rounds"] if num else 0)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 from dera_jax.decoding.beam_search import Search, beam_search
 from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample
-from dera_jax.models.language_model import UNUSED, Prompts, sequence_keys
+from dera_jax.models.language_model import UNUSED_LOGIT, Prompts, sequence_keys
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 
@@ -82,7 +82,7 @@ def test_probabilities_are_those_of_a_model_without_these_rows(pair, lam):
         outputs.append(model.teacher_forced(params, state, tokens))
     whole, expected = outputs
     for found, right in zip(jax.tree.leaves(whole), jax.tree.leaves(expected), strict=True):
-        assert (found[..., IDS:] == UNUSED).all()
+        assert (found[..., IDS:] == UNUSED_LOGIT).all()
         log_probs = jax.nn.log_softmax(found)[..., :IDS]
         np.testing.assert_allclose(log_probs, jax.nn.log_softmax(right), atol=1e-4)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dera_jax.decoding.realign import Realigned
-from dera_jax.decoding.sampling import sweep_rows
+from dera_jax.decoding.sampling import sweep_hypotheses
 from dera_jax.models.language_model import Output, Prompts, State, check_single, sequence_keys
 from dera_jax.models.t5_lm import T5
 from dera_jax.models.tabular import TabularLM
@@ -108,7 +108,7 @@ def realigned_t5(whole: bool = False):
     if not whole:
         model, params = one_layer(model, params)
     params = params, jax.tree.map(lambda x: 1.1 * x, params)
-    lam, numbers = sweep_rows([0.0, 0.5, 2.0], num_samples=2, batch=4)
+    lam, numbers = sweep_hypotheses([0.0, 0.5, 2.0], num_samples=2, batch=4)
     prompts = golden.prompts(g, size=40, lam=lam)
     return Realigned(model, (model,)), params, prompts, sequence_keys(0, np.arange(4), numbers)
 

@@ -7,11 +7,12 @@ import jax
 import pytest
 
 from dera_jax.checkpoints.model_folder import save_model
+from dera_jax.data.splits import Split
 from dera_jax.decoding.sampling import Sampling
-from dera_jax.evaluation import shards
+from dera_jax.evaluation import record_store
 from dera_jax.evaluation import sweep as sweep_module
 from dera_jax.evaluation.choose import Choice, Rule, choose, refine
-from dera_jax.evaluation.jobs import Decoding, Split
+from dera_jax.evaluation.pair_sweep import PairSweep
 from dera_jax.evaluation.sweep import Sweep
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
@@ -26,10 +27,10 @@ CARD = {
 }
 
 
-def decoding(reference="reference", aligned="aligned") -> Decoding:
+def decoding(reference="reference", aligned="aligned") -> PairSweep:
     sampling, reward = Sampling(max_length=8), LengthInRange(2, 5)
     settings = Sweep((0.0, 1.0, 2.0, 3.0), 2, sampling, reward, batch_size=2, seed=0)
-    return Decoding(reference, aligned, Split("newswire", "validation", 16, 3), settings)
+    return PairSweep(reference, aligned, Split("newswire", "validation", 16, 3), settings)
 
 
 class Curve:
@@ -60,7 +61,7 @@ class Curve:
 
 
 def run(monkeypatch, folder, rule: Rule, rounds: int) -> dict:
-    monkeypatch.setattr(Decoding, "load", lambda self: Curve())
+    monkeypatch.setattr(PairSweep, "load", lambda self: Curve())
     return Choice(decoding(), rule, rounds).run(folder)
 
 
@@ -156,7 +157,7 @@ def test_the_encoder_works_once_per_batch_and_changes_nothing(folders, tmp_path,
     assert len(calls) == 2  # 3 documents in batches of 2, 3 rounds
     loaded = choice.decoding.load()
     for number in range(3):
-        there = shards.read(tmp_path / "choice" / f"round_{number}")
+        there = record_store.read(tmp_path / "choice" / f"round_{number}")
         lams = tuple(dict.fromkeys(s["lam"] for s in there[0]["samples"]))
         settings = Sweep(lams, 2, Sampling(max_length=8), LengthInRange(2, 5), 2, seed=0)
         alone = loaded.decode(settings, tmp_path / f"alone_{number}")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dera_jax import lock
-from dera_jax.evaluation import shards
+from dera_jax.evaluation import record_store
+from dera_jax.files import lock
 
 ROOT = Path(__file__).resolve().parents[2]
 # Without tasks and models of a file, so that a process starts in seconds.
@@ -20,9 +20,11 @@ import dataclasses, sys, time
 from pathlib import Path
 import jax
 import numpy as np
-from dera_jax import run_folder
+from dera_jax.files import run_folder
 from dera_jax.decoding.sampling import Sampling
-from dera_jax.evaluation.sweep import Documents, Sweep, decode, write_report
+from dera_jax.data.documents import Documents
+from dera_jax.evaluation.sweep import Sweep, decode
+from dera_jax.evaluation.sweep_tables import write_report
 from dera_jax.models.language_model import Prompts
 from dera_jax.models.tabular import TabularLM
 from dera_jax.decoding.realign import Realigned
@@ -83,6 +85,6 @@ def test_a_sweep_killed_twice_ends_as_one_left_alone_and_no_second_one_works_bes
         assert not (killed / "result.json").exists(), "killed too late to show anything"
     assert start(killed).wait() == 0
     assert not (killed / lock.KEY).exists()
-    assert shards.read(killed) == shards.read(whole)
-    for name in (shards.RECORDS, shards.MANIFEST, "result.json"):
+    assert record_store.read(killed) == record_store.read(whole)
+    for name in (record_store.RECORDS, record_store.MANIFEST, "result.json"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()

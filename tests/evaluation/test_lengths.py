@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from dera_jax.checkpoints.loading import Loaded
+from dera_jax.checkpoints.loading import LoadedModel
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
+from dera_jax.data.documents import Documents
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation.lengths import LengthSurvey
-from dera_jax.evaluation.sweep import Documents
 from dera_jax.models.language_model import Prompts, sequence_keys
 from dera_jax.prompts import Prompt
-from dera_jax.rewards.length import share_in_range
+from dera_jax.rewards.length import optimal_in_range_rate
 from tasks import vocabularies
 from tests import golden, prompts
 
@@ -47,7 +47,7 @@ def vocabulary(tmp_path_factory):
 @pytest.fixture(scope="module")
 def survey(vocabulary):
     model, params, g = golden.load("v1_1")
-    loaded = Loaded(model, params, vocabulary, {})
+    loaded = LoadedModel(model, params, vocabulary, {})
     documents = Given(prompts.zero_padded(g["encoder_input_tokens"][:3, :20]))
     return LengthSurvey(loaded, documents, LIMIT, num_samples=5, batch_size=2, seed=4)
 
@@ -72,9 +72,9 @@ def test_run_reports_the_range_and_the_betas_that_fit_it(survey, monkeypatch, tm
     low, high = found["low"], found["high"]
     assert low == np.percentile(text, 75, method="nearest") and high - low > 20
     shares = np.array([1, 1, 0]) * (high - low + 1) / 101
-    assert found["share_in_range"] == pytest.approx(shares.mean())
+    assert found["in_range_rate"] == pytest.approx(shares.mean())
     assert found["ever_in_range"] == pytest.approx(2 / 3)
     assert found["mean_length"] == pytest.approx(100 / 3) and found["finished"] == 1
-    beta = found["beta_for_share"]
+    beta = found["beta_for_rate"]
     assert beta["0.7"] is beta["0.8"] is None  # more than the two documents that can
-    assert share_in_range(shares, beta["0.6"]) == pytest.approx(0.6, abs=1e-3)
+    assert optimal_in_range_rate(shares, beta["0.6"]) == pytest.approx(0.6, abs=1e-3)

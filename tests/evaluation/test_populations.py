@@ -9,19 +9,19 @@ import pytest
 from dera_jax.decoding.evolution import Evolution
 from dera_jax.decoding.mutation import Offspring, TemplateBank, Unchanged
 from dera_jax.decoding.sampling import Sampling
-from dera_jax.evaluation import shards
-from dera_jax.evaluation.bench import Bench
-from dera_jax.evaluation.methods import Sampled, run
-from dera_jax.evaluation.populations import TRACE, Bred, replacements
+from dera_jax.evaluation import record_store
+from dera_jax.evaluation.method_setup import MethodSetup
+from dera_jax.evaluation.methods import SamplingMethod, run
+from dera_jax.evaluation.populations import TRACE, EvolutionMethod, replacement_statistics
 from dera_jax.models.heads import ValueHead
 from dera_jax.models.t5_lm import T5
 from dera_jax.prompts import Prompt
-from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.learned import RewardModel
-from tests.evaluation import benches
+from dera_jax.rewards.scoring import RewardScorer
+from tests.evaluation import method_setups
 from tests.experiments import small
 
-LENGTH = benches.LENGTH
+LENGTH = method_setups.LENGTH
 ROWS = np.arange(4)
 EVOLUTION = Evolution(Sampling(LENGTH), population=3, period=3, survivors=1, generations=2)
 PLAIN = "summarize: {document}"
@@ -29,16 +29,16 @@ BANK = TemplateBank((PLAIN, f"briefly, {PLAIN}", f"{PLAIN} in short"))
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory) -> Bench:
-    return benches.of_random_models(tmp_path_factory.mktemp("models"))
+def setup(tmp_path_factory) -> MethodSetup:
+    return method_setups.of_random_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
-def answers(bench):
-    return Bred("DARWIN", EVOLUTION, BANK, lam=0.5).answer(bench, ROWS)
+def answers(setup):
+    return EvolutionMethod("DARWIN", EVOLUTION, BANK, lam=0.5).answer(setup, ROWS)
 
 
-def test_the_answer_is_the_best_text_of_the_trace(bench, answers):
+def test_the_answer_is_the_best_text_of_the_trace(setup, answers):
     for b, details in enumerate(answers.details):
         trace = details[TRACE]
         answers_of = lambda x: zip(x["texts"], x["rewards"], strict=True)
@@ -46,11 +46,11 @@ def test_the_answer_is_the_best_text_of_the_trace(bench, answers):
         for g, x in enumerate(trace["generations"]):
             found += [(*answer, (g, i)) for i, answer in enumerate(answers_of(x))]
         best, reward, where = max(found, key=lambda x: x[1])  # the first of equal ones
-        text = bench.tokenizer.decode(answers.tokens[b, 0, : answers.lengths[b, 0]].tolist())
+        text = setup.tokenizer.decode(answers.tokens[b, 0, : answers.lengths[b, 0]].tolist())
         assert trace["best"] == {"text": best, "reward": reward, "from": where} and text == best
 
 
-def test_the_trace_tells_who_took_whose_text(bench, answers):
+def test_the_trace_tells_who_took_whose_text(setup, answers):
     adopted = 0
     for details in answers.details:
         for generation in details[TRACE]["generations"]:
@@ -70,7 +70,7 @@ def test_the_trace_tells_who_took_whose_text(bench, answers):
     assert adopted
 
 
-def positions_by_trace(bench, details, row, read) -> int:
+def positions_by_trace(setup, details, row, read) -> int:
     """Of one model: inputs, the seed's text, every token drawn, and adopted texts once more."""
     fed = sum(read)
     for generation in details[TRACE]["generations"]:
@@ -82,30 +82,32 @@ def positions_by_trace(bench, details, row, read) -> int:
     return fed
 
 
-def test_what_is_counted(bench):
+def test_what_is_counted(setup):
     never = dataclasses.replace(EVOLUTION, sampling=Sampling(LENGTH, end_ids=(-1,)))
-    answers = Bred("DARWIN", never, Unchanged()).answer(bench, ROWS)
-    size = bench.documents.prompts.lengths
+    answers = EvolutionMethod("DARWIN", never, Unchanged()).answer(setup, ROWS)
+    size = setup.documents.prompts.lengths
     for b in range(4):
         drawn = LENGTH * (1 + 2 * 3)
         read = [size[b] * (1 + 2 * 3), drawn]
-        assert answers.positions[b, 0] == positions_by_trace(bench, answers.details[b], b, read)
+        assert answers.forward_tokens[b, 0] == positions_by_trace(
+            setup, answers.details[b], b, read
+        )
     # On a pair everything twice. With 2 survivors less is adopted.
-    pair = Bred("DARWIN", never, Unchanged(), lam=0.5).answer(bench, ROWS)
+    pair = EvolutionMethod("DARWIN", never, Unchanged(), lam=0.5).answer(setup, ROWS)
     for b in range(4):
         read = [size[b] * (1 + 2 * 3), LENGTH * (1 + 2 * 3)]
-        once = positions_by_trace(bench, pair.details[b], b, read)
-        assert pair.positions[b, 0] == 2 * once
+        once = positions_by_trace(setup, pair.details[b], b, read)
+        assert pair.forward_tokens[b, 0] == 2 * once
 
 
-def test_instructions_are_read_and_so_counted(bench):
+def test_instructions_are_read_and_so_counted(setup):
     never = dataclasses.replace(
         EVOLUTION, generations=1, period=LENGTH, sampling=Sampling(LENGTH, end_ids=(-1,))
     )
-    plain = Bred("plain", never, Unchanged()).answer(bench, ROWS).positions
+    plain = EvolutionMethod("plain", never, Unchanged()).answer(setup, ROWS).forward_tokens
     longer = TemplateBank((f"briefly, {PLAIN}",))
-    added = len(bench.tokenizer.encode("briefly, "))
-    instructed = Bred("instructed", never, longer).answer(bench, ROWS).positions
+    added = len(setup.tokenizer.encode("briefly, "))
+    instructed = EvolutionMethod("instructed", never, longer).answer(setup, ROWS).forward_tokens
     np.testing.assert_array_equal(instructed, plain + 3 * added)
 
 
@@ -120,59 +122,63 @@ class Costly:
         return Offspring([[parent] * number for parent in parents], each, 0 * each + 1)
 
 
-def test_models_that_mutate_and_judge_are_counted(bench):
+def test_models_that_mutate_and_judge_are_counted(setup):
     model = ValueHead(T5(small.CONFIG))
     params = model.random(jax.random.key(0))
     learned = dataclasses.replace(
-        bench, judge=Judge(RewardModel(model), params, bench.tokenizer.decode)
+        setup, scorer=RewardScorer(RewardModel(model), params, setup.tokenizer.decode)
     )
     one = dataclasses.replace(EVOLUTION, generations=1, period=LENGTH)
-    free = Bred("free", one, Unchanged()).answer(bench, ROWS)
-    paid = Bred("paid", one, Costly(100)).answer(learned, ROWS)
-    size = bench.documents.prompts.lengths
-    # The seed's text alone, and three texts in the one round; see `RewardModel.positions`.
-    judged = (size + LENGTH + 1) + (size + 3 * (LENGTH + 1))
-    np.testing.assert_array_equal(paid.positions[:, 0], free.positions[:, 0] + 100 + judged)
+    free = EvolutionMethod("free", one, Unchanged()).answer(setup, ROWS)
+    paid = EvolutionMethod("paid", one, Costly(100)).answer(learned, ROWS)
+    size = setup.documents.prompts.lengths
+    # The seed's text alone, and three texts in the one round; see `RewardModel.forward_tokens`.
+    scored = (size + LENGTH + 1) + (size + 3 * (LENGTH + 1))
+    np.testing.assert_array_equal(
+        paid.forward_tokens[:, 0], free.forward_tokens[:, 0] + 100 + scored
+    )
     assert [x[TRACE]["generations"][0]["fallbacks"] for x in paid.details] == [1] * 4
 
 
-def test_without_mutation_and_replacement_it_costs_best_of_n_and_more_inputs(bench):
+def test_without_mutation_and_replacement_it_costs_best_of_n_and_more_inputs(setup):
     evolution = dataclasses.replace(EVOLUTION, period=LENGTH, generations=1)
-    bred = Bred("DARWIN", evolution, Unchanged()).answer(bench, ROWS)
-    best = Sampled("best", n=4, best=True).answer(bench, ROWS)
+    bred = EvolutionMethod("DARWIN", evolution, Unchanged()).answer(setup, ROWS)
+    best = SamplingMethod("best", n=4, best=True).answer(setup, ROWS)
     np.testing.assert_array_equal(bred.tokens, best.tokens)
-    size = bench.documents.prompts.lengths
-    np.testing.assert_array_equal(bred.positions[:, 0], best.positions[:, 0] + 3 * size)
+    size = setup.documents.prompts.lengths
+    np.testing.assert_array_equal(bred.forward_tokens[:, 0], best.forward_tokens[:, 0] + 3 * size)
 
 
-def test_the_plain_prompt_is_what_the_task_reads(bench):
-    plain = bench.documents.prompts
+def test_the_plain_prompt_is_what_the_task_reads(setup):
+    plain = setup.documents.prompts
     size = plain.tokens.shape[1]  # all documents are longer, and cut
     for template in (None, PLAIN):
-        found = bench.encode([bench.prompt(template, row) for row in ROWS], size, None)
+        found = setup.encode([setup.prompt(template, row) for row in ROWS], size, None)
         jax.tree.map(np.testing.assert_array_equal, found, plain)
 
 
-def test_keywords_that_are_not_there_are_refused(bench):
-    bare = dataclasses.replace(bench, documents=dataclasses.replace(bench.documents, keywords=None))
-    with pytest.raises(ValueError, match="has a slot {keywords}, the task no keywords"):
-        Bred("x", EVOLUTION, Unchanged(), template="{keywords}: {document}").answer(bare, ROWS)
+def test_keywords_that_are_not_there_are_refused(setup):
+    bare = dataclasses.replace(setup, documents=dataclasses.replace(setup.documents, keywords=None))
+    with pytest.raises(ValueError, match="has the slot {keywords}, but the task has no keywords"):
+        EvolutionMethod("x", EVOLUTION, Unchanged(), template="{keywords}: {document}").answer(
+            bare, ROWS
+        )
 
 
-def test_a_stopped_run_goes_on_and_ends_the_same(bench, tmp_path):
-    method = Bred("DARWIN", EVOLUTION, BANK, lam=0.5)
-    whole = run(method, bench, tmp_path)  # batches of 3 and of 1, filled up
-    for name in (shards.MANIFEST, "shards/00001.jsonl"):
+def test_a_stopped_run_goes_on_and_ends_the_same(setup, tmp_path):
+    method = EvolutionMethod("DARWIN", EVOLUTION, BANK, lam=0.5)
+    whole = run(method, setup, tmp_path)  # batches of 3 and of 1, filled up
+    for name in (record_store.MANIFEST, "shards/00001.jsonl"):
         (tmp_path / name).unlink()
-    assert run(method, bench, tmp_path) == whole
+    assert run(method, setup, tmp_path) == whole
 
 
-def test_a_long_instruction_cuts_the_document(bench):
-    prompt = Prompt(bench.documents.texts[0], f"briefly, {PLAIN}")
-    whole, cut = (bench.encode([prompt], size, None) for size in (60, 12))
+def test_a_long_instruction_cuts_the_document(setup):
+    prompt = Prompt(setup.documents.texts[0], f"briefly, {PLAIN}")
+    whole, cut = (setup.encode([prompt], size, None) for size in (60, 12))
     assert cut.lengths.tolist() == [12]
     whole, cut = whole.tokens[0], cut.tokens[0]
-    around = bench.tokenizer.encode("briefly, ")
+    around = setup.tokenizer.encode("briefly, ")
     np.testing.assert_array_equal(cut[:11], whole[:11])
     assert cut[-1] == 1 and cut[: len(around)].tolist() == around
 
@@ -202,7 +208,9 @@ def test_what_replacement_did_is_counted():
         "rewards": [0.0, 0.0, 2.0],
         "periods": [period([0, 0, 0], [1, 1, 0], [0, 1, 2], ended=(0, 0, 1))],  # a tie
     }
-    found = replacements([{TRACE: {"generations": [first]}}, {TRACE: {"generations": [second]}}])
+    found = replacement_statistics(
+        [{TRACE: {"generations": [first]}}, {TRACE: {"generations": [second]}}]
+    )
     assert found == pytest.approx(
         {
             "tied": 2 / 3,

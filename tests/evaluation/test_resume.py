@@ -10,8 +10,8 @@ import pytest
 
 import tasks  # noqa: F401 (registers `newswire`, whose vocabulary the models have)
 from dera_jax import main
-from dera_jax.evaluation import shards
-from dera_jax.store import Store
+from dera_jax.evaluation import record_store
+from dera_jax.files.store import Store
 from tests.experiments import small
 
 DATA = Path(__file__).parent.parent / "data" / "line_separators" / "test.jsonl"
@@ -37,7 +37,7 @@ GUIDED = """
 from __gin__ import dynamic_registration
 from dera_jax.evaluation import methods
 from dera_jax.experiments import search_study
-search_study.Methods.methods = (@guided/methods.Searched(),)
+search_study.MethodComparison.methods = (@guided/methods.SearchMethod(),)
 """
 
 SMALL = {"TASK": "separated", "INPUTS": 16, "MAX_LENGTH": 4, "DOCUMENTS": 5}
@@ -112,11 +112,11 @@ def test_a_stopped_run_ends_as_one_left_alone(name, run, tmp_path, monkeypatch):
         run(name, folder)
     assert not (folder / "result.json").exists()
     assert run(name, folder) == whole
-    found = sorted(x.relative_to(folder) for x in folder.rglob(shards.RECORDS))
+    found = sorted(x.relative_to(folder) for x in folder.rglob(record_store.RECORDS))
     assert len(found) == 1
     for path in found:
         assert (folder / path).read_bytes() == (tmp_path / "whole" / path).read_bytes()
-        records = shards.read((folder / path).parent)
+        records = record_store.read((folder / path).parent)
         assert len({record["example_id"] for record in records}) == 5
         assert any("\u2028" in record["document"] for record in records)
 

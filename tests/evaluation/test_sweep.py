@@ -9,17 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dera_jax.data.documents import Documents
 from dera_jax.decoding.sampling import Sampling
-from dera_jax.evaluation import shards
+from dera_jax.evaluation import record_store
 from dera_jax.evaluation import sweep as sweep_module
-from dera_jax.evaluation.sweep import (
-    Documents,
-    Sweep,
-    decode,
-    format_table,
-    table,
-    write_report,
-)
+from dera_jax.evaluation.sweep import Sweep, decode
+from dera_jax.evaluation.sweep_tables import format_table, table, write_report
 from dera_jax.prompts import Prompt
 from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.length import LengthInRange
@@ -66,13 +61,13 @@ def finished(world, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def records(finished):
-    return shards.read(finished)
+    return record_store.read(finished)
 
 
 def test_every_document_is_decoded_once_at_every_lambda(records):
     assert [r["example_id"] for r in records] == [100, 101, 102, 103, 104]
     for record in records:
-        rows = [(s["lam"], s["stream"]) for s in record["samples"]]
+        rows = [(s["lam"], s["sample"]) for s in record["samples"]]
         assert rows == [(lam, i) for lam in (0.0, 0.5, 1.0) for i in (0, 1)]
 
 
@@ -91,7 +86,7 @@ def test_a_stopped_sweep_goes_on_and_ends_the_same(world, records, tmp_path, mon
         decode(model, params, documents, SWEEP, to_text, tmp_path)
     assert decode(model, params, documents, SWEEP, to_text, tmp_path) == records
     assert calls == [[0, 1], [2, 3], [2, 3], [4, 4]]
-    assert shards.read(tmp_path) == records
+    assert record_store.read(tmp_path) == records
 
 
 OTHERS = {
@@ -134,7 +129,7 @@ def test_table_is_the_mean_over_the_records(records):
     for row in rows:
         samples = [s for r in records for s in r["samples"] if s["lam"] == row["lam"]]
         assert row["reward"] == pytest.approx(np.mean([s["reward"] for s in samples]))
-        assert "share_in_range" not in row  # OddLength is 0 or −1 too, and about no range
+        assert "in_range_rate" not in row  # OddLength is 0 or −1 too, and about no range
         assert row["kl"] == pytest.approx(np.mean([s["kl"] for s in samples]))
         assert row["length"] == pytest.approx(np.mean([s["length"] for s in samples]))
 
@@ -161,7 +156,7 @@ def test_a_reward_of_the_wrong_shape_is_refused(world, tmp_path):
         decode(model, params, documents, bad, to_text, tmp_path)
 
 
-def test_a_length_reward_s_table_has_the_share_in_range(world, tmp_path):
+def test_a_length_reward_s_table_has_the_optimal_in_range_rate(world, tmp_path):
     """Counted from the recorded lengths."""
     model, params, documents, to_text = world
     settings = dataclasses.replace(SWEEP, reward=LengthInRange(1, 3))
@@ -169,8 +164,8 @@ def test_a_length_reward_s_table_has_the_share_in_range(world, tmp_path):
     for row in table(records):
         samples = [s for r in records for s in r["samples"] if s["lam"] == row["lam"]]
         inside = [s["finished"] and 1 <= s["length"] <= 3 for s in samples]
-        assert row["share_in_range"] == pytest.approx(np.mean(inside))
-    assert "in range" in format_table(table(records))
+        assert row["in_range_rate"] == pytest.approx(np.mean(inside))
+    assert "in-range rate" in format_table(table(records))
 
 
 def test_rewards_of_any_value_make_a_table(records, tmp_path):
@@ -181,7 +176,7 @@ def test_rewards_of_any_value_make_a_table(records, tmp_path):
     ]
     rows = write_report(changed, tmp_path)
     assert len({frozenset(row) for row in rows}) == 1
-    assert "share_in_range" not in rows[0] and "faithful" in format_table(rows)
+    assert "in_range_rate" not in rows[0] and "faithful" in format_table(rows)
 
 
 def test_parts_stand_beside_what_is_measured(records):
@@ -190,7 +185,7 @@ def test_parts_stand_beside_what_is_measured(records):
     head, first, *_ = format_table(table(named)).splitlines()
     cells = dict(zip(re.split(r"  +", head.strip()), re.split(r"  +", first.strip()), strict=True))
     assert cells["reward_length"].startswith("-7.00")
-    assert not cells["length"].startswith("-")
+    assert not cells["length (tokens)"].startswith("-")
 
 
 def test_python_sees_no_document_that_only_fills_a_batch(world, tmp_path):

@@ -7,12 +7,12 @@ import jax
 
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
-from dera_jax.data import Data
-from dera_jax.evaluation.jobs import Split
+from dera_jax.data.splits import Split
+from dera_jax.data.task_data import TaskData
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.training import optimizers, ppo
-from dera_jax.training.alignment import Alignment
+from dera_jax.training.ppo_training import PPOTraining
 from tasks import newswire
 
 CONFIG = T5Config(1024, 16, 2, 1, 1, 8, 32, ("relu",), True)
@@ -30,10 +30,10 @@ def adamw(peak: float) -> optimizers.Optimizer:
     return optimizers.adamw(optimizers.constant(peak, 2), 1.0, weight_decay=0.0)
 
 
-def align(reference, objective, seed) -> Alignment:
-    return Alignment(
+def align(reference, objective, seed) -> PPOTraining:
+    return PPOTraining(
         reference,
-        Data("newswire", inputs=16, targets=16, batch_size=4),
+        TaskData("newswire", inputs=16, targets=16, batch_size=4),
         objective,
         ppo.Updates(rollouts=2, epochs=1, minibatches=1),
         ppo.Optimizers(adamw(1e-2), adamw(2e-2)),

@@ -5,8 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from dera_jax.evaluation import trees
-from dera_jax.experiments import exact
+from dera_jax.experiments import exact, trees
 from dera_jax.training import optimizers, ppo
 
 
@@ -14,7 +13,7 @@ from dera_jax.training import optimizers, ppo
 def worlds() -> exact.ExactWorlds:
     schedule = optimizers.cosine(0.05, warmup_steps=1, total_steps=120)
     rule = optimizers.adamw(schedule, clip_norm=1.0, weight_decay=0.0)
-    alignment = exact.Alignment(
+    alignment = exact.TabularAlignment(
         ppo.Updates(rollouts=64, epochs=2, minibatches=2),
         ppo.Optimizers(rule, rule),
         inputs=8,
@@ -47,7 +46,7 @@ def test_a_mixture_that_is_not_the_optimum_is_found_out():
     table = np.random.default_rng(0).normal(size=(trees_size(3, 4), 3))
     reference = trees.policy_of(table, 4)
     rewards = trees.length_rewards(1, 2, 3, 4)
-    wrong = trees.optimum(reference, rewards, 0.4)
+    wrong = trees.optimal_policy(reference, rewards, 0.4)
     with pytest.raises(ArithmeticError, match="must equal"):
         exact.compare_policies(reference, wrong, rewards, beta=0.5, lam=2.0, is_optimum=True)
 

@@ -9,10 +9,10 @@ from dera_jax.decoding.beam_search import Search
 from dera_jax.decoding.evolution import Evolution
 from dera_jax.decoding.mutation import TemplateBank
 from dera_jax.decoding.sampling import Sampling
-from dera_jax.evaluation import shards
-from dera_jax.evaluation.method_tables import folder_of
+from dera_jax.evaluation import record_store
+from dera_jax.evaluation.method_tables import method_folder
 from dera_jax.experiments.population_study import PopulationStudy
-from dera_jax.experiments.search_setting import Setting
+from dera_jax.experiments.search_experiment import SearchExperiment
 from dera_jax.experiments.stages import Reference
 from dera_jax.rewards.tokens import Repetition
 from tests.experiments import small
@@ -22,7 +22,7 @@ from tests.experiments import small
 def study(tmp_path_factory) -> PopulationStudy:
     folder = tmp_path_factory.mktemp("models")
     return PopulationStudy(
-        setting=Setting(
+        setting=SearchExperiment(
             reference=Reference(folder=small.reference_folder(folder / "reference")),
             documents=small.DOCUMENTS,
             max_length=8,
@@ -61,24 +61,26 @@ def test_every_method_answers_with_as_many_positions(study, tmp_path):
     bought = [name for name in rows if name.startswith("best of")]
     assert len(bought) == 2
     for name in bought:
-        assert abs(rows[name]["positions"] - darwin["positions"]) < 8 * (1 + ("λ" in name)), name
+        assert abs(rows[name]["forward_tokens"] - darwin["forward_tokens"]) < 8 * (
+            1 + ("λ" in name)
+        ), name
     for name in rows:
         if "individuals" in name:
-            each = darwin["positions"] / 3 * (1 + ("λ" in name))
-            assert abs(rows[name]["positions"] - darwin["positions"]) < 0.75 * each, name
+            each = darwin["forward_tokens"] / 3 * (1 + ("λ" in name))
+            assert abs(rows[name]["forward_tokens"] - darwin["forward_tokens"]) < 0.75 * each, name
     effects = {(row["varied"], row["value"]): row for row in found["effects"]}
     varied = {"period": 8, "population": 3, "survivors": 2, "lookahead": 0, "generations": 2}
     assert set(effects) == set(varied.items())
-    same = ("reward", "positions", "rougeL")  # settings that are those of the table
+    same = ("reward", "forward_tokens", "rougeL")  # settings that are those of the table
     for name in ("population", "survivors", "lookahead"):
         assert [effects[name, varied[name]][x] for x in same] == [darwin[x] for x in same]
     assert effects["period", 8]["adopted"] == 0 < effects["survivors", 2]["adopted"]
     assert effects["period", 8]["gap_to_mutation_only"] == 0
-    assert effects["generations", 2]["positions"] > 1.5 * darwin["positions"]
+    assert effects["generations", 2]["forward_tokens"] > 1.5 * darwin["forward_tokens"]
     assert effects["generations", 2]["reward"] >= darwin["reward"]  # the first is the same
     for name in ("methods.png", "effects.png", "cost.png", "lineage_1.png"):
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
-    record = shards.read(folder_of(tmp_path, "DARWIN"))[0]
+    record = record_store.read(method_folder(tmp_path, "DARWIN"))[0]
     assert record["evolution"]["best"]["text"] == record["samples"][0]["text"]
     assert np.isclose(record["evolution"]["best"]["reward"], record["samples"][0]["reward"])
 

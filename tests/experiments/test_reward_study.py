@@ -9,12 +9,12 @@ import pytest
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.checkpoints.tokenizer import Tokenizer
-from dera_jax.data import Data
-from dera_jax.evaluation import shards
+from dera_jax.data.task_data import TaskData
+from dera_jax.evaluation import record_store
 from dera_jax.experiments.reward_study import (
     FIGURE,
-    FromComparisons,
-    Given,
+    GivenReward,
+    LearnedReward,
     RewardStudy,
 )
 from dera_jax.experiments.stages import Reference
@@ -23,7 +23,13 @@ from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.learned import Entailment
 from dera_jax.rewards.tokens import Repetition
 from dera_jax.rewards.words import Faithfulness
-from dera_jax.training import alignment, metrics, preferences, supervised, validation
+from dera_jax.training import (
+    metric_log,
+    ppo_training,
+    preferences,
+    supervised,
+    validation,
+)
 from dera_jax.training.train_step import Loss
 from tasks import newswire
 from tests.experiments import small
@@ -32,25 +38,25 @@ from tests.experiments import small
 def on_pairs(split: str, seed: int):
     return lambda start: preferences.PreferenceTraining(
         start,
-        Data("newswire_pairs", inputs=16, targets=16, batch_size=4, split=split),
+        TaskData("newswire_pairs", inputs=16, targets=16, batch_size=4, split=split),
         small.adamw(1e-2),
         steps=2,
         seed=seed,
-        validation=preferences.Validation(period=2, examples=8),
-        saving=Saving(),
+        validation=preferences.PreferenceValidation(period=2, examples=8, patience=3),
+        saving=Saving(1000, 3.0),
     )
 
 
 def sft() -> supervised.Training:
     return supervised.Training(
         supervised.new_model(small.CONFIG, 0),
-        Data("newswire", inputs=16, targets=16, batch_size=4),
+        TaskData("newswire", inputs=16, targets=16, batch_size=4),
         small.adamw(1e-2),
         steps=2,
         seed=0,
         validation=validation.Validation(period=2, examples=8),
         loss=Loss(),
-        saving=Saving(),
+        saving=Saving(1000, 3.0),
     )
 
 
@@ -60,10 +66,10 @@ def study(tmp_path_factory) -> RewardStudy:
     return RewardStudy(
         reference=Reference(folder=folder),
         criteria=(
-            FromComparisons("proxy", on_pairs("train_a", 0)),
-            FromComparisons("judge", on_pairs("train_b", 1), weight=0.0),
-            Given("repeated", Repetition(), weight=0.5),
-            Given("true", HostReward(newswire.truth), weight=0.0),
+            LearnedReward("proxy", on_pairs("train_a", 0)),
+            LearnedReward("held_out", on_pairs("train_b", 1), weight=0.0),
+            GivenReward("repeated", Repetition(), weight=0.5),
+            GivenReward("true", HostReward(newswire.truth), weight=0.0),
         ),
         align=small.align,
         max_length=8,
@@ -83,23 +89,23 @@ def test_a_study_measures_every_part_and_optimises_those_with_a_weight(
 ):
     rows = study.run(tmp_path)["lambda"]
     assert [row["lam"] for row in rows] == [0.0, 1.0]
-    names = ("proxy", "judge", "repeated", "true")
+    names = ("proxy", "held_out", "repeated", "true")
     for row in rows:
         parts = {name: row[f"reward_{name}"] for name in names}
         assert row["reward"] == pytest.approx(parts["proxy"] + 0.5 * parts["repeated"], abs=1e-5)
         assert parts["true"] == 0  # random tokens state nothing
-    logged = metrics.read(tmp_path / "ppo")[-1]
+    logged = metric_log.read(tmp_path / "ppo")[-1]
     assert {"training/reward_proxy", "training/reward_repeated"} <= set(logged)
     assert "training/reward_judge" not in logged
     for name in ("report.html", "sweep.png", FIGURE, "metrics.json"):
         assert (tmp_path / name).stat().st_size > 0
     trained = {p.parent.name for p in tmp_path.glob("*/best")}
-    assert trained == {"proxy", "judge"}
+    assert trained == {"proxy", "held_out"}
 
     # Stopped in the sweep: nothing is trained again.
     (tmp_path / "dera" / "result.json").unlink()
     never = lambda *_: pytest.fail("a finished stage was run again")
-    for kind in (preferences.PreferenceTraining, alignment.Alignment):
+    for kind in (preferences.PreferenceTraining, ppo_training.PPOTraining):
         monkeypatch.setattr(kind, "run", never)
     again = study.run(tmp_path)
     assert again["lambda"] == rows
@@ -109,7 +115,8 @@ def test_a_study_measures_every_part_and_optimises_those_with_a_weight(
 def test_the_sweep_s_rewards_are_those_of_the_parts(study, tmp_path):
     """Against each part called alone on the recorded tokens."""
     shown = dataclasses.replace(
-        study, criteria=(Given("a", Faithfulness(), 2.0), Given("b", Repetition(), -1.0))
+        study,
+        criteria=(GivenReward("a", Faithfulness(), 2.0), GivenReward("b", Repetition(), -1.0)),
     )
     for stage in shown.stages(tmp_path):
         stage.folder.mkdir(parents=True)
@@ -118,7 +125,7 @@ def test_the_sweep_s_rewards_are_those_of_the_parts(study, tmp_path):
     documents = small.DOCUMENTS.read(Tokenizer(small.newswire.vocabulary()))
     rewards = {"a": Faithfulness(), "b": Repetition()}
     params = {name: reward.load(resources) for name, reward in rewards.items()}
-    for i, record in enumerate(shards.read(tmp_path / "dera")):
+    for i, record in enumerate(record_store.read(tmp_path / "dera")):
         source = documents.source(np.array([i]))
         for s in record["samples"]:
             tokens = np.zeros((1, 1, 8), int)
@@ -138,7 +145,7 @@ def test_a_dry_run_needs_no_files(study, monkeypatch):
         reference=Reference(training=sft),
         criteria=study.criteria[:3],
     )
-    names = [need.name for need in unread.needs()]
+    names = [need.name for need in unread.program_costs()]
     assert names[-3:] == ["PPO step", "DeRa sweep, a batch", "scoring, a batch"]
     assert sum("newswire_pairs" in name for name in names) == 2 and len(names) == 6
 
@@ -150,14 +157,14 @@ def test_a_study_without_a_weight_is_refused(study):
 
 @pytest.mark.parametrize("names", [["a", "a"], ["a", "ppo"]])
 def test_names_that_are_not_a_part_s_own_are_refused(study, names):
-    criteria = tuple(Given(name, Faithfulness()) for name in names)
-    with pytest.raises(ValueError, match=f"names of their own.*found {re.escape(str(names))}"):
+    criteria = tuple(GivenReward(name, Faithfulness()) for name in names)
+    with pytest.raises(ValueError, match=f"unique names.*found {re.escape(str(names))}"):
         dataclasses.replace(study, criteria=criteria)
 
 
 def test_a_missing_model_is_found_before_anything_is_trained(study, tmp_path):
     missing = Entailment(T5(small.CONFIG), folder=None, max_length=32)
-    late = dataclasses.replace(study, criteria=(Given("entailed", missing),))
+    late = dataclasses.replace(study, criteria=(GivenReward("entailed", missing),))
     with pytest.raises(ValueError, match="a learned reward needs the folder of its model"):
         late.run(tmp_path)
     assert not list(tmp_path.iterdir())

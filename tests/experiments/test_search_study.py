@@ -8,11 +8,11 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from dera_jax.decoding.beam_search import Search
-from dera_jax.evaluation import shards
-from dera_jax.evaluation.method_tables import check_names, folder_of, paired_gap
-from dera_jax.evaluation.methods import Sampled, Searched
-from dera_jax.experiments.search_setting import Budget, Setting
-from dera_jax.experiments.search_study import Methods, SearchStudy, TradeOff
+from dera_jax.evaluation import record_store
+from dera_jax.evaluation.method_tables import check_names, method_folder, paired_difference
+from dera_jax.evaluation.methods import SamplingMethod, SearchMethod
+from dera_jax.experiments.search_experiment import Budget, SearchExperiment
+from dera_jax.experiments.search_study import MethodComparison, SearchStudy, TradeOff
 from dera_jax.experiments.stages import Reference
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.length import LengthInRange
@@ -24,9 +24,9 @@ SEARCH = Search(8, beams=2, top_k=3, lookahead=2, reward_weight=8.0)
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory) -> Setting:
+def setting(tmp_path_factory) -> SearchExperiment:
     folder = tmp_path_factory.mktemp("models")
-    return Setting(
+    return SearchExperiment(
         reference=Reference(folder=small.reference_folder(folder / "reference")),
         documents=small.DOCUMENTS,
         max_length=8,
@@ -53,7 +53,7 @@ def study(setting) -> SearchStudy:
 
 @pytest.mark.evidence
 def test_every_method_answers_with_as_many_positions(study, tmp_path):
-    setting = dataclasses.replace(study.setting, also=(Part("words", WordsInRange(high=3)),))
+    setting = dataclasses.replace(study.setting, measured=(Part("words", WordsInRange(high=3)),))
     found = dataclasses.replace(study, setting=setting).run(tmp_path)
     rows = {row["method"]: row for row in found["methods"]}
     deal = rows["DeAL"]
@@ -64,7 +64,7 @@ def test_every_method_answers_with_as_many_positions(study, tmp_path):
     assert len(matched) == 5
     for name in matched:
         models = 2 if "λ" in name else 1
-        assert abs(rows[name]["positions"] - deal["positions"]) < models * 8, name
+        assert abs(rows[name]["forward_tokens"] - deal["forward_tokens"]) < models * 8, name
     gaps = {name: row["gap_to_deal"] for name, row in rows.items()}
     assert gaps["greedy"] == pytest.approx(rows["greedy"]["reward"] - deal["reward"])
     assert all("reward_words" in row and "reward_guide" in row for row in rows.values())
@@ -73,7 +73,7 @@ def test_every_method_answers_with_as_many_positions(study, tmp_path):
     # The grid has the search of the table once more: the same texts at the same cost.
     same = next(r for r in found["grid"] if (r["weight"], r["lookahead"]) == (8.0, 2))
     shared = [x for x in deal if x in same and x != "method"]
-    assert "positions" in shared and [same[x] for x in shared] == [deal[x] for x in shared]
+    assert "forward_tokens" in shared and [same[x] for x in shared] == [deal[x] for x in shared]
     for name in ("methods.png", "grid.png"):
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
     assert json.loads((tmp_path / "grid.json").read_text()) == found["grid"]
@@ -87,8 +87,8 @@ def test_an_aligned_model_is_made_where_none_is_given(setting, tmp_path):
     names = [stage.name for stage in setting.stages(tmp_path, Faithfulness())]
     assert names == ["PPO"]
     setting.stages(tmp_path, Faithfulness())[0].run(tmp_path / "ppo")
-    bench = setting.bench(tmp_path, Faithfulness())
-    reference, aligned = (ravel_pytree(x)[0] for x in bench.params)
+    setup = setting.setup(tmp_path, Faithfulness())
+    reference, aligned = (ravel_pytree(x)[0] for x in setup.params)
     assert reference.shape == aligned.shape and np.any(reference != aligned)
 
 
@@ -111,12 +111,12 @@ def test_a_trade_off_moves_from_one_reward_to_the_other(setting, tmp_path):
 
 @pytest.mark.slow
 def test_any_methods_on_the_same_documents(setting, tmp_path):
-    methods = (Sampled("greedy", greedy=True), Searched("DeAL", SEARCH))
-    rows = Methods(setting, KeywordCoverage(), methods).run(tmp_path)["methods"]
+    methods = (SamplingMethod("greedy", greedy=True), SearchMethod("DeAL", SEARCH))
+    rows = MethodComparison(setting, KeywordCoverage(), methods).run(tmp_path)["methods"]
     assert [row["method"] for row in rows] == ["greedy", "DeAL"]
     assert rows[1]["reward"] >= rows[0]["reward"]
     assert (tmp_path / "methods.png").exists()
-    assert (tmp_path / "methods" / "deal" / shards.RECORDS).exists()
+    assert (tmp_path / "methods" / "deal" / record_store.RECORDS).exists()
 
 
 def test_gaps_are_paired_by_document(tmp_path):
@@ -126,32 +126,38 @@ def test_gaps_are_paired_by_document(tmp_path):
             | {"samples": [{"text": "t", "length": 1, "reward": x}]}
             for i, x in enumerate(coverage)
         ]
-        plan = shards.Plan({}, "", np.arange(3), batch_size=3)
-        shards.write(plan, lambda rows, found=records: found, folder_of(tmp_path, name), name)
-    gap = paired_gap(tmp_path, "reward", "to_b", "a", "b")
+        plan = record_store.Plan({}, "", np.arange(3), batch_size=3)
+        record_store.write(
+            plan, lambda rows, found=records: found, method_folder(tmp_path, name), name
+        )
+    gap = paired_difference(tmp_path, "reward", "to_b", "a", "b")
     assert gap["gap_to_b"] == pytest.approx(2 / 3)
     assert gap["gap_to_b_ci95"] == pytest.approx(1.96 * np.std([1, 0, 1], ddof=1) / np.sqrt(3))
 
 
 def test_a_budget_buys_what_it_pays_for():
-    # 1000 positions; an input of 100; models that judge read 100 once and 20 for each text.
-    budget = Budget(positions=1000.0, read=100.0, judged_once=100, judged_each=20)
-    assert budget.texts({"positions": 110.0}, num_models=1) == 27  # (1000 - 200) / (10 + 20) = 26.7
-    assert budget.texts({"positions": 224.0}, num_models=2) == 16  # (1000 - 300) / (24 + 20) = 15.9
-    assert budget.beams({"positions": 220.0}, num_beams=4) == 30  # 4 x 900 / 120
-    assert dataclasses.replace(budget, positions=50.0).texts({"positions": 110.0}, 1) == 1
+    # 1000 forward_tokens; an input of 100; models that scorer read 100 once and 20 for each text.
+    budget = Budget(forward_tokens=1000.0, read=100.0, scored_once=100, scored_each=20)
+    assert (
+        budget.texts({"forward_tokens": 110.0}, num_models=1) == 27
+    )  # (1000 - 200) / (10 + 20) = 26.7
+    assert (
+        budget.texts({"forward_tokens": 224.0}, num_models=2) == 16
+    )  # (1000 - 300) / (24 + 20) = 15.9
+    assert budget.beams({"forward_tokens": 220.0}, num_beams=4) == 30  # 4 x 900 / 120
+    assert dataclasses.replace(budget, forward_tokens=50.0).texts({"forward_tokens": 110.0}, 1) == 1
 
 
 def test_the_parts_of_a_sum_are_measured_once_more_by_themselves(setting, tmp_path):
     parts = (Part("faithful", Faithfulness(), 2.0), Part("short", WordsInRange(high=3), 0.5))
     also = (Part("range", LengthInRange(2, 5), 7.0),)
-    bench = dataclasses.replace(setting, also=also).bench(tmp_path, Combined(parts))
-    measured = bench.measured
+    setup = dataclasses.replace(setting, measured=also).setup(tmp_path, Combined(parts))
+    measured = setup.measured
     assert {x.name: x.weight for x in measured.reward.terms} == {
         "guide": 1.0, "faithful": 0.0, "short": 0.0, "range": 0.0,
     }  # fmt: skip
-    assert measured.params[0] is bench.judge.params  # read once
-    assert measured.params[1:3] == bench.judge.params
+    assert measured.params[0] is setup.scorer.params  # read once
+    assert measured.params[1:3] == setup.scorer.params
 
 
 def test_bad_settings_are_refused(setting, study, tmp_path):
@@ -168,9 +174,9 @@ def test_bad_settings_are_refused(setting, study, tmp_path):
         check_names(["DeAL 1", "deal: 1"])
     short = dataclasses.replace(setting, max_length=3)
     with pytest.raises(ValueError, match="keywords"):
-        short.bench(tmp_path, KeywordCoverage())
+        short.setup(tmp_path, KeywordCoverage())
     with pytest.raises(ValueError, match="max_length must be at least 60"):
-        setting.bench(tmp_path, LengthInRange(50, 58))
+        setting.setup(tmp_path, LengthInRange(50, 58))
 
 
 def test_what_is_needed_after_training_is_looked_at_before(setting, study, tmp_path):
@@ -178,9 +184,9 @@ def test_what_is_needed_after_training_is_looked_at_before(setting, study, tmp_p
     untrained = dataclasses.replace(setting, aligned=None, align=small.align, beta=0.1)
     missing = MissingFile()
     for change, message in (
-        ({"headline": "within"}, "no column 'within' to show"),
+        ({"headline": "in_range_rate"}, "no column 'in_range_rate' to show"),
         ({"prompt": "{keywords}: {document}", "reward": LengthInRange(50, 58)}, "at least 60"),
-        ({"setting": dataclasses.replace(untrained, also=(Part("x", missing),))}, "nowhere"),
+        ({"setting": dataclasses.replace(untrained, measured=(Part("x", missing),))}, "nowhere"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
             dataclasses.replace(study, **{"setting": untrained} | change).run(tmp_path / "out")
@@ -196,16 +202,19 @@ def test_all_searches_of_a_study_are_looked_at_first(setting, study):
     for change in ({"lookaheads": (0, 8)}, {"weights": (8.0, 0.0)}):
         with pytest.raises(ValueError, match="Search"):
             dataclasses.replace(study, **change)
-    greedy, alone = Sampled("greedy", greedy=True), dataclasses.replace(setting, aligned=None)
+    greedy, alone = (
+        SamplingMethod("greedy", greedy=True),
+        dataclasses.replace(setting, aligned=None),
+    )
     with pytest.raises(ValueError, match=r"Search.lookahead must be"):
-        late = Searched("DeAL", dataclasses.replace(SEARCH, lookahead=8))
-        Methods(setting, Repetition(), (greedy, late))
+        late = SearchMethod("DeAL", dataclasses.replace(SEARCH, lookahead=8))
+        MethodComparison(setting, Repetition(), (greedy, late))
     with pytest.raises(ValueError, match="λ = 0.5 needs an aligned model"):
-        Methods(alone, Repetition(), (greedy, Sampled("DeRa", lam=0.5)))
+        MethodComparison(alone, Repetition(), (greedy, SamplingMethod("DeRa", lam=0.5)))
 
 
 def test_a_dry_run_names_the_search(study, monkeypatch):
     small.only_trace(monkeypatch)
-    needs = study.needs()
+    needs = study.program_costs()
     assert [x.name for x in needs] == ["search, a batch"]
     assert needs[0].parameters["reference"] == needs[0].parameters["aligned"] > 0

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dera_jax.experiments.stages import Reference, records
+from dera_jax.experiments.stages import Reference, read_records
 from dera_jax.experiments.two_rewards import FIGURE, TwoRewards
 from dera_jax.rewards.combined import Part
 from dera_jax.rewards.length import LengthInRange
@@ -35,13 +35,13 @@ def experiment(tmp_path_factory) -> TwoRewards:
 def test_the_grid_ends_in_the_single_models(experiment, tmp_path):
     compared = experiment.run(tmp_path)["compared"]
     pairs = {(a, b) for a in experiment.grid for b in experiment.grid}
-    dera = records(tmp_path / "dera")
+    dera = read_records(tmp_path / "dera")
     found = {tuple(s["lam"]) for record in dera for s in record["samples"]}
     assert found == pairs
     # At (1, 0) and (0, 1) DeRa is the model of one reward, with the same draws: token for token.
     for weights in ((1.0, 0.0), (0.0, 1.0)):
         name = "_".join(f"{w:g}" for w in weights)
-        alone = records(tmp_path / f"sampled_{name}")
+        alone = read_records(tmp_path / f"sampled_{name}")
         for ours, theirs in zip(dera, alone, strict=True):
             mine = [s["tokens"] for s in ours["samples"] if tuple(s["lam"]) == weights]
             assert mine == [s["tokens"] for s in theirs["samples"]]

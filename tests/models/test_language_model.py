@@ -10,15 +10,15 @@ from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.models.language_model import (
     Padded,
     Prompts,
+    length_mask,
     next_token_logits,
-    padded,
+    pad_sequences,
     rewind,
     score,
     score_sequences,
     select,
     sequence_keys,
     take,
-    within,
 )
 from dera_jax.models.tabular import TabularLM
 from tests import golden
@@ -235,13 +235,13 @@ def test_a_prompt_without_a_token_is_an_error(world, length):
 
 
 def test_padded_sequences_keep_their_lengths():
-    tokens, lengths = padded([[5, 0, 7], [], [0]], 4)
+    tokens, lengths = pad_sequences([[5, 0, 7], [], [0]], 4)
     np.testing.assert_array_equal(tokens, [[5, 0, 7, 0], [0] * 4, [0] * 4])
     np.testing.assert_array_equal(lengths, [3, 0, 1])
     expected = [[True, True, True, False], [False] * 4, [True, False, False, False]]
     np.testing.assert_array_equal(Padded(tokens, lengths).mask, expected)
     np.testing.assert_array_equal(Prompts(tokens, lengths).mask, expected)
-    np.testing.assert_array_equal(within(jnp.array([[0, 2]]), 2), [[[False] * 2, [True] * 2]])
+    np.testing.assert_array_equal(length_mask(jnp.array([[0, 2]]), 2), [[[False] * 2, [True] * 2]])
 
 
 # λ

@@ -14,10 +14,10 @@ import transformers
 
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.models.language_model import (
-    UNUSED,
+    UNUSED_LOGIT,
     Prompts,
     next_token_logits,
-    padded,
+    pad_sequences,
     sequence_keys,
 )
 from dera_jax.models.llama import LlamaConfig
@@ -30,7 +30,7 @@ MODELS = {
     "tied": Llama(dataclasses.replace(tiny.LLAMA, logits_via_embedding=True)),
 }
 ROWS = [[7, 0, 63, 7, 0], [0], [5, 11, 2, 0, 0, 9, 33, 4, 8], [62, 1]]  # 0 is padding and a token
-PROMPTS = Prompts(*padded(ROWS, 9))
+PROMPTS = Prompts(*pad_sequences(ROWS, 9))
 B, K, T = len(ROWS), 3, 7
 TOKENS = np.random.default_rng(0).integers(0, tiny.LLAMA.vocab_size, (B, K, T))
 
@@ -291,7 +291,7 @@ def test_ids_beyond_the_vocabulary_are_not_produced():
     params = tiny.params(model)
     limited = dataclasses.replace(model, num_ids=50)
     logits = limited.logits(params, jnp.ones((2, model.emb_dim)))
-    np.testing.assert_array_equal(logits[:, 50:], UNUSED)
+    np.testing.assert_array_equal(logits[:, 50:], UNUSED_LOGIT)
     whole = model.logits(params, jnp.ones((2, model.emb_dim)))
     np.testing.assert_array_equal(logits[:, :50], whole[:, :50])
 

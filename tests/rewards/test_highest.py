@@ -8,9 +8,9 @@ import pytest
 from dera_jax.models.language_model import Padded
 from dera_jax.rewards.combined import Combined, Part, Statistics
 from dera_jax.rewards.host import HostReward
-from dera_jax.rewards.judge import score
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import Reward, Source
+from dera_jax.rewards.scoring import score
 from dera_jax.rewards.tokens import LengthNear, Repetition, TokenOverlap
 from dera_jax.rewards.word_hashes import keyword_bytes
 from dera_jax.rewards.words import Faithfulness, KeywordCoverage, WordsInRange

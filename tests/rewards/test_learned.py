@@ -12,11 +12,11 @@ from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.learned_rewards import entailment, reward_model
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
-from dera_jax.checkpoints.resources import RunResources, ShapesOnly
+from dera_jax.checkpoints.resources import DryRunResources, RunResources
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.tokenizer import tokenizer
 from dera_jax.models.heads import ValueHead
-from dera_jax.models.language_model import Padded, Prompts, next_token_logits, padded
+from dera_jax.models.language_model import Padded, Prompts, next_token_logits, pad_sequences
 from dera_jax.models.llama_lm import Llama
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
@@ -59,7 +59,8 @@ def batch(vocabulary):
     encode = tokenizer(vocabulary).encode
     asked = [tokenizer(vocabulary).encode_prompt(f"summarize: {x}", 40).ids for x in DOCUMENTS]
     source = Source(
-        Prompts(*padded(asked, 40)), document=Padded(*padded([encode(x) for x in DOCUMENTS], 40))
+        Prompts(*pad_sequences(asked, 40)),
+        document=Padded(*pad_sequences([encode(x) for x in DOCUMENTS], 40)),
     )
     tokens = np.zeros((2, 2, MAX_LENGTH), np.int32)
     finished = np.array([[True, True], [True, False]])
@@ -127,7 +128,7 @@ def test_a_prompt_is_the_tokens_of_its_text(folders, vocabulary, batch):
 def test_a_decoder_s_prompt_begins_and_does_not_end():
     """The answer goes on with the text of the prompt."""
 
-    class Words(ShapesOnly):
+    class Words(DryRunResources):
         encode = lambda self, text: [30 + len(word) for word in text.split()]
         control_tokens = lambda self, ends_prompts: ([], [1]) if ends_prompts else ([7], [])
 
@@ -171,12 +172,12 @@ def test_positions_of_networks_and_of_their_sum():
     """6 texts of up to 16 tokens about a document of 40, counted by hand."""
     value = RewardModel(ValueHead(T5(CONFIG)))
     label = Entailment(T5(CONFIG), max_length=64)
-    assert value.positions(40, 6, 16) == 40 + 6 * 17 == 142
-    assert label.positions(40, 6, 16) == 6 * 64 == 384
+    assert value.forward_tokens(40, 6, 16) == 40 + 6 * 17 == 142
+    assert label.forward_tokens(40, 6, 16) == 6 * 64 == 384
     formulas = [Part("length", LengthInRange(1, 2)), Part("host", HostReward(len))]
-    assert [x.reward.positions(40, 6, 16) for x in formulas] == [0, 0]
+    assert [x.reward.forward_tokens(40, 6, 16) for x in formulas] == [0, 0]
     both = Combined((*formulas, Part("value", value, 0.5), Part("label", label, 0.0)))
-    assert both.positions(40, 6, 16) == 142 + 384  # what has no weight is computed too
+    assert both.forward_tokens(40, 6, 16) == 142 + 384  # what has no weight is computed too
 
 
 def test_a_log_probability_is_bounded_and_a_head_is_not():

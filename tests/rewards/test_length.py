@@ -9,10 +9,10 @@ import pytest
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.rewards.length import (
     LengthInRange,
-    beta_for_share,
+    beta_for_rate,
+    length_range_of,
+    optimal_in_range_rate,
     optimal_policy,
-    range_of,
-    share_in_range,
 )
 from dera_jax.rewards.protocol import Source, check_limit
 from tests import prompts
@@ -31,7 +31,7 @@ def test_the_paper_s_range_is_the_default():
     # A finished row of n tokens holds n - 1 of text and the end token.
     lengths = [50, 51, 61, 62, 1]
     np.testing.assert_array_equal(
-        reward_of(LengthInRange(), lengths, [True] * 5), [-1, 0, 0, -1, -1]
+        reward_of(LengthInRange(50, 60), lengths, [True] * 5), [-1, 0, 0, -1, -1]
     )
 
 
@@ -72,7 +72,7 @@ def test_the_limit_must_leave_room_for_a_text_that_is_too_long():
         check_limit(LengthInRange(10, 20), 21)
 
 
-def test_share_in_range_is_the_optimum_s_by_enumeration():
+def test_optimal_in_range_rate_is_the_optimum_s_by_enumeration():
     model, (params,) = worlds.tabular_tower(1)
     texts = worlds.texts(model.vocab_size)
     table = np.asarray(params)[0]
@@ -84,23 +84,25 @@ def test_share_in_range_is_the_optimum_s_by_enumeration():
     for lam in (0.0, 0.5, 1.0, 2.0):
         weights = reference * np.exp(-lam / beta * ~good)
         expected = weights[good].sum() / weights.sum()
-        assert share_in_range(p, beta, lam) == pytest.approx(expected)
-        assert share_in_range(p, beta, lam + 0.1) != pytest.approx(expected, rel=1e-3)
+        assert optimal_in_range_rate(p, beta, lam) == pytest.approx(expected)
+        assert optimal_in_range_rate(p, beta, lam + 0.1) != pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize(("p", "target"), [(0.05, 0.6), (0.2, 0.7), (0.5, 0.8)])
-def test_beta_for_share_is_one_over_the_difference_of_logits(p, target):
+def test_beta_for_rate_is_one_over_the_difference_of_logits(p, target):
     logit = lambda x: math.log(x / (1 - x))
     expected = 1 / (logit(target) - logit(p))
-    assert beta_for_share(p, target) == pytest.approx(expected, rel=1e-5)
-    assert share_in_range(p, expected) == pytest.approx(target)
+    assert beta_for_rate(p, target) == pytest.approx(expected, rel=1e-5)
+    assert optimal_in_range_rate(p, expected) == pytest.approx(target)
 
 
 def test_documents_that_differ_lag_behind_the_share_at_their_mean():
     p = np.array([0.0, 0.1, 0.4, 0.5])
-    assert share_in_range(p, 0.5) == pytest.approx(np.mean([share_in_range(x, 0.5) for x in p]))
-    assert share_in_range(p, 0.5) < share_in_range(p.mean(), 0.5) - 0.05
-    assert share_in_range(p, beta_for_share(p, 0.7)) == pytest.approx(0.7, abs=1e-6)
+    assert optimal_in_range_rate(p, 0.5) == pytest.approx(
+        np.mean([optimal_in_range_rate(x, 0.5) for x in p])
+    )
+    assert optimal_in_range_rate(p, 0.5) < optimal_in_range_rate(p.mean(), 0.5) - 0.05
+    assert optimal_in_range_rate(p, beta_for_rate(p, 0.7)) == pytest.approx(0.7, abs=1e-6)
 
 
 def test_the_optimal_policy_s_objective_is_the_log_partition_function():
@@ -109,7 +111,7 @@ def test_the_optimal_policy_s_objective_is_the_log_partition_function():
     found = optimal_policy(p, beta)
     partition = p + (1 - p) * np.exp(-1 / beta)
     assert found["objective"] == pytest.approx(np.mean(beta * np.log(partition)))
-    assert found["reward"] == pytest.approx(share_in_range(p, beta) - 1)
+    assert found["reward"] == pytest.approx(optimal_in_range_rate(p, beta) - 1)
     assert found["kl"] > 0.1
     assert found["objective"] > np.mean(p - 1)  # the reference's own
 
@@ -117,10 +119,10 @@ def test_the_optimal_policy_s_objective_is_the_log_partition_function():
 @pytest.mark.parametrize(("p", "target"), [(0.5, 0.4), (0.5, 1.0), (np.array([0, 0.5]), 0.6)])
 def test_beta_for_a_share_no_alignment_gives_is_refused(p, target):
     with pytest.raises(ValueError, match=f"found the target {target}"):
-        beta_for_share(p, target)
+        beta_for_rate(p, target)
 
 
 def test_range_of_is_the_75th_to_the_95th_percentile_of_text_lengths():
     text = np.random.default_rng(0).permutation(np.arange(101))  # percentile q is q
     finished = text < 99
-    assert range_of(text + finished, finished) == LengthInRange(75, 95)
+    assert length_range_of(text + finished, finished) == LengthInRange(75, 95)

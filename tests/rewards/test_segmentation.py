@@ -42,7 +42,7 @@ def test_the_order_of_accents_and_case_do_not_count():
 
 
 def test_folding_is_done_once():
-    folds = segmentation.folds()
+    folds = segmentation.folding_table()
     assert all(folded.translate(folds) == folded for folded in folds.values())
 
 

@@ -25,7 +25,7 @@ from dera_jax.rewards.words import (
     WordsInRange,
     check_fit,
     coverage,
-    faithful_share,
+    faithful_fraction,
     words_within,
 )
 from tests import prompts
@@ -358,7 +358,7 @@ def test_coverage_in_other_scripts_and_forms(text, keywords, expected, byte_piec
 
 
 def said_of(reward, documents, caplog) -> list[str]:
-    log.forget()
+    log.clear_logged_warnings()
     caplog.clear()
     with caplog.at_level(python_logging.WARNING, logger="absl"):
         for _ in range(2):
@@ -417,7 +417,7 @@ def test_faithfulness_by_hand(byte_pieces):
         Faithfulness(), byte_pieces, bytes_as_ids(*texts), document=document_of(document)
     )
     np.testing.assert_allclose(values, expected, atol=1e-6)
-    np.testing.assert_allclose([faithful_share(x, document) for x in texts], expected)
+    np.testing.assert_allclose([faithful_fraction(x, document) for x in texts], expected)
 
 
 RANGES = [(0, 0), (0, 3), (4, None), (2, 5), (3, 3)]
@@ -476,7 +476,7 @@ def test_words_within_composes_characters_first():
         (0, 2.5, "high must be an integer of at least 0, or None; found 2.5"),
         (4, 3, "0 <= low <= high, or None as high; found low 4, high 3"),
         (None, 3, "low must be an integer of at least 0; found None"),
-        (0, None, "every text would score 0; set low"),
+        (0, None, "every output would score 0; set low"),
     ],
 )
 def test_a_range_of_words_that_is_none_is_refused(low, high, message):
@@ -504,7 +504,8 @@ def test_keywords_fit_where_their_distinct_words_and_the_end_do():
     assert found == ["a b", "", "New York art"]
     message = (
         r"keywords \['New York', 'new-YORK art', 'York'\] of document 2 take 12 tokens and the end "
-        "token, and an output has 12; raise MAX_LENGTH to at least 13, or leave the document out"
+        "token, but the length limit of outputs is 12; raise MAX_LENGTH to at least 13, or leave the "
+        "document out"
     )
     with pytest.raises(ValueError, match=message):
         check_fit(keywords, encode, 12)
@@ -551,7 +552,7 @@ def test_rewards_of_sentences_are_their_counterparts_on_text(shipped):
         KeywordCoverage(): [[coverage(x, k) for x in t] for k, t in zip(lists, texts, strict=True)],
         WordsInRange(8, 12): [[-missed(len(words_of(x)), 8, 12) for x in row] for row in texts],
         Faithfulness(): [
-            [faithful_share(x, d) for x in t] for d, t in zip(documents, texts, strict=True)
+            [faithful_fraction(x, d) for x in t] for d, t in zip(documents, texts, strict=True)
         ],
     }
     for reward, values in expected.items():
@@ -563,5 +564,5 @@ def test_rewards_of_sentences_are_their_counterparts_on_text(shipped):
 def test_the_counterparts_on_text():
     assert coverage("anything", []) == 1 and coverage("", ["a"]) == 0
     assert coverage("The ﬁne cafe\u0301", ["FINE", "café", "fine café", "caf"]) == 0.75
-    assert faithful_share("", "a cat") == faithful_share("the", "the") == 0
-    assert faithful_share("Ｃats ran", "the cats") == 0.5
+    assert faithful_fraction("", "a cat") == faithful_fraction("the", "the") == 0
+    assert faithful_fraction("Ｃats ran", "the cats") == 0.5

@@ -237,7 +237,7 @@ def test_a_missing_reference_is_said(world):
     done = subprocess.run(
         command, env=environment(1), cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode and "reference's checkpoint is not given" in done.stderr
+    assert done.returncode and "checkpoint of the reference policy is not given" in done.stderr
 
 
 SNIPPET = """

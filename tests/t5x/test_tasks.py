@@ -6,7 +6,7 @@ import pytest
 import seqio
 
 import tasks  # noqa: F401 (registers those that are taken up)
-from dera_jax.seqio_tasks import yields_text
+from dera_jax.data.seqio_tasks import yields_text
 from tasks import jsonl, preferences
 
 PLAIN, DIALOGUES = "test_t5x_texts", "test_t5x_dialogues"

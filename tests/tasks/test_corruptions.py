@@ -123,10 +123,10 @@ def test_docstring_swaps_prefer_words_of_the_document(docstring_rows):
 
 def test_swapped_words_were_seen_between_these_neighbours():
     pairs = [
-        docstring_corpus.Pair(
+        docstring_corpus.DocstringPair(
             "f(a): reads the blue lamp and keeps the green door.", "reads a lamp.", ""
         ),
-        docstring_corpus.Pair("g(a): says a door.", "says nothing more.", ""),
+        docstring_corpus.DocstringPair("g(a): says a door.", "says nothing more.", ""),
     ]
     neighbours = corruptions._Neighbours(pairs)
     assert neighbours.swap(pairs[0], random.Random(0)) == "reads a door."
@@ -146,14 +146,16 @@ def test_swapped_words_were_seen_between_these_neighbours():
     ],
 )
 def test_words_that_may_take_anothers_place(other, fits):
-    pair = docstring_corpus.Pair(f"f(a): turns a lamp or a {other}.", "turns a lamp.", "")
+    pair = docstring_corpus.DocstringPair(f"f(a): turns a lamp or a {other}.", "turns a lamp.", "")
     found = corruptions._Neighbours([pair]).swap(pair, random.Random(0))
     assert found == (f"turns a {other}." if fits else None)
 
 
 def test_synonyms_do_not_take_each_others_place():
     for one, other, fits in (("tensor", "array", False), ("tensor", "string", True)):
-        pair = docstring_corpus.Pair(f"f(a): splits a {one} or a {other}.", f"splits a {one}.", "")
+        pair = docstring_corpus.DocstringPair(
+            f"f(a): splits a {one} or a {other}.", f"splits a {one}.", ""
+        )
         found = corruptions._Neighbours([pair]).swap(pair, random.Random(0))
         assert found == (f"splits a {other}." if fits else None)
 
@@ -161,8 +163,8 @@ def test_synonyms_do_not_take_each_others_place():
 @pytest.mark.parametrize("summary", ["turns.", "a turns.lamp.", "a turns-lamp."])
 def test_first_words_and_parts_of_names_are_left_alone(summary):
     document = f"turns a lamp. moves. a moves.lamp. a moves-lamp. {summary}"
-    pair = docstring_corpus.Pair(document, summary, "")
-    first = docstring_corpus.Pair("moves.", "moves.", "")
+    pair = docstring_corpus.DocstringPair(document, summary, "")
+    first = docstring_corpus.DocstringPair("moves.", "moves.", "")
     assert corruptions._Neighbours([pair, first]).swap(pair, random.Random(0)) is None
 
 
@@ -172,9 +174,9 @@ def test_endings():
 
 
 def test_a_foreign_line_is_foreign():
-    own = docstring_corpus.Pair("f(): opens green doors.", "paints walls.", "")
-    true_too = docstring_corpus.Pair("g(): opens them.", "opens green doors.", "")
-    false = docstring_corpus.Pair("h(): counts them.", "counts green lamps.", "")
+    own = docstring_corpus.DocstringPair("f(): opens green doors.", "paints walls.", "")
+    true_too = docstring_corpus.DocstringPair("g(): opens them.", "opens green doors.", "")
+    false = docstring_corpus.DocstringPair("h(): counts them.", "counts green lamps.", "")
     for seed in range(20):
         rng = random.Random(seed)
         assert corruptions._foreign_line(own, [own, true_too, false], rng) == false.summary
@@ -256,10 +258,12 @@ def test_docstring_keywords_stand_in_both_texts(docstring_rows):
 
 
 def test_docstring_keywords_by_hand():
-    pair = docstring_corpus.Pair(
+    pair = docstring_corpus.DocstringPair(
         "to rgb(image, name): an image may be gray. it is a uint8999 rgb color, with channels.",
         "converts a gray image to uint8999 rgb color with the channels.",
         "",
     )
     assert docstrings.keywords(pair) == ["image", "color", "channels"]
-    assert docstrings.keywords(docstring_corpus.Pair("f(): none.", "returns it.", "")) == []
+    assert (
+        docstrings.keywords(docstring_corpus.DocstringPair("f(): none.", "returns it.", "")) == []
+    )

@@ -6,12 +6,12 @@ import sys
 import numpy as np
 import pytest
 
-from dera_jax import data
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.tokenizer import Tokenizer
-from dera_jax.encoding import Sizes
+from dera_jax.data import task_data
+from dera_jax.data.encoding import Sizes
 from tasks import cache, docstring_corpus, docstrings, text, vocabularies
-from tasks.docstring_corpus import Pair
+from tasks.docstring_corpus import DocstringPair
 
 GOOGLE = '''
 class Layer:
@@ -172,7 +172,8 @@ def test_near_copies_share_a_group_transitively_and_so_a_split():
     bridge = " ".join(first.split()[:30] + second.split()[10:])  # half of either
     bodies = [first, second, bridge, _random_body(2), _random_body(3)]
     pairs = [
-        Pair(f"f{i}(): {body}.", f"Summary number {i}.", "f.py") for i, body in enumerate(bodies)
+        DocstringPair(f"f{i}(): {body}.", f"Summary number {i}.", "f.py")
+        for i, body in enumerate(bodies)
     ]
     groups = docstring_corpus.group(pairs)
     assert groups[0] == groups[1] == groups[2]
@@ -182,12 +183,18 @@ def test_near_copies_share_a_group_transitively_and_so_a_split():
 
 
 def test_pairs_with_the_same_summary_share_a_group():
-    pairs = [Pair(f"f{i}(): {_random_body(i)}.", "Returns the mean, maybe.", "") for i in range(2)]
+    pairs = [
+        DocstringPair(f"f{i}(): {_random_body(i)}.", "Returns the mean, maybe.", "")
+        for i in range(2)
+    ]
     assert len(set(docstring_corpus.group(pairs))) == 1
 
 
 def test_the_split_depends_on_content_not_on_order_and_holds_out_six_percent():
-    pairs = [Pair(f"f{i}(): {_random_body(i)}.", f"Summary number {i}.", "") for i in range(3000)]
+    pairs = [
+        DocstringPair(f"f{i}(): {_random_body(i)}.", f"Summary number {i}.", "")
+        for i in range(3000)
+    ]
     singles = list(range(len(pairs)))
     splits = docstring_corpus.split_of_groups(pairs, singles)
     assert docstring_corpus.split_of_groups(pairs[::-1], singles) == splits[::-1]
@@ -246,7 +253,7 @@ def test_a_missing_package_is_named_in_the_error(monkeypatch):
 def test_the_task_adds_prefix_end_of_sequence_and_a_stable_id(small_package):
     vocabulary = vocabularies.docstrings_vocabulary()
     pieces = SentencePieceVocabulary(vocabulary.sentencepiece_model_file, vocabularies.EXTRA_IDS)
-    examples = data.epoch("docstrings", "test", Tokenizer(pieces), Sizes(64, 16), seed=0)
+    examples = task_data.epoch("docstrings", "test", Tokenizer(pieces), Sizes(64, 16), seed=0)
     (pair,) = docstring_corpus.held_out("test")
     expected = vocabulary.encode("summarize: " + pair.document) + [1]
     assert examples.inputs.tokens[0, : len(expected)].tolist() == expected

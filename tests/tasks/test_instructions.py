@@ -10,9 +10,9 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from dera_jax import data
 from dera_jax.checkpoints.tokenizer import Tokenizer
-from dera_jax.encoding import Sizes
+from dera_jax.data import task_data
+from dera_jax.data.encoding import Sizes
 from dera_jax.prompts import Prompt
 from tasks import instructions, jsonl, newswire, xsum
 from tests.texts import BYTES, asked
@@ -59,7 +59,9 @@ def phrased(inputs, targets, ids, short=3, long=6):
         "targets": targets,
         "example_id": tf.constant(ids, tf.int32),
     }
-    dataset = instructions.phrase(tf.data.Dataset.from_tensor_slices(columns), short, long)
+    dataset = instructions.add_instructions(
+        tf.data.Dataset.from_tensor_slices(columns), short, long
+    )
     rows = list(dataset.as_numpy_iterator())
     texts = [row["inputs"].decode() for row in rows]
     rendered = [
@@ -90,7 +92,7 @@ def check_only_inputs_differ(plain, instructed):
 def two_readings(request):
     """An epoch of newswire, and of newswire_instructed."""
     names, text = ("newswire", "newswire_instructed"), Tokenizer(newswire.vocabulary())
-    return [data.epoch(name, request.param, text, SIZES, seed=0) for name in names]
+    return [task_data.epoch(name, request.param, text, SIZES, seed=0) for name in names]
 
 
 @pytest.mark.parametrize("template", instructions.bank())
@@ -191,9 +193,9 @@ def test_newswire_s_tokens_are_the_instruction_s_and_the_plain_input_s(two_readi
 
 def test_another_reading_is_the_same():
     first, second = (
-        data.epoch("newswire_instructed", "test", BYTES, SIZES, seed=s) for s in (0, 1)
+        task_data.epoch("newswire_instructed", "test", BYTES, SIZES, seed=s) for s in (0, 1)
     )
-    assert first.asked == second.asked
+    assert first.text_prompts == second.text_prompts
     jax.tree.map(np.testing.assert_array_equal, first.inputs, second.inputs)
 
 
@@ -232,11 +234,11 @@ def test_a_user_s_own_task(tmp_path):
     plain, name = next(_names), next(_names)
     jsonl.register(plain, {"train": str(path)})
     instructions.register(name, plain, short=1, long=3)
-    examples = data.epoch(name, "train", BYTES, SIZES, seed=0)
+    examples = task_data.epoch(name, "train", BYTES, SIZES, seed=0)
     texts = [f"summarize: {row['document']}" for row in rows]
     found = counts(instruction_of(*p) for p in zip(asked(examples), texts, strict=True))
     assert found.keys() == {"none", "neutral", "long"}
-    ids = data.epoch(plain, "train", BYTES, SIZES, seed=0).example_id
+    ids = task_data.epoch(plain, "train", BYTES, SIZES, seed=0).example_id
     np.testing.assert_array_equal(examples.example_id, ids)
 
 
@@ -257,4 +259,4 @@ def test_tasks_that_cannot_have_instructions():
     texts = tf.data.Dataset.from_tensor_slices({"inputs": ["a"], "targets": ["b"]})
     message = "the examples have no template, document, example_id, only inputs, targets"
     with pytest.raises(ValueError, match=message):
-        instructions.phrase(texts, 1, 2)
+        instructions.add_instructions(texts, 1, 2)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dera_jax import data
-from dera_jax.encoding import Sizes
+from dera_jax.data import task_data
+from dera_jax.data.encoding import Sizes
 from tasks import jsonl
 from tests.texts import BYTES, asked
 
@@ -37,7 +37,7 @@ def register(path, split="train", template="summarize: {document}"):
 def test_a_file_becomes_examples(tmp_path):
     rows = [row | {"source": "ignored"} for row in PAIRS]
     name = register(write(tmp_path / "a.jsonl", dump(rows)), template="tl;dr: {document}")
-    examples = data.epoch(name, "train", BYTES, SIZES, seed=0)
+    examples = task_data.epoch(name, "train", BYTES, SIZES, seed=0)
     assert examples.documents == [row["document"] for row in PAIRS]
     assert asked(examples) == [f"tl;dr: {row['document']}" for row in PAIRS]
     assert examples.summaries == [row["summary"] for row in PAIRS]
@@ -51,7 +51,7 @@ def test_example_ids_follow_the_document_not_the_line(tmp_path):
     forward = register(write(tmp_path / "a.jsonl", dump(PAIRS)))
     backward = register(write(tmp_path / "b.jsonl", dump(PAIRS[::-1])))
     first, second = (
-        data.epoch(n, "train", BYTES, SIZES, 0).example_id for n in (forward, backward)
+        task_data.epoch(n, "train", BYTES, SIZES, 0).example_id for n in (forward, backward)
     )
     np.testing.assert_array_equal(first, second[::-1])
     assert len(set(first.tolist())) == len(PAIRS)
@@ -62,7 +62,7 @@ def test_long_documents_are_cut_and_keep_their_end(tmp_path):
     name = register(
         write(tmp_path / "a.jsonl", dump([{"document": "x" * 99, "summary": "y" * 99}]))
     )
-    examples = data.epoch(name, "train", BYTES, SIZES, 0)
+    examples = task_data.epoch(name, "train", BYTES, SIZES, 0)
     for found, size in ((examples.inputs, 40), (examples.targets, 20)):
         assert found.tokens.shape == (1, size) and found.tokens[0, -1] == 1
         assert found.lengths.tolist() == [size]
@@ -73,16 +73,16 @@ def test_long_documents_are_cut_and_keep_their_end(tmp_path):
     [
         ("{'document': 1}\n", "not valid JSON"),
         ('{"document": "cut off\n', "not valid JSON"),
-        ("\n", "the line is blank and others follow"),
+        ("\n", "the line is blank, but other lines follow"),
         (b'{"document": "\xff", "summary": "b"}\n', "not UTF-8 (byte 0xff at column 15)"),
-        ('{"document": "a", "summary": {"b": 1, "b": 2}}\n', "the key 'b' is there more than"),
+        ('{"document": "a", "summary": {"b": 1, "b": 2}}\n', "the key 'b' occurs more than"),
         ('{"document": "a" "summary": "b"}\n', "at column 18: Expecting ',' delimiter; expected"),
         ('{"a": ' + "[" * 9999 + "\n", "not valid JSON: lists or objects nested too deeply"),
         ('["a", "b"]\n', "expected an object, found list"),
         ('{"summary": "b"}\n', "key 'document' is missing, found ['summary']"),
         ('{"document": "a", "sumary": "b"}\n', "key 'summary' is missing, found"),
-        ('{"document": 3, "summary": "b"}\n', "'document' must be a text, found int"),
-        ('{"document": "a", "summary": null}\n', "'summary' must be a text, found NoneType"),
+        ('{"document": 3, "summary": "b"}\n', "'document' must be a string, found int"),
+        ('{"document": "a", "summary": null}\n', "'summary' must be a string, found NoneType"),
         ('{"document": " \\n", "summary": "b"}\n', "'document' is empty"),
         ('{"document": "a", "summary": ""}\n', "'summary' is empty"),
         ('{"document": "\\ud83d", "summary": "b"}\n', "'document' is not valid Unicode"),
@@ -93,12 +93,12 @@ def test_a_bad_line_is_named(tmp_path, bad, message):
     name = register(path)
     expected = re.escape(f"{path}, line 3: ") + ".*" + re.escape(message)
     with pytest.raises((ValueError, TypeError), match=expected):
-        data.epoch(name, "train", BYTES, SIZES, 0)
+        task_data.epoch(name, "train", BYTES, SIZES, 0)
 
 
 def test_a_file_without_summaries_can_be_read_for_sampling(tmp_path):
     path = write(tmp_path / "a.jsonl", dump({"document": row["document"]} for row in PAIRS))
-    examples = data.epoch(register(path, split="test"), "test", BYTES, SIZES, 0)
+    examples = task_data.epoch(register(path, split="test"), "test", BYTES, SIZES, 0)
     assert examples.summaries == [""] * len(PAIRS)
     np.testing.assert_array_equal(examples.targets.tokens, [[1] + [0] * 19] * len(PAIRS))
     np.testing.assert_array_equal(examples.targets.lengths, 1)
@@ -108,7 +108,7 @@ def test_a_file_without_summaries_can_be_read_for_sampling(tmp_path):
 def test_splits_that_are_learnt_from_need_summaries(tmp_path, split):
     path = write(tmp_path / "a.jsonl", dump({"document": row["document"]} for row in PAIRS))
     with pytest.raises(ValueError, match="line 1: key 'summary' is missing"):
-        data.epoch(register(path, split), split, BYTES, SIZES, 0)
+        task_data.epoch(register(path, split), split, BYTES, SIZES, 0)
 
 
 @pytest.mark.parametrize("first, second", [("a", "no"), ("no", "a")])
@@ -117,18 +117,18 @@ def test_summaries_in_some_lines_only(tmp_path, first, second):
     rows = [with_summary, without] if first == "a" else [without, with_summary]
     path = write(tmp_path / "a.jsonl", dump(rows))
     with pytest.raises(ValueError, match=f"line 2: {second} 'summary', unlike the lines before"):
-        data.epoch(register(path, "test"), "test", BYTES, SIZES, 0)
+        task_data.epoch(register(path, "test"), "test", BYTES, SIZES, 0)
 
 
 def test_missing_and_empty_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.jsonl: no such JSONL file"):
-        data.epoch(register(str(tmp_path / "nowhere.jsonl")), "train", BYTES, SIZES, 0)
+        task_data.epoch(register(str(tmp_path / "nowhere.jsonl")), "train", BYTES, SIZES, 0)
     for empty in ([], ["\n", " \r\n"], ["\ufeff"]):
         path = write(tmp_path / "empty.jsonl", empty)
         with pytest.raises(ValueError, match="empty.jsonl: the file is empty; expected one JSON"):
-            data.epoch(register(path), "train", BYTES, SIZES, 0)
+            task_data.epoch(register(path), "train", BYTES, SIZES, 0)
     with pytest.raises(ValueError, match="is a folder; expected a JSONL file"):
-        data.epoch(register(str(tmp_path)), "train", BYTES, SIZES, 0)
+        task_data.epoch(register(str(tmp_path)), "train", BYTES, SIZES, 0)
 
 
 def test_no_split():
@@ -139,7 +139,7 @@ def test_no_split():
 def test_keywords_of_a_user_s_lines_reach_the_loader(tmp_path):
     lists = [["solar power", "Rome"], [], ["a"], ["b"], ["c"]]
     rows = [row | {"keywords": words} for row, words in zip(PAIRS, lists, strict=True)]
-    found = data.epoch(
+    found = task_data.epoch(
         register(write(tmp_path / "a.jsonl", dump(rows))), "train", BYTES, SIZES, seed=0
     )
     assert found.keywords.shape == (5, 2, 11)
@@ -150,8 +150,8 @@ def test_keywords_of_a_user_s_lines_reach_the_loader(tmp_path):
 @pytest.mark.parametrize(
     ("keywords", "error", "message"),
     [
-        ("Rome", TypeError, "line 2: 'keywords' must be a list of texts, found 'Rome'"),
-        ([3], TypeError, "line 2: 'keywords' must be a list of texts"),
+        ("Rome", TypeError, "line 2: 'keywords' must be a list of strings, found 'Rome'"),
+        ([3], TypeError, "line 2: 'keywords' must be a list of strings"),
         (["--"], ValueError, "line 2: the keyword '--' has no letter or digit"),
     ],
 )
@@ -181,18 +181,18 @@ ACCEPTED = {
     ],
 }
 REFUSED = {
-    "array": "array.jsonl, line 1: not valid JSON: a list begins here",
+    "array": "array.jsonl, line 1: not valid JSON: the line begins a list",
     "cr_only": "cr_only.jsonl, line 1: not valid JSON: more than one value on the line",
-    "duplicate_key": "duplicate_key.jsonl, line 1: the key 'document' is there more than once",
+    "duplicate_key": "duplicate_key.jsonl, line 1: the key 'document' occurs more than once",
     "latin1": "latin1.jsonl, line 1: not UTF-8 (byte 0xe9 at column 18), perhaps Latin-1",
-    "nan": "nan.jsonl, line 1: not valid JSON: NaN is no JSON value",
+    "nan": "nan.jsonl, line 1: not valid JSON: NaN is not a JSON value",
     "pretty": "pretty.jsonl, line 1: not valid JSON: the object does not end on its line",
     "utf16": "utf16.jsonl: the file is in UTF-16 or UTF-32, expected UTF-8",
 }
 
 
 def documents_of(path) -> list[str]:
-    found = data.epoch(
+    found = task_data.epoch(
         register(str(path), "test", template="{document}"), "test", BYTES, SIZES, seed=0
     )
     return found.documents
@@ -226,5 +226,5 @@ def test_every_case_is_tested():
 
 def test_a_packed_file_without_its_name(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(packed("crlf", tmp_path).read_bytes())
-    with pytest.raises(ValueError, match="packed by gzip; give it a name that ends in .gz"):
+    with pytest.raises(ValueError, match="compressed by gzip; give it a name that ends in .gz"):
         documents_of(tmp_path / "a.jsonl")

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import tokenizers
 
-from dera_jax import data
 from dera_jax.checkpoints.json_vocabulary import JsonVocabulary
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.tokenizer import Tokenizer
-from dera_jax.encoding import Sizes
+from dera_jax.data import task_data
+from dera_jax.data.encoding import Sizes
 from dera_jax.models.t5 import T5Config, param_shapes
 from tasks import jsonl
 from tests.texts import plain_ids
@@ -55,7 +55,7 @@ def rows(split: str) -> dict[str, list[str]]:
 def test_a_task_has_the_ids_of_the_model(folder):
     jsonl.register_pairs(TASK, rows, ["train"], "say {document}")
     text = load(folder).tokenizer
-    examples = data.epoch(TASK, "train", text, Sizes(6, 2))
+    examples = task_data.epoch(TASK, "train", text, Sizes(6, 2))
     assert text.vocabulary.pieces == PIECES
     np.testing.assert_array_equal(examples.inputs.tokens, [[3, 4, 6, 5, 1, 0], [3, 4, 1, 0, 0, 0]])
     np.testing.assert_array_equal(examples.inputs.lengths, [5, 3])
@@ -75,7 +75,7 @@ def test_a_decoder_s_inputs_have_no_end_and_begin_where_its_vocabulary_says_so(f
     vocabulary = dataclasses.replace(load(folder).tokenizer.vocabulary, begin=begin)
     text = Tokenizer(vocabulary, ends_prompts=False)
     start = [6] * (begin is not None)
-    whole, cut = (data.epoch(task, "train", text, Sizes(n, 2)) for n in (6, 3))
+    whole, cut = (task_data.epoch(task, "train", text, Sizes(n, 2)) for n in (6, 3))
     assert plain_ids(whole.inputs) == [[*start, 3, 4, 5, 4], [*start, 3, 4]]
     assert plain_ids(cut.inputs) == [[*start, 3, 4, 5][:3], [*start, 3, 4]]
     for found in (whole, cut):
@@ -88,7 +88,7 @@ def test_control_tokens_that_a_document_spells_are_characters(folder):
     task = f"{TASK}_spelt"
     columns = {"document": ["red </s> <pad> <sep> red"], "summary": ["red </s>"]}
     jsonl.register_pairs(task, lambda split: columns, ["train"], "say {document}")
-    found = data.epoch(task, "train", load(folder).tokenizer, Sizes(40, 9))
+    found = task_data.epoch(task, "train", load(folder).tokenizer, Sizes(40, 9))
     unknown = 2
     (ids,), (target,) = plain_ids(found.inputs), plain_ids(found.targets)
     assert ids[:2] == [3, 4] and ids[-3:] == [6, 4, 1] and set(ids[2:-3]) == {unknown}

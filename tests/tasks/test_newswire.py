@@ -7,9 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from dera_jax import data
 from dera_jax.checkpoints.tokenizer import Tokenizer
-from dera_jax.encoding import Sizes
+from dera_jax.data import task_data
+from dera_jax.data.encoding import Sizes
 from tasks import newswire, newswire_corpus
 from tasks.newswire_corpus import check, facts_in
 from tests.texts import asked
@@ -171,7 +171,7 @@ def test_task_gives_whole_words_that_fit():
     vocabulary = newswire.vocabulary()
     assert 500 <= len(vocabulary.pieces) <= 800
     for split in SPLITS:
-        examples = data.epoch("newswire", split, TEXT, SIZES, seed=0)
+        examples = task_data.epoch("newswire", split, TEXT, SIZES, seed=0)
         assert len(examples) == newswire.SIZES[split]
         for report, document, summary in zip(
             newswire.reports(split), examples.documents, examples.summaries, strict=True
@@ -185,7 +185,7 @@ def test_task_gives_whole_words_that_fit():
 
 
 def test_task_carries_the_facts():
-    examples = data.epoch("newswire", "test", TEXT, SIZES, seed=0)
+    examples = task_data.epoch("newswire", "test", TEXT, SIZES, seed=0)
     for report, facts, keywords in zip(
         newswire.reports("test"), examples.notes["facts"], examples.notes["keywords"], strict=True
     ):

@@ -10,8 +10,8 @@ import seqio
 import tensorflow_datasets as tfds
 from absl import logging
 
-from dera_jax import data
-from dera_jax.encoding import Sizes
+from dera_jax.data import task_data
+from dera_jax.data.encoding import Sizes
 from tasks import arguments, commongen, hh_rlhf, preferences, tldr
 from tests.texts import BYTES, asked
 
@@ -92,7 +92,7 @@ def rows_of(name, split):
 
 
 def examples(name, split, length=300):
-    return data.epoch(name, split, BYTES, Sizes(length, 60), seed=0)
+    return task_data.epoch(name, split, BYTES, Sizes(length, 60), seed=0)
 
 
 def refused(function, path, rows, line, message):
@@ -174,7 +174,7 @@ def test_tldr_bad_post(tmp_path, missing):
         ({"info": {"article": "News.", "title": "a"}}, "key 'subreddit' is missing"),
         ({"summaries": [{"text": "a"}]}, "'summaries' must be a list of two objects"),
         ({"summaries": ["a", "b"]}, "'summaries' must be a list of two objects"),
-        ({"summaries": [{"text": "a"}, {"text": " a"}]}, "are the same text"),
+        ({"summaries": [{"text": "a"}, {"text": " a"}]}, "'chosen' and 'rejected' are the same"),
         ({"summaries": [{"text": "a"}, {"text": ""}]}, "'text' is empty"),
     ],
 )
@@ -241,7 +241,7 @@ def test_hh_rlhf_cuts_the_beginning_of_a_long_dialogue(tmp_path):
     write(tmp_path / "train.jsonl", DIALOGUES)
     name = next(_names)
     hh_rlhf.register(name, str(tmp_path))
-    examples = data.epoch(name, "train", BYTES, Sizes(30, 8), seed=0)
+    examples = task_data.epoch(name, "train", BYTES, Sizes(30, 8), seed=0)
     for ids, document in zip(examples.inputs.tokens, examples.documents, strict=True):
         assert BYTES.decode(ids.tolist()) == document[-29:]
         assert ids[-1] == 1
@@ -255,13 +255,13 @@ def test_hh_rlhf_cuts_the_beginning_of_a_long_dialogue(tmp_path):
                 "chosen": dialogue(1, "a", "b")["chosen"],
                 "rejected": dialogue(2, "a", "b")["rejected"],
             },
-            "differ before their last answer, from '1?",
+            "differ before their last response, from '1?",
         ),
-        (dialogue(1, "a", "a"), "are the same text"),
-        (dialogue(1, "", "a"), "the last answer of 'chosen' is empty"),
+        (dialogue(1, "a", "a"), "'chosen' and 'rejected' are the same"),
+        (dialogue(1, "", "a"), "the last response of 'chosen' is empty"),
         (
             dialogue(1, "a", "a\n\nHuman: Thanks."),
-            "'rejected' must end with the assistant's answer",
+            "'rejected' must end with the assistant's response",
         ),
         ({"chosen": "Hello.", "rejected": "Hi."}, "'chosen' must start with"),
         ({"chosen": "\n\nHuman: Hello.", "rejected": "Hi."}, "'chosen' must start with"),
@@ -286,7 +286,7 @@ def test_bad_lines_can_be_left_out_but_not_silently(tmp_path, monkeypatch):
     assert [row["chosen"] for row in rows_of(name, "test")] == ["Yes 0.", "Yes 1."]
     rows_of(name, "test")  # again: it has been said
     (text,) = said
-    assert f"{path}: left out 2 lines" in text
+    assert f"{path}: skipped 2 invalid lines" in text
     assert f"{path}, line 2: " in text and f"{path}, line 3: not valid JSON" in text
 
 
@@ -305,10 +305,10 @@ def test_a_gzip_file_cut_short_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     name = next(_names)
     hh_rlhf.register(name, str(tmp_path), leave_out_bad=True)
-    with pytest.raises(ValueError, match=re.escape(f"{path}: not a whole gzip file")):
+    with pytest.raises(ValueError, match=re.escape(f"{path}: not a complete gzip file")):
         rows_of(name, "test")
     path.write_text("plain")
-    with pytest.raises(ValueError, match="not a whole gzip file, 0 lines could be read"):
+    with pytest.raises(ValueError, match="not a complete gzip file, 0 lines could be read"):
         rows_of(name, "test")
 
 
@@ -353,9 +353,9 @@ def test_commongen_test_without_scenes(tmp_path):
     [
         ({"concept_set": "dog##run"}, "'concept_set' has a concept without a letter or digit"),
         ({"concept_set": "dog#++"}, "'concept_set' has a concept without a letter or digit"),
-        ({"concept_set": ["dog"]}, "'concept_set' must be a text, found list"),
-        ({"scene": []}, "'scene' has no text"),
-        ({"scene": "A dog."}, "'scene' must be a list of texts, found str"),
+        ({"concept_set": ["dog"]}, "'concept_set' must be a string, found list"),
+        ({"scene": []}, "'scene' is missing or empty"),
+        ({"scene": "A dog."}, "'scene' must be a list of strings, found str"),
         ({"scene": ["A dog.", " "]}, "'scene' is empty"),
     ],
 )
@@ -413,11 +413,11 @@ def test_arguments_of_one_file_are_split_by_the_shares_given(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"pro": "for"}, "'pro' must be a list of texts, found 'for'"),
-        ({"con": [1]}, "'con' must be a text, found int"),
+        ({"pro": "for"}, "'pro' must be a list of strings, found 'for'"),
+        ({"con": [1]}, "'con' must be a string, found int"),
         ({"topic": ""}, "'topic' is empty"),
-        ({"text": None}, "'text' must be a text, found NoneType"),
-        ({"pro": []}, "neither 'pro' nor 'con' has an argument"),
+        ({"text": None}, "'text' must be a string, found NoneType"),
+        ({"pro": []}, "'pro' and 'con' are empty"),
     ],
 )
 def test_arguments_bad_line(tmp_path, change, message):

@@ -7,8 +7,8 @@ import re
 import pytest
 import seqio
 
-from dera_jax import data
-from dera_jax.encoding import Sizes
+from dera_jax.data import task_data
+from dera_jax.data.encoding import Sizes
 from tasks import preferences
 from tests.texts import BYTES
 
@@ -51,7 +51,7 @@ def test_a_file_becomes_pairs_of_texts(tmp_path):
 
 def test_the_loader_takes_chosen_as_targets(tmp_path):
     name = register(write(tmp_path / "a.jsonl", PAIRS))
-    found = data.epoch(name, "train", BYTES, Sizes(40, 20), seed=0)
+    found = task_data.epoch(name, "train", BYTES, Sizes(40, 20), seed=0)
     assert found.summaries == [pair["chosen"] for pair in PAIRS]
     assert [BYTES.decode(ids.tolist()) for ids in found.rejected.tokens] == [
         p["rejected"] for p in PAIRS
@@ -81,12 +81,15 @@ def test_further_texts_are_kept_and_other_values_ignored(tmp_path):
         ("nothing\n", "not valid JSON"),
         (["a"], "expected an object, found list"),
         ({"document": "a", "chosen": "b"}, "key 'rejected' is missing, found"),
-        ({"document": "a", "chosen": 3, "rejected": "c"}, "'chosen' must be a text, found int"),
+        ({"document": "a", "chosen": 3, "rejected": "c"}, "'chosen' must be a string, found int"),
         ({"document": " ", "chosen": "b", "rejected": "c"}, "'document' is empty"),
-        ({"document": "a", "chosen": "b c", "rejected": "b  c "}, "are the same text"),
+        ({"document": "a", "chosen": "b c", "rejected": "b  c "}, "are the same"),
         (PAIRS[0] | {"source": "b"}, "a 'source', unlike the lines before"),
-        (PAIRS[0] | {"targets": "b"}, "key 'targets' is a name of the task's own"),
-        (PAIRS[0] | {"a_pretokenized": "b"}, "key 'a_pretokenized' is a name of the task's own"),
+        (PAIRS[0] | {"targets": "b"}, "key 'targets' is reserved for a field of the task"),
+        (
+            PAIRS[0] | {"a_pretokenized": "b"},
+            "key 'a_pretokenized' is reserved for a field of the task",
+        ),
         (PAIRS[0] | {"source": "\ud83d"}, "'source' is not valid Unicode"),
     ],
 )

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from dera_jax import data
-from dera_jax.encoding import Sizes
+from dera_jax.data import task_data
+from dera_jax.data.encoding import Sizes
 from tasks import objectives, pretraining, prose_corpus
-from tasks.docstring_corpus import Pair
+from tasks.docstring_corpus import DocstringPair
 from tests.texts import SHIPPED
 
 V = 400
@@ -146,7 +146,7 @@ def small_prose(monkeypatch):
 
 
 def test_an_epoch_is_a_function_of_the_seed(small_prose):
-    read = lambda seed: data.epoch("prose", "train", SHIPPED, Sizes(128, 40), seed)
+    read = lambda seed: task_data.epoch("prose", "train", SHIPPED, Sizes(128, 40), seed)
     first, again, other = map(read, (1, 1, 2))
     jax.tree.map(np.testing.assert_array_equal, first.inputs, again.inputs)
     jax.tree.map(np.testing.assert_array_equal, first.targets, again.targets)
@@ -169,7 +169,7 @@ def test_marks_of_the_shipped_vocabulary():
     assert texts == ["it ends.", "another begins."]
 
 
-HELD = Pair(
+HELD = DocstringPair(
     "spread(a): The spread is the largest value minus the smallest one along an axis.",
     "Compute the spread.",
     "f.py",

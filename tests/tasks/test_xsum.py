@@ -7,8 +7,8 @@ import pytest
 import seqio
 import tensorflow_datasets as tfds
 
-from dera_jax import data
-from dera_jax.encoding import Sizes
+from dera_jax.data import task_data
+from dera_jax.data.encoding import Sizes
 from tasks import xsum
 from tests.texts import BYTES
 
@@ -26,7 +26,7 @@ def write_folder(folder):
 def test_jsonl_route(tmp_path):
     xsum.register("xsum_bytes", write_folder(tmp_path))
     for split in xsum.SPLITS:
-        examples = data.epoch("xsum_bytes", split, BYTES, SIZES, 0)
+        examples = task_data.epoch("xsum_bytes", split, BYTES, SIZES, 0)
         assert examples.documents == [f"{split} article {i}" for i in range(3)]
         assert examples.summaries == [f"{split} {i}" for i in range(3)]
         assert BYTES.decode(examples.inputs.tokens[0].tolist()) == f"summarize: {split} article 0"
@@ -48,7 +48,7 @@ def test_default_task_without_a_folder_says_what_to_set(monkeypatch):
 
 def test_tfds_route_on_mock_data():
     with tfds.testing.mock_data(num_examples=4):
-        examples = data.epoch("xsum_tfds", "validation", BYTES, SIZES, 0)
+        examples = task_data.epoch("xsum_tfds", "validation", BYTES, SIZES, 0)
         raw = list(tfds.as_numpy(tfds.load("xsum:1.1.0", split="validation")))
     assert len(examples) == 4
     assert examples.documents == [row["document"].decode() for row in raw]

@@ -39,7 +39,7 @@ def pairs(scorer: Scorer, optimizer: Optimizer) -> Callable:
     return lambda state, fixed, *sequences: step(state, fixed, batch(*sequences), KEY)
 
 
-def ppo_step(setup: ppo.Setup, seed: int = 0) -> Callable:
+def ppo_step(setup: ppo.PPOSetup, seed: int = 0) -> Callable:
     """(state, reference, batch, reward's parameters) -> (state, metrics)."""
     step, key = jax.jit(ppo.make_step(setup)), jax.random.key(seed)
     return lambda state, reference, batch, reward=None: step(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dera_jax import partitioning
-from dera_jax.examples import Examples, unweighted
+from dera_jax.data.examples import Examples, unweighted
 from dera_jax.models.language_model import Padded, Prompts
 from dera_jax.models.tabular import TabularLM
 from dera_jax.prompts import Prompt
@@ -66,11 +66,11 @@ def test_sequences_of_examples_fit(name, change, message):
         ({"example_id": np.ones(B)}, r"\.example_id must be .*; found float64"),
         ({"keywords": np.zeros((B, 2), np.uint8)}, r"\.keywords must be an array \[n, W, L\]"),
         ({"weight": np.ones(B, int)}, r"\.weight must be an array \[n\] of numbers.*; found int"),
-        ({"weight": np.array([1, -1, 0.5])}, r"\.weight must be finite.*found -1.0 .* example 1"),
-        ({"weight": np.array([1, 1, np.nan])}, r"\.weight must be finite.*found nan .* example 2"),
-        ({"asked": ASKED[:2]}, ": asked must be n = 3 texts, as many as inputs"),
-        ({"summaries": "abc"}, ": summaries must be n = 3 texts"),
-        ({"notes": {"topic": TEXTS * 2}}, ": topic must be n = 3 texts"),
+        ({"weight": np.array([1, -1, 0.5])}, r"\.weight must hold finite.*found -1.0 .* id 1"),
+        ({"weight": np.array([1, 1, np.nan])}, r"\.weight must hold finite.*found nan .* id 2"),
+        ({"text_prompts": ASKED[:2]}, ": text_prompts must hold n = 3 values, one for each"),
+        ({"summaries": "abc"}, ": summaries must hold n = 3 values"),
+        ({"notes": {"topic": TEXTS * 2}}, ": topic must hold n = 3 values"),
     ],
 )
 def test_columns_of_examples_fit(change, message):
@@ -115,7 +115,7 @@ def test_weights_are_refused_where_nothing_reads_them():
     batches = [{"weight": np.ones(B, np.float32)}, {"weight": np.float32([1, 0.5, 1])}]
     stream = unweighted(iter(batches))
     assert next(stream) == {}
-    with pytest.raises(ValueError, match="weights, which PPO and distillation do not read"):
+    with pytest.raises(ValueError, match="weights, which PPO and distillation do not support"):
         next(stream)
 
 

@@ -6,7 +6,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from dera_jax.training import curves, metrics
+from dera_jax.training import curves, metric_log
 
 
 def test_each_run_gets_a_panel(tmp_path):
@@ -15,7 +15,7 @@ def test_each_run_gets_a_panel(tmp_path):
     for name, rows in (("sft", losses), ("ppo", rewards)):
         (tmp_path / name).mkdir()
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        (tmp_path / name / metrics.FILE).write_text(text)
+        (tmp_path / name / metric_log.FILE).write_text(text)
     curves.plot([tmp_path / "sft", tmp_path / "ppo"], tmp_path / "curves.png")
     picture = matplotlib.image.imread(tmp_path / "curves.png")
     assert picture.shape[1] == pytest.approx(2 * 5 * 110, abs=2)

@@ -25,9 +25,9 @@ RATE = optimizers.adamw(optimizers.constant(1e-3, 0), clip_norm=1.0)
 
 def ppo_metrics(tokens: np.ndarray) -> dict[str, float]:
     reward = LengthInRange(1, 3)
-    setup = ppo.Setup(
+    setup = ppo.PPOSetup(
         ppo.Actors(MODEL, ValueHead(MODEL)),
-        ppo.Objective(reward, max_length=6),
+        ppo.AlignmentObjective(reward, max_length=6, beta=0.1),
         ppo.Updates(rollouts=2, epochs=1, minibatches=1),
         ppo.Optimizers(RATE, RATE),
     )

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dera_jax.models.heads import TabularCritic
-from dera_jax.rewards.judge import Judge
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import Reward, Source
+from dera_jax.rewards.scoring import RewardScorer
 from dera_jax.training import distillation, optimizers, ppo
 from dera_jax.training.train_state import new_state
 from tests import prompts
@@ -22,7 +22,7 @@ VOCAB, BETA = 3, 0.3
 TEXTS = worlds.texts(VOCAB)
 REWARD = LengthInRange(1, 1)
 GOOD = np.array([text[-1] == worlds.EOS and len(text) == 2 for text in TEXTS])
-OBJECTIVE = ppo.Objective(REWARD, worlds.HORIZON, BETA)
+OBJECTIVE = ppo.AlignmentObjective(REWARD, worlds.HORIZON, BETA)
 
 
 def rate(peak: float, steps: int) -> optimizers.Optimizer:
@@ -30,8 +30,8 @@ def rate(peak: float, steps: int) -> optimizers.Optimizer:
     return optimizers.adamw(schedule, clip_norm=1.0, weight_decay=0.0)
 
 
-def setup_of(model, objective=OBJECTIVE) -> distillation.Setup:
-    return distillation.Setup(model, objective, rollouts=4)
+def setup_of(model, objective=OBJECTIVE) -> distillation.DistillationSetup:
+    return distillation.DistillationSetup(model, objective, rollouts=4)
 
 
 def trained(loss, state, frozen, optimizer, num_steps, policy=None):
@@ -40,16 +40,16 @@ def trained(loss, state, frozen, optimizer, num_steps, policy=None):
     step = jax.jit(distillation.make_step(loss, optimizer))
     batch = {"inputs": prompts.whole(np.zeros((64, 1))), "example_id": np.arange(64)}
     write = jax.jit(functools.partial(distillation.roll_out, setup))
-    judge = Judge(REWARD, None, str)
+    scorer = RewardScorer(REWARD, None, str)
     for _ in range(num_steps):
         writer = state.params if policy is None else policy[1]
         samples = write(writer, frozen["reference"], batch, state.step, steps.KEY)
-        rewards, _ = judge(
+        rewards, _ = scorer(
             Source(batch["inputs"]), None, samples.tokens, samples.lengths, samples.finished
         )
         rollout = distillation.Rollout(batch["inputs"], samples.tokens, samples.lengths, rewards)
         state, metrics = step(state, frozen, rollout, steps.KEY)
-        metrics |= distillation.observe(samples, rewards)
+        metrics |= distillation.rollout_metrics(samples, rewards)
     return state, metrics
 
 
@@ -69,7 +69,9 @@ def exact_log_odds(reference: np.ndarray) -> np.ndarray:
 
 def test_with_the_exact_critic_the_target_is_the_optimum():
     _, (reference,) = worlds.tabular_tower(1, VOCAB)
-    found = exact(distillation.optimum_logits(reference, jnp.asarray(exact_log_odds(reference))))
+    found = exact(
+        distillation.optimal_policy_logits(reference, jnp.asarray(exact_log_odds(reference)))
+    )
     target = optimum(exact(reference), np.where(GOOD, 0.0, -1.0), BETA)
     assert kl(target, exact(reference)) > 0.5
     np.testing.assert_allclose(found, target, atol=1e-5)
@@ -114,8 +116,8 @@ def test_the_critic_learns_from_written_tokens_alone():
 
 def test_the_critic_loss_is_least_at_the_mean():
     odds = jnp.linspace(-3, 3, 601)[:, None, None]
-    goodness = jnp.array([0.9, 0.2])
-    each = lambda q: distillation.critic_loss(jnp.broadcast_to(q, (1, 2, 1)), goodness[None])
+    targets = jnp.array([0.9, 0.2])
+    each = lambda q: distillation.critic_loss(jnp.broadcast_to(q, (1, 2, 1)), targets[None])
     loss = jax.vmap(lambda q: jnp.mean(each(q)))(odds[:, 0, 0])
     assert float(jax.nn.sigmoid(odds[jnp.argmin(loss), 0, 0])) == pytest.approx(0.55, abs=0.01)
 
@@ -132,6 +134,6 @@ def test_the_policy_loss_of_a_text_is_its_kl_from_the_optimum():
 
 def test_what_cannot_be_distilled_is_refused():
     model, _ = worlds.tabular_tower(1, VOCAB)
-    boundless = ppo.Objective(Reward(), worlds.HORIZON, BETA)
-    with pytest.raises(ValueError, match="a reward with a bound"):
+    boundless = ppo.AlignmentObjective(Reward(), worlds.HORIZON, BETA)
+    with pytest.raises(ValueError, match="a reward with a known upper bound"):
         setup_of(model, boundless)

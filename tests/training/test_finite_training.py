@@ -70,7 +70,7 @@ def test_parameters_to_start_from_are_looked_at_before_the_first_step(tmp_path):
     with pytest.raises(
         FloatingPointError, match="to start training from: 1 of 3 values of state/params/w"
     ):
-        loop.run(3, Saving(), tmp_path, bad, batches=None, update=None)
+        loop.run(3, Saving(1000, 3.0), tmp_path, bad, batches=None, update=None)
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
@@ -90,9 +90,9 @@ def ppo_step():
     model, (reference,) = worlds.tabular_tower(1, VOCAB)
     actors = ppo.Actors(model, TabularValue(model))
     sgd = optimizers.adamw(optimizers.constant(0.1, 0), clip_norm=1.0)
-    setup = ppo.Setup(
+    setup = ppo.PPOSetup(
         actors,
-        ppo.Objective(worlds.TextReward(VOCAB), worlds.HORIZON),
+        ppo.AlignmentObjective(worlds.TextReward(VOCAB), worlds.HORIZON, 0.1),
         ppo.Updates(rollouts=8, epochs=1, minibatches=1),
         ppo.Optimizers(sgd, sgd),
     )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax.models.language_model import UNUSED, Padded, Prompts
+from dera_jax.models.language_model import UNUSED_LOGIT, Padded, Prompts
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.training import optimizers
@@ -50,7 +50,7 @@ def test_smoothed_targets_leave_out_ids_that_are_not_produced():
     used = jax.random.normal(jax.random.key(0), (2, 3, 5))
     targets = jnp.array([[0, 4, 2], [1, 1, 3]])
     expected = cross_entropy(used, targets, 0.1, 1e-4)
-    masked = jnp.concatenate([used, jnp.full((2, 3, 3), UNUSED)], axis=-1)
+    masked = jnp.concatenate([used, jnp.full((2, 3, 3), UNUSED_LOGIT)], axis=-1)
     found = cross_entropy(masked, targets, 0.1, 1e-4, num_ids=5)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     over_the_whole_table = cross_entropy(masked, targets, 0.1, 1e-4)

@@ -7,20 +7,20 @@ import pytest
 import sentencepiece
 import seqio
 
-from dera_jax import data, seqio_tasks
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.named_vocabulary import named_vocabulary
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.tokenizer import tokenizer
-from dera_jax.data import Data
+from dera_jax.data import seqio_tasks, task_data
+from dera_jax.data.encoding import Sizes
+from dera_jax.data.examples import Examples
+from dera_jax.data.task_data import TaskData
 from dera_jax.decoding.sampling import Sampling, sample
-from dera_jax.encoding import Sizes
-from dera_jax.examples import Examples
 from dera_jax.models.language_model import sequence_keys
 from dera_jax.models.t5 import T5Config
 from dera_jax.rewards.length import LengthInRange
-from dera_jax.training import alignment, optimizers, ppo, supervised, validation
+from dera_jax.training import optimizers, ppo, ppo_training, supervised, validation
 from dera_jax.training.train_step import Loss
 from tasks import jsonl
 
@@ -69,7 +69,7 @@ def vocabulary(tmp_path_factory) -> SentencePieceVocabulary:
 
 
 def examples_of(vocabulary: SentencePieceVocabulary) -> Examples:
-    return data.epoch(TASK, "train", tokenizer(vocabulary), SIZES)
+    return task_data.epoch(TASK, "train", tokenizer(vocabulary), SIZES)
 
 
 def constant(rate: float, warmup: int = 2) -> optimizers.Optimizer:
@@ -81,11 +81,11 @@ def model(tmp_path_factory, vocabulary):
     folder = tmp_path_factory.mktemp("sft")
     supervised.Training(
         start=supervised.new_model(CONFIG, seed=0),
-        data=Data(TASK, **LENGTHS, batch_size=12, vocabulary=vocabulary),
+        data=TaskData(TASK, **LENGTHS, batch_size=12, vocabulary=vocabulary),
         optimizer=constant(1e-2),
         steps=60,
         seed=0,
-        validation=validation.Validation(period=60, decoded=6),
+        validation=validation.Validation(period=60, examples=1024, decoded=6),
         loss=Loss(),
         saving=Saving(steps=1000, minutes=1e9),
     ).run(folder)
@@ -116,10 +116,10 @@ def test_a_model_learns_to_end_with_it(model):
 @pytest.mark.slow
 def test_rewards_of_ppo_count(model, tmp_path):
     rate = constant(1e-4, warmup=1)
-    scores = alignment.Alignment(
+    scores = ppo_training.PPOTraining(
         reference=model,
-        data=Data(TASK, **LENGTHS, batch_size=4),
-        objective=ppo.Objective(LengthInRange(1, 2), max_length=4, beta=0.1),
+        data=TaskData(TASK, **LENGTHS, batch_size=4),
+        objective=ppo.AlignmentObjective(LengthInRange(1, 2), max_length=4, beta=0.1),
         updates=ppo.Updates(rollouts=2, epochs=1, minibatches=1),
         optimizers=ppo.Optimizers(rate, rate),
         steps=1,
@@ -127,13 +127,13 @@ def test_rewards_of_ppo_count(model, tmp_path):
         saving=Saving(steps=1000, minutes=1e9),
     ).run(tmp_path)
     assert scores["reward"] > -0.5
-    assert load(tmp_path / alignment.MODEL).model == model.model
+    assert load(tmp_path / ppo_training.MODEL).model == model.model
 
 
 def test_a_model_with_another_end_token_is_refused(vocabulary):
     config = dataclasses.replace(CONFIG, end_ids=(1,))
     message = r"ends sequences with id 2, '</s>', the model with id 1"
-    task = Data(TASK, **LENGTHS, batch_size=1, vocabulary=vocabulary)
+    task = TaskData(TASK, **LENGTHS, batch_size=1, vocabulary=vocabulary)
     with pytest.raises(ValueError, match=f"task '{TASK}'.*{message}"):
         supervised.read_for_data(supervised.new_model(config, seed=0), task)
     start = supervised.new_model(config, seed=0, vocabulary=vocabulary)
@@ -142,7 +142,7 @@ def test_a_model_with_another_end_token_is_refused(vocabulary):
 
 
 def test_texts_need_a_vocabulary():
-    task = Data(TASK, **LENGTHS, batch_size=1)
+    task = TaskData(TASK, **LENGTHS, batch_size=1)
     origin = supervised.read_for_data(supervised.new_model(CONFIG, seed=0), task)
     with pytest.raises(ValueError, match="does not say what its ids mean.*VOCABULARY"):
         task.encoded_by(origin.tokenizer)
@@ -166,5 +166,5 @@ def test_a_vocabulary_without_end_of_sequence_is_refused(tmp_path):
 
 
 def test_ids_without_text_have_no_vocabulary():
-    with pytest.raises(ValueError, match="kind PassThroughVocabulary does not say what text"):
+    with pytest.raises(ValueError, match="type PassThroughVocabulary are not supported"):
         seqio_tasks.as_stored(seqio.PassThroughVocabulary(10))

@@ -9,7 +9,7 @@ import pytest
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.models.heads import TabularValue, ValueHead
 from dera_jax.models.language_model import score, sequence_keys
-from dera_jax.rewards.length import LengthInRange, share_in_range
+from dera_jax.rewards.length import LengthInRange, optimal_in_range_rate
 from dera_jax.rewards.protocol import Source
 from dera_jax.training import optimizers, ppo
 from tests import golden, prompts
@@ -54,8 +54,8 @@ def tabular_ppo(reference, reward, reward_params, beta: float):
     schedule = optimizers.cosine(0.05, warmup_steps=1, total_steps=STEPS * 4)
     policy = optimizers.adamw(schedule, clip_norm=1.0, weight_decay=0.0)
     optimizers_of = ppo.Optimizers(policy, constant_optimizers(0.0, 0.05).value)
-    objective = ppo.Objective(reward, worlds.HORIZON, beta)
-    step = steps.ppo_step(ppo.Setup(actors, objective, updates, optimizers_of))
+    objective = ppo.AlignmentObjective(reward, worlds.HORIZON, beta)
+    step = steps.ppo_step(ppo.PPOSetup(actors, objective, updates, optimizers_of))
     state = ppo.initial_state(optimizers_of, reference, actors.value.init())
     batch = asked(prompts.whole(np.zeros((DOCUMENTS, 1))), jnp.arange(DOCUMENTS))
     for _ in range(STEPS):
@@ -101,9 +101,9 @@ def test_ppo_on_the_length_reward_gives_the_share_in_closed_form():
     target = optimum(exact(reference), np.where(good, 0.0, -1.0), beta)
     assert kl(target, exact(reference)) >= 0.5
     assert kl(exact(policy), target) <= 0.01
-    assert share == pytest.approx(share_in_range(p, beta), abs=0.03)
-    assert abs(share_in_range(p, beta) - share_in_range(p, 2 * beta)) > 0.1
-    assert float(metrics["share_in_range"]) == pytest.approx(share, abs=0.05)
+    assert share == pytest.approx(optimal_in_range_rate(p, beta), abs=0.03)
+    assert abs(optimal_in_range_rate(p, beta) - optimal_in_range_rate(p, 2 * beta)) > 0.1
+    assert float(metrics["in_range_rate"]) == pytest.approx(share, abs=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def t5():
     model, params, g = golden.load("v1_1")
     model, params = worlds.one_layer(model, params)
     actors = ppo.Actors(model, ValueHead(model))
-    objective = ppo.Objective(LengthInRange(2, 4), max_length=6, beta=0.1)
+    objective = ppo.AlignmentObjective(LengthInRange(2, 4), max_length=6, beta=0.1)
     updates = ppo.Updates(rollouts=3, epochs=2, minibatches=2)
     documents = prompts.zero_padded(g["encoder_input_tokens"][:4, :20])
     return actors, objective, updates, params, documents, np.arange(4)
@@ -121,14 +121,14 @@ def t5():
 def first_rollout(t5, policy):
     actors, objective, updates, params, documents, ids = t5
     rates = constant_optimizers(1e-3, 1e-3)
-    setup = ppo.Setup(actors, objective, updates, rates)
+    setup = ppo.PPOSetup(actors, objective, updates, rates)
     state = ppo.initial_state(rates, policy, actors.value.init(params))
     frozen = {"reference": params}
     samples = ppo.roll_out(setup, state, frozen, asked(documents, ids), steps.KEY)
     texts = samples.tokens, samples.lengths, samples.finished
     reward = objective.reward(None, Source(documents), *texts)
-    experience = ppo.judged(setup, state, documents, samples, reward)
-    return experience, ppo.observe(objective.reward, samples, reward, {})
+    experience = ppo.experience_of(setup, state, documents, samples, reward)
+    return experience, ppo.rollout_metrics(objective.reward, samples, reward, {})
 
 
 def test_a_rollout_is_what_the_policy_alone_samples_and_scores(t5):
@@ -199,7 +199,7 @@ def test_minibatches_add_up_to_the_batch(t5):
 
 
 def test_every_epoch_sees_every_document_once():
-    updates = ppo.Updates(epochs=3, minibatches=2)
+    updates = ppo.Updates(rollouts=4, epochs=3, minibatches=2)
     order = np.asarray(ppo.minibatch_order(jax.random.key(0), 6, updates))
     assert order.shape == (6, 3)
     epochs = order.reshape(3, 6)
@@ -216,7 +216,7 @@ def test_a_step_repeats_itself_and_moves_on(t5):
         clip_norm=1.0,
         weight_decay=0.0,
     )
-    setup = ppo.Setup(actors, objective, updates, ppo.Optimizers(late, late))
+    setup = ppo.PPOSetup(actors, objective, updates, ppo.Optimizers(late, late))
     step = steps.ppo_step(setup, seed=3)
 
     def run() -> list[dict]:
@@ -239,7 +239,7 @@ def test_a_step_repeats_itself_and_moves_on(t5):
 def test_a_batch_that_minibatches_do_not_divide_is_refused(t5):
     actors, objective, _, params, documents, ids = t5
     rates = constant_optimizers(1e-3, 1e-3)
-    setup = ppo.Setup(actors, objective, ppo.Updates(minibatches=3), rates)
+    setup = ppo.PPOSetup(actors, objective, ppo.Updates(rollouts=4, epochs=4, minibatches=3), rates)
     step = steps.ppo_step(setup)
     state = ppo.initial_state(rates, params, actors.value.init(params))
     with pytest.raises(ValueError, match=r"4 documents .* Updates.minibatches \(3\)"):
@@ -248,6 +248,6 @@ def test_a_batch_that_minibatches_do_not_divide_is_refused(t5):
 
 def test_bad_objectives_are_refused():
     with pytest.raises(ValueError, match="beta must be a finite number above 0; found 0"):
-        ppo.Objective(LengthInRange(2, 4), max_length=6, beta=0)
+        ppo.AlignmentObjective(LengthInRange(2, 4), max_length=6, beta=0)
     with pytest.raises(ValueError, match="max_length must be at least 6"):
-        ppo.Objective(LengthInRange(2, 4), max_length=5)
+        ppo.AlignmentObjective(LengthInRange(2, 4), max_length=5, beta=0.1)

@@ -11,12 +11,12 @@ import optax
 import pytest
 
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
-from dera_jax.checkpoints.loading import load, load_params, read_value
+from dera_jax.checkpoints.loading import load, load_params, read_value_head
 from dera_jax.checkpoints.orbax import Saving
-from dera_jax.data import Data
+from dera_jax.data.task_data import TaskData
 from dera_jax.models.language_model import score
 from dera_jax.models.t5 import T5Config
-from dera_jax.training import metrics, optimizers, preferences, scorers, supervised
+from dera_jax.training import metric_log, optimizers, preferences, scorers, supervised
 from dera_jax.training.losses import bradley_terry
 from tasks import preferences as pairs_task
 from tests import prompts
@@ -155,12 +155,12 @@ def files(tmp_path_factory):
 def training(kind, **changes) -> preferences.PreferenceTraining:
     default = preferences.PreferenceTraining(
         start=kind(supervised.new_model(CONFIG, seed=0, vocabulary=ByteVocabulary())),
-        data=Data(TASK, inputs=16, targets=4, batch_size=16),
+        data=TaskData(TASK, inputs=16, targets=4, batch_size=16),
         optimizer=optimizers.adamw(optimizers.constant(1e-2, 2), clip_norm=1.0),
         steps=40,
         seed=0,
-        validation=preferences.Validation(period=10),
-        saving=Saving(),
+        validation=preferences.PreferenceValidation(period=10, examples=1024, patience=3),
+        saving=Saving(1000, 3.0),
     )
     return dataclasses.replace(default, **changes)
 
@@ -174,7 +174,7 @@ def test_a_reward_model_learns_what_was_chosen_for(tmp_path):
     assert result["test"]["accuracy"] == 1 and result["test"]["pairs"] == 40
     assert result["test"]["loss"] < 0.1 < np.log(2)
     assert (tmp_path / "calibration.png").read_bytes()[:4] == b"\x89PNG"
-    model = read_value(tmp_path / "best")
+    model = read_value_head(tmp_path / "best")
     params = load_params(tmp_path / "best", model.random, ByteVocabulary(), "this test")
     texts = np.array([[[ord("b") + 3, ord(c) + 3, 1] for c in "!?"]])
     scorer = scorers.ScalarHead(model)
@@ -207,14 +207,20 @@ def test_dpo_raises_the_chosen_texts(tmp_path):
     ],
 )
 def test_a_stopped_run_ends_with_the_same_bits(kind, tmp_path):
-    short = {"steps": 6, "validation": preferences.Validation(period=2), "saving": Saving(steps=2)}
+    short = {
+        "steps": 6,
+        "validation": preferences.PreferenceValidation(period=2, examples=1024, patience=3),
+        "saving": Saving(steps=2, minutes=3.0),
+    }
     training(kind, **short).run(tmp_path / "whole")
     training(kind, **short | {"steps": 4}).run(tmp_path / "cut")
     training(kind, **short).run(tmp_path / "cut")
     for name in ("best/model.safetensors",):
         first, second = ((tmp_path / folder / name).read_bytes() for folder in ("whole", "cut"))
         assert first == second
-    last = [metrics.read(tmp_path / folder)[-1]["validation/loss"] for folder in ("whole", "cut")]
+    last = [
+        metric_log.read(tmp_path / folder)[-1]["validation/loss"] for folder in ("whole", "cut")
+    ]
     assert last[0] == last[1]
 
 
@@ -229,8 +235,10 @@ def test_the_first_loss_is_that_of_no_knowledge(tmp_path):
 def test_a_task_without_pairs_is_refused(tmp_path):
     import tasks  # noqa: F401 (registers newswire)
 
-    data = Data("newswire", inputs=16, targets=4, batch_size=16)
-    with pytest.raises(ValueError, match=r"'newswire' has no pairs: expected a feature 'rejected'"):
+    data = TaskData("newswire", inputs=16, targets=4, batch_size=16)
+    with pytest.raises(
+        ValueError, match=r"'newswire' has no preference pairs: expected a feature 'rejected'"
+    ):
         training(preferences.reward_model, data=data).run(tmp_path)
 
 

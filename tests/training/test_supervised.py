@@ -14,11 +14,11 @@ from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
-from dera_jax.data import Data
+from dera_jax.data.task_data import TaskData
 from dera_jax.models.language_model import next_token_logits
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
-from dera_jax.training import metrics, optimizers, supervised, validation
+from dera_jax.training import metric_log, optimizers, supervised, validation
 from dera_jax.training.train_state import make_step, new_state
 from dera_jax.training.train_step import CrossEntropy, Loss
 from tests import prompts
@@ -64,19 +64,19 @@ def training(**changes) -> supervised.Training:
     rate = optimizers.constant(1e-2, warmup_steps=2)
     default = supervised.Training(
         start=supervised.new_model(CONFIG, seed=0),
-        data=Data(TASK, inputs=12, targets=6, batch_size=8),
+        data=TaskData(TASK, inputs=12, targets=6, batch_size=8),
         optimizer=optimizers.adamw(rate, clip_norm=1.0),
         steps=6,
         seed=3,
-        validation=validation.Validation(period=2, decoded=5, shown=2),
+        validation=validation.Validation(period=2, examples=1024, decoded=5, shown=2),
         loss=Loss(),
-        saving=Saving(),
+        saving=Saving(1000, 3.0),
     )
     return dataclasses.replace(default, **changes)
 
 
 def rows(folder) -> list[dict]:
-    return metrics.read(folder)
+    return metric_log.read(folder)
 
 
 def test_a_run_leaves_its_best_model_metrics_and_samples(tmp_path):
@@ -113,13 +113,13 @@ def test_validation_loss_is_the_mean_over_target_tokens(tmp_path):
 
 def test_the_trainer_learns_what_the_input_says(tmp_path):
     """One of four words of 4 tokens: who does not read the input stays above ln(4) / 4 = 0.35."""
-    training(steps=250, validation=validation.Validation(period=250)).run(tmp_path)
+    training(steps=250, validation=validation.Validation(period=250, examples=1024)).run(tmp_path)
     assert rows(tmp_path)[-1]["validation/loss"] < 0.1
 
 
 def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
     still = optimizers.adamw(lambda step: 0.0, clip_norm=1.0)
-    check = validation.Validation(period=2, patience=2)
+    check = validation.Validation(period=2, examples=1024, patience=2)
     result = training(optimizer=still, steps=20, validation=check).run(tmp_path)
     assert result["best_step"] == 2
     assert rows(tmp_path)[-1]["step"] == 6  # best at 2, not better at 4 and 6
@@ -128,7 +128,9 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_steps(tmp_path):
     wild = optimizers.adamw(lambda step: jnp.where(step == 3, jnp.nan, 1e-3), clip_norm=1.0)
     with pytest.raises(FloatingPointError, match=r"not finite at steps \[5, 6, 7, 8\]"):
-        training(optimizer=wild, steps=10, validation=validation.Validation(period=8)).run(tmp_path)
+        training(
+            optimizer=wild, steps=10, validation=validation.Validation(period=8, examples=1024)
+        ).run(tmp_path)
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
 
 

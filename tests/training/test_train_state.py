@@ -54,12 +54,12 @@ def supervised(model, memory, params):
 
 
 def dpo(model, memory, params):
-    scorer = LogRatio(model, 0.5).kept_small(memory)
+    scorer = LogRatio(model, 0.5).with_memory(memory)
     return Comparison(scorer), params, jax.tree.map(lambda x: 1.1 * x, params), batch()
 
 
 def reward_model(model, memory, params):
-    scorer = ScalarHead(ValueHead(model)).kept_small(memory)
+    scorer = ScalarHead(ValueHead(model)).with_memory(memory)
     params = scorer.init(params)
     head = {"kernel": jnp.ones(model.emb_dim), "bias": jnp.ones(())}
     return Comparison(scorer), params | {"head": head}, None, batch()
@@ -80,8 +80,11 @@ def clipped(model, memory, params):
     )
     value = ValueHead(model)
     both = ppo.Optimizers(SGD, SGD)
-    objective, updates = ppo.Objective(steps.NEAR, max_length=T), ppo.Updates()
-    setup = ppo.Setup(ppo.Actors(model, value), objective, updates, both, memory)
+    objective, updates = (
+        ppo.AlignmentObjective(steps.NEAR, max_length=T, beta=0.1),
+        ppo.Updates(rollouts=4, epochs=4, minibatches=4),
+    )
+    setup = ppo.PPOSetup(ppo.Actors(model, value), objective, updates, both, memory)
     return setup.loss, {"policy": params, "value": value.init(params)}, None, experience
 
 
@@ -181,7 +184,7 @@ def test_what_is_frozen_is_read_alone(tmp_path):
 
     step = partition(make_step(HeadAlone(scorer), adam), state, mesh_in_use())
     update = lambda state, rows: step(state, frozen, rows, steps.KEY)
-    found = loop.run(2, Saving(1), tmp_path, state, lambda _: iter([batch()] * 2), update)
+    found = loop.run(2, Saving(1, 3.0), tmp_path, state, lambda _: iter([batch()] * 2), update)
     assert all(x.is_deleted() for x in jax.tree.leaves(state))  # donated
     assert not any(x.is_deleted() for x in jax.tree.leaves(frozen))
     assert np.abs(found.state.params["head"]["kernel"]).max() > 0
@@ -199,7 +202,7 @@ def test_several_networks_have_an_optimizer_each():
     }
     params = {name: {"w": jnp.linspace(-1, 1, 6).reshape(2, 3)} for name in rates}
     grads = {"a": {"w": jnp.full((2, 3), 9.0)}, "b": {"w": jnp.full((2, 3), -0.1)}}
-    together = optimizers.jointly(adam)
+    together = optimizers.combined(adam)
     state = new_state(params, together)
     found, _ = together.transformation.update(grads, state.opt_state, params)
     for name, optimizer in adam.items():
@@ -209,7 +212,7 @@ def test_several_networks_have_an_optimizer_each():
 
 
 def test_what_cannot_be_divided_is_refused():
-    with pytest.raises(ValueError, match="8 rows cannot be divided into 3 microbatches"):
+    with pytest.raises(ValueError, match="8 examples cannot be divided into 3 microbatches"):
         Memory(microbatches=3).check_batch(8)
     with pytest.raises(ValueError, match=r"Memory.remat must be 'nothing_saveable' or .*'all'"):
         Memory(remat="all")
@@ -227,7 +230,7 @@ from safetensors.numpy import load_file
 from tests import words
 
 def run(steps, mesh, rules, folder):
-    with partitioning.use(partitioning.make_mesh(*mesh), rules):
+    with partitioning.use_mesh(partitioning.make_mesh(*mesh), rules):
         job = words.sft("t5", memory=words.Memory(microbatches=2))
         words.dataclasses.replace(job, steps=steps).run(folder)
     return load_file(folder / "best" / "model.safetensors")
@@ -256,9 +259,9 @@ from dera_jax.training import optimizers
 from dera_jax.training.train_state import new_state
 from tests import tiny
 
-with partitioning.use(partitioning.make_mesh(2, 4), partitioning.FULLY_SHARDED):
+with partitioning.use_mesh(partitioning.make_mesh(2, 4), partitioning.FULLY_SHARDED):
     model = Llama(dataclasses.replace(tiny.LLAMA, emb_dim=256, mlp_dim=512))
-    params = partitioning.place(model, tiny.params(model))
+    params = partitioning.shard_params(model, tiny.params(model))
     rate = optimizers.adafactor(optimizers.constant(1e-3, 0), clip_norm=1.0)
     kept = jax.tree.leaves_with_path(new_state(params, rate).opt_state)
     gate = "layers_0/mlp/gate/kernel"

@@ -10,12 +10,12 @@ import pytest
 
 import tasks  # noqa: F401 (registers `newswire`)
 from dera_jax.checkpoints.loading import load
-from dera_jax.data import EncodedData
+from dera_jax.data.task_data import EncodedTask
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.training import optimizers, ppo
 from dera_jax.training.warm_start import MODEL, WarmStart
-from tests.training.test_alignment import Killed, alignment  # noqa: F401 (a fixture)
+from tests.training.test_ppo_training import Killed, alignment  # noqa: F401 (a fixture)
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +42,18 @@ def test_a_run_that_died_ends_with_the_same_bits(warm_start, tmp_path, monkeypat
     start = jax.tree.leaves(warm_start.reference.params)
     assert any(np.any(x != y) for x, y in zip(whole, start, strict=True))
 
-    all_batches = EncodedData.batches
+    all_batches = EncodedTask.batches
 
     def two_batches(*args):
         yield from itertools.islice(all_batches(*args), 2)
         raise Killed
 
-    monkeypatch.setattr(EncodedData, "batches", two_batches)
+    monkeypatch.setattr(EncodedTask, "batches", two_batches)
     with pytest.raises(
         Killed
     ):  # the critic has learned in step 1; after step 3, the checkpoint is of step 2
         warm_start.run(tmp_path / "cut")
-    monkeypatch.setattr(EncodedData, "batches", all_batches)
+    monkeypatch.setattr(EncodedTask, "batches", all_batches)
     found = warm_start.run(tmp_path / "cut")
     for x, y in zip(leaves(tmp_path / "cut"), whole, strict=True):
         np.testing.assert_array_equal(x, y)
@@ -79,6 +79,6 @@ def test_ppo_refuses_a_start_of_other_sizes(alignment, tmp_path):  # noqa: F811
     wider = T5(T5Config(**dataclasses.asdict(alignment.reference.model.config) | {"mlp_dim": 64}))
     start = dataclasses.replace(alignment.reference, model=wider)
     with pytest.raises(
-        ValueError, match="Alignment.start .*mlp_dim=64.*the reference .*mlp_dim=32"
+        ValueError, match=r"PPOTraining\.start must .*mlp_dim=64.*expected .*mlp_dim=32"
     ):
         dataclasses.replace(alignment, start=start).run(tmp_path / "ppo")

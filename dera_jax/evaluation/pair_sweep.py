@@ -1,0 +1,107 @@
+"""Decodes a split of a seqio task with a pair of model folders: the runs `sample` and `sweep`."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from dera_jax import checks
+from dera_jax.checkpoints import loading
+from dera_jax.checkpoints.loading import ModelPair
+from dera_jax.checkpoints.resources import RunResources
+from dera_jax.data.documents import Documents
+from dera_jax.data.splits import SPLIT, Split
+from dera_jax.decoding.sampling import Prefilled
+from dera_jax.evaluation.sweep import Sweep, decode
+from dera_jax.evaluation.sweep_tables import format_table, write_report
+from dera_jax.models.language_model import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class PairSweep:
+    """Decodes a split with a realigned pair and, given a reward, reports metrics for every λ.
+
+    Attributes:
+        reference: model folder of the reference.
+        aligned: model folder of the aligned model.
+        documents: the split to decode.
+        sweep: λ values, number of samples, sampling settings and reward.
+
+    Raises:
+        ValueError: a folder is not a path, or a field has a wrong type.
+    """
+
+    reference: str
+    aligned: str
+    documents: Split
+    sweep: Sweep
+
+    def __post_init__(self):
+        checks.check_fields(
+            self,
+            reference=checks.PATH,
+            aligned=checks.PATH,
+            documents=SPLIT,
+            sweep=checks.instance(Sweep),
+        )
+
+    def run(self, folder: Path) -> dict[str, object]:
+        """Writes records.jsonl and, with a reward, metrics.json, metrics.csv and sweep.png.
+
+        Returns:
+            `documents`, the number of documents, and with a reward `lambda`, the rows of
+            `sweep_tables.table`.
+        """
+        records = self.load().decode(self.sweep, folder)
+        if self.sweep.reward is None:
+            return {"documents": len(records)}
+        rows = write_report(records, folder)
+        print(format_table(rows))
+        return {"documents": len(records), "lambda": rows}
+
+    def load(self) -> "SweepInputs":
+        """Loads the models and reads the documents; raises as `load` does."""
+        return load(self.reference, [self.aligned], self.documents, self.sweep)
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepInputs:
+    """Holds a loaded model pair, the documents and the parameters of the reward for a sweep."""
+
+    pair: ModelPair
+    documents: Documents
+    reward_params: PyTree = None
+
+    def decode(
+        self, sweep: Sweep, folder: Path, prefills: dict[int, Prefilled] | None = None
+    ) -> list[dict]:
+        """Decodes all documents and returns the records; see `sweep.decode`."""
+        pair = self.pair
+        return decode(
+            pair.model,
+            pair.params,
+            self.documents,
+            sweep,
+            pair.decode,
+            folder,
+            prefills,
+            self.reward_params,
+        )
+
+
+def load(
+    reference: str | Path, aligned: Sequence[str | Path], documents: Split, sweep: Sweep
+) -> SweepInputs:
+    """Loads the models, the documents and the parameters of the sweep's reward.
+
+    Raises:
+        ValueError: the task's token ids come from another vocabulary than the models', or neither a
+            checkpoint nor the task names the vocabulary of the models.
+    """
+    reward = sweep.reward
+    vocabulary = documents.known_vocabulary()
+    pair = loading.load(reference, *aligned, vocabulary=vocabulary, task=documents.task)
+    reward_params = reward and reward.load(RunResources(pair.vocabulary))
+    read_documents = documents.read(pair.tokenizer, reward)
+    if reward is not None:
+        reward.check_documents(read_documents.texts)
+    return SweepInputs(pair, read_documents, reward_params)

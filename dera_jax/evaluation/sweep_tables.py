@@ -1,0 +1,134 @@
+"""Computes and writes the table of a λ sweep, one row for each λ, from its records."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dera_jax.evaluation import plots
+from dera_jax.evaluation.sweep import PART
+from dera_jax.evaluation.tables import align_columns, write_csv
+from dera_jax.files import json_files
+from dera_jax.metrics.intervals import mean_interval
+from dera_jax.metrics.ngrams import distinct_n, repetition
+from dera_jax.metrics.rouge import rouge
+from dera_jax.rewards import words
+
+
+def table(records: Sequence[dict]) -> list[dict]:
+    """Returns one row per λ with the mean of every metric over documents.
+
+    <column>_ci95, for all but distinct2, is half the width of the 95 % confidence interval over
+    documents (None for a single document), see `metrics.intervals`. Columns:
+
+        reward, reward_<name>   the reward and its parts
+        in_range_rate           fraction of outputs in the length range, if the reward has one
+        length                  tokens, without the end token
+        kl                      KL to the reference in nats per sequence; an unbiased estimate only
+                                at temperature 1 and without truncation
+        rouge1, rouge2, rougeL  ROUGE against the human summary, F1 × 100
+        repetition, distinct2   fractions of word bigrams, see `metrics.ngrams`
+        faithful                `words.faithful_fraction` of the text
+        coverage, covered       fraction of the document's keywords in the text, and fraction of
+                                outputs with all of them, if the task has keywords
+    """
+    lams = sorted({_key(sample["lam"]) for record in records for sample in record["samples"]})
+    return [_row(lam, records) for lam in lams]
+
+
+def _key(lam: float | Sequence[float]) -> float | tuple[float, ...]:
+    return tuple(lam) if isinstance(lam, Sequence) else lam
+
+
+def _row(lam: float | tuple[float, ...], records: Sequence[dict]) -> dict:
+    at_lam = lambda samples: [s for s in samples if _key(s["lam"]) == lam]
+    return {"lam": lam} | mean_row([r | {"samples": at_lam(r["samples"])} for r in records])
+
+
+def mean_row(records: Sequence[dict]) -> dict:
+    """Returns one row of `table` for all samples of the records, equally many per document.
+
+    Records of `methods` have the further column forward_tokens, tokens processed per output.
+    """
+    columns = column_values(records)
+    texts = [sample["text"] for record in records for sample in record["samples"]]
+    row = {"documents": len(records), "samples": len(texts)}
+    for name, groups in columns.items():
+        row[name], row[f"{name}_ci95"] = mean_interval(groups)
+    return row | {"distinct2": distinct_n(texts)}
+
+
+def column_values(records: Sequence[dict]) -> dict[str, list[list[float]]]:
+    """Returns, for every column of `mean_row` with an interval, each document's sample values."""
+    samples = [record["samples"] for record in records]
+    by_sample = lambda metric: [
+        [metric(r, s) for s in group] for r, group in zip(records, samples, strict=True)
+    ]
+    first = samples[0][0]
+    recorded = [x for x in first if x == "reward" or x.startswith(PART)]
+    recorded += [x for x in ("length", "kl", "forward_tokens") if x in first]
+    columns = {name: by_sample(lambda r, s, name=name: float(s[name])) for name in recorded}
+    if "in_range" in first:
+        columns["in_range_rate"] = by_sample(lambda r, s: float(s["in_range"]))
+    columns["repetition"] = by_sample(lambda r, s: repetition(s["text"]))
+    columns["faithful"] = by_sample(lambda r, s: words.faithful_fraction(s["text"], r["document"]))
+    if "keywords" in records[0]:
+        columns["coverage"] = by_sample(lambda r, s: words.coverage(s["text"], r["keywords"]))
+        columns["covered"] = [[float(x == 1) for x in group] for group in columns["coverage"]]
+    texts = [s["text"] for group in samples for s in group]
+    references = [r["summary"] for r, group in zip(records, samples, strict=True) for _ in group]
+    for name, flat in rouge(references, texts).items():
+        columns[name] = np.reshape(flat, (len(records), -1)).tolist()
+    return columns
+
+
+def write_report(records: Sequence[dict], folder: Path) -> list[dict]:
+    """Writes metrics.json, metrics.csv and sweep.png from the records, and returns `table`."""
+    rows = table(records)
+    json_files.write(folder / "metrics.json", rows)
+    write_csv(folder / "metrics.csv", rows)
+    plots.plot_sweep(rows, folder / "sweep.png")
+    return rows
+
+
+COLUMNS = {
+    "λ": "lam",
+    "reward": "reward",
+    "in-range rate": "in_range_rate",
+    "faithful words": "faithful",
+    "coverage": "coverage",
+    "all keywords": "covered",
+    "length (tokens)": "length",
+    "KL (nats)": "kl",
+    "ROUGE-1": "rouge1",
+    "ROUGE-2": "rouge2",
+    "ROUGE-L": "rougeL",
+    "distinct-2": "distinct2",
+    "repetition": "repetition",
+}
+
+
+INTERVAL_NOTE = "± is half the width of the 95 % confidence interval over documents."
+_ONE_DIGIT = ("length", "kl", "rouge1", "rouge2", "rougeL")
+_WHOLE = ("forward_tokens",)
+
+
+def format_table(rows: Sequence[dict]) -> str:
+    """Formats the rows of `table` for a terminal, with confidence intervals."""
+    columns = {title: key for title, key in COLUMNS.items() if key in rows[0]}
+    if "in_range_rate" in columns.values():
+        del columns["faithful words"]  # not needed in the table of a length reward
+    parts = [x for x in rows[0] if x.startswith(PART) and not x.endswith("_ci95")]
+    columns |= {name: name for name in parts}
+    lines = [[format_cell(row, key) for key in columns.values()] for row in rows]
+    return f"{align_columns([list(columns), *lines])}\n{INTERVAL_NOTE}"
+
+
+def format_cell(row: dict, key: str) -> str:
+    """Formats an entry of a row, with ± half the width of its confidence interval if it has one."""
+    if isinstance(row[key], tuple):
+        return ", ".join(f"{x:g}" for x in row[key])
+    error = row.get(f"{key}_ci95")
+    digits = 0 if key in _WHOLE else 1 if key in _ONE_DIGIT else 2
+    text = f"{row[key]:.{digits}f}"
+    return text if error is None else f"{text} ±{error:.{digits}f}"

@@ -1,0 +1,53 @@
+"""Computes ROUGE for text in any script."""
+
+from collections.abc import Sequence
+
+from rouge_score import rouge_scorer
+from rouge_score.tokenizers import Tokenizer
+
+from dera_jax.log import warn_once
+from dera_jax.rewards.segmentation import words_of
+
+ROUGE = ("rouge1", "rouge2", "rougeL")
+
+
+class RougeWords(Tokenizer):
+    """Splits text into the words of `segmentation` and also at "_", for ROUGE.
+
+    On ASCII text the result equals that of rouge-score's tokenizer, which drops all other letters.
+    """
+
+    def tokenize(self, text: str) -> list[str]:
+        return [part for word in words_of(text) for part in word.split("_") if part]
+
+
+def rouge(references: Sequence[str], texts: Sequence[str]) -> dict[str, list[float]]:
+    """Returns the F1 of ROUGE-1, -2 and -L of each pair, times 100, without stemming (as in T5).
+
+    In scripts without spaces each character is a word, see `rewards.segmentation`. A pair in which
+    one text has no word scores 0. ROUGE is not defined for a reference without a word, so a warning
+    states the number of such references.
+
+    Args:
+        references: reference texts.
+        texts: output texts, one for each reference.
+    """
+    _warn_of_wordless(references, texts)
+    scorer = rouge_scorer.RougeScorer(ROUGE, tokenizer=RougeWords())
+    scores = [scorer.score(*pair) for pair in zip(references, texts, strict=True)]
+    return {name: [100 * score[name].fmeasure for score in scores] for name in ROUGE}
+
+
+def _warn_of_wordless(references: Sequence[str], texts: Sequence[str]) -> None:
+    count_wordless = lambda group: sum(not any(map(str.isalnum, x)) for x in group)
+    if count := count_wordless(references):
+        warn_once(
+            f"ROUGE is not defined for {count} of {len(references)} references, which have no word "
+            "(no letter and no digit), and is counted as 0. Remove these references, or do not use "
+            "ROUGE for this task."
+        )
+    if count := count_wordless(texts):
+        warn_once(
+            f"{count} of {len(texts)} texts have no word (no letter and no digit); their ROUGE and "
+            "faithfulness are counted as 0."
+        )
