@@ -33,7 +33,7 @@ def ship(source: str, target: str, temperature: float = 1.0) -> None:
     params, card = loaded.params, loaded.card
     if temperature != 1:
         # A small model's samples at temperature 1 are often incoherent. KL, DeRa and PPO's
-        # probability ratios assume temperature 1, so the model itself is with_temperature.
+        # probability ratios assume temperature 1, so the temperature goes into the parameters.
         params = loaded.model.with_temperature(params, temperature)
         card = {"temperature": temperature, "from": card}
     save_model(folder, config, vocabulary, params, card, dtype="bfloat16")

@@ -1,7 +1,7 @@
 """Generates the lookahead of reward-guided beam search: a continuation of every candidate.
 
 The reward scores a candidate together with its lookahead, which is then discarded
-(Huang et al. 2024, arXiv 2402.06147).
+(Huang et al. 2024, arXiv 2402.06147). `beam_search` holds the rule that uses it.
 
 Axes: B prompts, G searches of each prompt, N beams, k candidates of a beam, T output length.
 """

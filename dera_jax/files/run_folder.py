@@ -7,6 +7,8 @@
 
 A run with the same configuration resumes in its folder, and is not repeated once it has ended. A
 run with another configuration raises FileExistsError, and a second process raises RuntimeError.
+Which documents a resumed run decodes is decided in `evaluation.record_store`, and which step a
+resumed training starts from in `training.loop`.
 """
 
 import contextlib

@@ -1,19 +1,31 @@
 """Registry of the model families that can be loaded, trained and decoded.
 
 A new family needs a module with a configuration (a frozen dataclass of sizes) and a model that
-implements `language_model.TrainableModel`, an importer for the files in which such models are
-published (see `checkpoints.importers`), and an entry in `FAMILIES`.
+implements `FamilyModel`, an entry in `FAMILIES`, and an importer for the files in which such models
+are published, with an entry of its own in `checkpoints.importers`. docs/contributing.md lists every
+file to touch.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from dera_jax import checks
-from dera_jax.models.language_model import TrainableModel
+from dera_jax.models.language_model import PyTree, TrainableModel
 from dera_jax.models.llama import LlamaConfig
 from dera_jax.models.llama_lm import Llama
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
+
+
+class FamilyModel(TrainableModel, Protocol):
+    """Interface of a model that is read from checkpoints and written to them."""
+
+    def param_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yields name and shape of each parameter, with which the arrays of a file are compared."""
+
+    def with_temperature(self, params: PyTree, temperature: float) -> PyTree:
+        """Returns parameters of which all logits are divided by `temperature`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +40,7 @@ class Family:
 
     name: str
     config: type
-    model: Callable[..., TrainableModel]
+    model: Callable[..., FamilyModel]
 
 
 FAMILIES = (Family("t5", T5Config, T5), Family("llama", LlamaConfig, Llama))
@@ -52,7 +64,7 @@ def family_named(name: object) -> Family:
     raise ValueError(f"unknown architecture {name!r}; it must be one of {known}")
 
 
-def model_of(config: object, num_ids: int | None = None) -> TrainableModel:
+def model_of(config: object, num_ids: int | None = None) -> FamilyModel:
     """Returns the model of a configuration that produces the first `num_ids` ids (None: all).
 
     Raises:
