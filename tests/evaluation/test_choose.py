@@ -87,7 +87,7 @@ def test_the_limit_is_kept_and_approached(monkeypatch, tmp_path):
 
 def test_a_rouge_limit_that_every_lambda_keeps_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(Curve, "record", lambda *a: _RECORD(Curve(), *a[1:]) | {"summary": "…"})
-    with pytest.raises(ValueError, match="reference's ROUGE-L is 0, so every λ would keep"):
+    with pytest.raises(ValueError, match="reference's ROUGE-L is 0, so every λ would satisfy"):
         run(monkeypatch, tmp_path, Rule(min_rouge_l=0.9), rounds=1)
 
 

@@ -259,7 +259,7 @@ def test_lambda_of_a_group_reaches_its_adjacent_hypotheses():
         alone = start(model, params, prompts.replace(lam=lam[:, k // 2, None]), 1)
         expected = feed(model, params, alone, tokens[:, k : k + 1])[0]
         np.testing.assert_array_equal(logits[:, k : k + 1], expected)
-    with pytest.raises(ValueError, match=r"\(2, 2, 2\); expected .* G that divides the 3"):
+    with pytest.raises(ValueError, match=r"\(2, 2, 2\); expected .* G divides the 3"):
         model.start(params, prompts.replace(lam=lam), 3, T)
 
 

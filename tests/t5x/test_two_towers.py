@@ -133,10 +133,11 @@ def test_cached_steps_equal_teacher_forcing_of_the_mixture():
 
 def test_packed_examples_are_refused():
     config, params, g = pair()
+    batch = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
+    apply = lambda **packing: TwoTowers(config).apply(
+        {"params": params}, *(g[x] for x in batch), enable_dropout=False, **packing
+    )
     with pytest.raises(ValueError, match="packed examples are not supported"):
-        TwoTowers(config).apply(
-            {"params": params},
-            g["encoder_input_tokens"],
-            g["encoder_input_tokens"],
-            method="encode",
-        )
+        apply(encoder_segment_ids=g["encoder_input_tokens"])
+    with pytest.raises(TypeError, match="no arguments .'prefill'"):
+        apply(prefill=True)
