@@ -1,6 +1,6 @@
 # demo: realigned summaries at several λ, on a CPU, without a download after set-up.
-# test: lint, and every test that is not marked slow: 13 minutes on 2 cores.
-# test-slow: the tests marked slow: 9 minutes more.   .ci/run: set-up (4 minutes) and both.
+# test: lint, and every test that is not marked slow: 12 minutes on 2 cores.
+# test-slow: the tests marked slow: 8 minutes more.   .ci/run: set-up (4 minutes) and both.
 # test-fast: models, decoding and rewards: 5 minutes.   lint: style only.
 # evidence-…: what takes longer, run by hand before a release; each target says how long.
 # tiny: train the shipped models again.
@@ -50,7 +50,7 @@ evidence-studies: $(TESTABLE)
 evidence-conformance: $(TESTABLE)
 	$(PYTEST) -m evidence tests/conformance
 
-# Every trainer and decoding method on five meshes of 8 virtual devices, a fully sharded one among them: 40 minutes by estimate.
+# Every trainer and decoding method on five meshes of 8 virtual devices, a fully sharded one among them: 23 minutes.
 evidence-mesh: $(TESTABLE)
 	$(PYTEST) -m evidence tests/test_meshes.py
 

@@ -82,9 +82,8 @@ def test_training_is_that_of_one_device(trained):
     run(TRAIN, (4, 2), TRAINED=trained)
 
 
-@pytest.mark.parametrize(
-    "model", ["realigned llama", pytest.param("realigned t5", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["realigned llama", "realigned t5"])
 def test_decoding_is_that_of_one_device(model):
     run(DECODE, (4, 2), DECODED=[(model, method, False) for method in METHODS])
 

@@ -203,7 +203,7 @@ def expected_of(train):
     "variant",
     [
         "an id within",
-        pytest.param("id 0 is a token", marks=pytest.mark.slow),
+        pytest.param("id 0 is a token", marks=pytest.mark.evidence),
         pytest.param("another id", marks=pytest.mark.evidence),
     ],
 )
