@@ -82,7 +82,9 @@ def by_hand():
     model = worlds.Script(16)  # no other test's, as it is compiled with these draws
     with pytest.MonkeyPatch.context() as patch:
         given = jnp.array(list(DRAWS.values()))
-        patch.setattr(module, "draw_donors", lambda keys, steps, survivors: given[steps // 2 - 1][None])
+        patch.setattr(
+            module, "draw_donors", lambda keys, steps, survivors: given[steps // 2 - 1][None]
+        )
         return evolve(model, script, questions, 0, evolution, FourPrompts())
 
 
