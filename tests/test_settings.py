@@ -42,6 +42,7 @@ from dera_jax.experiments.search_study import SearchStudy, TradeOff
 from dera_jax.experiments.stages import Reference
 from dera_jax.experiments.two_rewards import TwoRewards
 from dera_jax.models.heads import CriticHead
+from dera_jax.models.llama_config import RopeScaling
 from dera_jax.models.tabular import TabularLM
 from dera_jax.prompts import Prompt
 from dera_jax.rewards import learned, length, tokens, words
@@ -87,6 +88,7 @@ FINISHED = supervised.InitialModel(None, nothing)
 STUDY = (Unchanged(), SEARCH, 0.5, (2, 4), (2, 3), (1, 2), (0, 1), (1, 2), (2, 3), (1, 2))
 MADE = [  # one of each class, whose fields are then changed one by one
     SAMPLING, SEARCH, EVOLUTION, SWEEP, DOCUMENTS, OBJECTIVE, UPDATES, DATA, SETTING, PART, REWARD,
+    RopeScaling(32.0, 1.0, 4.0, 8192),
     BestOf(DECODING, (1, 2)),
     Rule(max_kl=1.0),
     Choice(DECODING, Rule(max_kl=1.0), 1),

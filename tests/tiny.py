@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dera_jax.models.language_model import PyTree, TrainableModel
-from dera_jax.models.llama import LlamaConfig
+from dera_jax.models.llama_config import LlamaConfig
 
 # 9 query heads over 3 key and value heads, wider in all than emb_dim.
 LLAMA = LlamaConfig(

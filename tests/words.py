@@ -12,7 +12,7 @@ from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.data.examples import Batch, Examples, train_batches
 from dera_jax.models.language_model import Padded, Prompts, pad_sequences
-from dera_jax.models.llama import LlamaConfig
+from dera_jax.models.llama_config import LlamaConfig
 from dera_jax.models.registry import model_of
 from dera_jax.models.t5 import T5Config
 from dera_jax.prompts import Prompt

@@ -117,15 +117,15 @@ def save_hugging_face(
 
 def _imported(array: StoredArray, inputs: int, shape: tuple[int, ...]) -> StoredArray:
     """Convert a stored array to the shape of its parameter; see `importers` for `inputs`."""
-    array = array.transposed() if inputs else array
+    array = array.transposed() if inputs > 0 else array
     fits = math.prod(array.shape) == math.prod(shape)  # `check_shapes` reports a wrong size
     return array if array.shape == shape or not fits else array.reshaped(shape)
 
 
 def _exported(array: Array, inputs: int) -> Array:
     """Convert a dera_jax parameter to the shape in which transformers stores it."""
-    if not inputs:
-        return array
+    if inputs <= 0:
+        return array.reshape(-1) if inputs else array
     return array.reshape(math.prod(array.shape[:inputs]), -1).T
 
 

@@ -1,18 +1,24 @@
-"""Imports and exports Llama in Hugging Face's format.
+"""Imports and exports decoder-only models in Hugging Face's format: Llama, Mistral, Qwen 2, Qwen 3.
 
 Kernels are stored [out, in], with all heads of a projection in one axis.
 
-Not supported, with a ValueError: scaled RoPE, biases and activations other than SiLU.
+Not supported, with a ValueError: RoPE scaled otherwise than in Llama 3, biases of the output projection
+or of the feed-forward layers, and activations other than SiLU.
 """
 
 from collections.abc import Iterator, Mapping
 
 from dera_jax import checks
 from dera_jax.checkpoints.storage import StoredArray
-from dera_jax.models.llama import LlamaConfig
+from dera_jax.models.llama_config import LlamaConfig, RopeScaling
 
-CLASS = "LlamaForCausalLM"
-MODEL_TYPES, GGUF = ("llama",), ("llama",)
+CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+MODEL_TYPES, GGUF = tuple(CLASSES), ("llama", "qwen2", "qwen3")
 UNUSED = ()
 _FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 _SIZES = {
@@ -22,6 +28,13 @@ _SIZES = {
     "num_layers": "num_hidden_layers",
     "mlp_dim": "intermediate_size",
 }
+_SCALING = {
+    "factor": "factor",
+    "low": "low_freq_factor",
+    "high": "high_freq_factor",
+    "context": "original_max_position_embeddings",
+}
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 def config_of(
@@ -46,6 +59,7 @@ def config_of(
             )
     sizes = {ours: _size(settings, theirs, where) for ours, theirs in _SIZES.items()}
     kv_heads, head_dim = settings.get("num_key_value_heads"), settings.get("head_dim")
+    base, scaling = _rope(settings, where)
     if head_dim is None and sizes["emb_dim"] % sizes["num_heads"]:
         raise ValueError(
             f"{where}: no head_dim, and hidden_size is no multiple of num_attention_heads"
@@ -54,7 +68,11 @@ def config_of(
         **sizes,
         num_kv_heads=sizes["num_heads"] if kv_heads is None else kv_heads,
         head_dim=sizes["emb_dim"] // sizes["num_heads"] if head_dim is None else head_dim,
-        rope_base=_rope_base(settings, where),
+        rope_base=base,
+        rope_scaling=scaling,
+        qkv_bias=settings["model_type"] == "qwen2",
+        head_norms=settings["model_type"] == "qwen3",
+        layer_windows=_windows(settings, sizes["num_layers"], where),
         norm_epsilon=settings.get("rms_norm_eps", 1e-6),
         logits_via_embedding=settings.get("tie_word_embeddings", False),
         end_ids=end_ids,
@@ -62,18 +80,66 @@ def config_of(
 
 
 def described(config: LlamaConfig, dtype: str) -> dict[str, object]:
-    """Returns the content of the config.json that describes a model."""
+    """Returns the content of the config.json that describes a model.
+
+    Raises:
+        ValueError: no architecture of transformers has these options.
+    """
+    kind = _kind(config)
     return _FIXED | {
-        "architectures": [CLASS],
-        "model_type": "llama",
+        "architectures": [CLASSES[kind]],
+        "model_type": kind,
         "dtype": dtype,
         **{theirs: getattr(config, ours) for ours, theirs in _SIZES.items()},
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "rope_theta": config.rope_base,
+        **_described_scaling(config),
+        **_described_windows(config, kind),
         "rms_norm_eps": config.norm_epsilon,
         "tie_word_embeddings": config.logits_via_embedding,
     }
+
+
+def _kind(config: LlamaConfig) -> str:
+    """Returns the model_type that has the options of the configuration."""
+    if config.qkv_bias and config.head_norms:
+        raise ValueError("no architecture of transformers has both qkv_bias and head_norms")
+    if config.qkv_bias or config.head_norms:
+        return "qwen2" if config.qkv_bias else "qwen3"
+    if not any(config.layer_windows):
+        return "llama"
+    if len(config.windows) > 1:
+        raise ValueError(
+            "no architecture of transformers without biases and norms of heads has windows in some "
+            f"layers only; found layer_windows {config.layer_windows}"
+        )
+    return "mistral"
+
+
+def _described_scaling(config: LlamaConfig) -> dict[str, object]:
+    """Returns the entry of config.json about the scaling of RoPE."""
+    scaling = config.rope_scaling
+    if scaling is None:
+        return {}
+    values = {theirs: getattr(scaling, ours) for ours, theirs in _SCALING.items()}
+    return {"rope_scaling": {"rope_type": "llama3"} | values}
+
+
+def _described_windows(config: LlamaConfig, kind: str) -> dict[str, object]:
+    """Returns the entries of config.json about attention windows."""
+    windows = [x for x in config.windows if x is not None]
+    if not windows:
+        return {} if kind == "llama" else {"sliding_window": None, "use_sliding_window": False}
+    if len(windows) > 1:
+        raise ValueError(
+            f"transformers has one window for all layers; found {config.layer_windows}"
+        )
+    entries = {"sliding_window": windows[0]}
+    if kind == "mistral":
+        return entries
+    types = [_FULL if x is None else _SLIDING for x in config.layer_windows]
+    return entries | {"use_sliding_window": True, "layer_types": types}
 
 
 def special_ids(config: LlamaConfig) -> dict[str, object]:
@@ -98,6 +164,12 @@ def names_of(config: LlamaConfig) -> Iterator[tuple[str, tuple[str, ...], int]]:
             ("mlp/down/kernel", "mlp.down_proj", 1),
         ):
             yield f"layers_{i}/{ours}", (f"model.layers.{i}.{theirs}.weight",), inputs
+        for name, short in (("query", "q"), ("key", "k"), ("value", "v")):
+            attention = f"layers_{i}/attention/{name}", f"model.layers.{i}.self_attn.{short}"
+            if config.qkv_bias:
+                yield f"{attention[0]}/bias", (f"{attention[1]}_proj.bias",), -1
+            if config.head_norms and name != "value":
+                yield f"{attention[0]}_norm/scale", (f"{attention[1]}_norm.weight",), 0
     yield "final_norm/scale", ("model.norm.weight",), 0
     if not config.logits_via_embedding:
         yield "logits/kernel", ("lm_head.weight",), 1
@@ -118,12 +190,44 @@ def _size(settings: Mapping, name: str, where: str) -> int:
     return settings[name]
 
 
-def _rope_base(settings: Mapping, where: str) -> float:
-    """Return the base of RoPE, which transformers 5 writes into `rope_parameters`."""
+def _rope(settings: Mapping, where: str) -> tuple[float, RopeScaling | None]:
+    """Returns base and scaling of RoPE; transformers 5 writes both into `rope_parameters`."""
     parameters = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    if not isinstance(parameters, dict):
+    if not isinstance(parameters, Mapping):
         raise ValueError(f"{where}: rope_parameters is {parameters!r}; it must be an object")  # noqa: TRY004
+    if parameters.get("partial_rotary_factor", settings.get("partial_rotary_factor", 1)) != 1:
+        raise ValueError(f"{where}: partial_rotary_factor is not supported; RoPE turns whole heads")
+    base = parameters.get("rope_theta", settings.get("rope_theta", 10_000.0))
     kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind != "default":
-        raise ValueError(f"{where}: RoPE is scaled by {kind!r}; only plain RoPE is supported")
-    return parameters.get("rope_theta", settings.get("rope_theta", 10_000.0))
+    if kind == "default":
+        return base, None
+    if kind != "llama3":
+        raise ValueError(
+            f"{where}: RoPE is scaled by {kind!r}; supported are 'default' and 'llama3'"
+        )
+    missing = [theirs for theirs in _SCALING.values() if theirs not in parameters]
+    if missing:
+        raise ValueError(f"{where}: RoPE is scaled by 'llama3', and {missing[0]!r} is missing")
+    return base, RopeScaling(**{ours: parameters[theirs] for ours, theirs in _SCALING.items()})
+
+
+def _windows(settings: Mapping, num_layers: int, where: str) -> tuple[int | None, ...]:
+    """Returns the window of each layer; empty if none has one.
+
+    Llama has none, whatever its config.json says of one, as in transformers. Qwen uses its window
+    where `use_sliding_window` says so, and then in the layers that `layer_types` names, or in those
+    from `max_window_layers` on. Absent keys mean what they mean in transformers.
+    """
+    window, kind = settings.get("sliding_window", 4096), settings["model_type"]
+    switched_off = kind.startswith("qwen") and not settings.get("use_sliding_window", False)
+    if kind == "llama" or switched_off or not window:
+        return ()
+    types = settings.get("layer_types")
+    if types is not None:
+        if len(types) != num_layers or not set(types) <= {_FULL, _SLIDING}:
+            raise ValueError(
+                f"{where}: layer_types is {types!r}; expected {num_layers} times {_FULL!r} or {_SLIDING!r}"
+            )
+        return tuple(window if x == _SLIDING else None for x in types)
+    first = settings.get("max_window_layers", 28) if kind.startswith("qwen") else 0
+    return tuple(window if i >= first else None for i in range(num_layers))

@@ -14,7 +14,8 @@ from dera_jax.models.layers import MAX_DISTANCE, NUM_BUCKETS
 from dera_jax.models.t5 import T5Config
 
 CLASS = "T5ForConditionalGeneration"
-MODEL_TYPES, GGUF = ("t5", "mt5"), ()
+CLASSES = {"t5": CLASS, "mt5": CLASS}
+MODEL_TYPES, GGUF = tuple(CLASSES), ()
 _ACTIVATIONS = {"relu": ("relu",), "gated-gelu": ("gelu", "linear")}
 _FIXED = {
     "relative_attention_num_buckets": NUM_BUCKETS,

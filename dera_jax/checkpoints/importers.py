@@ -2,14 +2,15 @@
 
 An importer is a module for one family of models. It has
 
-CLASS           the class of transformers that loads such a model
+CLASSES         the class of transformers that loads such a model, by model_type
 MODEL_TYPES     the values of model_type in Hugging Face's config.json
 GGUF            the values of general.architecture in GGUF files
 config_of       (settings, where, start_token, end_ids) -> configuration, from a config.json
 names_of        config -> (dera_jax name, transformers names, number of input axes) per parameter;
                 of several transformers names the first is written. The leading input axes of the
                 dera_jax parameter are the columns of a matrix that transformers stores as
-                [out, in]; 0 means that the parameter is stored without transposing
+                [out, in]; 0 means that the parameter is stored as it is, −1 that its
+                axes are stored as one
 described       (config, dtype) -> content of config.json, without the special token ids
 special_ids     config -> special token ids, by their keys in config.json
 UNUSED          names of further arrays that a checkpoint may hold and that are not imported
@@ -42,8 +43,8 @@ def by_model_type(name: object, where: str) -> ModuleType:
 
 def transformers_class(settings: Mapping, where: str) -> str:
     """Returns the transformers class for a config.json; raises as `by_model_type`."""
-    importer = by_model_type(settings.get("model_type"), where)
-    return importer.CLASS
+    name = settings.get("model_type")
+    return by_model_type(name, where).CLASSES[name]
 
 
 def config_from_shapes(shapes: Mapping[str, Shape], where: str) -> object:

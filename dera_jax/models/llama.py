@@ -1,4 +1,7 @@
-"""Decoder-only networks: RoPE, grouped-query attention, RMSNorm, SwiGLU (Llama's architecture).
+"""Decoder-only networks: RoPE, grouped-query attention, RMSNorm, SwiGLU.
+
+One configuration covers Llama (1 to 3), Mistral, Qwen 2 and Qwen 3, which differ in the biases of their
+projections, norms of heads, attention windows and the scaling of RoPE.
 
 Plain functions of a nested dict of parameters. One function, `decode`, runs all passes: prefill of
 a prompt, whose keys and values are stored once for all K hypotheses, decoding steps with a cache,
@@ -9,7 +12,6 @@ Axes: B prompts, K hypotheses, S prompt length, N new tokens, L slots of a hypot
 H query heads, G key and value heads, R = H/G queries of one key, D head_dim, V vocab_size.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +23,8 @@ import numpy as np
 from flax import struct
 from jax import Array, lax
 
-from dera_jax import checks
 from dera_jax.models.layers import MASKED, einsum, rematerialised
+from dera_jax.models.llama_config import LlamaConfig, RopeScaling
 from dera_jax.partitioning import constrain
 
 KeysValues = tuple[Array, Array]
@@ -30,64 +32,14 @@ CACHE_AXES = "batch", None, "kv_heads", None, None
 Params = Mapping[str, "Params | Array"]
 
 
-@dataclasses.dataclass(frozen=True)
-class LlamaConfig:
-    """Sizes of a Llama, named as in `T5Config`.
-
-    Attributes:
-        num_heads: query heads; a multiple of num_kv_heads.
-        num_kv_heads: key and value heads.
-        head_dim: size of a head; even, need not be emb_dim / num_heads.
-        rope_base: base of RoPE's wavelengths (`rope_theta` in transformers).
-        norm_epsilon: the epsilon of RMSNorm.
-        logits_via_embedding: whether the output kernel is the embedding (tied) or a separate one.
-        dtype: type of activations and of operands of matrix products, 'float32' or 'bfloat16'.
-            Softmax, norms, rotations and logits are float32; parameters keep their own type.
-        end_ids: the tokens that end a sequence; empty while they are not known.
-
-    Raises:
-        ValueError: naming an invalid field and what it accepts.
-    """
-
-    vocab_size: int
-    emb_dim: int
-    num_heads: int
-    num_kv_heads: int
-    num_layers: int
-    head_dim: int
-    mlp_dim: int
-    rope_base: float = 10_000.0
-    norm_epsilon: float = 1e-5
-    logits_via_embedding: bool = False
-    dtype: str = "float32"
-    end_ids: tuple[int, ...] = ()
-
-    def __post_init__(self):
-        size = checks.integer(1, 2**31 - 1)
-        sizes = ("vocab_size", "emb_dim", "num_heads", "num_kv_heads", "num_layers", "mlp_dim")
-        checks.check_fields(self, **dict.fromkeys(sizes, size))
-        even = checks.Check(
-            "an even integer of at least 2", lambda x: size.allows(x) and x % 2 == 0
-        )
-        dtype = checks.Check("'float32' or 'bfloat16'", lambda x: x in ("float32", "bfloat16"))
-        checks.check_fields(
-            self,
-            head_dim=even,
-            rope_base=checks.number(above=0),
-            norm_epsilon=checks.number(above=0),
-            logits_via_embedding=checks.FLAG,
-            dtype=dtype,
-            end_ids=checks.sequence(checks.integer(0, self.vocab_size - 1), "(1,)", least=0),
-        )
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"LlamaConfig.num_heads must be a multiple of num_kv_heads, {self.num_kv_heads}; "
-                f"found {self.num_heads}."
-            )
-
-
 def param_axes(config: LlamaConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yields name (path joined by '/') and logical axes of each parameter."""
+    biases = (
+        ("attention/query/bias", ("heads", "kv")),
+        ("attention/key/bias", ("kv_heads", "kv")),
+        ("attention/value/bias", ("kv_heads", "kv")),
+    )
+    norms = ("attention/query_norm/scale", ("kv",)), ("attention/key_norm/scale", ("kv",))
     yield "token_embedder/embedding", ("vocab", "embed")
     for i in range(config.num_layers):
         for name, axes in (
@@ -95,6 +47,8 @@ def param_axes(config: LlamaConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
             ("attention/query/kernel", ("embed", "heads", "kv")),
             ("attention/key/kernel", ("embed", "kv_heads", "kv")),
             ("attention/value/kernel", ("embed", "kv_heads", "kv")),
+            *(biases if config.qkv_bias else ()),
+            *(norms if config.head_norms else ()),
             ("attention/out/kernel", ("heads", "kv", "embed")),
             ("pre_mlp_norm/scale", ("embed",)),
             ("mlp/gate/kernel", ("embed", "mlp")),
@@ -122,12 +76,14 @@ def param_shapes(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def init(config: LlamaConfig, key: Array) -> Params:
-    """Returns random float32 parameters: norms 1, others normal with standard deviation 1/√E."""
+    """Returns random float32 parameters: norms 1, biases 0, others normal with deviation 1/√E."""
     params = {}
     for i, (name, shape) in enumerate(param_shapes(config)):
-        normal = lambda: jax.random.normal(jax.random.fold_in(key, i), shape)  # noqa: B023
-        is_norm = name.endswith("scale")
-        params[name] = jnp.ones(shape) if is_norm else normal() / math.sqrt(config.emb_dim)
+        if name.endswith(("scale", "bias")):
+            params[name] = jnp.full(shape, float(name.endswith("scale")))
+            continue
+        normal = jax.random.normal(jax.random.fold_in(key, i), shape)
+        params[name] = normal / math.sqrt(config.emb_dim)
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
@@ -138,12 +94,13 @@ class Context:
     Attributes:
         slots: int32 [N], cache slots of the new tokens, among the L of their hypothesis.
         rotation: cosines and sines of RoPE, float32 [B, 1, 1, N, D/2].
-        mask: bool [B, N, S + L], whether a token attends to each key of prompt and hypothesis.
+        masks: bool [B, N, S + L] for each of `config.windows`, whether a token attends to each key
+            of prompt and hypothesis.
     """
 
     slots: Array
     rotation: tuple[Array, Array]
-    mask: Array
+    masks: tuple[Array, ...]
 
 
 def context(
@@ -160,19 +117,47 @@ def context(
         prompt_size: S, 0 for a pass over the prompt itself.
     """
     positions = before[:, None] + slots
-    in_prompt = jnp.arange(prompt_size) < before[:, None, None]  # [B, 1, S]
-    causal = jnp.arange(num_slots) <= slots[:, None]  # [N, L]
-    batch, new = len(before), len(slots)
+    masks = tuple(
+        _mask(positions, slots, num_slots, before, prompt_size, window) for window in config.windows
+    )
+    return Context(slots, _rotation(config, positions), masks)
+
+
+def _mask(
+    positions: Array,
+    slots: Array,
+    num_slots: int,
+    before: Array,
+    prompt_size: int,
+    window: int | None,
+) -> Array:
+    """Returns bool [B, N, S + L], see `Context`; the other arguments are those of `context`."""
+    prompt_slots, own_slots = jnp.arange(prompt_size), jnp.arange(num_slots)
+    in_prompt = prompt_slots < before[:, None, None]  # [B, 1, S]
+    causal = own_slots <= slots[:, None]  # [N, L]
+    if window is not None:  # a window of W holds the token itself and the W − 1 keys before it
+        in_prompt &= positions[..., None] - prompt_slots < window
+        causal &= slots[:, None] - own_slots < window
+    batch, new = positions.shape
     in_prompt = jnp.broadcast_to(in_prompt, (batch, new, prompt_size))
-    mask = jnp.concatenate([in_prompt, jnp.broadcast_to(causal, (batch, new, num_slots))], axis=-1)
-    return Context(slots, _rotation(config, positions), mask)
+    return jnp.concatenate([in_prompt, jnp.broadcast_to(causal, (batch, new, num_slots))], axis=-1)
 
 
 def _rotation(config: LlamaConfig, positions: Array) -> tuple[Array, Array]:
     """Returns RoPE's cosines and sines [B, 1, 1, N, D/2] of positions[B, N], always in float32."""
     exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-    angles = positions[..., None].astype(jnp.float32) * config.rope_base**-exponents
+    frequencies = config.rope_base**-exponents
+    if config.rope_scaling is not None:
+        frequencies = _scaled(config.rope_scaling, frequencies)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angles)[:, None, None], jnp.sin(angles)[:, None, None]
+
+
+def _scaled(scaling: RopeScaling, frequencies: Array) -> Array:
+    """Returns RoPE's frequencies [D/2] in radians per position after scaling, see `RopeScaling`."""
+    turns = scaling.context * frequencies / (2 * math.pi)  # in the context of pre-training
+    kept = jnp.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
+    return kept * frequencies + (1 - kept) * frequencies / scaling.factor
 
 
 def decode(
@@ -207,7 +192,8 @@ def decode(
     updated = []
     for i in range(config.num_layers):
         blocks = prompt and prompt[i], cache and cache[i]
-        x, own = layer(params[f"layers_{i}"], x, context, *blocks)
+        windowed = context.replace(masks=(context.masks[config.window_of(i)],))
+        x, own = layer(params[f"layers_{i}"], x, windowed, *blocks)
         updated.append(own)
     return _norm(config, params["final_norm"], x), tuple(updated)
 
@@ -230,7 +216,10 @@ def _layer(
     prompt: KeysValues | None,
     cache: KeysValues | None,
 ) -> tuple[Array, KeysValues]:
-    """Applies one layer to x[B, K, N, E]; returns [B, K, N, E] and the result of `_attention`."""
+    """Applies one layer to x[B, K, N, E]; returns [B, K, N, E] and the result of `_attention`.
+
+    The context has one mask, that of the layer's window.
+    """
     y = _norm(config, params["pre_attention_norm"], x)
     y, own = _attention(config, params["attention"], y, context, prompt, cache)
     x = x + y
@@ -264,12 +253,15 @@ def _attention(
     queries, keys, values = (
         jnp.moveaxis(_project(config, params[name], x), 3, 2) for name in ("query", "key", "value")
     )
+    if config.head_norms:
+        queries = _norm(config, params["query_norm"], queries)
+        keys = _norm(config, params["key_norm"], keys)
     queries = constrain(_rotate(queries, context.rotation), "batch", None, "heads", None, None)
     keys, values = (constrain(y, *CACHE_AXES) for y in (_rotate(keys, context.rotation), values))
     own = _update_cache(cache, (keys, values), context.slots)
     blocks = [own] if prompt is None else [prompt, own]
     grouped = queries.reshape(*x.shape[:2], config.num_kv_heads, -1, config.head_dim)
-    attended = _attend(config, grouped, blocks, context.mask).reshape(queries.shape)
+    attended = _attend(config, grouped, blocks, context.masks[0]).reshape(queries.shape)
     return _project(config, params["out"], jnp.moveaxis(attended, 2, 3), num_axes=2), own
 
 
@@ -335,4 +327,7 @@ def _project(config: LlamaConfig, params: Params, x: Array, num_axes: int = 1) -
     inputs = math.prod(kernel.shape[:num_axes])
     out = einsum("ni,io->no", x.reshape(-1, inputs), kernel.reshape(inputs, -1), config.dtype)
     shape = *x.shape[: x.ndim - num_axes], *kernel.shape[num_axes:]
-    return out.reshape(shape).astype(config.dtype)
+    out = out.reshape(shape)
+    if "bias" in params:
+        out = out + params["bias"].astype(out.dtype)
+    return out.astype(config.dtype)

@@ -17,7 +17,7 @@ from dera_jax.models.language_model import (
     mask_unused_logits,
     shard_prompts,
 )
-from dera_jax.models.llama import LlamaConfig
+from dera_jax.models.llama_config import LlamaConfig
 from dera_jax.partitioning import constrain
 
 

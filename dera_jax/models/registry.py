@@ -12,7 +12,7 @@ from typing import Protocol
 
 from dera_jax import checks
 from dera_jax.models.language_model import PyTree, TrainableModel
-from dera_jax.models.llama import LlamaConfig
+from dera_jax.models.llama_config import LlamaConfig
 from dera_jax.models.llama_lm import Llama
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5

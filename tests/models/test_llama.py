@@ -20,7 +20,7 @@ from dera_jax.models.language_model import (
     pad_sequences,
     sequence_keys,
 )
-from dera_jax.models.llama import LlamaConfig
+from dera_jax.models.llama_config import LlamaConfig
 from dera_jax.models.llama_lm import Llama
 from tests import tiny
 from tests.compiled import compiled
