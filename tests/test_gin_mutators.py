@@ -30,7 +30,7 @@ def test_populations_evolve_under_every_mutator(path, models, tmp_path):
     files = ["gin_configs/runs/evolution.gin", "gin_configs/rewards/faithfulness.gin", str(path)]
     macros = {
         "TASK": "newswire", "INPUTS": 16, "DOCUMENTS": 3, "MAX_LENGTH": 8, "POPULATION": 3,
-        "SURVIVORS": 1, "GENERATIONS": 1, "TEXTS": 2, "REFERENCE": models[0],
+        "SURVIVORS": 1, "GENERATIONS": 1, "NUM_SAMPLES": 2, "REFERENCE": models[0],
         "ALIGNED": models[1], "LAMBDA": 0.5, "MODEL_DIR": str(tmp_path / "run"),
     }  # fmt: skip
     if path.stem == "rewriter":
