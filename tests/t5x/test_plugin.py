@@ -172,16 +172,16 @@ def test_search_and_evolution_inside_t5x(world):
     plain = {"REWARD": "None", "REWARD_WEIGHT": "0.0", "LOOKAHEAD": "0", "PERIOD": "1"}
     found = world.pair("beams", "gin_configs/t5x/deal.gin", lam=0.0, **plain)
     np.testing.assert_array_equal(found["prediction"], world.golden["beam4_tokens"])
-    rewarded = lambda name, **more: world.pair(
-        name, f"gin_configs/t5x/{name}.gin", lam=0.5, LOW="3", HIGH="9", **more
+    rewarded = lambda name, *files, **more: world.pair(
+        name, f"gin_configs/t5x/{name}.gin", *files, lam=0.5, LOW="3", HIGH="9", **more
     )
     guided = rewarded("deal")
-    spelled = {
-        "MIXTURE_OR_TASK_NAME": '"golden_v1_1_bytes"',
-        "VOCABULARY": "@seqio.ByteVocabulary()",
-        "seqio.ByteVocabulary.extra_ids": "0",
-    }
-    evolved = rewarded("darwin", INSTRUCTIONS="('in brief: ', 'tl;dr: ')", **spelled)
+    evolved = rewarded(
+        "darwin",
+        "tests/t5x/bytes.gin",
+        INSTRUCTIONS="('in brief: ', 'tl;dr: ')",
+        MIXTURE_OR_TASK_NAME='"golden_v1_1_bytes"',
+    )
     samples = world.pair(
         "samples", "gin_configs/t5x/sample.gin", "tests/t5x/reward.gin", lam=0.5, SAMPLES="8"
     )
