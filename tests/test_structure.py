@@ -44,8 +44,9 @@ def upward(path: Path) -> list[str]:
     if own == "__init__":
         return []
     others = {layer(name) for name in imported(ast.parse(path.read_text("utf-8")))} - {None, own}
-    known = [x for x in others if x != "__version__"]
-    return [f"{own} → {x}" for x in known if LAYERS.index(x) > LAYERS.index(own)]
+    others -= {"__version__"}
+    unknown = [f"{x} is not in LAYERS" for x in (others | {own}) - set(LAYERS)]
+    return unknown or [f"{own} → {x}" for x in others if LAYERS.index(x) > LAYERS.index(own)]
 
 
 def test_imports_point_downwards():

@@ -228,6 +228,8 @@ def _windows(settings: Mapping, num_layers: int, where: str) -> tuple[int | None
             raise ValueError(
                 f"{where}: layer_types is {types!r}; expected {num_layers} times {_FULL!r} or {_SLIDING!r}"
             )
-        return tuple(window if x == _SLIDING else None for x in types)
-    first = settings.get("max_window_layers", 28) if kind.startswith("qwen") else 0
-    return tuple(window if i >= first else None for i in range(num_layers))
+        windows = tuple(window if x == _SLIDING else None for x in types)
+    else:
+        first = settings.get("max_window_layers", 28) if kind.startswith("qwen") else 0
+        windows = tuple(window if i >= first else None for i in range(num_layers))
+    return windows if any(windows) else ()

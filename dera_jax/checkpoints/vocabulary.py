@@ -107,7 +107,7 @@ def resolve_vocabulary(
     Args:
         known: vocabulary of the checkpoint, or None.
         given: vocabulary that the caller needs.
-        known_name, given_name: names of the two, for error messages.
+        known_name, given_name: names of both vocabularies, for error messages.
 
     Raises:
         ValueError: the two vocabularies differ.

@@ -48,7 +48,7 @@ def plot_two_rewards(
     Args:
         rows: rows of `sweep_tables.table` whose `lam` is a pair; lines connect rows of equal λ₁.
         trained: such rows for trained models, whose `lam` is the pair of reward weights.
-        names: names of the two rewards.
+        names: names of both rewards.
         path: path of the PNG file.
     """
     figure, axis = plt.subplots(figsize=(7.5, 5.5), layout="constrained")
@@ -249,7 +249,7 @@ def plot_trade_off(rows: Sequence[dict], names: Sequence[str], title: str, path:
 
     Args:
         rows: rows with `kind`, `mix` (the weight of the second part) and reward_<name> of both.
-        names: names of the two parts.
+        names: names of both parts.
         title: title of the figure.
         path: path of the PNG file.
     """

@@ -167,7 +167,7 @@ def compare(
     Args:
         dera: the records of the sweep over the grid.
         trained: the records of each trained model's samples, by its weights.
-        names: the names of the two parts.
+        names: the names of both parts.
 
     Returns:
         A row for each trained model: rewards, KL and length of DeRa and of the model, and their

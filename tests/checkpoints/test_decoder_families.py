@@ -169,7 +169,7 @@ def test_a_window_that_is_switched_off_is_none(tmp_path):
     kept = {k: x for k, x in settings.items() if k not in ("layer_types", "max_window_layers")}
     for changes, windows in (
         ({"use_sliding_window": False, "sliding_window": 4096}, ()),
-        ({"use_sliding_window": True, "sliding_window": 8}, (None, None)),
+        ({"use_sliding_window": True, "sliding_window": 8}, ()),
         ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, (8, 8)),
     ):
         file.write_text(json.dumps(kept | changes))
