@@ -37,23 +37,23 @@ def register(name: str, folder: str) -> seqio.Task:
     return jsonl.register_pairs(name, rows, SPLITS, TEMPLATE)
 
 
-def register_one_file(name: str, path: str, shares: Mapping[str, float]) -> seqio.Task:
+def register_one_file(name: str, path: str, fractions: Mapping[str, float]) -> seqio.Task:
     """Registers a task over one file, whose documents are divided among the splits.
 
     Args:
-        shares: fraction of the documents of each split, such as `{"train": 0.6, "validation": 0.2,
+        fractions: fraction of the documents of each split, such as `{"train": 0.6, "validation": 0.2,
             "test": 0.2}`.
 
     Raises:
         ValueError: the fractions do not add up to 1, or the name is already registered; and as
             `register`.
     """
-    preferences.check_shares(shares)
+    preferences.check_fractions(fractions)
 
     def rows(split: str) -> dict[str, list[str]]:
-        return preferences.split_rows(_read(path, need_text=True), shares)[split]
+        return preferences.split_rows(_read(path, need_text=True), fractions)[split]
 
-    return jsonl.register_pairs(name, rows, list(shares), TEMPLATE)
+    return jsonl.register_pairs(name, rows, list(fractions), TEMPLATE)
 
 
 def _rows(folder: str, split: str) -> dict[str, list[str]]:

@@ -31,14 +31,14 @@ from dera_jax.prompts import DOCUMENT
 from tasks import jsonl, preferences
 
 SPLITS = ("train", "validation", "test")
-VALIDATION_SHARE = 0.05
+VALIDATION_FRACTION = 0.05
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
 def register(
     name: str,
     folder: str,
-    validation_share: float = VALIDATION_SHARE,
+    validation_fraction: float = VALIDATION_FRACTION,
     leave_out_bad: bool = False,
 ) -> seqio.Task:
     """Registers a task over a folder of published files.
@@ -46,15 +46,15 @@ def register(
     Args:
         name: see `jsonl.register`.
         folder: with `train.jsonl` and `test.jsonl`, or with `train.jsonl.gz` and `test.jsonl.gz`.
-        validation_share: fraction of the conversations in the training file to use for validation.
+        validation_fraction: fraction of the conversations in the training file to use for validation.
         leave_out_bad: skip invalid lines with a warning, instead of raising an error.
 
     Raises:
         ValueError: the fraction is not between 0 and 1, or the name is already registered. Reading
             a split raises as `preferences.read`.
     """
-    preferences.check_shares(_shares(validation_share))
-    rows = functools.partial(_rows, folder, validation_share, leave_out_bad)
+    preferences.check_fractions(_fractions(validation_fraction))
+    rows = functools.partial(_rows, folder, validation_fraction, leave_out_bad)
     return _register(name, rows)
 
 
@@ -62,18 +62,18 @@ def _register(name: str, rows: Callable[[str], dict[str, list[str]]]) -> seqio.T
     return preferences.register_pairs(name, rows, SPLITS, DOCUMENT, key=_opening, keep_end=True)
 
 
-def _shares(validation_share: float) -> dict[str, float]:
-    return {"train": 1 - validation_share, "validation": validation_share}
+def _fractions(validation_fraction: float) -> dict[str, float]:
+    return {"train": 1 - validation_fraction, "validation": validation_fraction}
 
 
 def _rows(
-    folder: str, validation_share: float, leave_out_bad: bool, split: str
+    folder: str, validation_fraction: float, leave_out_bad: bool, split: str
 ) -> dict[str, list[str]]:
     path = _file(folder, "test" if split == "test" else "train")
     columns = jsonl.read_columns(path, _parse, leave_out_bad)
     if split == "test":
         return columns
-    return preferences.split_rows(columns, _shares(validation_share), key=_opening)[split]
+    return preferences.split_rows(columns, _fractions(validation_fraction), key=_opening)[split]
 
 
 def _file(folder: str, name: str) -> str:
@@ -119,7 +119,7 @@ def _difference(one: str, other: str) -> str:
 
 def _default_rows(split: str) -> dict[str, list[str]]:
     folder = jsonl.folder_of("DERA_JAX_HH_RLHF", "hh_rlhf", "train.jsonl.gz and test.jsonl.gz")
-    return _rows(folder, VALIDATION_SHARE, False, split)
+    return _rows(folder, VALIDATION_FRACTION, False, split)
 
 
 _register("hh_rlhf", _default_rows)

@@ -133,7 +133,7 @@ def _span(length: int, lengths: tuple[int, int], rng: np.random.Generator) -> tu
 
 
 # Objectives and their probabilities.
-SHARES: tuple[tuple[Callable[[Ids, Marks, np.random.Generator], Example], float], ...] = (
+PROBABILITIES: tuple[tuple[Callable[[Ids, Marks, np.random.Generator], Example], float], ...] = (
     (corrupt, 0.3),
     (copy, 0.1),
     (find, 0.1),
@@ -142,8 +142,10 @@ SHARES: tuple[tuple[Callable[[Ids, Marks, np.random.Generator], Example], float]
 
 
 def draw(passage: Ids, marks: Marks, rng: np.random.Generator) -> Example:
-    """Draw an objective by `SHARES` and apply it to a passage; short passages use `corrupt`."""
-    objective = int(np.searchsorted(np.cumsum([s for _, s in SHARES]), rng.random(), "right"))
+    """Draw an objective by `PROBABILITIES` and apply it to a passage; short passages use `corrupt`."""
+    objective = int(
+        np.searchsorted(np.cumsum([s for _, s in PROBABILITIES]), rng.random(), "right")
+    )
     if len(passage) < _MIN_PASSAGE:
         objective = 0
-    return SHARES[min(objective, len(SHARES) - 1)][0](passage, marks, rng)
+    return PROBABILITIES[min(objective, len(PROBABILITIES) - 1)][0](passage, marks, rng)

@@ -52,7 +52,7 @@ def register(name: str, paths: Mapping[str, str], template: str = jsonl.SUMMARIZ
 def register_one_file(
     name: str,
     path: str,
-    shares: Mapping[str, float],
+    fractions: Mapping[str, float],
     template: str = jsonl.SUMMARIZE,
 ) -> seqio.Task:
     """Registers a task over one file of pairs, whose documents are divided among the splits.
@@ -60,16 +60,16 @@ def register_one_file(
     Args:
         name, template: see `register`.
         path: of the file, local or `gs://`; it is read when a split is read.
-        shares: fraction of the documents of each split, such as `{"train": 0.9, "validation":
+        fractions: fraction of the documents of each split, such as `{"train": 0.9, "validation":
             0.1}`.
 
     Raises:
         ValueError: as `split_rows`, or the name is already registered. Reading a split raises as
             `read`.
     """
-    check_shares(shares)
-    rows = functools.partial(_rows_of_split, path, dict(shares))
-    return register_pairs(name, rows, list(shares), template)
+    check_fractions(fractions)
+    rows = functools.partial(_rows_of_split, path, dict(fractions))
+    return register_pairs(name, rows, list(fractions), template)
 
 
 def register_pairs(
@@ -128,7 +128,7 @@ def pair(document: str, chosen: str, rejected: str, where: str) -> dict[str, str
 
 
 def split_rows(
-    rows: Columns, shares: Mapping[str, float], key: Callable[[str], str] = str
+    rows: Columns, fractions: Mapping[str, float], key: Callable[[str], str] = str
 ) -> dict[str, dict[str, list[str]]]:
     """Divide rows among splits; all rows of one document go to the same split.
 
@@ -136,46 +136,46 @@ def split_rows(
 
     Args:
         rows: columns, including `document`.
-        shares: fraction of the documents of each split; the order of the splits matters.
+        fractions: fraction of the documents of each split; the order of the splits matters.
         key: maps a document to the string that is hashed, by default itself.
 
     Raises:
         ValueError: a fraction is not positive, or the fractions do not add up to 1.
     """
-    check_shares(shares)
-    where = [_split_of(key(document), shares) for document in rows["document"]]
+    check_fractions(fractions)
+    where = [_split_of(key(document), fractions) for document in rows["document"]]
     return {
         split: {
             name: [value for value, other in zip(column, where, strict=True) if other == split]
             for name, column in rows.items()
         }
-        for split in shares
+        for split in fractions
     }
 
 
-def check_shares(shares: Mapping[str, float]) -> None:
+def check_fractions(fractions: Mapping[str, float]) -> None:
     """Raise ValueError if a fraction is not positive, or the fractions do not add up to 1."""
-    for split, share in shares.items():
-        if not share > 0:
-            raise ValueError(f"shares[{split!r}]: expected a positive number, found {share}")
-    if not math.isclose(sum(shares.values()), 1, abs_tol=1e-6):
+    for split, fraction in fractions.items():
+        if not fraction > 0:
+            raise ValueError(f"fractions[{split!r}]: expected a positive number, found {fraction}")
+    if not math.isclose(sum(fractions.values()), 1, abs_tol=1e-6):
         raise ValueError(
-            f"shares: expected numbers that add up to 1, found {dict(shares)}, "
-            f"which add up to {sum(shares.values())}"
+            f"fractions: expected numbers that add up to 1, found {dict(fractions)}, "
+            f"which add up to {sum(fractions.values())}"
         )
 
 
-def _rows_of_split(path: str, shares: Mapping[str, float], split: str) -> dict[str, list[str]]:
-    return split_rows(read(path), shares)[split]
+def _rows_of_split(path: str, fractions: Mapping[str, float], split: str) -> dict[str, list[str]]:
+    return split_rows(read(path), fractions)[split]
 
 
-def _split_of(content: str, shares: Mapping[str, float]) -> str:
+def _split_of(content: str, fractions: Mapping[str, float]) -> str:
     position = int(text.text_hash(content), 16) / 2**64  # in [0, 1)
-    for split, share in shares.items():
-        position -= share
+    for split, fraction in fractions.items():
+        position -= fraction
         if position < 0:
             return split
-    return list(shares)[-1]  # rounding: the fractions may add up to slightly less than 1
+    return list(fractions)[-1]  # rounding: the fractions may add up to slightly less than 1
 
 
 def _parse(row: dict[str, object], where: str) -> list[dict[str, str]]:

@@ -42,7 +42,7 @@ def pool(runs: Sequence[Sequence[dict]], lam: float | None = None) -> list[dict]
 def compare(
     dera: Sequence[dict],
     retrained: Mapping[float, Sequence[Sequence[dict]]],
-    shares: np.ndarray,
+    rates: np.ndarray,
     beta: float,
     seeds: Sequence[int],
 ) -> dict[str, object]:
@@ -51,7 +51,7 @@ def compare(
     Args:
         dera: the records of all seeds at every λ.
         retrained: for each λ, the records of the model of each seed.
-        shares: p [n], the reference's in-range rate for each of n documents.
+        rates: p [n], the reference's in-range rate for each of n documents.
         beta: β₀, the KL coefficient at λ = 1.
         seeds: the seeds of the PPO runs.
 
@@ -65,13 +65,13 @@ def compare(
     rows = sweep_tables.table(dera)
     retrained_rows = [sweep_tables.table(records)[0] for records in pooled.values()]
     closed = [
-        {"lam": row["lam"], "reward": optimal_in_range_rate(shares, beta, row["lam"]) - 1}
+        {"lam": row["lam"], "reward": optimal_in_range_rate(rates, beta, row["lam"]) - 1}
         for row in rows
     ]
     by_lam = {row["lam"]: row for row in rows}
     joined = [
         _join(by_lam[row["lam"]], row, dera, pooled[row["lam"]], beta)
-        | {"closed_form_reward": optimal_in_range_rate(shares, beta, row["lam"]) - 1}
+        | {"closed_form_reward": optimal_in_range_rate(rates, beta, row["lam"]) - 1}
         for row in retrained_rows
     ]
     slopes = [
@@ -209,7 +209,7 @@ def length_counts(dera, retrained: Mapping[float, Sequence[dict]]) -> list[dict]
             lengths = [s["length"] for r in sampled for s in r["samples"] if s["lam"] == lam]
             fractions = np.bincount(lengths) / len(lengths)
             rows += [
-                {"source": source, "lam": lam, "length": n, "share": float(fraction)}
+                {"source": source, "lam": lam, "length": n, "fraction": float(fraction)}
                 for n, fraction in enumerate(fractions)
             ]
     return rows

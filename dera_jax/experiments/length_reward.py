@@ -128,8 +128,8 @@ class LengthReward(SweepExperiment):
             ]
             for lam in self._grid
         }
-        shares = np.asarray(run_folder.result(folder / "reference")["shares"])
-        result = comparison.compare(dera, retrained, shares, self.beta, self.seeds)
+        rates = np.asarray(run_folder.result(folder / "reference")["rates"])
+        result = comparison.compare(dera, retrained, rates, self.beta, self.seeds)
         comparison.write(result, dera, retrained, folder)
         report.write(
             folder / "report.html",
@@ -175,7 +175,7 @@ class LengthReward(SweepExperiment):
             ).sample()
             inside = self.reward.contains(lengths, finished)
             self._check_rate(float(np.mean(inside)), folder)
-            return {"shares": np.mean(inside, axis=-1).tolist()}
+            return {"rates": np.mean(inside, axis=-1).tolist()}
 
         return survey
 

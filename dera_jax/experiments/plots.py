@@ -134,7 +134,9 @@ def plot_lengths(counts: Sequence[dict], text: str, path: Path) -> None:
         ):
             rows = [row for row in counts if (row["lam"], row["source"]) == (lam, source)]
             label = "DeRa" if source == "dera" else "retrained at β₀/λ"
-            axis.bar([r["length"] for r in rows], [r["share"] for r in rows], label=label, **style)
+            axis.bar(
+                [r["length"] for r in rows], [r["fraction"] for r in rows], label=label, **style
+            )
         axis.set_title(f"λ = {lam:g}")
         axis.set_xlabel("length (tokens)")
     axes[0, 0].set_ylabel("fraction of outputs")

@@ -62,13 +62,13 @@ def test_gaps_are_paired_by_document():
     rewards = np.broadcast_to(by_document, (30, 4))
     dera = records([0.0, 0.5, 1.0], rewards)
     retrained = {lam: [records([1.0], rewards - 0.25)] for lam in (0.5, 1.0)}
-    shares = rng.random(30)
-    result = comparison.compare(dera, retrained, shares, BETA, seeds=(0,))
+    rates = rng.random(30)
+    result = comparison.compare(dera, retrained, rates, BETA, seeds=(0,))
     assert [row["lam"] for row in result["comparison"]] == [0.5, 1.0]
     for row in result["comparison"]:
         assert row["gap_reward"] == pytest.approx(0.25)
         assert row["gap_reward_ci95"] < 1e-6 < row["dera_reward_ci95"]
-        expected = optimal_in_range_rate(shares, BETA, row["lam"]) - 1
+        expected = optimal_in_range_rate(rates, BETA, row["lam"]) - 1
         assert row["closed_form_reward"] == pytest.approx(expected)
     assert result["slopes"][0]["beta"] == 1.0
     assert "+0.250" in comparison.sentences(result)[0]
@@ -91,7 +91,7 @@ def test_what_is_written_can_be_read_back(tmp_path):
     result = comparison.compare(dera, retrained, np.full(4, 0.5), BETA, seeds=(0,))
     comparison.write(result, dera, retrained, tmp_path)
     counts = comparison.length_counts(dera, {1.0: retrained[1.0][0]})
-    shares = {(row["source"], row["length"]): row["share"] for row in counts}
-    assert shares["dera", 2] == shares["retrained", 5] == 0.5
+    rates = {(row["source"], row["length"]): row["fraction"] for row in counts}
+    assert rates["dera", 2] == rates["retrained", 5] == 0.5
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {*comparison.FIGURES, "comparison.json", "comparison.csv", "lengths.csv"}

@@ -122,5 +122,5 @@ def test_a_reference_is_given_or_trained():
 
 def test_the_closed_form_is_that_of_the_sampled_shares(experiment, tmp_path):
     survey = {stage.name: stage for stage in experiment.stages(tmp_path)}["reference's lengths"]
-    shares = survey.run(tmp_path)["shares"]
-    assert len(shares) == 4 and np.all(np.isin(np.multiply(shares, 4), range(5)))
+    rates = survey.run(tmp_path)["rates"]
+    assert len(rates) == 4 and np.all(np.isin(np.multiply(rates, 4), range(5)))

@@ -191,7 +191,7 @@ def test_hh_rlhf(tmp_path, suffix):
     write(tmp_path / f"train.jsonl{suffix}", DIALOGUES)
     write(tmp_path / f"test.jsonl{suffix}", DIALOGUES[:2])
     name = next(_names)
-    hh_rlhf.register(name, str(tmp_path), validation_share=0.3)
+    hh_rlhf.register(name, str(tmp_path), validation_fraction=0.3)
     found = examples(name, "test")
     assert found.documents == [
         f"Human: Question {i}?\n\nAssistant: Which one?\n\nHuman: The last.\n\nAssistant:"
@@ -211,7 +211,7 @@ def test_hh_rlhf_keeps_a_conversation_on_one_side(tmp_path):
     ]
     write(tmp_path / "train.jsonl", DIALOGUES + short)
     name = next(_names)
-    hh_rlhf.register(name, str(tmp_path), validation_share=0.3)
+    hh_rlhf.register(name, str(tmp_path), validation_fraction=0.3)
     for split in ("train", "validation"):
         found = [re.search(r"Question \d+", row["document"])[0] for row in rows_of(name, split)]
         assert sorted(found) == sorted([*set(found)] * 2)
@@ -313,8 +313,8 @@ def test_a_gzip_file_cut_short_is_named(tmp_path):
 
 
 def test_hh_rlhf_bad_share_and_missing_file(tmp_path):
-    with pytest.raises(ValueError, match="shares\\['validation'\\]: expected a positive number"):
-        hh_rlhf.register("hh_bad", str(tmp_path), validation_share=0.0)
+    with pytest.raises(ValueError, match="fractions\\['validation'\\]: expected a positive number"):
+        hh_rlhf.register("hh_bad", str(tmp_path), validation_fraction=0.0)
     name = next(_names)
     hh_rlhf.register(name, str(tmp_path))
     with pytest.raises(FileNotFoundError, match="train.jsonl.gz: no such JSONL file"):

@@ -106,19 +106,19 @@ def test_no_split():
 
 
 def test_rows_are_split_by_document():
-    shares = {"train": 0.7, "validation": 0.2, "test": 0.1}
+    fractions = {"train": 0.7, "validation": 0.2, "test": 0.1}
     documents = [f"document {i // 2}" for i in range(4000)]
     rows = {"document": documents, "chosen": [str(i) for i in range(4000)]}
-    found = preferences.split_rows(rows, shares)
-    for split, share in shares.items():
+    found = preferences.split_rows(rows, fractions)
+    for split, share in fractions.items():
         assert len(found[split]["document"]) == pytest.approx(share * 4000, abs=150)
-    kept = [set(found[split]["document"]) for split in shares]
+    kept = [set(found[split]["document"]) for split in fractions]
     assert not kept[0] & kept[1] | kept[0] & kept[2] | kept[1] & kept[2]
     assert set.union(*kept) == set(documents)
     for columns in found.values():
         for document, chosen in zip(columns["document"], columns["chosen"], strict=True):
             assert document == documents[int(chosen)]
-    fewer = preferences.split_rows({"document": documents[:100]}, shares)
+    fewer = preferences.split_rows({"document": documents[:100]}, fractions)
     assert set(fewer["test"]["document"]) == set(documents[:100]) & kept[2]
 
 
@@ -141,17 +141,17 @@ def test_one_file_gives_all_splits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "shares, message",
+    "fractions, message",
     [
         ({}, "add up to 1"),
         ({"train": 0.9, "test": 0.2}, "add up to 1, found {'train': 0.9, 'test': 0.2}"),
-        ({"train": 1.0, "test": 0.0}, "shares['test']: expected a positive number, found 0.0"),
-        ({"train": float("nan")}, "shares['train']: expected a positive number"),
+        ({"train": 1.0, "test": 0.0}, "fractions['test']: expected a positive number, found 0.0"),
+        ({"train": float("nan")}, "fractions['train']: expected a positive number"),
     ],
 )
-def test_bad_shares(shares, message):
+def test_bad_fractions(fractions, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        preferences.register_one_file("bad_shares", "nowhere.jsonl", shares)
+        preferences.register_one_file("bad_shares", "nowhere.jsonl", fractions)
 
 
 def test_the_halves_of_train_share_no_document(tmp_path):
