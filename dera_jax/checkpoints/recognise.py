@@ -3,6 +3,7 @@
 dera_jax       config.json with the key "model", model.safetensors (`model_folder`)
 Hugging Face   config.json with a model_type, *.safetensors (`hugging_face`)
 T5X            a file `checkpoint` with zarr folders, or a folder `state` by orbax (`t5x`)
+LoRA           adapter_config.json, *.safetensors (`adapters`), on a base of another kind
 
 From a folder of several T5X checkpoints the latest is taken. Pickles are never read.
 """
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dera_jax.checkpoints import (
+    adapters,
     hugging_face,
     hugging_face_tokenizer,
     importers,
@@ -51,9 +53,10 @@ class Checkpoint:
         config: configuration of a model of `models.registry`.
         arrays: parameters by dera_jax names, joined by '/'; below 'trunk/' if there is a head.
         vocabulary: None if the checkpoint holds none.
-        card: see `loading.LoadedModel`.
+        card: see `loaded.LoadedModel`.
         head: 'scalar' for a reward model, None for a language model.
-        no_vocabulary: see `loading.LoadedModel`.
+        no_vocabulary: see `loaded.LoadedModel`.
+        adapter: a LoRA adapter on the checkpoint, which is its base; the card is the adapter's.
     """
 
     kind: str
@@ -64,6 +67,7 @@ class Checkpoint:
     card: dict
     head: str | None = None
     no_vocabulary: str = ""
+    adapter: adapters.StoredAdapter | None = None
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -79,7 +83,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         FileNotFoundError, ValueError: as in `loading.load`.
     """
-    checkpoint = _recognise(open_folder(path))
+    folder = open_folder(path)
+    if adapters.is_adapter(folder):
+        return with_adapter(adapters.open_adapter(folder))
+    checkpoint = _recognise(folder)
     model = model_of(checkpoint.config)
     model = ValueHead(model) if checkpoint.head else model
     check_shapes(checkpoint.shapes, model.param_shapes(), checkpoint.where)
@@ -90,6 +97,26 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
                 f"{', '.join(map(str, REAL))}: quantized weights have to be dequantized first"
             )
     return checkpoint
+
+
+def with_adapter(stored: adapters.StoredAdapter, base: Checkpoint | None = None) -> Checkpoint:
+    """Returns the checkpoint of a base with an adapter; without `base`, of the one the adapter names.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `loading.load`; or the base is not named, or is an adapter.
+    """
+    if base is None and not stored.base:
+        raise ValueError(
+            f"{stored.where}: {adapters.CONFIG} names no base (base_model_name_or_path); load it as "
+            "load(base, adapter)"
+        )
+    base = base or open_checkpoint(stored.base)
+    if base.adapter or base.head:
+        raise ValueError(
+            f"{stored.where} is an adapter of {base.where}, which is no language model of its own; merge it first"
+        )
+    head = model_folder.SCALAR if stored.has_head else None
+    return dataclasses.replace(base, adapter=stored, card=stored.card, head=head)
 
 
 def _recognise(folder: Folder) -> Checkpoint:
