@@ -2,6 +2,7 @@
 
 dera_jax       config.json with the key "model", model.safetensors (`model_folder`)
 Hugging Face   config.json with a model_type, *.safetensors (`hugging_face`)
+GGUF           a file *.gguf (`gguf_file`)
 T5X            a file `checkpoint` with zarr folders, or a folder `state` by orbax (`t5x`)
 
 From a folder of several T5X checkpoints the latest is taken. Pickles are never read.
@@ -13,6 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dera_jax.checkpoints import (
+    gguf_file,
+    gguf_llama,
+    gguf_tokenizer,
     hugging_face,
     hugging_face_tokenizer,
     importers,
@@ -33,7 +37,6 @@ _OTHER_FILES = {
     ".bin": "a file of parameters that is a pickle, which is never read",
     ".pt": "a file of parameters that is a pickle, which is never read",
     ".pth": "a file of parameters that is a pickle, which is never read",
-    ".gguf": "a GGUF file, which is not supported",
     ".json": "a JSON file",
     ".jsonl": "a file of JSON lines",
     ".gin": "a gin file",
@@ -54,6 +57,7 @@ class Checkpoint:
         card: see `loading.LoadedModel`.
         head: 'scalar' for a reward model, None for a language model.
         no_vocabulary: see `loading.LoadedModel`.
+        chat_template: source of the chat template; None if the checkpoint has none.
     """
 
     kind: str
@@ -64,6 +68,7 @@ class Checkpoint:
     card: dict
     head: str | None = None
     no_vocabulary: str = ""
+    chat_template: str | None = None
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -112,12 +117,24 @@ def _open_file(path: Folder, folder: Folder, name: str) -> Checkpoint:
         "Hugging Face), or a T5X checkpoint"
     )
     suffix = Path(name).suffix
+    if suffix == gguf_file.SUFFIX:
+        return _open_gguf(path)
     if suffix in _OTHER_FILES:
         raise ValueError(f"{path.where} is {_OTHER_FILES[suffix]}, not a checkpoint; {expected}")
     try:
         return _t5x(path, "T5X, one file", t5x.open_legacy(folder, name))
     except ValueError as error:
         raise ValueError(f"{error}; if this file is not meant as one of T5X, {expected}") from error
+
+
+def _open_gguf(path: Folder) -> Checkpoint:
+    file = gguf_file.open_gguf(path.local())
+    vocabulary = gguf_tokenizer.vocabulary_of(file)
+    ends = () if vocabulary.end_id is None else (vocabulary.end_id,)
+    config, arrays = gguf_llama.open_llama(file, ends)
+    template = file.fields.get("tokenizer.chat_template")
+    card = {"imported_from": path.where}
+    return Checkpoint("GGUF", path.where, config, arrays, vocabulary, card, chat_template=template)
 
 
 def _open_with_config(folder: Folder) -> Checkpoint:
