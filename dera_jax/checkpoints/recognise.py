@@ -2,6 +2,7 @@
 
 dera_jax       config.json with the key "model", model.safetensors (`model_folder`)
 Hugging Face   config.json with a model_type, *.safetensors (`hugging_face`)
+GGUF           a file *.gguf (`gguf_file`)
 T5X            a file `checkpoint` with zarr folders, or a folder `state` by orbax (`t5x`)
 LoRA           adapter_config.json, *.safetensors (`adapters`), on a base of another kind
 
@@ -15,6 +16,9 @@ from pathlib import Path
 
 from dera_jax.checkpoints import (
     adapters,
+    gguf_file,
+    gguf_llama,
+    gguf_tokenizer,
     hugging_face,
     hugging_face_tokenizer,
     importers,
@@ -35,7 +39,6 @@ _OTHER_FILES = {
     ".bin": "a file of parameters that is a pickle, which is never read",
     ".pt": "a file of parameters that is a pickle, which is never read",
     ".pth": "a file of parameters that is a pickle, which is never read",
-    ".gguf": "a GGUF file, which is not supported",
     ".json": "a JSON file",
     ".jsonl": "a file of JSON lines",
     ".gin": "a gin file",
@@ -57,6 +60,7 @@ class Checkpoint:
         head: 'scalar' for a reward model, None for a language model.
         no_vocabulary: see `loaded.LoadedModel`.
         adapter: a LoRA adapter on the checkpoint, which is its base; the card is the adapter's.
+        chat_template: source of the chat template; None if the checkpoint has none.
     """
 
     kind: str
@@ -68,6 +72,7 @@ class Checkpoint:
     head: str | None = None
     no_vocabulary: str = ""
     adapter: adapters.StoredAdapter | None = None
+    chat_template: str | None = None
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -139,12 +144,24 @@ def _open_file(path: Folder, folder: Folder, name: str) -> Checkpoint:
         "Hugging Face), or a T5X checkpoint"
     )
     suffix = Path(name).suffix
+    if suffix == gguf_file.SUFFIX:
+        return _open_gguf(path)
     if suffix in _OTHER_FILES:
         raise ValueError(f"{path.where} is {_OTHER_FILES[suffix]}, not a checkpoint; {expected}")
     try:
         return _t5x(path, "T5X, one file", t5x.open_legacy(folder, name))
     except ValueError as error:
         raise ValueError(f"{error}; if this file is not meant as one of T5X, {expected}") from error
+
+
+def _open_gguf(path: Folder) -> Checkpoint:
+    file = gguf_file.open_gguf(path.local())
+    vocabulary = gguf_tokenizer.vocabulary_of(file)
+    ends = () if vocabulary.end_id is None else (vocabulary.end_id,)
+    config, arrays = gguf_llama.open_llama(file, ends)
+    template = file.fields.get("tokenizer.chat_template")
+    card = {"imported_from": path.where}
+    return Checkpoint("GGUF", path.where, config, arrays, vocabulary, card, chat_template=template)
 
 
 def _open_with_config(folder: Folder) -> Checkpoint:

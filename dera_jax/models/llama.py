@@ -152,12 +152,12 @@ def _rotation(config: LlamaConfig, positions: Array) -> tuple[Array, Array]:
     exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
     frequencies = config.rope_base**-exponents
     if config.rope_scaling is not None:
-        frequencies = _scaled(config.rope_scaling, frequencies)
+        frequencies = scaled_frequencies(config.rope_scaling, frequencies)
     angles = positions[:, None, None, :, None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def _scaled(scaling: RopeScaling, frequencies: Array) -> Array:
+def scaled_frequencies(scaling: RopeScaling, frequencies: Array) -> Array:
     """Returns RoPE's frequencies [D/2] in radians per position after scaling, see `RopeScaling`."""
     turns = scaling.context * frequencies / (2 * math.pi)  # in the context of pre-training
     kept = jnp.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
