@@ -72,7 +72,7 @@ def papers(split: str) -> tuple[Paper, ...]:
 
 
 def _paper(row: Mapping) -> Paper:
-    sections = {name: join_sentences(row["sections"][name]) for name in SECTIONS}
+    sections = {name: join_sentences(row["sentences"][name]) for name in SECTIONS}
     summaries = {aspect: row["summary"][aspect].strip() for aspect in ASPECTS}
     return Paper(row["id"], row["title"].strip(), sections, summaries)
 
