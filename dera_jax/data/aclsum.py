@@ -83,4 +83,5 @@ def join_sentences(sentences: list[str]) -> str:
     text = re.sub(r" ([.,;:!?%)\]}])", r"\1", text)  # before closing punctuation
     text = re.sub(r"([(\[{]) ", r"\1", text)  # after opening brackets
     text = re.sub(r" (['’](?:s|re|ve|ll|d|m|t)\b|n['’]t\b)", r"\1", text)  # contractions
-    return re.sub(r"(``|“) | (''|”)", lambda match: '"', text)
+    text = re.sub(r"(\w) ' (?=\w)", r"\1' ", text)  # plural possessives
+    return re.sub(r'" ([^"]*[^" ]) ?"', r'"\1"', text)  # quotation marks in pairs
