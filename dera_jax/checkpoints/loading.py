@@ -12,14 +12,18 @@ import jax
 from jax import Array
 
 from dera_jax import checks, partitioning
-from dera_jax.checkpoints import model_folder
 from dera_jax.checkpoints.mismatch import check_shapes
+from dera_jax.checkpoints.model_folder import SCALAR, save_model
 from dera_jax.checkpoints.recognise import Checkpoint, open_checkpoint
 from dera_jax.checkpoints.storage import read_arrays
-from dera_jax.checkpoints.tokenizer import EncodedPrompt, Tokenizer, tokenizer
+from dera_jax.checkpoints.tokenizer import (
+    EncodedPrompt,
+    Tokenizer,
+    check_template_ids,
+    tokenizer,
+)
 from dera_jax.checkpoints.vocabulary import (
     Vocabulary,
-    check_end,
     check_same,
     check_vocab_size,
     resolve_vocabulary,
@@ -37,7 +41,8 @@ class TextConversion:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer; raises ValueError if the vocabulary is not known or has no end token."""
-        return tokenizer(self.vocabulary, self.model.ends_prompts)
+        ends_prompts = self.model.ends_prompts
+        return tokenizer(self.vocabulary, ends_prompts, chat_template=self.chat_template)
 
     def encode_prompt(self, prompt: Prompt | str, max_tokens: int) -> EncodedPrompt:
         """Encodes a prompt, see `Tokenizer.encode_prompt`."""
@@ -63,6 +68,7 @@ class LoadedModel(TextConversion):
         card: how the model was trained, or where it was imported from.
         no_vocabulary: error message for a checkpoint that should hold its tokenizer and does not,
             so that no other vocabulary may be assumed. Empty for all other checkpoints.
+        chat_template: source of the model's chat template; None for a model without one.
     """
 
     model: TrainableModel
@@ -70,6 +76,12 @@ class LoadedModel(TextConversion):
     vocabulary: Vocabulary | None
     card: dict
     no_vocabulary: str = ""
+    chat_template: str | None = None
+
+    def save(self, folder: Path, params: PyTree, card: dict, dtype: str = "float32") -> None:
+        """Writes a folder of this model with other parameters, see `model_folder.save_model`."""
+        text = {"vocabulary": self.vocabulary, "chat_template": self.chat_template}
+        save_model(folder, self.model.config, params=params, card=card, dtype=dtype, **text)
 
     def with_vocabulary(self, vocabulary: Vocabulary | None, name: str) -> "LoadedModel":
         """Returns the model over the vocabulary of the data, after checking that they agree.
@@ -87,7 +99,7 @@ class LoadedModel(TextConversion):
         if vocabulary is None:
             return self
         own = resolve_vocabulary(self.vocabulary, vocabulary, "the model", name)
-        model = restrict_to_vocabulary(self.model, own, name)
+        model = restrict_to_vocabulary(self.model, own, name, self.chat_template)
         return dataclasses.replace(self, vocabulary=own, model=model)
 
 
@@ -100,23 +112,37 @@ def ensure_loaded(model: LoadedModel | Callable[[], LoadedModel]) -> LoadedModel
 
 
 def restrict_to_vocabulary(
-    model: TrainableModel, vocabulary: Vocabulary, where: str
+    model: TrainableModel,
+    vocabulary: Vocabulary,
+    where: str,
+    chat_template: str | None = None,
 ) -> TrainableModel:
     """Returns the model with the vocabulary's end token and restricted to the vocabulary's ids.
 
+    The end tokens of a decoder-only model are all that its files name: its own, the vocabulary's,
+    and the one with which its chat template ends an answer.
+
     Args:
-        model: its end tokens, if it has any, must contain the vocabulary's.
+        model: its end tokens, if it is an encoder-decoder and has any, must contain the
+            vocabulary's.
         vocabulary: vocabulary of the model.
         where: source of the vocabulary, for error messages.
+        chat_template: source of the model's chat template; None for a model without one.
 
     Raises:
-        ValueError: the vocabulary has no end token, or one that the model does not have, or more
-            ids than the model's embedding table has rows.
+        ValueError: the vocabulary has no end token, or one that the encoder-decoder does not have;
+            the model's embedding table has fewer rows than the vocabulary has ids, or lacks an id
+            that prompts need; or as in `tokenizer.tokenizer`.
     """
-    check_end(vocabulary, where)
+    text = tokenizer(vocabulary, model.ends_prompts, where, chat_template)
     rows, size = model.vocab_size, len(vocabulary.pieces)
+    check_template_ids(text, rows, where)
     check_vocab_size(vocabulary, rows, where)
     end = vocabulary.end_id
+    if not model.ends_prompts:
+        ends = tuple(dict.fromkeys([*model.end_ids, *text.end_ids]))
+        config = dataclasses.replace(model.config, end_ids=ends)
+        return model_of(config, num_ids=size if size < rows else None)
     if model.end_ids and end not in model.end_ids:
         raise ValueError(
             f"{where}: the vocabulary ends sequences with id {end}, {vocabulary.pieces[end]!r}, the "
@@ -136,12 +162,14 @@ class ModelPair(TextConversion):
         params: parameters of the component models, the reference's first.
         vocabulary: the vocabulary that all components share; None if it is not known.
         cards: the components' cards, the reference's first.
+        chat_template: source of the aligned model's chat template; None if it has none.
     """
 
     model: Realigned
     params: tuple[PyTree, ...]
     vocabulary: Vocabulary | None
     cards: tuple[dict, ...]
+    chat_template: str | None = None
 
 
 def load(
@@ -186,6 +214,7 @@ def load(
         params=tuple(x.params for x in loaded),
         vocabulary=loaded[0].vocabulary,
         cards=tuple(x.card for x in loaded),
+        chat_template=loaded[1].chat_template,
     )
 
 
@@ -230,19 +259,23 @@ def _load(path: str | Path, vocabulary: Vocabulary | None, dtype: str) -> Loaded
     if vocabulary is not None:
         known, where = checkpoint.vocabulary, checkpoint.where
         vocabulary = resolve_vocabulary(known, vocabulary, where, "the vocabulary given")
-    vocabulary = vocabulary or checkpoint.vocabulary
-    model = model_of(checkpoint.config)
+    vocabulary, template = vocabulary or checkpoint.vocabulary, checkpoint.chat_template
+    model, notes = model_of(checkpoint.config), checkpoint.notes
     if vocabulary is not None:
-        model = restrict_to_vocabulary(model, vocabulary, checkpoint.where)
+        model = restrict_to_vocabulary(model, vocabulary, checkpoint.where, template)
+        notes += tokenizer(vocabulary, model.ends_prompts, checkpoint.where, template).notes
+    for note in notes:
+        print(note, file=sys.stderr)
     params = _read(checkpoint, model, dtype)
     if vocabulary is not None:
-        return LoadedModel(model, params, vocabulary, checkpoint.card)
+        return LoadedModel(model, params, vocabulary, checkpoint.card, chat_template=template)
     problem = (
         f"{checkpoint.where}: this {checkpoint.kind} checkpoint does not say what its ids mean; "
     )
     remedy = "the task's vocabulary is needed, or load(path, vocabulary=...)"
     print(checkpoint.no_vocabulary or problem + remedy, file=sys.stderr)
-    return LoadedModel(model, params, None, checkpoint.card, checkpoint.no_vocabulary)
+    silent = checkpoint.no_vocabulary
+    return LoadedModel(model, params, None, checkpoint.card, silent, template)
 
 
 def _check_sizes(
@@ -304,7 +337,7 @@ def read_value_head(path: str | Path) -> ValueHead:
         FileNotFoundError, ValueError: as in `load`; or the model has no scalar head.
     """
     checkpoint = open_checkpoint(path)
-    if checkpoint.head != model_folder.SCALAR:
+    if checkpoint.head != SCALAR:
         raise ValueError(f"{path} is no reward model: its config.json names no scalar head")
     return ValueHead(model_of(checkpoint.config))
 

@@ -54,6 +54,8 @@ class Checkpoint:
         card: see `loading.LoadedModel`.
         head: 'scalar' for a reward model, None for a language model.
         no_vocabulary: see `loading.LoadedModel`.
+        chat_template: source of the model's chat template; None if the checkpoint holds none.
+        notes: sentences to print when the model is loaded.
     """
 
     kind: str
@@ -64,6 +66,8 @@ class Checkpoint:
     card: dict
     head: str | None = None
     no_vocabulary: str = ""
+    chat_template: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -135,6 +139,8 @@ def _open_with_config(folder: Folder) -> Checkpoint:
         vocabulary,
         card={"imported_from": folder.where},
         no_vocabulary="" if vocabulary else hugging_face_tokenizer.no_vocabulary(folder),
+        chat_template=hugging_face_tokenizer.chat_template_of(folder),
+        notes=hugging_face_tokenizer.sampling_notes(folder),
     )
 
 

@@ -17,7 +17,6 @@ from jax import Array
 from dera_jax import checks
 from dera_jax.checkpoints.loading import MODEL as A_MODEL
 from dera_jax.checkpoints.loading import LoadedModel, ensure_loaded
-from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.resources import DryRunResources, RunResources
 from dera_jax.data.examples import unweighted
@@ -197,8 +196,7 @@ def align(alignment: PPOTraining, folder: Path) -> dict[str, float]:
     step = int(state.step)
     scores = final_metrics(folder, step)
     card = {"step": step, "training": scores} | _recipe(alignment, reference, start)
-    config, vocabulary = reference.model.config, reference.vocabulary
-    save_model(folder / MODEL, config, vocabulary, state.params["policy"], card)
+    reference.save(folder / MODEL, state.params["policy"], card)
     return scores
 
 
@@ -209,7 +207,7 @@ def with_data_vocabulary(reference: LoadedModel, task: TrainingData) -> LoadedMo
 
 def scorer_of(reward: Reward, reference: LoadedModel) -> RewardScorer:
     """Loads a reward's parameters and returns its scorer for ids of the reference's vocabulary."""
-    params = reward.load(RunResources(reference.vocabulary))
+    params = reward.load(RunResources(reference.vocabulary, reference.chat_template))
     return RewardScorer(reward, params, reference.decode)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from dera_jax import checks
 from dera_jax.checkpoints.loading import load_params
-from dera_jax.checkpoints.model_folder import restore_replaced, save_model
+from dera_jax.checkpoints.model_folder import restore_replaced
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.data.examples import Examples, select_columns, spread_batches
 from dera_jax.files import json_files
@@ -190,7 +190,7 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
 
     def save_best(state: TrainState, scores: Mapping[str, float]) -> None:
         card = _card(training, int(state.step), scores, origin.card, data.left_out())
-        save_model(folder / BEST, origin.model.config, origin.vocabulary, state.params, card)
+        origin.save(folder / BEST, state.params, card)
 
     restore_replaced(folder / BEST)
     tracked = loop.run(

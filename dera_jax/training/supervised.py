@@ -10,7 +10,7 @@ from jax import Array
 
 from dera_jax import checks
 from dera_jax.checkpoints.loading import LoadedModel, load, read_config
-from dera_jax.checkpoints.model_folder import restore_replaced, save_model
+from dera_jax.checkpoints.model_folder import restore_replaced
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.recognise import open_checkpoint
 from dera_jax.checkpoints.tokenizer import Tokenizer
@@ -89,11 +89,13 @@ class InitialModel:
         read: loads or initialises the parameters, with a card that says where they are from; not
             called before training begins.
         vocabulary: the model's vocabulary, if it is known before the parameters are loaded.
+        chat_template: source of the model's chat template, if it is known then and there is one.
     """
 
     model: TrainableModel
     read: Callable[[], LoadedModel]
     vocabulary: Vocabulary | None = None
+    chat_template: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +225,8 @@ def finished_model(folder: str, dropout_rate: float) -> InitialModel:
             f"finished_model.dropout_rate must be 0 for {folder}, since {type(config).__name__} "
             f"has no dropout; found {dropout_rate}. Set DROPOUT_RATE = 0."
         )
-    return InitialModel(model_of(config), lambda: load(folder), checkpoint.vocabulary)
+    text = checkpoint.vocabulary, checkpoint.chat_template
+    return InitialModel(model_of(config), lambda: load(folder), *text)
 
 
 def finished_model_of(config: object, folder: str | None) -> InitialModel:
@@ -337,4 +340,4 @@ def _save_best(
         "validation": scores,
         "from": origin.card,
     }
-    save_model(folder / BEST, origin.model.config, origin.vocabulary, state.params, card)
+    origin.save(folder / BEST, state.params, card)

@@ -14,7 +14,6 @@ import jax
 from dera_jax import checks
 from dera_jax.checkpoints.loading import MODEL as A_MODEL
 from dera_jax.checkpoints.loading import LoadedModel, ensure_loaded
-from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.data.examples import unweighted
 from dera_jax.models.heads import CriticHead
@@ -136,8 +135,7 @@ def warm_start(run: WarmStart, folder: Path) -> dict[str, float]:
         "critic_steps": run.critic_steps,
         "seed": run.seed,
     }
-    config, vocabulary = reference.model.config, reference.vocabulary
-    save_model(folder / MODEL, config, vocabulary, state.params, card)
+    reference.save(folder / MODEL, state.params, card)
     return scores
 
 
