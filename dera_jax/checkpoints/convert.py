@@ -11,7 +11,6 @@ from pathlib import Path
 from dera_jax import command_line
 from dera_jax.checkpoints.hugging_face import save_hugging_face
 from dera_jax.checkpoints.loading import load
-from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.named_vocabulary import BYTES, named_vocabulary
 from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.files.destinations import output_folder
@@ -44,11 +43,11 @@ def convert(
     if output_folder(target).exists():
         raise FileExistsError(f"{target} exists; choose another folder, or remove it")
     loaded = load(source, vocabulary=vocabulary, dtype=dtype)
-    content = loaded.model.config, loaded.vocabulary, loaded.params
     if to == KINDS[0]:
-        save_model(Path(target), *content, loaded.card, dtype)
+        loaded.save(Path(target), loaded.params, loaded.card, dtype)
     else:
-        save_hugging_face(Path(target), *content, dtype)
+        content = loaded.model.config, loaded.vocabulary, loaded.params
+        save_hugging_face(Path(target), *content, dtype, loaded.chat_template)
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ def config_of(folder: Folder) -> object:
     settings, where = folder.read_json(CONFIG), folder.path(CONFIG)
     importer = importers.by_model_type(settings.get("model_type"), where)
     with prefix_errors(where):
-        return importer.config_of(settings, where, *special_ids(folder))
+        return importer.config_of(settings, where, *special_ids(folder, importer.JOINS_ENDS))
 
 
 def open_hugging_face(folder: Folder) -> tuple[object, dict[str, StoredArray]]:
@@ -78,7 +78,12 @@ def open_hugging_face(folder: Folder) -> tuple[object, dict[str, StoredArray]]:
 
 
 def save_hugging_face(
-    folder: Path, config: object, vocabulary: Vocabulary | None, params: PyTree, dtype: str
+    folder: Path,
+    config: object,
+    vocabulary: Vocabulary | None,
+    params: PyTree,
+    dtype: str,
+    chat_template: str | None = None,
 ) -> None:
     """Writes a model folder that transformers can load, completely or not at all.
 
@@ -88,6 +93,7 @@ def save_hugging_face(
         vocabulary: the model's vocabulary; with None, no tokenizer files are written.
         params: the model's parameters.
         dtype: dtype of the stored parameters, 'float32' or 'bfloat16'.
+        chat_template: source of the model's chat template; None for a model without one.
 
     Raises:
         FileExistsError: the folder exists.
@@ -111,7 +117,7 @@ def save_hugging_face(
     json_files.write(draft / CONFIG, importer.described(config, dtype) | ids, sort_keys=True)
     json_files.write(draft / GENERATION, ids, sort_keys=True)
     if vocabulary is not None:
-        save_tokenizer(draft, vocabulary)
+        save_tokenizer(draft, vocabulary, chat_template)
     draft.rename(folder)
 
 

@@ -20,6 +20,7 @@ CLASSES = {
 }
 MODEL_TYPES, GGUF = tuple(CLASSES), ("llama", "qwen2", "qwen3")
 UNUSED = ()
+JOINS_ENDS = True  # of base and chat models; a chat template's end of turn comes in `loading`
 _FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 _SIZES = {
     "vocab_size": "vocab_size",

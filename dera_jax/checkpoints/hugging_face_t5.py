@@ -26,6 +26,7 @@ _SIZES = (
     "vocab_size", "d_model", "num_heads", "num_layers", "num_decoder_layers", "d_kv", "d_ff",
 )  # fmt: skip
 # Some old files hold these arrays, which the model does not use.
+JOINS_ENDS = False
 UNUSED = (
     "lm_head.weight",
     "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",

@@ -5,6 +5,7 @@ spiece.model                the SentencePiece file, as transformers 4 saves it; 
 tokenizer_config.json       tokenizer class, number of sentinels, special and added tokens
 special_tokens_map.json     special tokens, repeated
 added_tokens.json           added tokens, repeated
+chat_template.jinja         chat template; older folders have it in tokenizer_config.json
 config.json, generation_config.json   ids of end of sequence, padding and the decoder's start token
 
 If two files define the same token or id differently, a ValueError is raised.
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
+from dera_jax.checkpoints.chat_template import TEMPLATE, stored_template
 from dera_jax.checkpoints.json_vocabulary import JSON, JsonVocabulary
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.storage import Folder
@@ -25,6 +27,7 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 PIECES, TOKENIZER = "spiece.model", "tokenizer_config.json"
 SPECIAL, ADDED = "special_tokens_map.json", "added_tokens.json"
 _SENTINELS = 100  # number of sentinels if tokenizer_config.json has no extra_ids
+_SAMPLING = {"temperature": 1, "top_p": 1, "top_k": 0, "repetition_penalty": 1}  # without effect
 _BEGIN = ("bos_token", None)
 _NAMES = {"end": ("eos_token", "</s>"), "padding": ("pad_token", "<pad>"), "unknown": ("unk_token", "<unk>")}  # fmt: skip
 
@@ -46,11 +49,44 @@ def vocabulary_of(folder: Folder) -> Vocabulary | None:
     if not folder.has(JSON):
         return pieces and _with_named_end(folder, pieces, tokenizer_config)
     vocabulary = JsonVocabulary(folder.path(JSON), **tokens)
-    vocabulary = dataclasses.replace(vocabulary, begin=_begin(folder, tokenizer_config, vocabulary))
+    begin, adds_begin = _begin(folder, tokenizer_config, vocabulary)
+    vocabulary = dataclasses.replace(vocabulary, begin=begin, adds_begin=adds_begin)
     _check_added(folder, vocabulary, _added_tokens(folder, tokenizer_config))
     if pieces:
         check_same(pieces, vocabulary, folder.path(PIECES), folder.path(JSON))
     return vocabulary
+
+
+def chat_template_of(folder: Folder) -> str | None:
+    """Returns the source of the folder's chat template, or None; chat_template.jinja takes precedence.
+
+    Raises:
+        ValueError: tokenizer_config.json has several templates and none with the name 'default'.
+    """
+    stored = stored_template(folder)
+    source = _json(folder, TOKENIZER).get("chat_template") if stored is None else stored
+    if isinstance(source, list):
+        by_name = {x.get("name"): x.get("template") for x in source if isinstance(x, Mapping)}
+        if "default" not in by_name:
+            raise ValueError(
+                f"{folder.path(TOKENIZER)}: chat_template has no template 'default', only "
+                f"{', '.join(map(repr, by_name))}; write the one to use into {TEMPLATE}"
+            )
+        source = by_name["default"]
+    if source is not None and not isinstance(source, str):
+        raise ValueError(f"{folder.path(TOKENIZER)}: chat_template is {source!r:.100}, not a text")
+    return source
+
+
+def sampling_notes(folder: Folder) -> tuple[str, ...]:
+    """Returns a sentence about the sampling fields of generation_config.json, which are not applied.
+
+    They would make the sampled distribution another one than the models' mixture.
+    """
+    settings = _json(folder, GENERATION)
+    found = [f"{x} {settings[x]}" for x, off in _SAMPLING.items() if settings.get(x, off) != off]
+    note = f"{folder.path(GENERATION)}: {', '.join(found)} are not applied; bind them in the run"
+    return (note,) if found else ()
 
 
 def has_tokenizer(folder: Folder) -> bool:
@@ -68,10 +104,14 @@ def no_vocabulary(folder: Folder) -> str:
     )
 
 
-def special_ids(folder: Folder) -> tuple[int, tuple[int, ...]]:
+def special_ids(folder: Folder, joins_ends: bool = False) -> tuple[int, tuple[int, ...]]:
     """Returns the decoder's start token id and the end token ids; () if no file gives end tokens.
 
     Without decoder_start_token_id, the padding id is the start token, as in every T5.
+
+    Args:
+        folder: the model's folder.
+        joins_ends: whether the end ids of several files are joined. Otherwise they must agree.
 
     Raises:
         ValueError: there are several start or padding tokens, or two files contradict each other.
@@ -83,11 +123,11 @@ def special_ids(folder: Folder) -> tuple[int, tuple[int, ...]]:
         if len(ids) > 1:
             raise ValueError(f"{folder.where}: {key} lists the ids {list(ids)}; it must be one id")
     first = start or padding or (0,)
-    return first[0], _special_ids(folder, "eos_token_id")
+    return first[0], _special_ids(folder, "eos_token_id", joins_ends)
 
 
-def save_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
-    """Writes a vocabulary as files that transformers' AutoTokenizer can load.
+def save_tokenizer(folder: Path, vocabulary: Vocabulary, chat_template: str | None = None) -> None:
+    """Writes a vocabulary, and a chat template, as files that transformers' AutoTokenizer can load.
 
     Raises:
         ValueError: a byte vocabulary has sentinels, which transformers numbers in another order.
@@ -122,13 +162,15 @@ def save_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
             "begin": vocabulary.begin,
         }
         tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        tokenizer_config["add_bos_token"] = vocabulary.begin is not None
+        tokenizer_config["add_bos_token"] = vocabulary.begin_id is not None
         names = {name: key for name, (key, _) in {**_NAMES, "begin": _BEGIN}.items()}
         tokenizer_config |= {
             names[name]: token for name, token in tokens.items() if token is not None
         }
         (folder / JSON).write_bytes(vocabulary.content())
     json_files.write(folder / TOKENIZER, tokenizer_config, sort_keys=True)
+    if chat_template is not None:
+        (folder / TEMPLATE).write_bytes(chat_template.encode())
 
 
 def _json(folder: Folder, name: str) -> Mapping:
@@ -239,21 +281,27 @@ def _token(folder: Folder, tokenizer_config: Mapping, key: str, default: str) ->
     return next(iter(tokens.values()), default)
 
 
-def _begin(folder: Folder, tokenizer_config: Mapping, vocabulary: JsonVocabulary) -> str | None:
-    """Return the token before every prompt; without `add_bos_token`, tokenizer.json decides."""
+def _begin(
+    folder: Folder, tokenizer_config: Mapping, vocabulary: JsonVocabulary
+) -> tuple[str | None, bool]:
+    """Return the begin token, and whether it is put before every prompt.
+
+    Without `add_bos_token`, tokenizer.json decides.
+    """
     add_bos = tokenizer_config.get("add_bos_token")
-    if add_bos is None:
-        return vocabulary.first_added()
     token = _token(folder, tokenizer_config, *_BEGIN)
+    if add_bos is None:
+        added = vocabulary.first_added()
+        return added or token, added is not None
     if add_bos and (token is None or vocabulary.tokenizer.token_to_id(token) is None):
         raise ValueError(
             f"{folder.path(TOKENIZER)}: add_bos_token is true, but bos_token is {token!r}; it must be "
             f"a token of {JSON}"
         )
-    return token if add_bos else None
+    return token, bool(add_bos)
 
 
-def _special_ids(folder: Folder, key: str) -> tuple[int, ...]:
+def _special_ids(folder: Folder, key: str, joined: bool = False) -> tuple[int, ...]:
     """Return the ids in config.json or generation_config.json, or () if neither holds the key."""
     ids_by_file = {}
     for name in (CONFIG, GENERATION):
@@ -264,6 +312,8 @@ def _special_ids(folder: Folder, key: str) -> tuple[int, ...]:
         if not ids or any(type(x) is not int or x < 0 for x in ids):
             raise ValueError(f"{folder.path(name)}: {key} is {value!r}; it must be a token id")
         ids_by_file[name] = ids
+    if joined:
+        return tuple(dict.fromkeys(i for ids in ids_by_file.values() for i in ids))
     if len({frozenset(ids) for ids in ids_by_file.values()}) > 1:
         listed = " and ".join(
             f"{', '.join(map(str, ids))} in {name}" for name, ids in ids_by_file.items()

@@ -13,6 +13,7 @@ names_of        config -> (dera_jax name, transformers names, number of input ax
                 axes are stored as one
 described       (config, dtype) -> content of config.json, without the special token ids
 special_ids     config -> special token ids, by their keys in config.json
+JOINS_ENDS      whether the end ids that files name are joined, instead of having to agree
 UNUSED          names of further arrays that a checkpoint may hold and that are not imported
 check           (config, found, stored) -> None; raises ValueError if stored arrays contradict
 """

@@ -2,19 +2,21 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 
 from dera_jax import checks
-from dera_jax.checkpoints.tokenizer import EncodedPrompt, Tokenizer, tokenizer
-from dera_jax.checkpoints.vocabulary import (
-    Vocabulary,
-    check_end,
-    check_vocab_size,
-    resolve_vocabulary,
+from dera_jax.checkpoints.adapters import save_adapter
+from dera_jax.checkpoints.model_folder import save_model
+from dera_jax.checkpoints.tokenizer import (
+    EncodedPrompt,
+    Tokenizer,
+    check_template_ids,
+    tokenizer,
 )
+from dera_jax.checkpoints.vocabulary import Vocabulary, check_vocab_size, resolve_vocabulary
 from dera_jax.decoding.realign import Realigned, RealignedAdapters
 from dera_jax.files import fingerprints
 from dera_jax.models.language_model import PyTree, TrainableModel
@@ -29,7 +31,8 @@ class TextConversion:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer; raises ValueError if the vocabulary is not known or has no end token."""
-        return tokenizer(self.vocabulary, self.model.ends_prompts)
+        ends_prompts = self.model.ends_prompts
+        return tokenizer(self.vocabulary, ends_prompts, chat_template=self.chat_template)
 
     def encode_prompt(self, prompt: Prompt | str, max_tokens: int) -> EncodedPrompt:
         """Encodes a prompt, see `Tokenizer.encode_prompt`."""
@@ -73,6 +76,7 @@ class LoadedModel(TextConversion):
         card: how the model was trained, or where it was imported from.
         no_vocabulary: error message for a checkpoint that should hold its tokenizer and does not,
             so that no other vocabulary may be assumed. Empty for all other checkpoints.
+        chat_template: source of the model's chat template; None for a model without one.
         base: the base of a LoRA adapter, whose parameters `params` contain; None without an adapter.
         adapter: the adapter, in float32.
     """
@@ -82,6 +86,7 @@ class LoadedModel(TextConversion):
     vocabulary: Vocabulary | None
     card: dict
     no_vocabulary: str = ""
+    chat_template: str | None = None
     base: Base | None = None
     adapter: Adapter | None = None
 
@@ -94,6 +99,27 @@ class LoadedModel(TextConversion):
     def frozen(self) -> dict[str, PyTree]:
         """The frozen parameters that belong to `trainable`, see `training.train_state`."""
         return {"base": self.base and self.base.params}
+
+    def save(
+        self, folder: Path, params: PyTree, card: Mapping[str, object], dtype: str = "float32"
+    ) -> None:
+        """Writes a folder of this model with other parameters; an existing folder is replaced.
+
+        Args:
+            folder: folder to create.
+            params: parameters in place of `trainable`, or those of a `ValueHead` on it.
+            card: how they were trained, as JSON values. Of an adapter, it gets name and hash of the base.
+            dtype: dtype of the stored parameters, 'float32' or 'bfloat16'.
+
+        Raises:
+            FloatingPointError: a parameter is NaN or infinite.
+        """
+        if self.adapter is not None:
+            base = {"name": self.base.name, "sha256": self.base.sha256}
+            save_adapter(folder, self.model, params, base["name"], {**card, "base": base}, dtype)
+            return
+        text = {"vocabulary": self.vocabulary, "chat_template": self.chat_template}
+        save_model(folder, self.model.config, params=params, card=card, dtype=dtype, **text)
 
     def with_new_adapter(self, config: LoraConfig, name: str | Path) -> "LoadedModel":
         """Returns the model with a new adapter, with which it computes the same as before.
@@ -131,7 +157,7 @@ class LoadedModel(TextConversion):
         if vocabulary is None:
             return self
         own = resolve_vocabulary(self.vocabulary, vocabulary, "the model", name)
-        model = restrict_to_vocabulary(self.model, own, name)
+        model = restrict_to_vocabulary(self.model, own, name, self.chat_template)
         return dataclasses.replace(self, vocabulary=own, model=model)
 
 
@@ -144,23 +170,37 @@ def ensure_loaded(model: LoadedModel | Callable[[], LoadedModel]) -> LoadedModel
 
 
 def restrict_to_vocabulary(
-    model: TrainableModel, vocabulary: Vocabulary, where: str
+    model: TrainableModel,
+    vocabulary: Vocabulary,
+    where: str,
+    chat_template: str | None = None,
 ) -> TrainableModel:
     """Returns the model with the vocabulary's end token and restricted to the vocabulary's ids.
 
+    The end tokens of a decoder-only model are all that its files name: its own, the vocabulary's,
+    and the one with which its chat template ends an answer.
+
     Args:
-        model: its end tokens, if it has any, must contain the vocabulary's.
+        model: its end tokens, if it is an encoder-decoder and has any, must contain the
+            vocabulary's.
         vocabulary: vocabulary of the model.
         where: source of the vocabulary, for error messages.
+        chat_template: source of the model's chat template; None for a model without one.
 
     Raises:
-        ValueError: the vocabulary has no end token, or one that the model does not have, or more
-            ids than the model's embedding table has rows.
+        ValueError: the vocabulary has no end token, or one that the encoder-decoder does not have;
+            the model's embedding table has fewer rows than the vocabulary has ids, or lacks an id
+            that prompts need; or as in `tokenizer.tokenizer`.
     """
-    check_end(vocabulary, where)
+    text = tokenizer(vocabulary, model.ends_prompts, where, chat_template)
     rows, size = model.vocab_size, len(vocabulary.pieces)
+    check_template_ids(text, rows, where)
     check_vocab_size(vocabulary, rows, where)
     end = vocabulary.end_id
+    if not model.ends_prompts:
+        ends = tuple(dict.fromkeys([*model.end_ids, *text.end_ids]))
+        config = dataclasses.replace(model.config, end_ids=ends)
+        return model_of(config, num_ids=size if size < rows else None)
     if model.end_ids and end not in model.end_ids:
         raise ValueError(
             f"{where}: the vocabulary ends sequences with id {end}, {vocabulary.pieces[end]!r}, the "
@@ -189,6 +229,11 @@ class ModelPair(TextConversion):
     def vocabulary(self) -> Vocabulary | None:
         """The vocabulary that all components share; None if it is not known."""
         return self.components[0].vocabulary
+
+    @property
+    def chat_template(self) -> str | None:
+        """Source of the aligned model's chat template; None if it has none."""
+        return self.components[1].chat_template
 
     @property
     def cards(self) -> tuple[dict, ...]:

@@ -15,7 +15,8 @@ from dera_jax.checkpoints import adapters, model_folder
 from dera_jax.checkpoints.loaded import Base, LoadedModel, ModelPair, restrict_to_vocabulary
 from dera_jax.checkpoints.mismatch import check_shapes
 from dera_jax.checkpoints.recognise import Checkpoint, open_checkpoint, with_adapter
-from dera_jax.checkpoints.storage import read_arrays
+from dera_jax.checkpoints.storage import open_folder, read_arrays
+from dera_jax.checkpoints.tokenizer import tokenizer
 from dera_jax.checkpoints.vocabulary import (
     Vocabulary,
     check_same,
@@ -123,15 +124,18 @@ def _load(
     if vocabulary is not None:
         known, where = checkpoint.vocabulary, checkpoint.where
         vocabulary = resolve_vocabulary(known, vocabulary, where, "the vocabulary given")
-    vocabulary = vocabulary or checkpoint.vocabulary
-    model = model_of(checkpoint.config)
+    vocabulary, template = vocabulary or checkpoint.vocabulary, checkpoint.chat_template
+    model, notes = model_of(checkpoint.config), checkpoint.notes
     if vocabulary is not None:
-        model = restrict_to_vocabulary(model, vocabulary, checkpoint.where)
+        model = restrict_to_vocabulary(model, vocabulary, checkpoint.where, template)
+        notes += tokenizer(vocabulary, model.ends_prompts, checkpoint.where, template).notes
+    for note in notes:
+        print(note, file=sys.stderr)
     if checkpoint.where not in read:
         read[checkpoint.where] = _read(checkpoint, model, dtype)
     params = read[checkpoint.where]
     no_vocabulary = "" if vocabulary else checkpoint.no_vocabulary
-    loaded = LoadedModel(model, params, vocabulary, checkpoint.card, no_vocabulary)
+    loaded = LoadedModel(model, params, vocabulary, checkpoint.card, no_vocabulary, template)
     if checkpoint.adapter:
         loaded = _adapted(loaded, checkpoint)
     if vocabulary is not None:
@@ -230,6 +234,26 @@ def load_params(
     check_shapes(checkpoint.shapes, needed, checkpoint.where)
     model = model_of(checkpoint.config)
     return _read(checkpoint, ValueHead(model) if checkpoint.head else model, "float32")
+
+
+def load_trained(
+    folder: Path, origin: LoadedModel, init: Callable[[Array], PyTree], name: str
+) -> PyTree:
+    """Reads what `origin.save` saved.
+
+    Args:
+        folder: folder that was saved.
+        origin: the model from which training started.
+        init, name: see `load_params`.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `load_params`.
+    """
+    if origin.adapter is None:
+        return load_params(folder, init, origin.vocabulary, name)
+    stored = adapters.open_adapter(open_folder(folder))
+    adapter = adapters.read_adapter(stored, origin.model)
+    return {"trunk": adapter, "head": adapters.read_head(stored)} if stored.has_head else adapter
 
 
 def _adapted_params(checkpoint: Checkpoint) -> PyTree:

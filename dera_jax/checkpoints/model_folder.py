@@ -5,6 +5,7 @@ model.safetensors  parameters; the names of nested dictionaries are joined by '/
 card.json          how the model was trained, and its metrics
 *.model            the SentencePiece file, unless it ships with the package; or
 tokenizer.json     the file of Hugging Face's tokenizers
+chat_template.jinja  the chat template, if the model has one
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ import safetensors.numpy
 
 from dera_jax import checks
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
+from dera_jax.checkpoints.chat_template import TEMPLATE, stored_template
 from dera_jax.checkpoints.json_vocabulary import JSON, JsonVocabulary
 from dera_jax.checkpoints.safetensors_file import open_safetensors
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
@@ -42,6 +44,7 @@ def save_model(
     params: PyTree,
     card: Mapping[str, object],
     dtype: str = "float32",
+    chat_template: str | None = None,
 ) -> None:
     """Writes a model folder, completely or not at all; an existing folder is replaced.
 
@@ -55,6 +58,7 @@ def save_model(
         params: parameters of the model, or of a `ValueHead` on it.
         card: any content that JSON can hold.
         dtype: dtype of the stored parameters, 'float32' or 'bfloat16'.
+        chat_template: source of the model's chat template; None for a model without one.
 
     Raises:
         FloatingPointError: a parameter is NaN or infinite, which `load` would not accept.
@@ -63,17 +67,19 @@ def save_model(
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     arrays = to_host({name: jnp.asarray(x, dtype) for name, x in flat.items()})
     check_params(arrays, f"the model to be written to {folder}")
-    write_once(lambda: _write(folder, config, vocabulary, arrays, card, "head" in params))
+    text = vocabulary, chat_template
+    write_once(lambda: _write(folder, config, text, arrays, card, "head" in params))
 
 
 def _write(
     folder: Path,
     config: object,
-    vocabulary: Vocabulary | None,
+    text: tuple[Vocabulary | None, str | None],
     arrays: Mapping[str, np.ndarray],
     card: Mapping[str, object],
     has_head: bool,
 ) -> None:
+    vocabulary, chat_template = text
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -92,6 +98,8 @@ def _write(
     if vocabulary and not _is_shipped(vocabulary):
         for name, file_bytes in vocabulary.file_content().items():
             (draft / name).write_bytes(file_bytes)
+    if chat_template is not None:
+        (draft / TEMPLATE).write_bytes(chat_template.encode())
     put_in_place(draft, folder)
 
 
@@ -123,7 +131,8 @@ def open_model(folder: Folder) -> dict[str, object]:
     """Opens a model folder without reading its parameters.
 
     Returns:
-        The fields config, arrays, vocabulary, card and head of `recognise.Checkpoint`.
+        The fields config, arrays, vocabulary, card, head and chat_template of
+        `recognise.Checkpoint`.
 
     Raises:
         FileNotFoundError: a file of the folder is missing.
@@ -147,6 +156,7 @@ def open_model(folder: Folder) -> dict[str, object]:
         "vocabulary": _vocabulary(folder, content["vocabulary"]),
         "card": _read_json(folder, CARD),
         "head": head,
+        "chat_template": stored_template(folder),
     }
 
 
@@ -219,7 +229,8 @@ def _vocabulary(folder: Folder, entry: Mapping | None) -> Vocabulary | None:
         )
     if entry.get("kind") == JSON:
         special = (entry[token] for token in ("end", "padding", "unknown"))
-        vocabulary = JsonVocabulary(file, *special, entry.get("begin"))
+        begin = entry.get("begin"), entry.get("adds_begin", True)
+        vocabulary = JsonVocabulary(file, *special, *begin)
     else:
         added = tuple(entry.get("added", ()))
         vocabulary = SentencePieceVocabulary(file, entry["extra_ids"], added)

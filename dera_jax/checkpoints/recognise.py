@@ -59,8 +59,9 @@ class Checkpoint:
         card: see `loaded.LoadedModel`.
         head: 'scalar' for a reward model, None for a language model.
         no_vocabulary: see `loaded.LoadedModel`.
+        chat_template: source of the model's chat template; None if the checkpoint holds none.
+        notes: sentences to print when the model is loaded.
         adapter: a LoRA adapter on the checkpoint, which is its base; the card is the adapter's.
-        chat_template: source of the chat template; None if the checkpoint has none.
     """
 
     kind: str
@@ -71,8 +72,9 @@ class Checkpoint:
     card: dict
     head: str | None = None
     no_vocabulary: str = ""
-    adapter: adapters.StoredAdapter | None = None
     chat_template: str | None = None
+    notes: tuple[str, ...] = ()
+    adapter: adapters.StoredAdapter | None = None
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -179,6 +181,8 @@ def _open_with_config(folder: Folder) -> Checkpoint:
         vocabulary,
         card={"imported_from": folder.where},
         no_vocabulary="" if vocabulary else hugging_face_tokenizer.no_vocabulary(folder),
+        chat_template=hugging_face_tokenizer.chat_template_of(folder),
+        notes=hugging_face_tokenizer.sampling_notes(folder),
     )
 
 

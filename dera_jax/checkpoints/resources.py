@@ -7,7 +7,7 @@ import jax
 from jax import Array
 
 from dera_jax.checkpoints.loading import load_params
-from dera_jax.checkpoints.tokenizer import tokenizer
+from dera_jax.checkpoints.tokenizer import Tokenizer, tokenizer
 from dera_jax.checkpoints.vocabulary import Vocabulary
 
 PyTree = object
@@ -19,14 +19,25 @@ class RunResources:
     """Gives rewards the vocabulary of a run and the parameters in model folders.
 
     Every use of a vocabulary that is None raises ValueError.
+
+    Attributes:
+        vocabulary: of the run's models.
+        chat_template: source of their chat template, which defines the end of a completion.
     """
 
     vocabulary: Vocabulary | None
+    chat_template: str | None = None
+
+    @classmethod
+    def of(cls, text: Tokenizer) -> "RunResources":
+        """Returns the resources of runs with a tokenizer."""
+        return cls(text.vocabulary, text.chat_template and text.chat_template.source)
 
     @property
     def end_id(self) -> int:
-        """The end-of-sequence id."""
-        return tokenizer(self.vocabulary).end_id
+        """The id that ends completions."""
+        ends_prompts = self.chat_template is None
+        return tokenizer(self.vocabulary, ends_prompts, chat_template=self.chat_template).end_id
 
     def pieces(self) -> list[bytes]:
         """Returns the text of every id in UTF-8; b"" for ids without text."""

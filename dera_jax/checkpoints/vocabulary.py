@@ -10,12 +10,34 @@ ByteVocabulary            UTF-8 bytes, no file (`byte_vocabulary`)
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from dera_jax import checks
 
 VOCABULARY = dataclasses.replace(checks.with_attribute("piece_bytes"), words="a vocabulary")
 _SENTINEL = re.compile(r"▁?(<extra_id_\d+>)")
+
+
+class TextPart(NamedTuple):
+    """A part of a text that is encoded as a whole.
+
+    Attributes:
+        text: the part.
+        has_control: whether the control tokens that the part spells are control tokens, as in the
+            text of a chat template, and not ordinary characters, as in a user's text.
+    """
+
+    text: str
+    has_control: bool = False
+
+
+class SpecialTokens(NamedTuple):
+    """The special tokens of a vocabulary as strings; None for a token that it does not have."""
+
+    begin: str | None = None
+    end: str | None = None
+    padding: str | None = None
+    unknown: str | None = None
 
 
 class Vocabulary(Protocol):
@@ -46,6 +68,14 @@ class Vocabulary(Protocol):
     def unknown_id(self) -> int | None:
         """The id of text that no piece covers; None if there is none."""
 
+    @property
+    def special_tokens(self) -> SpecialTokens:
+        """The special tokens; the begin token even if it is not put before prompts."""
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """The ids of control tokens, which a user's text cannot spell."""
+
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text, without the end of sequence.
 
@@ -54,6 +84,9 @@ class Vocabulary(Protocol):
 
     def encode_text(self, text: str) -> list[int]:
         """Encodes a user's text as `encode`, but spelled control tokens as characters."""
+
+    def encode_parts(self, parts: Sequence[TextPart]) -> list[int]:
+        """Encodes the joined text of parts; each says whether its control tokens are such."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids; ids without text and ids beyond the vocabulary are skipped."""

@@ -100,7 +100,7 @@ def load(
     reward = sweep.reward
     vocabulary = documents.known_vocabulary()
     pair = loading.load(reference, *aligned, vocabulary=vocabulary, task=documents.task)
-    reward_params = reward and reward.load(RunResources(pair.vocabulary))
+    reward_params = reward and reward.load(RunResources(pair.vocabulary, pair.chat_template))
     read_documents = documents.read(pair.tokenizer, reward)
     if reward is not None:
         reward.check_documents(read_documents.texts)

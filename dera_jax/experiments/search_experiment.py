@@ -100,7 +100,7 @@ class SearchExperiment(AlignmentExperiment):
         tokenizer = self.reference.tokenizer(self.documents.known_vocabulary())
         documents = self._read(tokenizer, reward)
         check_prompt(prompt, documents.keywords is not None)
-        resources = RunResources(tokenizer.vocabulary)
+        resources = RunResources.of(tokenizer)
         for measured in (reward, *(part.reward for part in self.measured)):
             measured.load(resources)
         if headline is not None:
@@ -139,7 +139,7 @@ class SearchExperiment(AlignmentExperiment):
         loaded = load_models(self._paths(folder), known, task=task)
         tokenizer = loaded[0].tokenizer
         documents = self._read(tokenizer, reward)
-        resources = RunResources(tokenizer.vocabulary)
+        resources = RunResources.of(tokenizer)
         params = reward.load(resources)
         also = [part.reward.load(resources) for part in self.measured]
         setup = MethodSetup(

@@ -115,9 +115,11 @@ class Reference:
         if self.training:
             run = self.training()
             own, where = run.start.vocabulary or run.data.known_vocabulary(), "the model to train"
+            template = run.start.chat_template
         else:
-            own, where = open_checkpoint(self.folder).vocabulary, str(self.folder)
-        return tokenizer(own or known, self.model().ends_prompts, where)
+            checkpoint, where = open_checkpoint(self.folder), str(self.folder)
+            own, template = checkpoint.vocabulary, checkpoint.chat_template
+        return tokenizer(own or known, self.model().ends_prompts, where, template)
 
     def shapes(self) -> LoadedModel:
         """Returns the model with shapes as parameters, to build runs that start from it."""

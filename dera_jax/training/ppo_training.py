@@ -19,7 +19,6 @@ from dera_jax.checkpoints.loaded import MODEL as A_MODEL
 from dera_jax.checkpoints.loaded import LoadedModel, ensure_loaded
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.resources import DryRunResources, RunResources
-from dera_jax.checkpoints.trained import save_trained
 from dera_jax.data.examples import unweighted
 from dera_jax.models.finite import check_params
 from dera_jax.models.heads import ValueHead
@@ -198,7 +197,7 @@ def align(alignment: PPOTraining, folder: Path) -> dict[str, float]:
     step = int(state.step)
     scores = final_metrics(folder, step)
     card = {"step": step, "training": scores} | _recipe(alignment, reference, start)
-    save_trained(folder / MODEL, reference, state.params["policy"], card)
+    reference.save(folder / MODEL, state.params["policy"], card)
     return scores
 
 
@@ -209,7 +208,7 @@ def with_data_vocabulary(reference: LoadedModel, task: TrainingData) -> LoadedMo
 
 def scorer_of(reward: Reward, reference: LoadedModel) -> RewardScorer:
     """Loads a reward's parameters and returns its scorer for ids of the reference's vocabulary."""
-    params = reward.load(RunResources(reference.vocabulary))
+    params = reward.load(RunResources(reference.vocabulary, reference.chat_template))
     return RewardScorer(reward, params, reference.decode)
 
 

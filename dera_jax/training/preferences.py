@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from dera_jax import checks
+from dera_jax.checkpoints.loading import load_trained
 from dera_jax.checkpoints.model_folder import restore_replaced
 from dera_jax.checkpoints.orbax import Saving
-from dera_jax.checkpoints.trained import load_trained, save_trained
 from dera_jax.data.examples import Examples, select_columns, spread_batches
 from dera_jax.files import json_files
 from dera_jax.metrics import reliability
@@ -197,7 +197,7 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
 
     def save_best(state: TrainState, scores: Mapping[str, float]) -> None:
         card = _card(training, int(state.step), scores, origin.card, data.left_out())
-        save_trained(folder / BEST, origin, state.params, card)
+        origin.save(folder / BEST, state.params, card)
 
     restore_replaced(folder / BEST)
     tracked = loop.run(

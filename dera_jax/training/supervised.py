@@ -16,7 +16,6 @@ from dera_jax.checkpoints.model_folder import restore_replaced
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.recognise import open_checkpoint
 from dera_jax.checkpoints.tokenizer import Tokenizer
-from dera_jax.checkpoints.trained import save_trained
 from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.data.examples import Batch, Examples, select_columns
 from dera_jax.models.language_model import PyTree, TrainableModel
@@ -93,11 +92,13 @@ class InitialModel:
         read: loads or initialises the parameters, with a card that says where they are from; not
             called before training begins.
         vocabulary: the model's vocabulary, if it is known before the parameters are loaded.
+        chat_template: source of the model's chat template, if it is known then and there is one.
     """
 
     model: TrainableModel
     read: Callable[[], LoadedModel]
     vocabulary: Vocabulary | None = None
+    chat_template: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +246,7 @@ def finished_model(
             f"has no dropout; found {dropout_rate}. Set DROPOUT_RATE = 0."
         )
     read = functools.partial(load, folder, lora=lora)
-    return InitialModel(model_of(config), read, checkpoint.vocabulary)
+    return InitialModel(model_of(config), read, checkpoint.vocabulary, checkpoint.chat_template)
 
 
 def finished_model_of(config: object, folder: str | None) -> InitialModel:
@@ -362,4 +363,4 @@ def _save_best(
         "validation": scores,
         "from": origin.card,
     }
-    save_trained(folder / BEST, origin, state.params, card)
+    origin.save(folder / BEST, state.params, card)

@@ -15,7 +15,6 @@ from dera_jax import checks
 from dera_jax.checkpoints.loaded import MODEL as A_MODEL
 from dera_jax.checkpoints.loaded import LoadedModel, ensure_loaded
 from dera_jax.checkpoints.orbax import Saving
-from dera_jax.checkpoints.trained import save_trained
 from dera_jax.data.examples import unweighted
 from dera_jax.models.heads import CriticHead
 from dera_jax.models.language_model import THREEFRY, PyTree
@@ -138,7 +137,7 @@ def warm_start(run: WarmStart, folder: Path) -> dict[str, float]:
         "critic_steps": run.critic_steps,
         "seed": run.seed,
     }
-    save_trained(folder / MODEL, reference, state.params, card)
+    reference.save(folder / MODEL, state.params, card)
     return scores
 
 
