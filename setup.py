@@ -15,6 +15,7 @@ REQUIRES = [
     "etils[epath]>=1.9",
     "flax>=0.12",
     "gin-config>=0.5",
+    "huggingface_hub>=2.0",
     "jax>=0.10",
     "matplotlib>=3.8",
     "ml_dtypes>=0.5",

