@@ -9,6 +9,7 @@ import jax
 
 from dera_jax import checks
 from dera_jax.checkpoints.adapters import save_adapter
+from dera_jax.checkpoints.default_model import public_name
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.tokenizer import (
     EncodedPrompt,
@@ -126,7 +127,7 @@ class LoadedModel(TextConversion):
 
         Args:
             config: configuration of the adapter.
-            name: name of this model, see `Base`; a local path is made absolute.
+            name: path or name of this model.
 
         Raises:
             ValueError: the model has an adapter already, or as in `lora.new_adapter`.
@@ -136,8 +137,7 @@ class LoadedModel(TextConversion):
                 f"the model is an adapter of {self.base.name} already, which is trained further: set LORA = None; "
                 "or give the folder of a model without an adapter"
             )
-        adapter, is_local = new_adapter(self.model, config), Path(name).exists()
-        base = Base(str(Path(name).absolute() if is_local else name), self.params)
+        adapter, base = new_adapter(self.model, config), Base(public_name(name), self.params)
         params = attach(self.params, adapter)
         return dataclasses.replace(self, params=params, base=base, adapter=adapter)
 

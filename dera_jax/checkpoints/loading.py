@@ -43,8 +43,9 @@ def load(
     Parameters are sharded over the mesh in use (`partitioning.use_mesh`); each process reads its part.
 
     Args:
-        reference: path or URL of a folder, or of a T5X checkpoint in one file.
-        aligned: paths of the aligned models, whose kinds of checkpoint may differ.
+        reference: path or URL of a folder, or of a T5X checkpoint in one file; or the name of a model
+            on the Hugging Face hub, see `hub`.
+        aligned: paths or names of the aligned models, whose kinds of checkpoint may differ.
         vocabulary: vocabulary of the models; needed where the checkpoints hold none.
         dtype: dtype of the parameters in memory.
         task: name of the task that `vocabulary` comes from; None if the caller names the vocabulary
@@ -57,6 +58,7 @@ def load(
 
     Raises:
         FileNotFoundError: there is no checkpoint at a path, or a file of it is missing.
+        PermissionError, ConnectionError, OSError: a download failed, see `hub.download`.
         ValueError: a path is not valid; a file is damaged; the architecture is not supported; the
             parameters do not have the shapes of the configuration; the checkpoint holds a reward
             model; the vocabulary given differs from the checkpoint's or does not fit the model
