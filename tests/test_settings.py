@@ -334,7 +334,7 @@ def test_a_method_checks_its_search():
         (lambda: optimizers.adamw(abs, 1.0, weight_decay=-1), "adamw.weight_decay .*at least 0"),
         (lambda: optimizers.adafactor(abs, -1.0), "adafactor.clip_norm .*above 0"),
         (lambda: optimizers.adafactor(abs, 1.0, 2.0), r"adafactor.decay_rate .*\(0, 1\]"),
-        (lambda: load(["a"], "b"), r"load.reference must be a path.*found \['a'\]"),
+        (lambda: load(["a"], "b"), r"load.model must be a path.*found \['a'\]"),
         (lambda: load("a", ["b"]), r"load_models.paths must be .*\['a/folder'\].*; found"),
         (lambda: load("a", ""), r"load_models.paths must be .*\['a/folder'\].*; found"),
         (lambda: load_models("ab"), r"load_models.paths must be .*\['a/folder'\].*found 'ab'"),

@@ -11,7 +11,7 @@ import jax
 from jax import Array
 
 from dera_jax import checks, partitioning
-from dera_jax.checkpoints import adapters, model_folder
+from dera_jax.checkpoints import adapters, hub, model_folder
 from dera_jax.checkpoints.loaded import Base, LoadedModel, ModelPair, restrict_to_vocabulary
 from dera_jax.checkpoints.mismatch import check_shapes
 from dera_jax.checkpoints.recognise import Checkpoint, open_checkpoint, with_adapter
@@ -31,8 +31,9 @@ from dera_jax.models.registry import model_of
 
 
 def load(
-    reference: str | Path,
+    model: str | Path,
     *aligned: str | Path,
+    reference: str | Path | None = None,
     vocabulary: Vocabulary | None = None,
     dtype: str = "float32",
     task: str | None = None,
@@ -43,9 +44,11 @@ def load(
     Parameters are sharded over the mesh in use (`partitioning.use_mesh`); each process reads its part.
 
     Args:
-        reference: path or URL of a folder, or of a T5X checkpoint in one file; or the name of a model
-            on the Hugging Face hub, see `hub`.
-        aligned: paths or names of the aligned models, whose kinds of checkpoint may differ.
+        model: the only model, or the reference: path or URL of a folder, or of a checkpoint in one
+            file; or the name of a model on the Hugging Face hub, see `hub`.
+        aligned: paths or names of the aligned models, whose kinds of checkpoint may differ. A LoRA
+            adapter behind a model without an adapter is used with that model as its base.
+        reference: a LoRA adapter of `model` that is the reference in its place; None for `model`.
         vocabulary: vocabulary of the models; needed where the checkpoints hold none.
         dtype: dtype of the parameters in memory.
         task: name of the task that `vocabulary` comes from; None if the caller names the vocabulary
@@ -64,19 +67,23 @@ def load(
             model; the vocabulary given differs from the checkpoint's or does not fit the model
             (`restrict_to_vocabulary`); or as in `load_models`.
     """
-    checks.check("load.reference", reference, checks.PATH)
-    if lora and aligned:
-        raise ValueError("load.lora is for a single model; found aligned models too")
-    if not aligned:
-        one = (
-            _load(open_checkpoint(reference), vocabulary, dtype, {})
-            if task is None
-            else load_models([reference], vocabulary, task, dtype)[0]
+    checks.check("load.model", model, checks.PATH)
+    if aligned:
+        if lora:
+            raise ValueError("load.lora is for a single model; found aligned models too")
+        base = None if reference is None else model
+        paths = [model if reference is None else reference, *aligned]
+        loaded = load_models(paths, vocabulary, task, dtype, base)
+        return ModelPair(*realigned(loaded), tuple(loaded))
+    if reference is not None:
+        raise ValueError(
+            "load.reference is for a pair; found no aligned model: load(model, adapter)"
         )
-        return one if lora is None else one.with_new_adapter(lora, reference)
-    loaded = load_models([reference, *aligned], vocabulary, task, dtype)
-    model, params = realigned(loaded)
-    return ModelPair(model, params, tuple(loaded))
+    if task is None:
+        loaded = _load(open_checkpoint(model), vocabulary, dtype, {})
+    else:
+        (loaded,) = load_models([model], vocabulary, task, dtype)
+    return loaded if lora is None else loaded.with_new_adapter(lora, model)
 
 
 def load_models(
@@ -84,12 +91,15 @@ def load_models(
     vocabulary: Vocabulary | None = None,
     task: str | None = None,
     dtype: str = "float32",
+    base: str | Path | None = None,
 ) -> list[LoadedModel]:
     """Loads models that must share one vocabulary.
 
     Args:
         paths: paths of the checkpoints.
         vocabulary, task, dtype: see `load`.
+        base: path of the base of all models, which are LoRA adapters then; None for the bases that
+            adapters name, or for the first model if it has no adapter.
 
     Raises:
         FileNotFoundError, ValueError: as in `load` and `LoadedModel.with_vocabulary`.
@@ -98,7 +108,7 @@ def load_models(
     """
     checks.check("load_models.paths", paths, checks.PATHS)
     read = {}
-    loaded = [_load(checkpoint, None, dtype, read) for checkpoint in _open_all(paths)]
+    loaded = [_load(checkpoint, None, dtype, read) for checkpoint in _open_all(paths, base)]
     known = [(str(p), x.vocabulary) for p, x in zip(paths, loaded, strict=True) if x.vocabulary]
     for name, theirs in known[1:]:
         check_same(known[0][1], theirs, known[0][0], name)
@@ -150,13 +160,26 @@ def _load(
     return loaded
 
 
-def _open_all(paths: Sequence[str | Path]) -> list[Checkpoint]:
-    """Open checkpoints; after a model without an adapter, adapters are used with that model."""
+def _open_all(paths: Sequence[str | Path], base: str | Path | None) -> list[Checkpoint]:
+    """Open checkpoints and attach adapters to their bases, see `load_models`."""
+    if base is not None:
+        found = open_checkpoint(base)
+        return [with_adapter(_open_adapter(path), found) for path in paths]
     first, *others = map(open_checkpoint, paths)
     if first.adapter or first.head:
         return [first, *others]
     rebased = (with_adapter(x.adapter, first) if x.adapter else x for x in others)
     return [first, *rebased]
+
+
+def _open_adapter(path: str | Path) -> adapters.StoredAdapter:
+    folder = open_folder(hub.download(path).path if hub.is_hub_name(path) else path)
+    if not adapters.is_adapter(folder):
+        raise ValueError(
+            f"{path} is no LoRA adapter: it has no {adapters.CONFIG}. With load.reference, reference and "
+            "aligned models must be adapters of the first model"
+        )
+    return adapters.open_adapter(folder)
 
 
 def _adapted(loaded: LoadedModel, checkpoint: Checkpoint) -> LoadedModel:

@@ -72,7 +72,9 @@ def low_rank(params: Mapping[str, Array], x: Array, dtype: str) -> Array | float
         return 0.0
     a, b = params[LORA_A], params[LORA_B]
 
-    def term(c: int) -> Array:  # products of two matrices, since XLA on CPUs is slow at batched ones
+    def term(
+        c: int,
+    ) -> Array:  # products of two matrices, since XLA on CPUs is slow at batched ones
         rows = x[..., c, :, :]
         down = einsum("ni,ir->nr", rows.reshape(-1, rows.shape[-1]), a[c], dtype)
         return einsum("nr,ro->no", down, b[c], dtype).reshape(*rows.shape[:-1], -1)
