@@ -129,6 +129,12 @@ def test_added_tokens_follow_the_pieces(tmp_path, content):
     )
     assert found.encode_prompt("Hey", 999).ids == expected.input_ids
     assert found.encode_completion("Hey")[-1] == 430
+    named = {
+        "added": {"<|im_end|>": 430, "<sep>": 431},
+        "additional_special_tokens": ["<|im_end|>"],
+    }
+    found = vocabulary_of(write(tmp_path / "o", content, **named))
+    assert 430 not in found.encode_text(text) and 431 in found.encode_text(text)
     gap = write(tmp_path / "n", content, added={"<x>": 435})
     with pytest.raises(ValueError, match=r"tokenizer.model: the added token '<x>' has the id 435"):
         vocabulary_of(gap)
