@@ -17,7 +17,8 @@ import numpy as np
 from absl import logging
 
 from dera_jax import command_line
-from dera_jax.checkpoints.loading import ModelPair, load
+from dera_jax.checkpoints.loaded import ModelPair
+from dera_jax.checkpoints.loading import load
 from dera_jax.data.documents import Documents
 from dera_jax.data.splits import Split
 from dera_jax.decoding.sampling import Sampling, sample, sweep_hypotheses
@@ -93,7 +94,8 @@ def check_endpoints(pair: ModelPair, documents: Documents, sweep: Sweep) -> None
     keys, prompts = sequence_keys(sweep.seed, ids, numbers), documents.prompts_of(slice(BATCH_SIZE))
     mixtures = sample(pair.model, pair.params, prompts.replace(lam=lam), keys, sweep.sampling)
     for k, name in enumerate(("reference", "aligned")):
-        own_keys, model, params = keys[:, k : k + 1], pair.model.models[k], pair.params[k]
+        own_keys, component = keys[:, k : k + 1], pair.components[k]
+        model, params = component.model, component.params
         alone = sample(model, params, prompts, own_keys, sweep.sampling)
         np.testing.assert_array_equal(mixtures.tokens[:, k : k + 1], alone.tokens)
         print(f"λ = {k} gives the {name} model's own samples, token for token")

@@ -9,6 +9,7 @@ modules. newswire_instructed, docstrings_instructed, xsum_instructed: with instr
 """
 
 from tasks import (
+    aclsum,
     arguments,
     commongen,
     corruptions,
@@ -23,6 +24,7 @@ from tasks import (
 )
 
 __all__ = [
+    "aclsum",
     "arguments",
     "commongen",
     "corruptions",

@@ -13,7 +13,10 @@ from dera_jax.decoding import sampling
 
 ROOT = Path(__file__).resolve().parents[1]
 LIGHT = ["dera_jax.models", "dera_jax.decoding", "dera_jax.rewards"]  # with all their modules
-HEAVY = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "gin", "t5x", "orbax"}
+HEAVY = {
+    "tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "gin", "t5x", "orbax",
+    "huggingface_hub",
+}  # fmt: skip
 MAX_SECONDS = 3.0
 
 PROBE = """

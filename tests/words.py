@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
-from dera_jax.checkpoints.loading import LoadedModel
+from dera_jax.checkpoints.loaded import LoadedModel
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.data.examples import Batch, Examples, train_batches

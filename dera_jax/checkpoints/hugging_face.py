@@ -9,6 +9,7 @@ a module of its own for what differs between families, see `importers`.
 
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import flax.traverse_util
@@ -20,6 +21,7 @@ from dera_jax.checkpoints import importers
 from dera_jax.checkpoints.hugging_face_tokenizer import (
     CONFIG,
     GENERATION,
+    has_tokenizer,
     save_tokenizer,
     special_ids,
 )
@@ -135,15 +137,48 @@ def _exported(array: Array, inputs: int) -> Array:
     return array.reshape(math.prod(array.shape[:inputs]), -1).T
 
 
-def _stored_arrays(folder: Folder) -> dict[str, StoredArray]:
-    """Open the arrays of one file, or of all shards that the index names."""
-    if not folder.has(INDEX):
-        return open_safetensors(folder, WEIGHTS)
+def shards_by_array(folder: Folder) -> dict[str, str]:
+    """Returns the name of the file with each array, from the index of a sharded model.
+
+    Raises:
+        FileNotFoundError: there is no index.
+        ValueError: the index is not valid.
+    """
     index = folder.read_json(INDEX).get("weight_map")
     names = index.values() if isinstance(index, dict) else [None]
     if not index or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{folder.path(INDEX)}: no weight_map from names of arrays to files")
-    shards = {}
+    return index
+
+
+def no_safetensors(folder: Folder, where: str, source: str, others: Sequence[str]) -> str:
+    """Returns an error message for a model without parameters in the safetensors format.
+
+    Args:
+        folder: the model's configuration and tokenizer.
+        where: the model, for the message.
+        source: the model as arguments of transformers' from_pretrained.
+        others: names of its files of parameters in other formats.
+    """
+    start = f"{where} is no complete model: it has no {WEIGHTS}"
+    if not others or not folder.has(CONFIG):
+        return start
+    classes = [importers.transformers_class(folder.read_json(CONFIG), where)]
+    if has_tokenizer(folder):
+        classes.append("AutoTokenizer")
+    saved = [f"{x}.from_pretrained({source}).save_pretrained('converted')" for x in classes]
+    return (
+        f"{start}, but {others[0]}, which is not read here (a pickle can run arbitrary code). Convert "
+        f'it once, if you trust its source: python -c "from transformers import {", ".join(classes)}; '
+        f'{"; ".join(saved)}"'
+    )
+
+
+def _stored_arrays(folder: Folder) -> dict[str, StoredArray]:
+    """Open the arrays of one file, or of all shards that the index names."""
+    if not folder.has(INDEX):
+        return open_safetensors(folder, WEIGHTS)
+    index, shards = shards_by_array(folder), {}
     for name in sorted(set(index.values())):
         if not folder.has(name):
             raise FileNotFoundError(

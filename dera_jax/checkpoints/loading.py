@@ -1,7 +1,6 @@
 """Loads models and realigned models from every supported kind of checkpoint (see `recognise`)."""
 
 import dataclasses
-import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -12,164 +11,23 @@ import jax
 from jax import Array
 
 from dera_jax import checks, partitioning
+from dera_jax.checkpoints import adapters, model_folder
+from dera_jax.checkpoints.loaded import Base, LoadedModel, ModelPair, restrict_to_vocabulary
 from dera_jax.checkpoints.mismatch import check_shapes
-from dera_jax.checkpoints.model_folder import SCALAR, save_model
-from dera_jax.checkpoints.recognise import Checkpoint, open_checkpoint
-from dera_jax.checkpoints.storage import read_arrays
-from dera_jax.checkpoints.tokenizer import (
-    EncodedPrompt,
-    Tokenizer,
-    check_template_ids,
-    tokenizer,
-)
+from dera_jax.checkpoints.recognise import Checkpoint, open_checkpoint, with_adapter
+from dera_jax.checkpoints.storage import open_folder, read_arrays
+from dera_jax.checkpoints.tokenizer import tokenizer
 from dera_jax.checkpoints.vocabulary import (
     Vocabulary,
     check_same,
     check_vocab_size,
     resolve_vocabulary,
 )
-from dera_jax.decoding.realign import Realigned
+from dera_jax.decoding.realign import Realigned, RealignedAdapters
 from dera_jax.models.heads import ValueHead
-from dera_jax.models.language_model import PyTree, TrainableModel
+from dera_jax.models.language_model import PyTree
+from dera_jax.models.lora import LoraConfig, attach
 from dera_jax.models.registry import model_of
-from dera_jax.prompts import Prompt
-
-
-class TextConversion:
-    """Gives models and pairs the conversion between text and ids of `tokenizer.Tokenizer`."""
-
-    @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer; raises ValueError if the vocabulary is not known or has no end token."""
-        ends_prompts = self.model.ends_prompts
-        return tokenizer(self.vocabulary, ends_prompts, chat_template=self.chat_template)
-
-    def encode_prompt(self, prompt: Prompt | str, max_tokens: int) -> EncodedPrompt:
-        """Encodes a prompt, see `Tokenizer.encode_prompt`."""
-        return self.tokenizer.encode_prompt(prompt, max_tokens)
-
-    def encode_completion(self, text: str) -> list[int]:
-        """Encodes a completion, see `Tokenizer.encode_completion`."""
-        return self.tokenizer.encode_completion(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of token ids, see `Tokenizer.decode`."""
-        return self.tokenizer.decode(ids)
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadedModel(TextConversion):
-    """A model with its parameters and its vocabulary.
-
-    Attributes:
-        model: the architecture.
-        params: the parameters of `model`.
-        vocabulary: None if neither the checkpoint nor the caller defines it.
-        card: how the model was trained, or where it was imported from.
-        no_vocabulary: error message for a checkpoint that should hold its tokenizer and does not,
-            so that no other vocabulary may be assumed. Empty for all other checkpoints.
-        chat_template: source of the model's chat template; None for a model without one.
-    """
-
-    model: TrainableModel
-    params: PyTree
-    vocabulary: Vocabulary | None
-    card: dict
-    no_vocabulary: str = ""
-    chat_template: str | None = None
-
-    def save(self, folder: Path, params: PyTree, card: dict, dtype: str = "float32") -> None:
-        """Writes a folder of this model with other parameters, see `model_folder.save_model`."""
-        text = {"vocabulary": self.vocabulary, "chat_template": self.chat_template}
-        save_model(folder, self.model.config, params=params, card=card, dtype=dtype, **text)
-
-    def with_vocabulary(self, vocabulary: Vocabulary | None, name: str) -> "LoadedModel":
-        """Returns the model over the vocabulary of the data, after checking that they agree.
-
-        Args:
-            vocabulary: vocabulary of the data; None if the data are text.
-            name: name of the data, for error messages.
-
-        Raises:
-            ValueError: the checkpoint's own vocabulary differs, naming the first piece that does;
-                `no_vocabulary` is not empty; or as in `restrict_to_vocabulary`.
-        """
-        if self.no_vocabulary:
-            raise ValueError(self.no_vocabulary)
-        if vocabulary is None:
-            return self
-        own = resolve_vocabulary(self.vocabulary, vocabulary, "the model", name)
-        model = restrict_to_vocabulary(self.model, own, name, self.chat_template)
-        return dataclasses.replace(self, vocabulary=own, model=model)
-
-
-MODEL = checks.either(checks.instance(LoadedModel), checks.FUNCTION)
-
-
-def ensure_loaded(model: LoadedModel | Callable[[], LoadedModel]) -> LoadedModel:
-    """Returns the model, loading it first if a function is given."""
-    return model if isinstance(model, LoadedModel) else model()
-
-
-def restrict_to_vocabulary(
-    model: TrainableModel,
-    vocabulary: Vocabulary,
-    where: str,
-    chat_template: str | None = None,
-) -> TrainableModel:
-    """Returns the model with the vocabulary's end token and restricted to the vocabulary's ids.
-
-    The end tokens of a decoder-only model are all that its files name: its own, the vocabulary's,
-    and the one with which its chat template ends an answer.
-
-    Args:
-        model: its end tokens, if it is an encoder-decoder and has any, must contain the
-            vocabulary's.
-        vocabulary: vocabulary of the model.
-        where: source of the vocabulary, for error messages.
-        chat_template: source of the model's chat template; None for a model without one.
-
-    Raises:
-        ValueError: the vocabulary has no end token, or one that the encoder-decoder does not have;
-            the model's embedding table has fewer rows than the vocabulary has ids, or lacks an id
-            that prompts need; or as in `tokenizer.tokenizer`.
-    """
-    text = tokenizer(vocabulary, model.ends_prompts, where, chat_template)
-    rows, size = model.vocab_size, len(vocabulary.pieces)
-    check_template_ids(text, rows, where)
-    check_vocab_size(vocabulary, rows, where)
-    end = vocabulary.end_id
-    if not model.ends_prompts:
-        ends = tuple(dict.fromkeys([*model.end_ids, *text.end_ids]))
-        config = dataclasses.replace(model.config, end_ids=ends)
-        return model_of(config, num_ids=size if size < rows else None)
-    if model.end_ids and end not in model.end_ids:
-        raise ValueError(
-            f"{where}: the vocabulary ends sequences with id {end}, {vocabulary.pieces[end]!r}, the "
-            f"model with id {', '.join(map(str, model.end_ids))} (its end_ids, or eos_token_id of a Hugging Face "
-            "config.json); they must agree"
-        )
-    config = dataclasses.replace(model.config, end_ids=model.end_ids or (end,))
-    return model_of(config, num_ids=size if size < rows else None)
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelPair(TextConversion):
-    """A realigned model with its parameters and its vocabulary.
-
-    Attributes:
-        model: the realigned (mixture) model.
-        params: parameters of the component models, the reference's first.
-        vocabulary: the vocabulary that all components share; None if it is not known.
-        cards: the components' cards, the reference's first.
-        chat_template: source of the aligned model's chat template; None if it has none.
-    """
-
-    model: Realigned
-    params: tuple[PyTree, ...]
-    vocabulary: Vocabulary | None
-    cards: tuple[dict, ...]
-    chat_template: str | None = None
 
 
 def load(
@@ -178,44 +36,47 @@ def load(
     vocabulary: Vocabulary | None = None,
     dtype: str = "float32",
     task: str | None = None,
+    lora: LoraConfig | None = None,
 ) -> LoadedModel | ModelPair:
     """Loads a model, or a reference and aligned models as one realigned model.
 
     Parameters are sharded over the mesh in use (`partitioning.use_mesh`); each process reads its part.
 
     Args:
-        reference: path or URL of a folder, or of a T5X checkpoint in one file.
-        aligned: paths of the aligned models, whose kinds of checkpoint may differ.
+        reference: path or URL of a folder, or of a T5X checkpoint in one file; or the name of a model
+            on the Hugging Face hub, see `hub`.
+        aligned: paths or names of the aligned models, whose kinds of checkpoint may differ.
         vocabulary: vocabulary of the models; needed where the checkpoints hold none.
         dtype: dtype of the parameters in memory.
         task: name of the task that `vocabulary` comes from; None if the caller names the vocabulary
             for these models. A task's vocabulary applies to T5X checkpoints, which hold none, but
             not to a Hugging Face folder without its tokenizer.
+        lora: configuration of a new adapter for a single model; None for none.
 
     Returns:
         `LoadedModel` for one path, `ModelPair` for several.
 
     Raises:
         FileNotFoundError: there is no checkpoint at a path, or a file of it is missing.
+        PermissionError, ConnectionError, OSError: a download failed, see `hub.download`.
         ValueError: a path is not valid; a file is damaged; the architecture is not supported; the
             parameters do not have the shapes of the configuration; the checkpoint holds a reward
             model; the vocabulary given differs from the checkpoint's or does not fit the model
             (`restrict_to_vocabulary`); or as in `load_models`.
     """
     checks.check("load.reference", reference, checks.PATH)
-    if not aligned and task is None:
-        return _load(reference, vocabulary, dtype)
-    loaded = load_models([reference, *aligned], vocabulary, task, dtype)
+    if lora and aligned:
+        raise ValueError("load.lora is for a single model; found aligned models too")
     if not aligned:
-        return loaded[0]
-    models = [x.model for x in loaded]
-    return ModelPair(
-        model=Realigned(models[0], tuple(models[1:])),
-        params=tuple(x.params for x in loaded),
-        vocabulary=loaded[0].vocabulary,
-        cards=tuple(x.card for x in loaded),
-        chat_template=loaded[1].chat_template,
-    )
+        one = (
+            _load(open_checkpoint(reference), vocabulary, dtype, {})
+            if task is None
+            else load_models([reference], vocabulary, task, dtype)[0]
+        )
+        return one if lora is None else one.with_new_adapter(lora, reference)
+    loaded = load_models([reference, *aligned], vocabulary, task, dtype)
+    model, params = realigned(loaded)
+    return ModelPair(model, params, tuple(loaded))
 
 
 def load_models(
@@ -236,7 +97,8 @@ def load_models(
             tables differ in size and no vocabulary says which rows are padding.
     """
     checks.check("load_models.paths", paths, checks.PATHS)
-    loaded = [_load(path, None, dtype) for path in paths]
+    read = {}
+    loaded = [_load(checkpoint, None, dtype, read) for checkpoint in _open_all(paths)]
     known = [(str(p), x.vocabulary) for p, x in zip(paths, loaded, strict=True) if x.vocabulary]
     for name, theirs in known[1:]:
         check_same(known[0][1], theirs, known[0][0], name)
@@ -251,11 +113,16 @@ def load_models(
     return loaded
 
 
-def _load(path: str | Path, vocabulary: Vocabulary | None, dtype: str) -> LoadedModel:
-    """Load one model; arguments and errors are those of `load`."""
-    checkpoint = open_checkpoint(path)
+def _load(
+    checkpoint: Checkpoint, vocabulary: Vocabulary | None, dtype: str, read: dict[str, PyTree]
+) -> LoadedModel:
+    """Load one model; arguments and errors are those of `load`.
+
+    `read` holds the parameters that were read already, by their place: adapters share their base.
+    """
     if checkpoint.head:
-        raise ValueError(f"{path} holds a reward model (with a scalar head), not a language model")
+        where = checkpoint.adapter.where if checkpoint.adapter else checkpoint.where
+        raise ValueError(f"{where} holds a reward model (with a scalar head), not a language model")
     if vocabulary is not None:
         known, where = checkpoint.vocabulary, checkpoint.where
         vocabulary = resolve_vocabulary(known, vocabulary, where, "the vocabulary given")
@@ -266,16 +133,60 @@ def _load(path: str | Path, vocabulary: Vocabulary | None, dtype: str) -> Loaded
         notes += tokenizer(vocabulary, model.ends_prompts, checkpoint.where, template).notes
     for note in notes:
         print(note, file=sys.stderr)
-    params = _read(checkpoint, model, dtype)
+    if checkpoint.where not in read:
+        read[checkpoint.where] = _read(checkpoint, model, dtype)
+    params = read[checkpoint.where]
+    no_vocabulary = "" if vocabulary else checkpoint.no_vocabulary
+    loaded = LoadedModel(model, params, vocabulary, checkpoint.card, no_vocabulary, template)
+    if checkpoint.adapter:
+        loaded = _adapted(loaded, checkpoint)
     if vocabulary is not None:
-        return LoadedModel(model, params, vocabulary, checkpoint.card, chat_template=template)
+        return loaded
     problem = (
         f"{checkpoint.where}: this {checkpoint.kind} checkpoint does not say what its ids mean; "
     )
     remedy = "the task's vocabulary is needed, or load(path, vocabulary=...)"
     print(checkpoint.no_vocabulary or problem + remedy, file=sys.stderr)
-    silent = checkpoint.no_vocabulary
-    return LoadedModel(model, params, None, checkpoint.card, silent, template)
+    return loaded
+
+
+def _open_all(paths: Sequence[str | Path]) -> list[Checkpoint]:
+    """Open checkpoints; after a model without an adapter, adapters are used with that model."""
+    first, *others = map(open_checkpoint, paths)
+    if first.adapter or first.head:
+        return [first, *others]
+    rebased = (with_adapter(x.adapter, first) if x.adapter else x for x in others)
+    return [first, *rebased]
+
+
+def _adapted(loaded: LoadedModel, checkpoint: Checkpoint) -> LoadedModel:
+    """Attach the checkpoint's adapter; print to stderr that it was trained on another base."""
+    stored, base = checkpoint.adapter, Base(checkpoint.where, loaded.params)
+    adapter = adapters.read_adapter(stored, loaded.model)
+    known = stored.card.get("base", {})
+    if known and known["sha256"] != base.sha256:
+        print(
+            f"{stored.where}: the adapter was trained on {known['name']} (SHA-256 of its parameters "
+            f"{known['sha256'][:12]}…), and is used with {base.name} ({base.sha256[:12]}…): the numbers of "
+            "its card do not apply",
+            file=sys.stderr,
+        )
+    params = attach(base.params, adapter)
+    return dataclasses.replace(loaded, params=params, base=base, adapter=adapter)
+
+
+def realigned(loaded: Sequence[LoadedModel]) -> tuple[Realigned | RealignedAdapters, PyTree]:
+    """Returns the mixture of a reference and aligned models, and its parameters.
+
+    Adapters of one base, and the base itself, are run as one batch (`RealignedAdapters`).
+    """
+    models = [x.model for x in loaded]
+    base = next((x.base.params for x in loaded if x.base), None)
+    on_base = all(x.params is base or (x.base and x.base.params is base) for x in loaded)
+    if base is None or not on_base or not hasattr(models[0], "components"):
+        return Realigned(models[0], tuple(models[1:])), tuple(x.params for x in loaded)
+    together = dataclasses.replace(models[0], components=len(models))
+    return RealignedAdapters(together), attach(base, *(x.adapter for x in loaded))
 
 
 def _check_sizes(
@@ -318,11 +229,43 @@ def load_params(
         raise ValueError(checkpoint.no_vocabulary)
     resolve_vocabulary(checkpoint.vocabulary, vocabulary, checkpoint.where, name)
     check_vocab_size(vocabulary, checkpoint.config.vocab_size, name)
+    if checkpoint.adapter:
+        return _adapted_params(checkpoint)
     expected = flax.traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")
     needed = ((key, x.shape) for key, x in expected.items())
     check_shapes(checkpoint.shapes, needed, checkpoint.where)
     model = model_of(checkpoint.config)
     return _read(checkpoint, ValueHead(model) if checkpoint.head else model, "float32")
+
+
+def load_trained(
+    folder: Path, origin: LoadedModel, init: Callable[[Array], PyTree], name: str
+) -> PyTree:
+    """Reads what `origin.save` saved.
+
+    Args:
+        folder: folder that was saved.
+        origin: the model from which training started.
+        init, name: see `load_params`.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `load_params`.
+    """
+    if origin.adapter is None:
+        return load_params(folder, init, origin.vocabulary, name)
+    stored = adapters.open_adapter(open_folder(folder))
+    adapter = adapters.read_adapter(stored, origin.model)
+    return {"trunk": adapter, "head": adapters.read_head(stored)} if stored.has_head else adapter
+
+
+def _adapted_params(checkpoint: Checkpoint) -> PyTree:
+    """Read the parameters of a base with its adapter, and with the head of a reward model."""
+    model = model_of(checkpoint.config)
+    base = _read(dataclasses.replace(checkpoint, head=None), model, "float32")
+    trunk = attach(base, adapters.read_adapter(checkpoint.adapter, model))
+    if not checkpoint.head:
+        return trunk
+    return {"trunk": trunk, "head": adapters.read_head(checkpoint.adapter)}
 
 
 def read_config(path: str | Path) -> object:
@@ -337,7 +280,7 @@ def read_value_head(path: str | Path) -> ValueHead:
         FileNotFoundError, ValueError: as in `load`; or the model has no scalar head.
     """
     checkpoint = open_checkpoint(path)
-    if checkpoint.head != SCALAR:
+    if checkpoint.head != model_folder.SCALAR:
         raise ValueError(f"{path} is no reward model: its config.json names no scalar head")
     return ValueHead(model_of(checkpoint.config))
 

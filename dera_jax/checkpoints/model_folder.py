@@ -100,6 +100,11 @@ def _write(
             (draft / name).write_bytes(file_bytes)
     if chat_template is not None:
         (draft / TEMPLATE).write_bytes(chat_template.encode())
+    put_in_place(draft, folder)
+
+
+def put_in_place(draft: Path, folder: Path) -> None:
+    """Renames a complete draft to `folder`; an existing folder is removed last."""
     replaced = _replaced(folder)
     shutil.rmtree(replaced, ignore_errors=True)
     if folder.exists():
@@ -109,7 +114,7 @@ def _write(
 
 
 def restore_replaced(folder: Path) -> None:
-    """Restores the previous folder if the process was killed while `save_model` replaced it."""
+    """Restores the previous folder if the process was killed while `put_in_place` replaced it."""
     write_once(lambda: _restore(folder))
 
 

@@ -2,9 +2,12 @@
 
 dera_jax       config.json with the key "model", model.safetensors (`model_folder`)
 Hugging Face   config.json with a model_type, *.safetensors (`hugging_face`)
+GGUF           a file *.gguf (`gguf_file`)
 T5X            a file `checkpoint` with zarr folders, or a folder `state` by orbax (`t5x`)
+LoRA           adapter_config.json, *.safetensors (`adapters`), on a base of another kind
 
-From a folder of several T5X checkpoints the latest is taken. Pickles are never read.
+From a folder of several T5X checkpoints the latest is taken. Pickles are never read. A name on the
+Hugging Face hub stands for the folder in the cache to which `hub` downloads it.
 """
 
 import dataclasses
@@ -13,6 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dera_jax.checkpoints import (
+    adapters,
+    default_model,
+    gguf_file,
+    gguf_llama,
+    gguf_tokenizer,
+    hub,
     hugging_face,
     hugging_face_tokenizer,
     importers,
@@ -33,7 +42,6 @@ _OTHER_FILES = {
     ".bin": "a file of parameters that is a pickle, which is never read",
     ".pt": "a file of parameters that is a pickle, which is never read",
     ".pth": "a file of parameters that is a pickle, which is never read",
-    ".gguf": "a GGUF file, which is not supported",
     ".json": "a JSON file",
     ".jsonl": "a file of JSON lines",
     ".gin": "a gin file",
@@ -51,11 +59,12 @@ class Checkpoint:
         config: configuration of a model of `models.registry`.
         arrays: parameters by dera_jax names, joined by '/'; below 'trunk/' if there is a head.
         vocabulary: None if the checkpoint holds none.
-        card: see `loading.LoadedModel`.
+        card: see `loaded.LoadedModel`.
         head: 'scalar' for a reward model, None for a language model.
-        no_vocabulary: see `loading.LoadedModel`.
+        no_vocabulary: see `loaded.LoadedModel`.
         chat_template: source of the model's chat template; None if the checkpoint holds none.
         notes: sentences to print when the model is loaded.
+        adapter: a LoRA adapter on the checkpoint, which is its base; the card is the adapter's.
     """
 
     kind: str
@@ -68,6 +77,7 @@ class Checkpoint:
     no_vocabulary: str = ""
     chat_template: str | None = None
     notes: tuple[str, ...] = ()
+    adapter: adapters.StoredAdapter | None = None
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -83,7 +93,14 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         FileNotFoundError, ValueError: as in `loading.load`.
     """
-    checkpoint = _recognise(open_folder(path))
+    if hub.is_hub_name(path):
+        found = hub.download(path)
+        folder, of_hub = open_folder(found.path), lambda x: _of_hub(x, found)
+    else:
+        folder, of_hub = open_folder(path), lambda x: x
+    if adapters.is_adapter(folder):
+        return with_adapter(adapters.open_adapter(folder))
+    checkpoint = of_hub(_recognise(folder))
     model = model_of(checkpoint.config)
     model = ValueHead(model) if checkpoint.head else model
     check_shapes(checkpoint.shapes, model.param_shapes(), checkpoint.where)
@@ -94,6 +111,55 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
                 f"{', '.join(map(str, REAL))}: quantized weights have to be dequantized first"
             )
     return checkpoint
+
+
+def with_adapter(stored: adapters.StoredAdapter, base: Checkpoint | None = None) -> Checkpoint:
+    """Returns the checkpoint of a base with an adapter; without `base`, of the one the adapter names.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `loading.load`; or the base is not named, or is an adapter.
+    """
+    if base is None and not stored.base:
+        raise ValueError(
+            f"{stored.where}: {adapters.CONFIG} names no base (base_model_name_or_path); load it as "
+            "load(base, adapter)"
+        )
+    base = base or open_checkpoint(default_model.located(stored.base))
+    if base.adapter or base.head:
+        raise ValueError(
+            f"{stored.where} is an adapter of {base.where}, which is no language model of its own; merge it first"
+        )
+    head = model_folder.SCALAR if stored.has_head else None
+    return dataclasses.replace(base, adapter=stored, card=stored.card, head=head)
+
+
+def open_vocabulary(path: str | Path) -> Vocabulary:
+    """Opens a checkpoint's vocabulary; of transformers models on the hub, no parameters are downloaded.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `loading.load`; or the checkpoint holds no vocabulary.
+    """
+    if hub.is_hub_name(path):
+        folder = open_folder(hub.download(path, weights=False).path)
+        if folder.has(hugging_face.CONFIG) and not folder.has(model_folder.CARD):
+            vocabulary = hugging_face_tokenizer.vocabulary_of(folder)
+            return _required(vocabulary, hugging_face_tokenizer.no_vocabulary(folder))
+    checkpoint = open_checkpoint(path)
+    problem = checkpoint.no_vocabulary or f"{path} does not say what its ids mean"
+    return _required(checkpoint.vocabulary, problem)
+
+
+def _required(vocabulary: Vocabulary | None, problem: str) -> Vocabulary:
+    """Return the vocabulary; raise ValueError with this message if it is None."""
+    if vocabulary is None:
+        raise ValueError(problem)
+    return vocabulary
+
+
+def _of_hub(checkpoint: Checkpoint, found: hub.HubModel) -> Checkpoint:
+    """Return the checkpoint with its name on the hub and its commit, instead of a cache folder."""
+    source = {"imported_from": found.name, "revision": found.revision}
+    return dataclasses.replace(checkpoint, where=found.pinned, card=checkpoint.card | source)
 
 
 def _recognise(folder: Folder) -> Checkpoint:
@@ -116,6 +182,8 @@ def _open_file(path: Folder, folder: Folder, name: str) -> Checkpoint:
         "Hugging Face), or a T5X checkpoint"
     )
     suffix = Path(name).suffix
+    if suffix == gguf_file.SUFFIX:
+        return _open_gguf(path)
     if suffix in _OTHER_FILES:
         raise ValueError(f"{path.where} is {_OTHER_FILES[suffix]}, not a checkpoint; {expected}")
     try:
@@ -124,11 +192,23 @@ def _open_file(path: Folder, folder: Folder, name: str) -> Checkpoint:
         raise ValueError(f"{error}; if this file is not meant as one of T5X, {expected}") from error
 
 
+def _open_gguf(path: Folder) -> Checkpoint:
+    file = gguf_file.open_gguf(path.local())
+    vocabulary = gguf_tokenizer.vocabulary_of(file)
+    ends = () if vocabulary.end_id is None else (vocabulary.end_id,)
+    config, arrays = gguf_llama.open_llama(file, ends)
+    template = file.fields.get("tokenizer.chat_template")
+    card = {"imported_from": path.where}
+    return Checkpoint("GGUF", path.where, config, arrays, vocabulary, card, chat_template=template)
+
+
 def _open_with_config(folder: Folder) -> Checkpoint:
     if "model" in folder.read_json("config.json"):
         return Checkpoint("dera_jax", folder.where, **model_folder.open_model(folder))
     if not folder.has(hugging_face.WEIGHTS) and not folder.has(hugging_face.INDEX):
-        raise FileNotFoundError(_no_safetensors(folder))
+        others = [name for name in hugging_face.OTHER_WEIGHTS if folder.has(name)]
+        source = repr(folder.where)
+        raise FileNotFoundError(hugging_face.no_safetensors(folder, folder.where, source, others))
     config, arrays = hugging_face.open_hugging_face(folder)
     vocabulary = hugging_face_tokenizer.vocabulary_of(folder)
     return Checkpoint(
@@ -141,22 +221,6 @@ def _open_with_config(folder: Folder) -> Checkpoint:
         no_vocabulary="" if vocabulary else hugging_face_tokenizer.no_vocabulary(folder),
         chat_template=hugging_face_tokenizer.chat_template_of(folder),
         notes=hugging_face_tokenizer.sampling_notes(folder),
-    )
-
-
-def _no_safetensors(folder: Folder) -> str:
-    others = [name for name in hugging_face.OTHER_WEIGHTS if folder.has(name)]
-    start = f"{folder.where} is no complete model: it has no {hugging_face.WEIGHTS}"
-    if not others:
-        return start
-    classes = [importers.transformers_class(folder.read_json("config.json"), folder.where)]
-    if hugging_face_tokenizer.has_tokenizer(folder):
-        classes.append("AutoTokenizer")
-    saved = [f"{x}.from_pretrained('{folder.where}').save_pretrained('converted')" for x in classes]
-    return (
-        f"{start}, but {others[0]}, which is not read here (a pickle can run arbitrary code). Convert "
-        f'it once, if you trust its source: python -c "from transformers import {", ".join(classes)}; '
-        f'{"; ".join(saved)}"'
     )
 
 
@@ -178,7 +242,10 @@ def _open_latest(folder: Folder) -> Checkpoint:
             f"{folder.where} is the folder of a run; load its model from {folder.path(runs[0])}"
         )
     if not names:
-        raise FileNotFoundError(f"no model folder {folder.where}")
+        hint = (
+            "" if "/" in folder.where else "; models of the Hugging Face hub are named owner/name"
+        )
+        raise FileNotFoundError(f"no model folder {folder.where}{hint}")
     raise FileNotFoundError(
         f"{folder.where} holds no supported checkpoint: expected config.json (dera_jax, Hugging "
         f"Face), or 'checkpoint' or '{t5x.ORBAX}' (T5X); found {', '.join(names[:4])}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dera_jax import checks
 from dera_jax.checkpoints import loading
-from dera_jax.checkpoints.loading import ModelPair
+from dera_jax.checkpoints.loaded import ModelPair
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.data.documents import Documents
 from dera_jax.data.splits import SPLIT, Split

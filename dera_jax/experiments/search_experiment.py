@@ -143,8 +143,7 @@ class SearchExperiment(AlignmentExperiment):
         params = reward.load(resources)
         also = [part.reward.load(resources) for part in self.measured]
         setup = MethodSetup(
-            models=tuple(x.model for x in loaded),
-            params=tuple(x.params for x in loaded),
+            components=tuple(loaded),
             tokenizer=tokenizer,
             documents=documents,
             scorer=RewardScorer(reward, params, tokenizer.decode),

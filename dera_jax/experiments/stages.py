@@ -15,7 +15,8 @@ from etils import epath
 from tqdm import tqdm
 
 from dera_jax import checks
-from dera_jax.checkpoints.loading import LoadedModel, read_config
+from dera_jax.checkpoints.loaded import LoadedModel
+from dera_jax.checkpoints.loading import read_config
 from dera_jax.checkpoints.recognise import open_checkpoint
 from dera_jax.checkpoints.resources import DryRunResources
 from dera_jax.checkpoints.tokenizer import Tokenizer, tokenizer

@@ -29,13 +29,17 @@ class Llama:
     `num_ids` is the size of the vocabulary if the embedding table has more rows, None otherwise.
     The ids from `num_ids` on are never produced: their logits are `language_model.UNUSED_LOGIT`.
 
-    State.shared = (for each layer the prompts' keys and values [B, G, S, D], prompt tokens before
-    slot 0 [B]); State.cache = for each layer keys and values [B, K, G, L, D].
+    With `components` C > 1 it is several models that share a base and differ in their adapters
+    (`lora.attach`); `extend_components` then returns the logits of each.
+
+    State.shared = (for each layer the prompts' keys and values [B, C·G, S, D], prompt tokens before
+    slot 0 [B]); State.cache = for each layer keys and values [B, K, C·G, L, D].
     """
 
     config: LlamaConfig
     num_ids: int | None = None
     remat: str | None = None
+    components: int = 1
 
     @property
     def block_sizes(self) -> Mapping[str, int]:
@@ -84,10 +88,11 @@ class Llama:
         none = jnp.zeros(batch, jnp.int32)
         context = llama.context(config, jnp.arange(size), size, none, 0)
         tokens = prompts.tokens[:, None]
-        _, keys_values = llama.decode(config, params, tokens, context, remat=self.remat)
+        _, keys_values = llama.decode(
+            config, params, tokens, context, remat=self.remat, components=self.components
+        )
         first_token = jnp.take_along_axis(prompts.tokens, before[:, None], axis=1)[:, 0]
-        shape = batch, num_hypotheses, config.num_kv_heads, max_len, config.head_dim
-        empty = constrain(jnp.zeros(shape, config.dtype), *llama.CACHE_AXES)
+        empty = llama.empty_cache(config, (batch, num_hypotheses), self.components, max_len)
         return State(
             position=jnp.zeros((), jnp.int32),
             first_token=first_token,
@@ -100,21 +105,34 @@ class Llama:
         return self.extend(params, state, tokens[..., None])
 
     def extend(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
+        logits, state = self.extend_components(params, state, tokens)
+        return Output(logits[0]), state
+
+    def extend_components(self, params: PyTree, state: State, tokens: Array) -> tuple[Array, State]:
+        """Feeds tokens[B, K, N] to all components; see `realign.ComponentModel`."""
         slots = state.position + jnp.arange(tokens.shape[-1])
         hidden, cache = self._decode(params, state, tokens, slots, state.cache)
+        last = jnp.moveaxis(hidden[..., -1, :], 2, 0)
         # Replicated over V, else each operation of token selection would need its own collective.
-        output = Output(constrain(self.logits(params, hidden[:, :, -1]), "batch", None, None))
-        return output, state.replace(cache=cache, position=state.position + tokens.shape[-1])
+        logits = constrain(self.logits(params, last), None, "batch", None, None)
+        return logits, state.replace(cache=cache, position=state.position + tokens.shape[-1])
 
     def teacher_forced(self, params: PyTree, state: State, tokens: Array) -> Output:
-        return Output(self.logits(params, self._forced(params, state, tokens[..., :-1])))
+        return Output(self.forced_components(params, state, tokens)[0])
+
+    def forced_components(self, params: PyTree, state: State, tokens: Array) -> Array:
+        """Returns logits that predict tokens[B, K, T]; see `realign.ComponentModel`."""
+        hidden = self._forced(params, state, tokens[..., :-1])
+        return self.logits(params, jnp.moveaxis(hidden, 2, 0))
 
     def hidden(
         self, params: PyTree, prompts: Prompts, tokens: Array, dropout_key: Array | None = None
     ) -> Array:
         """See `TrainableModel`; there is no dropout, so `dropout_key` has no effect."""
         del dropout_key
-        return self._forced(params, self.start(params, prompts, tokens.shape[1], 0), tokens)
+        return self._forced(params, self.start(params, prompts, tokens.shape[1], 0), tokens)[
+            :, :, 0
+        ]
 
     def logits(self, params: PyTree, hidden: Array) -> Array:
         output = Output(llama.logits(self.config, params, hidden))
@@ -129,7 +147,7 @@ class Llama:
         return {**params, "final_norm": norm}
 
     def _forced(self, params: PyTree, state: State, tokens: Array) -> Array:
-        """Returns hidden states [B, K, N + 1, E] of the first token followed by tokens[B, K, N]."""
+        """Returns hidden states [B, K, C, N + 1, E] of the first token followed by tokens[B, K, N]."""
         first = jnp.broadcast_to(state.first_token[:, None, None], (*tokens.shape[:2], 1))
         fed = jnp.concatenate([first, tokens], axis=-1)
         return self._decode(params, state, fed, jnp.arange(fed.shape[-1]), remat=self.remat)[0]
@@ -137,9 +155,11 @@ class Llama:
     def _decode(
         self, params: PyTree, state: State, tokens: Array, slots: Array, cache=None, remat=None
     ):
-        """Returns hidden states [B, K, N, E] of tokens[B, K, N] at slots[N], and the new cache."""
+        """Returns hidden states [B, K, C, N, E] of tokens[B, K, N] at slots[N], and the new cache."""
         prompt, before = state.shared
         num_slots = cache[0][0].shape[3] if cache else len(slots)
         prompt_size = prompt[0][0].shape[2]
         context = llama.context(self.config, slots, num_slots, before, prompt_size)
-        return llama.decode(self.config, params, tokens, context, prompt, cache, remat)
+        return llama.decode(
+            self.config, params, tokens, context, prompt, cache, remat, self.components
+        )

@@ -35,7 +35,7 @@ from dera_jax.models.language_model import (
 )
 from dera_jax.partitioning import Network
 from dera_jax.training.losses import bradley_terry, log_probs
-from dera_jax.training.train_state import Batch, Memory
+from dera_jax.training.train_state import Batch, Frozen, Memory
 
 
 class Scorer(Protocol):
@@ -160,12 +160,12 @@ class Comparison:
         return jnp.maximum(jnp.sum(batch["weight"]), 1e-9)
 
     def __call__(
-        self, params: PyTree, frozen: PyTree, batch: Batch, key: Array
+        self, params: PyTree, frozen: Frozen, batch: Batch, key: Array
     ) -> tuple[Array, dict[str, Array]]:
         """Computes the loss, see `train_state.LossFunction`."""
         del key  # no dropout
         pairs = batch["inputs"], batch["targets"], batch["rejected"]
-        margin = margin_of(self.scorer, params, frozen, *pairs)
+        margin = margin_of(self.scorer, params, frozen["reference"], *pairs)
         tied = jnp.abs(margin) < reliability.TIE
         correct = jnp.where(tied, 0.5, margin > 0)
         total = lambda x: jnp.sum(x * batch["weight"])

@@ -11,7 +11,7 @@ from jax import Array
 from dera_jax import checks
 from dera_jax.models.language_model import PyTree, TrainableModel, check_padded
 from dera_jax.training.losses import cross_entropy, per_token
-from dera_jax.training.train_state import Batch
+from dera_jax.training.train_state import Batch, Frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class CrossEntropy:
         return jnp.maximum(jnp.sum(_weights(batch)), 1e-9)
 
     def __call__(
-        self, params: PyTree, frozen: PyTree, batch: Batch, key: Array
+        self, params: PyTree, frozen: Frozen, batch: Batch, key: Array
     ) -> tuple[Array, dict[str, Array]]:
         """Computes the loss, see `train_state.LossFunction`.
 
