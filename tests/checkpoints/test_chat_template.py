@@ -267,6 +267,15 @@ def test_an_answer_without_an_end_of_turn_ends_with_the_end_of_sequence(tmp_path
     assert ours.encode_completion("it") == [*ours.encode(" it"), ours.vocabulary.end_id]
 
 
+def test_a_template_that_ends_answers_with_ordinary_text_is_refused(tmp_path):
+    folder = chat.write(tmp_path / "m", "chatml")
+    (folder / "chat_template.jinja").write_text(chat.CHATML.replace("<|im_end|>", "<|im_stop|>"))
+    with pytest.raises(
+        ValueError, match=r"ends an answer with '<\|im_stop\|>\\n', which has no special"
+    ):
+        read(folder).end_ids  # noqa: B018
+
+
 def test_a_prompt_that_conversations_do_not_continue_takes_no_completions(tmp_path):
     folder = chat.write(tmp_path / "m", "chatml")
     for start in ("'<|im_start|>assistant\\n<think>\\n'", "'<|im_start|>assistant\\n '"):
