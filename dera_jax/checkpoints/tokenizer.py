@@ -186,7 +186,7 @@ class Tokenizer:
         system = [] if prompt.system is None else [Message("system", prompt.system)]
         content = before + prompt.document + after
         parts = self.chat_template.parts([*system, Message("user", content)], answer=True)
-        at = next((i for i, x in enumerate(parts) if x.message == len(system)), len(parts))
+        at = [x.message for x in parts].index(len(system))
         texts = [TextPart(x.text, x.message is None) for x in parts]
         kept = parts[at].text
         # The template may have removed whitespace at the ends of the message.
@@ -245,11 +245,20 @@ class Tokenizer:
     def _end_of_turn(self) -> tuple[TextPart, int]:
         """What the template writes behind an answer up to the first control token, and its id.
 
-        If it writes none, the text is empty and the id is the end-of-sequence id.
+        If it writes only whitespace, the text is empty and the id is the end-of-sequence id.
+
+        Raises:
+            ValueError: it writes other text without a control token, so that the end is not known.
         """
         after = self._conversation("b").after
         ids = self._after(TextPart("b"), [TextPart(after, has_control=True)])
         end_id = next((i for i in ids if i in self.vocabulary.control_ids), None)
+        if end_id is None and after.strip():
+            raise ValueError(
+                f"{self.chat_template.where}: the chat template ends an answer with {after!r}, which has no "
+                "special token of the tokenizer; declare the token that ends an answer as special "
+                "(added_tokens in tokenizer.json), or name it as eos_token"
+            )
         if end_id is None:
             return TextPart(""), self.vocabulary.end_id
         name = self.vocabulary.pieces[end_id]
@@ -263,11 +272,8 @@ class Tokenizer:
             ValueError: see `encode_completion`.
         """
         messages = [Message("user", "a")]
-        parts, header = (
-            self.chat_template.parts(messages, answer=True),
-            self._conversation("b").header,
-        )
-        prompt = "".join(x.text for x in parts)
+        parts = self.chat_template.parts(messages, answer=True)
+        header, prompt = self._conversation("b").header, "".join(x.text for x in parts)
         whole = self.chat_template.render([*messages, Message("assistant", "b")], answer=False)
         after = [x.message for x in parts].index(0) + 1
         asked = "".join(x.text for x in parts[after:])
@@ -318,7 +324,7 @@ def tokenizer(
 
     Raises:
         ValueError: the vocabulary is None or has no end token, or the chat template is not valid or
-            belongs to an encoder-decoder.
+            belongs to an encoder-decoder. Whether it ends answers is found when that is needed.
     """
     if vocabulary is None:
         raise ValueError(
