@@ -15,31 +15,11 @@ Axes: B prompts, K samples of each, T output length.
 import dataclasses
 
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
 
-from dera_jax.models.language_model import Prompts, PyTree, TrainableModel, length_mask
+from dera_jax.models.language_model import PyTree, TrainableModel
 from dera_jax.training.losses import log_probs
-from dera_jax.training.train_state import Frozen
-
-
-@struct.dataclass
-class SampledBatch:
-    """Holds samples of the reference policy with their rewards.
-
-    Attributes:
-        prompts: B prompts.
-        tokens: int32 [B, K, T].
-        lengths: int32 [B, K].
-        reference: float32 [B, K], log-probability of each sample under the reference policy.
-        reward: float32 [B, K].
-    """
-
-    prompts: Prompts
-    tokens: Array
-    lengths: Array
-    reference: Array
-    reward: Array
+from dera_jax.training.train_state import Batch, Frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +28,9 @@ class LogVariance:
 
     Its metrics are `explained`, 1 − variance of δ / variance of the reward, which is 0 for the reference
     policy and 1 for the optimum, and `log_ratio`, the mean of log π − log π_ref.
+
+    A batch has the prompts `inputs`, their `samples` (`Padded`, tokens [B, K, T]), `reward` float32 [B, K]
+    and `reference_log_prob` float32 [B, K], the log-probability of each sample under π_ref.
 
     Attributes:
         model: architecture of the policy.
@@ -59,20 +42,21 @@ class LogVariance:
     beta: float
     chunk: int | None = None
 
-    def weight(self, batch: SampledBatch) -> Array:
+    def weight(self, batch: Batch) -> Array:
         """Returns B·K, float32 []."""
-        return jnp.float32(batch.reward.size)
+        return jnp.float32(batch["reward"].size)
 
     def __call__(
-        self, params: PyTree, frozen: Frozen, batch: SampledBatch, key: Array
+        self, params: PyTree, frozen: Frozen, batch: Batch, key: Array
     ) -> tuple[Array, dict[str, Array]]:
         """Computes the loss, see `train_state.LossFunction`; nothing frozen but a base is read."""
         del frozen, key
-        tokens = log_probs(self.model, params, batch.prompts, batch.tokens, self.chunk)
-        inside = length_mask(batch.lengths, tokens.shape[-1])
-        log_ratio = jnp.sum(jnp.where(inside, tokens, 0.0), axis=-1) - batch.reference
-        loss = _variance(batch.reward - self.beta * log_ratio)
-        explained = 1 - loss / jnp.maximum(_variance(batch.reward), 1e-9)
+        samples, reward = batch["samples"], batch["reward"]
+        tokens = log_probs(self.model, params, batch["inputs"], samples.tokens, self.chunk)
+        log_prob = jnp.sum(jnp.where(samples.mask, tokens, 0.0), axis=-1)
+        log_ratio = log_prob - batch["reference_log_prob"]
+        loss = _variance(reward - self.beta * log_ratio)
+        explained = 1 - loss / jnp.maximum(_variance(reward), 1e-9)
         size = self.weight(batch)
         return size * loss, {"explained": size * explained, "log_ratio": jnp.sum(log_ratio)}
 

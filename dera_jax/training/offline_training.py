@@ -22,6 +22,7 @@ from dera_jax.checkpoints.orbax import Saving
 from dera_jax.data.examples import Examples, eval_batches
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.models.language_model import (
+    Padded,
     Prompts,
     PyTree,
     sequence_keys,
@@ -31,15 +32,15 @@ from dera_jax.models.lora import with_base
 from dera_jax.partitioning import mesh_in_use, partition, shard_params
 from dera_jax.rewards.scoring import RewardScorer
 from dera_jax.training import loop
-from dera_jax.training.offline import LogVariance, SampledBatch
+from dera_jax.training.offline import LogVariance
 from dera_jax.training.optimizers import Optimizer
 from dera_jax.training.ppo import AlignmentObjective, source_of
 from dera_jax.training.ppo_training import scorer_of, with_data_vocabulary
 from dera_jax.training.supervised import DATA, TrainingData
-from dera_jax.training.train_state import Memory, make_step, new_state
+from dera_jax.training.train_state import Batch, Memory, make_step, new_state
 
 MODEL, SAMPLES = "aligned", "samples"
-_ARRAYS = ("tokens", "lengths", "reference", "reward")
+_ARRAYS = ("tokens", "lengths", "reference_log_prob", "reward")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,17 +145,19 @@ class OfflineAlignment:
 
 @dataclasses.dataclass(frozen=True)
 class SampleSet:
-    """Holds n prompts with K samples of each; arrays [n, ...] of `SampledBatch`."""
+    """Holds n prompts with K samples of each, by the names of _ARRAYS: tokens [n, K, T], others [n, K]."""
 
     prompts: Prompts
     arrays: Mapping[str, np.ndarray]
 
-    def batch(self, rows: np.ndarray, chosen: np.ndarray) -> SampledBatch:
-        """Returns the prompts `rows` [B] with their samples `chosen` [B, K]."""
+    def batch(self, rows: np.ndarray, chosen: np.ndarray) -> Batch:
+        """Returns the prompts `rows` [B] with their samples `chosen` [B, K], see `LogVariance`."""
+        picked = {name: x[rows[:, None], chosen] for name, x in self.arrays.items()}
+        samples = Padded(picked.pop("tokens"), picked.pop("lengths"))
         prompts = trim_padding(jax.tree.map(lambda x: x[rows], self.prompts))
-        return SampledBatch(prompts, *(self.arrays[x][rows[:, None], chosen] for x in _ARRAYS))
+        return {"inputs": prompts, "samples": samples, **picked}
 
-    def batches(self, batch_size: int, per_step: int, seed: int, start: int) -> Iterator:
+    def batches(self, batch_size: int, per_step: int, seed: int, start: int) -> Iterator[Batch]:
         """Yields the training batches from step `start` on, each a function of seed and step."""
         count, (_, drawn) = len(self.prompts.tokens), self.arrays["reward"].shape
         step = start
