@@ -8,6 +8,7 @@ modules. newswire_instructed, docstrings_instructed, xsum_instructed: with instr
 `tasks.preferences.register`.
 """
 
+from dera_jax.data import seqio_extra  # noqa: F401 (before a task imports TensorFlow)
 from tasks import (
     aclsum,
     arguments,
