@@ -2,7 +2,8 @@
 
 docstrings, prose: text of installed packages; newswire: generated reports. docstrings_pairs,
 docstrings_entailment, newswire_pairs, newswire_entailment: derived from these by `corruptions`.
-xsum, tldr, tldr_pairs, hh_rlhf, commongen, arguments: published data in local files, see their
+aclsum and its variants by aspect and section: papers in the package aclsum. xsum, tldr, tldr_pairs,
+hh_rlhf, commongen, arguments: published data in local files, see their
 modules. newswire_instructed, docstrings_instructed, xsum_instructed: with instructions, see
 `instructions`. Register your own files with `tasks.jsonl.register`, preference pairs with
 `tasks.preferences.register`.
