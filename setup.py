@@ -53,6 +53,7 @@ EXTRAS = {
         "peft>=0.17",
         "pytest>=8.0",
         "pytest-xdist>=3.6",
+        "regex>=2024.11",
         "ruff>=0.12",
         "selenium>=4.20",
         "torch>=2.6",

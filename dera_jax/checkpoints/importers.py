@@ -1,10 +1,9 @@
-"""Selects the importer of a checkpoint by its config.json, GGUF metadata or T5X parameter tree.
+"""Selects the importer of a checkpoint by its config.json or T5X parameter tree.
 
 An importer is a module for one family of models. It has
 
 CLASSES         the class of transformers that loads such a model, by model_type
 MODEL_TYPES     the values of model_type in Hugging Face's config.json
-GGUF            the values of general.architecture in GGUF files
 config_of       (settings, where, start_token, end_ids) -> configuration, from a config.json
 names_of        config -> (dera_jax name, transformers names, number of input axes) per parameter;
                 of several transformers names the first is written. The leading input axes of the

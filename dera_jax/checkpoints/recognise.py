@@ -2,7 +2,7 @@
 
 dera_jax       config.json with the key "model", model.safetensors (`model_folder`)
 Hugging Face   config.json with a model_type, *.safetensors (`hugging_face`)
-GGUF           a file *.gguf (`gguf_file`)
+GGUF           a file *.gguf (`gguf_file`), or a folder with one such file
 T5X            a file `checkpoint` with zarr folders, or a folder `state` by orbax (`t5x`)
 LoRA           adapter_config.json, *.safetensors (`adapters`), on a base of another kind
 
@@ -179,7 +179,7 @@ def _open_file(path: Folder, folder: Folder, name: str) -> Checkpoint:
     """Open a T5X checkpoint in one file; raise ValueError that names the kind of any other file."""
     expected = (
         "give the folder of a checkpoint, with config.json and model.safetensors (dera_jax, "
-        "Hugging Face), or a T5X checkpoint"
+        "Hugging Face), a GGUF file or a T5X checkpoint"
     )
     suffix = Path(name).suffix
     if suffix == gguf_file.SUFFIX:
@@ -194,12 +194,17 @@ def _open_file(path: Folder, folder: Folder, name: str) -> Checkpoint:
 
 def _open_gguf(path: Folder) -> Checkpoint:
     file = gguf_file.open_gguf(path.local())
-    vocabulary = gguf_tokenizer.vocabulary_of(file)
-    ends = () if vocabulary.end_id is None else (vocabulary.end_id,)
-    config, arrays = gguf_llama.open_llama(file, ends)
-    template = file.fields.get("tokenizer.chat_template")
-    card = {"imported_from": path.where}
-    return Checkpoint("GGUF", path.where, config, arrays, vocabulary, card, chat_template=template)
+    config, arrays = gguf_llama.open_llama(file, gguf_tokenizer.end_ids(file))
+    return Checkpoint(
+        "GGUF",
+        path.where,
+        config,
+        arrays,
+        gguf_tokenizer.vocabulary_of(file),
+        card={"imported_from": path.where},
+        chat_template=file.fields.get("tokenizer.chat_template"),
+        notes=gguf_file.sampling_notes(file),
+    )
 
 
 def _open_with_config(folder: Folder) -> Checkpoint:
@@ -231,11 +236,18 @@ def _t5x(folder: Folder, kind: str, arrays: Mapping[str, StoredArray]) -> Checkp
 
 
 def _open_latest(folder: Folder) -> Checkpoint:
-    """Open the latest T5X checkpoint in a folder; raise FileNotFoundError if there is none."""
+    """Open the latest T5X checkpoint, or the GGUF file, in a folder; raise FileNotFoundError if there is none."""
     names = folder.names()
     steps = [int(match[1]) for name in names if (match := _STEP.match(name))]
     if steps:
         return _recognise(folder.inside(f"checkpoint_{max(steps)}"))
+    files = [name for name in names if name.endswith(gguf_file.SUFFIX) and "/" not in name]
+    if len(files) == 1:
+        return _open_gguf(folder.inside(files[0]))
+    if files:
+        raise ValueError(
+            f"{folder.where} holds {len(files)} GGUF files; give the path of one of {', '.join(files)}"
+        )
     runs = [name for name in _MODELS_OF_RUNS if f"{name}/config.json" in names]
     if runs:
         raise FileNotFoundError(
@@ -248,5 +260,5 @@ def _open_latest(folder: Folder) -> Checkpoint:
         raise FileNotFoundError(f"no model folder {folder.where}{hint}")
     raise FileNotFoundError(
         f"{folder.where} holds no supported checkpoint: expected config.json (dera_jax, Hugging "
-        f"Face), or 'checkpoint' or '{t5x.ORBAX}' (T5X); found {', '.join(names[:4])}"
+        f"Face), a GGUF file, or 'checkpoint' or '{t5x.ORBAX}' (T5X); found {', '.join(names[:4])}"
     )
