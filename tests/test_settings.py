@@ -16,6 +16,7 @@ import dera_jax
 import tasks  # noqa: F401 (registers `newswire`)
 from dera_jax.checkpoints.loading import load, load_models
 from dera_jax.checkpoints.orbax import Saving
+from dera_jax.checkpoints.text_reward import TextScorer
 from dera_jax.data.encoding import Sizes
 from dera_jax.data.splits import Split
 from dera_jax.data.task_data import TaskData
@@ -41,7 +42,7 @@ from dera_jax.experiments.search_experiment import SearchExperiment
 from dera_jax.experiments.search_study import SearchStudy, TradeOff
 from dera_jax.experiments.stages import Reference
 from dera_jax.experiments.two_rewards import TwoRewards
-from dera_jax.models.heads import CriticHead
+from dera_jax.models.heads import CriticHead, Pooling
 from dera_jax.models.llama_config import RopeScaling
 from dera_jax.models.tabular import TabularLM
 from dera_jax.prompts import Prompt
@@ -96,6 +97,8 @@ MADE = [  # one of each class, whose fields are then changed one by one
     RewardStatistics(nothing, DOCUMENTS, Combined((PART,)), 8, 8, 0),
     Sizes(16, 16),
     Prompt("a"),
+    Pooling("last"),
+    TextScorer("folder", 8),
     MethodSetup((), (), None, None, None, None, 8, 2, 0),
     SamplingMethod("sampling"),
     SearchMethod("DeAL", SEARCH),

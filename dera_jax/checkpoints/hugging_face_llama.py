@@ -18,6 +18,9 @@ CLASSES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
+CLASSIFIERS = tuple(
+    name.replace("ForCausalLM", "ForSequenceClassification") for name in CLASSES.values()
+)
 MODEL_TYPES = tuple(CLASSES)
 UNUSED = ()
 JOINS_ENDS = True  # of base and chat models; a chat template's end of turn comes in `loading`

@@ -15,6 +15,7 @@ from dera_jax.models.t5 import T5Config
 
 CLASS = "T5ForConditionalGeneration"
 CLASSES = {"t5": CLASS, "mt5": CLASS}
+CLASSIFIERS = ()
 MODEL_TYPES = tuple(CLASSES)
 _ACTIVATIONS = {"relu": ("relu",), "gated-gelu": ("gelu", "linear")}
 _FIXED = {

@@ -11,7 +11,7 @@ import jax
 from jax import Array
 
 from dera_jax import checks, partitioning
-from dera_jax.checkpoints import adapters, hub, model_folder
+from dera_jax.checkpoints import adapters, hub
 from dera_jax.checkpoints.loaded import Base, LoadedModel, ModelPair, restrict_to_vocabulary
 from dera_jax.checkpoints.mismatch import check_shapes
 from dera_jax.checkpoints.recognise import Checkpoint, open_checkpoint, with_adapter
@@ -19,12 +19,13 @@ from dera_jax.checkpoints.storage import open_folder, read_arrays
 from dera_jax.checkpoints.tokenizer import tokenizer
 from dera_jax.checkpoints.vocabulary import (
     Vocabulary,
+    check_known,
     check_same,
     check_vocab_size,
     resolve_vocabulary,
 )
 from dera_jax.decoding.realign import Realigned, RealignedAdapters
-from dera_jax.models.heads import ValueHead
+from dera_jax.models.heads import LAST, ValueHead
 from dera_jax.models.language_model import PyTree
 from dera_jax.models.lora import LoraConfig, attach
 from dera_jax.models.registry import model_of
@@ -250,7 +251,11 @@ def load_params(
     checkpoint = open_checkpoint(path)
     if checkpoint.no_vocabulary:
         raise ValueError(checkpoint.no_vocabulary)
-    resolve_vocabulary(checkpoint.vocabulary, vocabulary, checkpoint.where, name)
+    if checkpoint.head and checkpoint.head.kind == LAST and checkpoint.vocabulary:
+        # A published reward model often has an added padding token.
+        check_known(vocabulary, checkpoint.vocabulary, name, checkpoint.where)
+    else:
+        resolve_vocabulary(checkpoint.vocabulary, vocabulary, checkpoint.where, name)
     check_vocab_size(vocabulary, checkpoint.config.vocab_size, name)
     if checkpoint.adapter:
         return _adapted_params(checkpoint)
@@ -258,7 +263,8 @@ def load_params(
     needed = ((key, x.shape) for key, x in expected.items())
     check_shapes(checkpoint.shapes, needed, checkpoint.where)
     model = model_of(checkpoint.config)
-    return _read(checkpoint, ValueHead(model) if checkpoint.head else model, "float32")
+    network = ValueHead(model, checkpoint.head) if checkpoint.head else model
+    return _read(checkpoint, network, "float32")
 
 
 def load_trained(
@@ -303,9 +309,14 @@ def read_value_head(path: str | Path) -> ValueHead:
         FileNotFoundError, ValueError: as in `load`; or the model has no scalar head.
     """
     checkpoint = open_checkpoint(path)
-    if checkpoint.head != model_folder.SCALAR:
+    return value_head(checkpoint, path)
+
+
+def value_head(checkpoint: Checkpoint, path: str | Path) -> ValueHead:
+    """Returns the architecture of a reward model; raises ValueError if there is no scalar head."""
+    if checkpoint.head is None:
         raise ValueError(f"{path} is no reward model: its config.json names no scalar head")
-    return ValueHead(model_of(checkpoint.config))
+    return ValueHead(model_of(checkpoint.config), checkpoint.head)
 
 
 def _read(checkpoint: Checkpoint, network: partitioning.Network, dtype: str) -> PyTree:

@@ -29,9 +29,9 @@ from dera_jax.checkpoints import (
     t5x,
 )
 from dera_jax.checkpoints.mismatch import check_shapes
-from dera_jax.checkpoints.storage import REAL, Folder, StoredArray, open_folder
+from dera_jax.checkpoints.storage import REAL, Folder, StoredArray, open_folder, prefix_errors
 from dera_jax.checkpoints.vocabulary import Vocabulary
-from dera_jax.models.heads import ValueHead
+from dera_jax.models.heads import Pooling, ValueHead
 from dera_jax.models.registry import model_of
 
 _STEP = re.compile(r"checkpoint_(\d+)/")
@@ -60,7 +60,7 @@ class Checkpoint:
         arrays: parameters by dera_jax names, joined by '/'; below 'trunk/' if there is a head.
         vocabulary: None if the checkpoint holds none.
         card: see `loaded.LoadedModel`.
-        head: 'scalar' for a reward model, None for a language model.
+        head: the pooling of a reward model's scalar head; None for a language model.
         no_vocabulary: see `loaded.LoadedModel`.
         chat_template: source of the model's chat template; None if the checkpoint holds none.
         notes: sentences to print when the model is loaded.
@@ -73,7 +73,7 @@ class Checkpoint:
     arrays: Mapping[str, StoredArray]
     vocabulary: Vocabulary | None
     card: dict
-    head: str | None = None
+    head: Pooling | None = None
     no_vocabulary: str = ""
     chat_template: str | None = None
     notes: tuple[str, ...] = ()
@@ -102,7 +102,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return with_adapter(adapters.open_adapter(folder))
     checkpoint = of_hub(_recognise(folder))
     model = model_of(checkpoint.config)
-    model = ValueHead(model) if checkpoint.head else model
+    model = ValueHead(model, checkpoint.head) if checkpoint.head else model
     check_shapes(checkpoint.shapes, model.param_shapes(), checkpoint.where)
     for array in checkpoint.arrays.values():
         if array.dtype not in REAL:
@@ -129,7 +129,8 @@ def with_adapter(stored: adapters.StoredAdapter, base: Checkpoint | None = None)
         raise ValueError(
             f"{stored.where} is an adapter of {base.where}, which is no language model of its own; merge it first"
         )
-    head = model_folder.SCALAR if stored.has_head else None
+    with prefix_errors(stored.folder.path(adapters.CARD)):
+        head = model_folder.pooling_of(stored.card.get("head")) if stored.has_head else None
     return dataclasses.replace(base, adapter=stored, card=stored.card, head=head)
 
 
@@ -214,7 +215,7 @@ def _open_with_config(folder: Folder) -> Checkpoint:
         others = [name for name in hugging_face.OTHER_WEIGHTS if folder.has(name)]
         source = repr(folder.where)
         raise FileNotFoundError(hugging_face.no_safetensors(folder, folder.where, source, others))
-    config, arrays = hugging_face.open_hugging_face(folder)
+    config, arrays, head = hugging_face.open_hugging_face(folder)
     vocabulary = hugging_face_tokenizer.vocabulary_of(folder)
     return Checkpoint(
         "Hugging Face",
@@ -223,6 +224,7 @@ def _open_with_config(folder: Folder) -> Checkpoint:
         arrays,
         vocabulary,
         card={"imported_from": folder.where},
+        head=head,
         no_vocabulary="" if vocabulary else hugging_face_tokenizer.no_vocabulary(folder),
         chat_template=hugging_face_tokenizer.chat_template_of(folder),
         notes=hugging_face_tokenizer.sampling_notes(folder),
