@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from dera_jax import compilation_cache, demo
+from dera_jax import compilation_cache, demo_t5
 from dera_jax.checkpoints.loaded import ModelPair
 from dera_jax.checkpoints.loading import load
 from dera_jax.data.documents import Documents
