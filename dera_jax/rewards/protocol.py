@@ -205,8 +205,8 @@ class Reward:
 REWARD = checks.instance(
     Reward,
     words="a dera_jax.rewards.protocol.Reward, such as the macro REWARD that one of the files "
-    "entailment, faithfulness, keywords, length_and_faithfulness, overlap, repetition, "
-    "reward_model, soft_length or words (.gin) in gin_configs/rewards sets",
+    "entailment, faithful_words, faithfulness, keywords, length_and_faithfulness, overlap, "
+    "repetition, reward_model, soft_length or words (.gin) in gin_configs/rewards sets",
 )
 
 

@@ -3,9 +3,11 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from dera_jax.data import aclsum
+from dera_jax.metrics.rouge import ROUGE, rouge
 
 SIZES = {"train": 100, "validation": 50, "test": 100}
 
@@ -80,6 +82,20 @@ def test_ids_of_examples_are_distinct_and_do_not_depend_on_what_else_is_read():
     assert all(0 <= x < 2**31 for x in by_key.values())
     (alone,) = (x for x in aclsum.examples("test", ("approach",)) if x.paper == "N09-1041")
     assert by_key["N09-1041", "approach", ("abstract",)] == alone.example_id
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"), [(0, (15.2, 1.2, 11.2)), (-1, (30.8, 11.2, 23.2))]
+)
+def test_rouge_of_a_sentence_of_the_abstract_beside_the_outcome(sentence, expected):
+    """Expected: by rouge-score with its own tokenizer and stemmer, on the package's tokens."""
+    texts = [
+        aclsum.join_sentences([line["sentences"]["abstract"][sentence]])
+        for line in lines_of("validation")
+    ]
+    outcomes = [paper.summaries["outcome"] for paper in aclsum.papers("validation")]
+    found = rouge(outcomes, texts, stem=True)
+    np.testing.assert_allclose([np.mean(found[x]) for x in ROUGE], expected, atol=0.15)
 
 
 @pytest.mark.parametrize(
