@@ -15,7 +15,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from dera_jax.checkpoints.storage import Index, StoredArray, prefix_errors
+from dera_jax.checkpoints.storage import Index, StoredArray, explain_read_errors, prefix_errors
 
 SUFFIX = ".gguf"
 SUPPORTED = tuple(
@@ -23,7 +23,7 @@ SUPPORTED = tuple(
     for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 )  # fmt: skip
 _VERSIONS = (2, 3)
-_BLOCKS_VERSION = 2  # of the layout of quantized blocks
+_BLOCKS_VERSION = gguf.GGML_QUANT_VERSION  # of the layout of quantized blocks
 _STRING, _ARRAY = gguf.GGUFValueType.STRING, gguf.GGUFValueType.ARRAY
 _NUMBERS = {
     gguf.GGUFValueType[name]: np.dtype(dtype)
@@ -49,13 +49,13 @@ class GgufFile:
     tensors: Mapping[str, StoredArray]
 
     def field(self, key: str) -> object:
-        """Returns the value of a key; raises ValueError if the file does not have it."""
+        """Returns the value of a key; raises ValueError, without the path, if there is none."""
         if key not in self.fields:
             raise ValueError(f"the metadata lack {key!r}, which a model needs")
         return self.fields[key]
 
     def tensor(self, name: str) -> StoredArray:
-        """Returns a tensor; raises ValueError if the file does not have it."""
+        """Returns a tensor; raises ValueError, without the path, if there is none."""
         if name not in self.tensors:
             raise ValueError(f"the file lacks the tensor {name!r}")
         return self.tensors[name]
@@ -74,7 +74,7 @@ def open_gguf(path: str | Path) -> GgufFile:
     with prefix_errors(str(path)):
         content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
         fields, tensors = _parsed(_Cursor(memoryview(content)), path)
-        if fields.get("split.count", 1) > 1:
+        if fields.get("split.count", 0) not in (0, 1):
             raise ValueError(
                 f"it is one of {fields['split.count']} parts of a model; join them with llama.cpp's "
                 "llama-gguf-split --merge"
@@ -144,7 +144,12 @@ class _Tensor:
     def stored(self) -> StoredArray:
         """Returns the tensor as an array in float32, of which only the rows requested are read."""
         where = f"{self.path}: tensor {self.name!r}"
-        return StoredArray(self.shape, np.dtype(np.float32), self._read, where)
+
+        def read(index: Index) -> np.ndarray:
+            with explain_read_errors(where):
+                return self._read(index)
+
+        return StoredArray(self.shape, np.dtype(np.float32), read, where)
 
     def _read(self, index: Index) -> np.ndarray:
         if len(self.shape) == 1:

@@ -268,6 +268,16 @@ def test_damaged_files_are_named(tmp_path):
             load(file)
 
 
+def test_a_file_that_is_cut_after_it_was_opened_is_named(tmp_path):
+    file = files.write_model(tmp_path / "m.gguf", "llama")
+    opened = gguf_file.open_gguf(file).tensors["output.weight"]
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(
+        ValueError, match=f"{file}: tensor 'output.weight': half written or damaged"
+    ):
+        opened.read((slice(None), slice(None)))
+
+
 def test_big_endian_files_are_not_read_as_little_endian(tmp_path):
     fields = {"llama.block_count": 2}
     options = {"endianess": gguf.GGUFEndian.BIG}
