@@ -202,7 +202,9 @@ def main() -> None:
     import tasks  # registers `docstrings`
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--reference", default=str(demo_t5.ASSETS / "reference"), help="model folder")
+    parser.add_argument(
+        "--reference", default=str(demo_t5.ASSETS / "reference"), help="model folder"
+    )
     parser.add_argument("--aligned", default=str(demo_t5.ASSETS / "aligned"), help="model folder")
     parser.add_argument("--output", default="docs/model_card.md", help="path of the page")
     options = parser.parse_args()

@@ -12,6 +12,7 @@ from jax import Array
 
 from dera_jax import checks, partitioning
 from dera_jax.checkpoints import adapters, hub
+from dera_jax.checkpoints.default_model import public_name
 from dera_jax.checkpoints.loaded import Base, LoadedModel, ModelPair, restrict_to_vocabulary
 from dera_jax.checkpoints.mismatch import check_shapes
 from dera_jax.checkpoints.recognise import Checkpoint, open_checkpoint, with_adapter
@@ -185,7 +186,7 @@ def _open_adapter(path: str | Path) -> adapters.StoredAdapter:
 
 def _adapted(loaded: LoadedModel, checkpoint: Checkpoint) -> LoadedModel:
     """Attach the checkpoint's adapter; print to stderr that it was trained on another base."""
-    stored, base = checkpoint.adapter, Base(checkpoint.where, loaded.params)
+    stored, base = checkpoint.adapter, Base(public_name(checkpoint.where), loaded.params)
     adapter = adapters.read_adapter(stored, loaded.model)
     known = stored.card.get("base", {})
     if known and known["sha256"] != base.sha256:

@@ -202,7 +202,7 @@ def _open_gguf(path: Folder) -> Checkpoint:
         config,
         arrays,
         gguf_tokenizer.vocabulary_of(file),
-        card={"imported_from": path.where},
+        card={"imported_from": default_model.public_name(path.where)},
         chat_template=file.fields.get("tokenizer.chat_template"),
         notes=gguf_file.sampling_notes(file),
     )
