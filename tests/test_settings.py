@@ -44,6 +44,7 @@ from dera_jax.experiments.stages import Reference
 from dera_jax.experiments.two_rewards import TwoRewards
 from dera_jax.models.heads import CriticHead, Pooling
 from dera_jax.models.llama_config import RopeScaling
+from dera_jax.models.lora import LoraConfig
 from dera_jax.models.tabular import TabularLM
 from dera_jax.prompts import Prompt
 from dera_jax.rewards import learned, length, tokens, words
@@ -51,6 +52,11 @@ from dera_jax.rewards.combined import Combined, Part, Statistics
 from dera_jax.rewards.protocol import Reward
 from dera_jax.t5x.decoders import EvolutionDecoder, SampleDecoder, SearchDecoder
 from dera_jax.training import distillation, loop, optimizers, ppo, preferences, scorers, supervised
+from dera_jax.training.offline_training import (
+    OfflineAlignment,
+    OfflineValidation,
+    SampleSizes,
+)
 from dera_jax.training.ppo_training import PPOTraining
 from dera_jax.training.train_state import Memory
 from dera_jax.training.train_step import Loss
@@ -99,7 +105,7 @@ MADE = [  # one of each class, whose fields are then changed one by one
     Prompt("a"),
     Pooling("last"),
     TextScorer("folder", 8),
-    MethodSetup((), (), None, None, None, None, 8, 2, 0),
+    MethodSetup((), None, None, None, None, 8, 2, 0),
     SamplingMethod("sampling"),
     SearchMethod("DeAL", SEARCH),
     EvolutionMethod("DARWIN", EVOLUTION, Unchanged()),
@@ -128,6 +134,13 @@ MADE = [  # one of each class, whose fields are then changed one by one
     PPOTraining(nothing, DATA, OBJECTIVE, UPDATES, BOTH, 2, 0, Saving(1000, 3.0)),
     distillation.DistillationSetup(None, OBJECTIVE, 2),
     WarmStart(nothing, DATA, OBJECTIVE, 2, BOTH, 2, 2, 0, Saving(1000, 3.0)),
+    LoraConfig(2, 4.0),
+    SampleSizes(4, 2, 8),
+    OfflineValidation(1, 4, 3),
+    OfflineAlignment(
+        nothing, DATA, OBJECTIVE, SampleSizes(4, 2, 8), OPTIMIZER, 4, 0, OfflineValidation(1, 4, 3),
+        Saving(1000, 3.0),
+    ),
     ON_TABLES,
     exact.ExactWorlds(3, (3, 4), (0.5, 1.0), 0.1, 1.0, 2, ON_TABLES, 1),
     LengthReward(
@@ -158,6 +171,7 @@ NOT_SETTINGS = {
     "LlamaConfig": "read from config.json too; tests/models/test_llama.py",
     "Budget": "computed from rows of tables",
     "CrossEntropy": "made by a training from its settings",
+    "LogVariance": "made by a training from its settings",
     "PPOLoss": "made by a training from its settings",
     "ProgramCost": "what a dry run found",
     "AlignmentExperiment": "the fields of experiments, each of which is in the list",
@@ -173,6 +187,10 @@ NOT_SETTINGS = {
     "Plan": "made by runs from their settings",
     "Owner": "of a lock; tests/files/test_store.py",
     "_Sheet": "of a drawing",
+    "AspectExample": "read from a data set",
+    "JsonVocabulary": "read from files; tests/checkpoints/test_byte_level.py",
+    "_Kind": "of tokenizers in GGUF files",
+    "_Tensor": "read from a file",
 }
 SIGNED = {"lam", "lams", "weight", "mean", "grid"}  # may be negative
 NEGATIVE = {"end_ids": -7}  # -1 means none

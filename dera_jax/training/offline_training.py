@@ -62,7 +62,8 @@ class SampleSizes:
 
     def __post_init__(self):
         sizes = dict.fromkeys(("per_prompt", "batch_size"), checks.integer(1))
-        checks.check_fields(self, per_step=checks.integer(2, self.per_prompt), **sizes)
+        checks.check_fields(self, **sizes)
+        checks.check_fields(self, per_step=checks.integer(2, self.per_prompt))
 
 
 @dataclasses.dataclass(frozen=True)
