@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dera_jax import checks
 
 DOCUMENT, KEYWORDS = "{document}", "{keywords}"
+SUMMARIZE = "summarize: {document}"  # the prefix that T5 was trained with
 
 
 @dataclasses.dataclass(frozen=True)

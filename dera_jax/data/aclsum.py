@@ -8,7 +8,6 @@ The seqio tasks (`tasks.aclsum`) and scripts without TensorFlow read the same `e
 
 import dataclasses
 import functools
-import hashlib
 import importlib.util
 import json
 import re
@@ -16,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dera_jax import checks
+from dera_jax.data.example_ids import hashed_id
 
 PACKAGE, INSTALL = "aclsum", "pip install --no-deps aclsum==0.1.2"
 ASPECTS = ("outcome", "approach", "challenge")
@@ -46,14 +46,13 @@ class Paper:
     def example(self, aspect: str, sections: Sequence[str] = ("abstract",)) -> "AspectExample":
         """Returns the example of one aspect, with these sections as the document."""
         document = "\n\n".join(self.sections[name] for name in sections)
-        key = "\x1f".join([self.id, aspect, *sections])
         return AspectExample(
             paper=self.id,
             aspect=aspect,
             document=document,
             template=INSTRUCTIONS[aspect],
             summary=self.summaries[aspect],
-            example_id=int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) & 0x7FFFFFFF,
+            example_id=hashed_id("\x1f".join([self.id, aspect, *sections])),
         )
 
 
