@@ -14,6 +14,7 @@ from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.models.heads import ValueHead
 from dera_jax.rewards import protocol, words
+from tests import published
 from tests.experiments import small
 
 REWARDS = sorted(Path("gin_configs/rewards").glob("*.gin"))
@@ -187,6 +188,29 @@ def test_every_reward_file_makes_a_reward(file, reference, tmp_path):
     found = gin.get_configurable("dera_jax.training.ppo.AlignmentObjective")().reward
     assert isinstance(found, protocol.Reward)
     hash(found)  # it is a static argument of compiled functions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("style", "way"), [("qwen", "in the compiled program"), ("zephyr", "reads texts")]
+)
+def test_a_published_reward_model_scores_a_sweep(style, way, tmp_path, capfd):
+    """From its path alone; the file says which way it is used."""
+    model = published.published(tmp_path / "reward", "qwen2")
+    policy = str(published.policy(tmp_path / "policy", style))
+    files = ["gin_configs/runs/sweep.gin", "gin_configs/rewards/reward_model.gin"]
+    pair = {"REFERENCE": policy, "ALIGNED": policy, "REWARD_MODEL": str(model)}
+    sizes = {"TASK": "newswire", "INPUTS": 512, "DOCUMENTS": 3, "SAMPLES": 2, "BATCH_SIZE": 2}
+    run(files, tmp_path / "sweep", **pair, **sizes, MAX_LENGTH=8, LAMBDAS=(0.0,))
+    assert way in capfd.readouterr().err
+    records = [json.loads(x) for x in (tmp_path / "sweep" / "records.jsonl").open()]
+    found = [s["reward"] for record in records for s in record["samples"]]
+    assert len(set(found)) == 6
+    if style == "zephyr":
+        texts = [(x["document"], s["text"]) for x in records for s in x["samples"]]
+        sequences = [published.conversation(model, *x) for x in texts]
+        expected = published.scores_of_transformers(model, sequences)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_words_in_range_takes_both_limits(reference, tmp_path):
