@@ -24,7 +24,7 @@ from dera_jax import command_line, demo_t5
 from dera_jax.checkpoints.default_model import default_model
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.resources import RunResources
-from dera_jax.data import shipped_documents
+from dera_jax.data import demo_documents
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.evaluation.sweep import Sweep, decode
 from dera_jax.evaluation.sweep_tables import format_table, write_report
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
         return
     folder = output_folder(options.output)
     pair = load(base, options.aligned, reference=options.reference)
-    documents = shipped_documents.documents(shipped_documents.ACLSUM, pair.tokenizer, INPUTS)
+    documents = demo_documents.abstracts(pair.tokenizer, INPUTS)
     words = Part("words", WordsInRange(LOW, HIGH, hard=True), PENALTY)
     reward = Combined((Part("faithful", Faithfulness()), words))
     sampling = Sampling(MAX_LENGTH)

@@ -19,7 +19,7 @@ from absl import logging
 from dera_jax import command_line
 from dera_jax.checkpoints.loaded import ModelPair
 from dera_jax.checkpoints.loading import load
-from dera_jax.data import shipped_documents
+from dera_jax.data import demo_documents
 from dera_jax.data.documents import Documents
 from dera_jax.decoding.sampling import Sampling, sample, sweep_hypotheses
 from dera_jax.evaluation.sweep import Sweep, decode
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     sampling = Sampling(max_length=pair.cards[1]["max_length"])
     reward = LengthInRange(low, high)
     sweep = Sweep(tuple(options.lam), options.samples, sampling, reward, BATCH_SIZE, options.seed)
-    documents = shipped_documents.documents(shipped_documents.DOCSTRINGS, pair.tokenizer, INPUTS)
+    documents = demo_documents.docstrings(pair.tokenizer, INPUTS)
     config = "".join(f"{k} = {v!r}\n" for k, v in sorted(vars(options).items()))
     print(
         f"{len(documents.texts)} held-out documents x {len(options.lam)} λ x {options.samples} "
