@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from dera_jax import compilation_cache, demo
+from dera_jax import compilation_cache, demo_t5
 from dera_jax.checkpoints.loaded import ModelPair
 from dera_jax.checkpoints.loading import load
 from dera_jax.data.documents import Documents
@@ -202,14 +202,16 @@ def main() -> None:
     import tasks  # registers `docstrings`
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--reference", default=str(demo.ASSETS / "reference"), help="model folder")
-    parser.add_argument("--aligned", default=str(demo.ASSETS / "aligned"), help="model folder")
+    parser.add_argument(
+        "--reference", default=str(demo_t5.ASSETS / "reference"), help="model folder"
+    )
+    parser.add_argument("--aligned", default=str(demo_t5.ASSETS / "aligned"), help="model folder")
     parser.add_argument("--output", default="docs/model_card.md", help="path of the page")
     options = parser.parse_args()
     compilation_cache.enable()
     logging.set_verbosity(logging.ERROR)
     pair = load(options.reference, options.aligned)
-    documents = Split("docstrings", "test", demo.INPUTS).read(pair.tokenizer)
+    documents = Split("docstrings", "test", demo_t5.INPUTS).read(pair.tokenizer)
     corpus_hash = tasks.docstrings.docstring_corpus.shipped()["corpus_hash"]
     Path(options.output).write_text(card(pair, documents, corpus_hash), encoding="utf-8")
     print(f"wrote {options.output}")

@@ -27,13 +27,8 @@ from dera_jax.checkpoints.hugging_face import (
     no_safetensors,
     shards_by_array,
 )
-from dera_jax.checkpoints.hugging_face_tokenizer import (
-    ADDED,
-    CONFIG,
-    GENERATION,
-    SPECIAL,
-    TOKENIZER,
-)
+from dera_jax.checkpoints.hugging_face_tokenizer import CONFIG, GENERATION
+from dera_jax.checkpoints.hugging_face_tokens import ADDED, SPECIAL, TOKENIZER
 from dera_jax.checkpoints.json_vocabulary import JSON
 from dera_jax.checkpoints.model_folder import CARD
 from dera_jax.checkpoints.storage import open_folder

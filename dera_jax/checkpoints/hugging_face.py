@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import safetensors.flax
 from jax import Array
 
-from dera_jax.checkpoints import importers
+from dera_jax.checkpoints import hugging_face_classifier, importers
 from dera_jax.checkpoints.hugging_face_tokenizer import (
     CONFIG,
     GENERATION,
@@ -30,6 +30,7 @@ from dera_jax.checkpoints.storage import REAL, Folder, StoredArray, prefix_error
 from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.files import json_files
 from dera_jax.models.finite import check_params
+from dera_jax.models.heads import Pooling, ValueHead
 from dera_jax.models.language_model import PyTree
 from dera_jax.models.registry import model_of
 
@@ -50,19 +51,29 @@ def config_of(folder: Folder) -> object:
         return importer.config_of(settings, where, *special_ids(folder, importer.JOINS_ENDS))
 
 
-def open_hugging_face(folder: Folder) -> tuple[object, dict[str, StoredArray]]:
+def open_hugging_face(folder: Folder) -> tuple[object, dict[str, StoredArray], Pooling | None]:
     """Returns the configuration, and the parameters by their names in dera_jax.
 
-    The parameters are read on request, see `StoredArray`.
+    The parameters are read on request, see `StoredArray`. Of a reward model they are those of a
+    `ValueHead`, with the third result as its pooling; the third is None for a language model.
 
     Raises:
         FileNotFoundError: config.json or a shard that the index names is missing.
-        ValueError: as in `config_of`; a file is damaged; or an array is missing or superfluous.
+        ValueError: as in `config_of`; a file is damaged; an array is missing or superfluous; or as
+            in `hugging_face_classifier.pooling_of`.
     """
     config, stored = config_of(folder), _stored_arrays(folder)
     importer = importers.importer_of(config)
-    arrays, accepted, shapes = {}, set(importer.UNUSED), dict(model_of(config).param_shapes())
-    for ours, theirs, inputs in importer.names_of(config):
+    pooling = hugging_face_classifier.pooling_of(
+        folder.read_json(CONFIG), importer, folder.path(CONFIG)
+    )
+    model, names = model_of(config), importer.names_of(config)
+    if pooling:
+        config = hugging_face_classifier.without_logits(config)
+        model = ValueHead(model_of(config), pooling)
+        names = hugging_face_classifier.names_of(config, importer)
+    arrays, accepted, shapes = {}, set(importer.UNUSED), dict(model.param_shapes())
+    for ours, theirs, inputs in names:
         accepted.update(theirs)
         name = next((name for name in theirs if name in stored), None)
         if name is None:
@@ -76,7 +87,9 @@ def open_hugging_face(folder: Folder) -> tuple[object, dict[str, StoredArray]]:
             f"{folder.where}: a model of the sizes in {CONFIG} has no place for {unexpected[0]!r}"
         )
     importer.check(config, arrays, stored)
-    return config, arrays
+    if pooling:
+        arrays |= hugging_face_classifier.bias(folder.where)
+    return config, arrays, pooling
 
 
 def save_hugging_face(

@@ -15,7 +15,8 @@ from dera_jax.models.t5 import T5Config
 
 CLASS = "T5ForConditionalGeneration"
 CLASSES = {"t5": CLASS, "mt5": CLASS}
-MODEL_TYPES, GGUF = tuple(CLASSES), ()
+CLASSIFIERS = ()
+MODEL_TYPES = tuple(CLASSES)
 _ACTIVATIONS = {"relu": ("relu",), "gated-gelu": ("gelu", "linear")}
 _FIXED = {
     "relative_attention_num_buckets": NUM_BUCKETS,

@@ -1,7 +1,8 @@
 """Reads and writes the tokenizer files of a transformers folder.
 
 tokenizer.json              the tokenizer, as transformers 5 saves it
-spiece.model                the SentencePiece file, as transformers 4 saves it; ByT5 has neither
+spiece.model                the SentencePiece file of a T5, as transformers 4 saves it; ByT5 has neither
+tokenizer.model             the SentencePiece file of a decoder-only model (Llama 1 and 2, Mistral)
 tokenizer_config.json       tokenizer class, number of sentinels, special and added tokens
 special_tokens_map.json     special tokens, repeated
 added_tokens.json           added tokens, repeated
@@ -17,6 +18,18 @@ from pathlib import Path
 
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.chat_template import TEMPLATE, stored_template
+from dera_jax.checkpoints.hugging_face_pieces import (
+    BPE_PIECES,
+    check_pieces,
+    vocabulary_of_pieces,
+)
+from dera_jax.checkpoints.hugging_face_tokens import (
+    ADDED,
+    TOKENIZER,
+    added_tokens,
+    named_token,
+    optional_json,
+)
 from dera_jax.checkpoints.json_vocabulary import JSON, JsonVocabulary
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.storage import Folder
@@ -24,8 +37,7 @@ from dera_jax.checkpoints.vocabulary import Vocabulary, check_same, is_sentinel
 from dera_jax.files import json_files
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
-PIECES, TOKENIZER = "spiece.model", "tokenizer_config.json"
-SPECIAL, ADDED = "special_tokens_map.json", "added_tokens.json"
+PIECES = "spiece.model"
 _SENTINELS = 100  # number of sentinels if tokenizer_config.json has no extra_ids
 _SAMPLING = {"temperature": 1, "top_p": 1, "top_k": 0, "repetition_penalty": 1}  # without effect
 _BEGIN = ("bos_token", None)
@@ -39,21 +51,25 @@ def vocabulary_of(folder: Folder) -> Vocabulary | None:
         ValueError: two files contradict each other, a file is damaged, or an added token is not
             supported.
     """
-    tokenizer_config = _json(folder, TOKENIZER)
+    tokenizer_config = optional_json(folder, TOKENIZER)
     if str(tokenizer_config.get("tokenizer_class") or "").startswith("ByT5"):
         vocabulary = ByteVocabulary()  # ByT5's sentinels have ids in the padding of the table
-        _check_byte_tokens(folder, _added_tokens(folder, tokenizer_config))
+        _check_byte_tokens(folder, added_tokens(folder, tokenizer_config))
         return vocabulary
-    tokens = {name: _token(folder, tokenizer_config, *known) for name, known in _NAMES.items()}
+    tokens = {name: named_token(folder, tokenizer_config, *known) for name, known in _NAMES.items()}
     pieces = _pieces(folder, tokenizer_config) if folder.has(PIECES) else None
     if not folder.has(JSON):
+        if pieces is None and folder.has(BPE_PIECES):
+            return vocabulary_of_pieces(folder, tokenizer_config)
         return pieces and _with_named_end(folder, pieces, tokenizer_config)
     vocabulary = JsonVocabulary(folder.path(JSON), **tokens)
     begin, adds_begin = _begin(folder, tokenizer_config, vocabulary)
     vocabulary = dataclasses.replace(vocabulary, begin=begin, adds_begin=adds_begin)
-    _check_added(folder, vocabulary, _added_tokens(folder, tokenizer_config))
+    _check_added(folder, vocabulary, added_tokens(folder, tokenizer_config))
     if pieces:
         check_same(pieces, vocabulary, folder.path(PIECES), folder.path(JSON))
+    if folder.has(BPE_PIECES):
+        check_pieces(folder, tokenizer_config, vocabulary)
     return vocabulary
 
 
@@ -64,7 +80,7 @@ def chat_template_of(folder: Folder) -> str | None:
         ValueError: tokenizer_config.json has several templates and none with the name 'default'.
     """
     stored = stored_template(folder)
-    source = _json(folder, TOKENIZER).get("chat_template") if stored is None else stored
+    source = optional_json(folder, TOKENIZER).get("chat_template") if stored is None else stored
     if isinstance(source, list):
         by_name = {x.get("name"): x.get("template") for x in source if isinstance(x, Mapping)}
         if "default" not in by_name:
@@ -83,7 +99,7 @@ def sampling_notes(folder: Folder) -> tuple[str, ...]:
 
     They would make the sampled distribution another one than the models' mixture.
     """
-    settings = _json(folder, GENERATION)
+    settings = optional_json(folder, GENERATION)
     found = [f"{x} {settings[x]}" for x, off in _SAMPLING.items() if settings.get(x, off) != off]
     note = f"{folder.path(GENERATION)}: {', '.join(found)} are not applied; bind them in the run"
     return (note,) if found else ()
@@ -91,13 +107,13 @@ def sampling_notes(folder: Folder) -> tuple[str, ...]:
 
 def has_tokenizer(folder: Folder) -> bool:
     """Returns whether the folder has tokenizer files that transformers can read."""
-    return any(folder.has(name) for name in (JSON, PIECES, TOKENIZER))
+    return any(folder.has(name) for name in (JSON, PIECES, BPE_PIECES, TOKENIZER))
 
 
 def no_vocabulary(folder: Folder) -> str:
     """Returns an error message: the folder has no tokenizer, the files expected, and what to do."""
     return (
-        f"{folder.where} does not say what its ids mean: it has neither {JSON} nor {PIECES}, nor a "
+        f"{folder.where} does not say what its ids mean: it has no {JSON}, {PIECES} or {BPE_PIECES}, nor a "
         f"{TOKENIZER} that names ByT5Tokenizer; save the model's tokenizer there (transformers' "
         "AutoTokenizer.from_pretrained(...).save_pretrained(...)), or pass its vocabulary: "
         "load(path, vocabulary=...), or python -m dera_jax.checkpoints.convert --vocabulary"
@@ -173,10 +189,6 @@ def save_tokenizer(folder: Path, vocabulary: Vocabulary, chat_template: str | No
         (folder / TEMPLATE).write_bytes(chat_template.encode())
 
 
-def _json(folder: Folder, name: str) -> Mapping:
-    return folder.read_json(name) if folder.has(name) else {}
-
-
 def _special_tokens(vocabulary: SentencePieceVocabulary) -> dict[str, str]:
     ids = {
         "end": vocabulary.end_id,
@@ -196,7 +208,7 @@ def _pieces(folder: Folder, tokenizer_config: Mapping) -> SentencePieceVocabular
             f"{folder.path(TOKENIZER)}: extra_ids is {extra_ids!r}; it must be an integer of at least 0"
         )
     plain = SentencePieceVocabulary(folder.path(PIECES), extra_ids)
-    tokens = _added_tokens(folder, tokenizer_config)
+    tokens = added_tokens(folder, tokenizer_config)
     if not tokens:
         return plain
     size = len(plain.pieces)
@@ -215,36 +227,15 @@ def _with_named_end(
     folder: Folder, vocabulary: SentencePieceVocabulary, tokenizer_config: Mapping
 ) -> SentencePieceVocabulary:
     """Return the vocabulary, or raise ValueError if its end of sequence is not eos_token."""
-    named = tokenizer_config.get("eos_token") and _token(folder, tokenizer_config, *_NAMES["end"])
+    named = tokenizer_config.get("eos_token") and named_token(
+        folder, tokenizer_config, *_NAMES["end"]
+    )
     if named and vocabulary.pieces.index(named) != vocabulary.end_id:
         raise ValueError(
             f"{folder.path(TOKENIZER)}: eos_token is {named!r}, but {PIECES} ends sequences with id "
             f"{vocabulary.end_id}; they must agree"
         )
     return vocabulary
-
-
-def _added_tokens(folder: Folder, tokenizer_config: Mapping) -> dict[int, str]:
-    """Return the added tokens by id, from both files that may hold them."""
-    tokens = {}
-    for i, token in (tokenizer_config.get("added_tokens_decoder") or {}).items():
-        if not (i.isdecimal() and isinstance(token, Mapping) and "content" in token):
-            raise ValueError(
-                f"{folder.path(TOKENIZER)}: added_tokens_decoder has {i!r}: {token!r}; expected an id "
-                "and a token with its content"
-            )
-        if token.get("single_word"):
-            raise ValueError(
-                f"{folder.path(TOKENIZER)}: added token {token['content']!r} has single_word, which "
-                "is not supported beside a SentencePiece file; save a tokenizer.json"
-            )
-        tokens[int(i)] = token["content"]
-    for text, i in _json(folder, ADDED).items():
-        if tokens.setdefault(i, text) != text:
-            raise ValueError(
-                f"{folder.path(ADDED)}: id {i} is {text!r}, but {tokens[i]!r} in {TOKENIZER}; they must agree"
-            )
-    return tokens
 
 
 def _check_added(folder: Folder, vocabulary: Vocabulary, tokens: Mapping[int, str]) -> None:
@@ -268,19 +259,6 @@ def _check_byte_tokens(folder: Folder, tokens: Mapping[int, str]) -> None:
             )
 
 
-def _token(folder: Folder, tokenizer_config: Mapping, key: str, default: str) -> str | None:
-    """Return a special token, which both files must agree on; `default` if neither holds it."""
-    tokens = {}
-    for name, content in ((TOKENIZER, tokenizer_config), (SPECIAL, _json(folder, SPECIAL))):
-        if content.get(key) is not None:
-            value = content[key]
-            tokens[name] = value["content"] if isinstance(value, Mapping) else value
-    if len(set(tokens.values())) > 1:
-        listed = " and ".join(f"{token!r} in {name}" for name, token in tokens.items())
-        raise ValueError(f"{folder.where}: {key} is {listed}; they must agree")
-    return next(iter(tokens.values()), default)
-
-
 def _begin(
     folder: Folder, tokenizer_config: Mapping, vocabulary: JsonVocabulary
 ) -> tuple[str | None, bool]:
@@ -289,7 +267,7 @@ def _begin(
     Without `add_bos_token`, tokenizer.json decides.
     """
     add_bos = tokenizer_config.get("add_bos_token")
-    token = _token(folder, tokenizer_config, *_BEGIN)
+    token = named_token(folder, tokenizer_config, *_BEGIN)
     if add_bos is None:
         added = vocabulary.first_added()
         return added or token, added is not None
@@ -305,7 +283,7 @@ def _special_ids(folder: Folder, key: str, joined: bool = False) -> tuple[int, .
     """Return the ids in config.json or generation_config.json, or () if neither holds the key."""
     ids_by_file = {}
     for name in (CONFIG, GENERATION):
-        value = _json(folder, name).get(key)
+        value = optional_json(folder, name).get(key)
         if value is None:
             continue
         ids = tuple(value) if isinstance(value, list) else (value,)

@@ -199,6 +199,9 @@ def _unwritable(content: bytes, names: set[str]) -> str:
         model["vocab"] = [[renamed(name), score] for name, score in model["vocab"]]
     else:
         model["vocab"] = {renamed(name): i for name, i in model["vocab"].items()}
+    if "merges" in model:  # none may form a control token
+        pairs = (x.split(" ", 1) if isinstance(x, str) else x for x in model["merges"])
+        model["merges"] = [x for x in pairs if "".join(x) not in names]
     if "unk_token" in model:
         model["unk_token"] = renamed(model["unk_token"])
     return json.dumps(described)

@@ -25,6 +25,7 @@ from dera_jax.checkpoints.vocabulary import (
 )
 from dera_jax.decoding.realign import Realigned, RealignedAdapters
 from dera_jax.files import fingerprints
+from dera_jax.models.heads import MEAN_OF_PREFIXES, Pooling
 from dera_jax.models.language_model import PyTree, TrainableModel
 from dera_jax.models.lora import Adapter, LoraConfig, attach, new_adapter
 from dera_jax.models.registry import model_of
@@ -107,7 +108,12 @@ class LoadedModel(TextConversion):
         return {"base": self.base and self.base.params}
 
     def save(
-        self, folder: Path, params: PyTree, card: Mapping[str, object], dtype: str = "float32"
+        self,
+        folder: Path,
+        params: PyTree,
+        card: Mapping[str, object],
+        dtype: str = "float32",
+        pooling: Pooling = MEAN_OF_PREFIXES,
     ) -> None:
         """Writes a folder of this model with other parameters; an existing folder is replaced.
 
@@ -116,16 +122,20 @@ class LoadedModel(TextConversion):
             params: parameters in place of `trainable`, or those of a `ValueHead` on it.
             card: how they were trained, as JSON values. Of an adapter, it gets name and hash of the base.
             dtype: dtype of the stored parameters, 'float32' or 'bfloat16'.
+            pooling: that of the `ValueHead`; not used for a language model.
 
         Raises:
             FloatingPointError: a parameter is NaN or infinite.
         """
         if self.adapter is not None:
             base = {"name": self.base.name, "sha256": self.base.sha256}
-            save_adapter(folder, self.model, params, base["name"], {**card, "base": base}, dtype)
+            card = {**card, "base": base}
+            if not isinstance(params, Adapter):
+                card["head"] = dataclasses.asdict(pooling)
+            save_adapter(folder, self.model, params, base["name"], card, dtype)
             return
-        text = {"vocabulary": self.vocabulary, "chat_template": self.chat_template}
-        save_model(folder, self.model.config, params=params, card=card, dtype=dtype, **text)
+        text = self.vocabulary, params, card, dtype, self.chat_template
+        save_model(folder, self.model.config, *text, pooling)
 
     def with_new_adapter(self, config: LoraConfig, name: str | Path) -> "LoadedModel":
         """Returns the model with a new adapter, with which it computes the same as before.

@@ -11,7 +11,8 @@ import jax
 from jax import Array
 
 from dera_jax import checks, partitioning
-from dera_jax.checkpoints import adapters, model_folder
+from dera_jax.checkpoints import adapters, hub
+from dera_jax.checkpoints.default_model import public_name
 from dera_jax.checkpoints.loaded import Base, LoadedModel, ModelPair, restrict_to_vocabulary
 from dera_jax.checkpoints.mismatch import check_shapes
 from dera_jax.checkpoints.recognise import Checkpoint, open_checkpoint, with_adapter
@@ -24,19 +25,21 @@ from dera_jax.checkpoints.storage import open_folder, read_arrays
 from dera_jax.checkpoints.tokenizer import Tokenizer, tokenizer
 from dera_jax.checkpoints.vocabulary import (
     Vocabulary,
+    check_known,
     check_vocab_size,
     resolve_vocabulary,
 )
 from dera_jax.decoding.realign import Realigned, RealignedAdapters
-from dera_jax.models.heads import ValueHead
+from dera_jax.models.heads import LAST, ValueHead
 from dera_jax.models.language_model import PyTree
 from dera_jax.models.lora import LoraConfig, attach
 from dera_jax.models.registry import model_of
 
 
 def load(
-    reference: str | Path,
+    model: str | Path,
     *aligned: str | Path,
+    reference: str | Path | None = None,
     vocabulary: Vocabulary | None = None,
     dtype: str = "float32",
     task: str | None = None,
@@ -48,9 +51,11 @@ def load(
     Parameters are sharded over the mesh in use (`partitioning.use_mesh`); each process reads its part.
 
     Args:
-        reference: path or URL of a folder, or of a T5X checkpoint in one file; or the name of a model
-            on the Hugging Face hub, see `hub`.
-        aligned: paths or names of the aligned models, whose kinds of checkpoint may differ.
+        model: the only model, or the reference: path or URL of a folder, or of a checkpoint in one
+            file; or the name of a model on the Hugging Face hub, see `hub`.
+        aligned: paths or names of the aligned models, whose kinds of checkpoint may differ. A LoRA
+            adapter behind a model without an adapter is used with that model as its base.
+        reference: a LoRA adapter of `model` that is the reference in its place; None for `model`.
         vocabulary: vocabulary of the models; needed where the checkpoints hold none.
         dtype: dtype of the parameters in memory.
         task: name of the task that `vocabulary` comes from; None if the caller names the vocabulary
@@ -71,20 +76,24 @@ def load(
             model; the vocabulary given differs from the checkpoint's or does not fit the model
             (`restrict_to_vocabulary`); or as in `load_models`.
     """
-    checks.check("load.reference", reference, checks.PATH)
-    if lora and aligned:
-        raise ValueError("load.lora is for a single model; found aligned models too")
-    if not aligned:
-        source_index(template_from, [str(reference)])
-        one = (
-            _load(open_checkpoint(reference), vocabulary, dtype, {})
-            if task is None
-            else load_models([reference], vocabulary, task, dtype)[0]
+    checks.check("load.model", model, checks.PATH)
+    if aligned:
+        if lora:
+            raise ValueError("load.lora is for a single model; found aligned models too")
+        base = None if reference is None else model
+        paths = [model if reference is None else reference, *aligned]
+        loaded = load_models(paths, vocabulary, task, dtype, template_from, base)
+        return ModelPair(*realigned(loaded), tuple(loaded))
+    if reference is not None:
+        raise ValueError(
+            "load.reference is for a pair; found no aligned model: load(model, adapter)"
         )
-        return one if lora is None else one.with_new_adapter(lora, reference)
-    loaded = load_models([reference, *aligned], vocabulary, task, dtype, template_from)
-    model, params = realigned(loaded)
-    return ModelPair(model, params, tuple(loaded))
+    source_index(template_from, [str(model)])
+    if task is None:
+        loaded = _load(open_checkpoint(model), vocabulary, dtype, {})
+    else:
+        (loaded,) = load_models([model], vocabulary, task, dtype)
+    return loaded if lora is None else loaded.with_new_adapter(lora, model)
 
 
 def load_models(
@@ -93,12 +102,15 @@ def load_models(
     task: str | None = None,
     dtype: str = "float32",
     template_from: str | int | None = None,
+    base: str | Path | None = None,
 ) -> list[LoadedModel]:
     """Loads models that are decoded together, with one tokenizer, see `shared_tokenizer`.
 
     Args:
         paths: paths of the checkpoints.
         vocabulary, task, dtype, template_from: see `load`.
+        base: path of the base of all models, which are LoRA adapters then; None for the bases that
+            adapters name, or for the first model if it has no adapter.
 
     Raises:
         FileNotFoundError, ValueError: as in `load`, `LoadedModel.with_vocabulary` and
@@ -109,7 +121,7 @@ def load_models(
     checks.check("load_models.paths", paths, checks.PATHS)
     names, read = list(map(str, paths)), {}
     source = source_index(template_from, names)
-    loaded = [_load(checkpoint, None, dtype, read) for checkpoint in _open_all(paths)]
+    loaded = [_load(checkpoint, None, dtype, read) for checkpoint in _open_all(paths, base)]
     if vocabulary and not task:
         loaded = [dataclasses.replace(x, no_vocabulary="") for x in loaded]
     name = f"task {task!r}" if task else "the vocabulary given"
@@ -134,7 +146,7 @@ def read_tokenizer(
         FileNotFoundError, ValueError: as in `load_models`; or no vocabulary is known.
     """
     source = source_index(template_from, list(map(str, paths)))
-    checkpoints = _open_all(paths)
+    checkpoints = _open_all(paths, None)
     chosen = checkpoints[source]
     known = (x.vocabulary for x in (chosen, *checkpoints) if x.vocabulary)
     ends_prompts = model_of(chosen.config).ends_prompts
@@ -178,8 +190,11 @@ def _load(
     return loaded
 
 
-def _open_all(paths: Sequence[str | Path]) -> list[Checkpoint]:
-    """Open checkpoints; after a model without an adapter, adapters are used with that model."""
+def _open_all(paths: Sequence[str | Path], base: str | Path | None) -> list[Checkpoint]:
+    """Open checkpoints and attach adapters to their bases, see `load_models`."""
+    if base is not None:
+        found = open_checkpoint(base)
+        return [with_adapter(_open_adapter(path), found) for path in paths]
     first, *others = map(open_checkpoint, paths)
     if first.adapter or first.head:
         return [first, *others]
@@ -187,9 +202,19 @@ def _open_all(paths: Sequence[str | Path]) -> list[Checkpoint]:
     return [first, *rebased]
 
 
+def _open_adapter(path: str | Path) -> adapters.StoredAdapter:
+    folder = open_folder(hub.download(path).path if hub.is_hub_name(path) else path)
+    if not adapters.is_adapter(folder):
+        raise ValueError(
+            f"{path} is no LoRA adapter: it has no {adapters.CONFIG}. With load.reference, reference and "
+            "aligned models must be adapters of the first model"
+        )
+    return adapters.open_adapter(folder)
+
+
 def _adapted(loaded: LoadedModel, checkpoint: Checkpoint) -> LoadedModel:
     """Attach the checkpoint's adapter; print to stderr that it was trained on another base."""
-    stored, base = checkpoint.adapter, Base(checkpoint.where, loaded.params)
+    stored, base = checkpoint.adapter, Base(public_name(checkpoint.where), loaded.params)
     adapter = adapters.read_adapter(stored, loaded.model)
     known = stored.card.get("base", {})
     if known and known["sha256"] != base.sha256:
@@ -246,7 +271,11 @@ def load_params(
     checkpoint = open_checkpoint(path)
     if checkpoint.no_vocabulary:
         raise ValueError(checkpoint.no_vocabulary)
-    resolve_vocabulary(checkpoint.vocabulary, vocabulary, checkpoint.where, name)
+    if checkpoint.head and checkpoint.head.kind == LAST and checkpoint.vocabulary:
+        # A published reward model often has an added padding token.
+        check_known(vocabulary, checkpoint.vocabulary, name, checkpoint.where)
+    else:
+        resolve_vocabulary(checkpoint.vocabulary, vocabulary, checkpoint.where, name)
     check_vocab_size(vocabulary, checkpoint.config.vocab_size, name)
     if checkpoint.adapter:
         return _adapted_params(checkpoint)
@@ -254,7 +283,8 @@ def load_params(
     needed = ((key, x.shape) for key, x in expected.items())
     check_shapes(checkpoint.shapes, needed, checkpoint.where)
     model = model_of(checkpoint.config)
-    return _read(checkpoint, ValueHead(model) if checkpoint.head else model, "float32")
+    network = ValueHead(model, checkpoint.head) if checkpoint.head else model
+    return _read(checkpoint, network, "float32")
 
 
 def load_trained(
@@ -299,9 +329,14 @@ def read_value_head(path: str | Path) -> ValueHead:
         FileNotFoundError, ValueError: as in `load`; or the model has no scalar head.
     """
     checkpoint = open_checkpoint(path)
-    if checkpoint.head != model_folder.SCALAR:
+    return value_head(checkpoint, path)
+
+
+def value_head(checkpoint: Checkpoint, path: str | Path) -> ValueHead:
+    """Returns the architecture of a reward model; raises ValueError if there is no scalar head."""
+    if checkpoint.head is None:
         raise ValueError(f"{path} is no reward model: its config.json names no scalar head")
-    return ValueHead(model_of(checkpoint.config))
+    return ValueHead(model_of(checkpoint.config), checkpoint.head)
 
 
 def _read(checkpoint: Checkpoint, network: partitioning.Network, dtype: str) -> PyTree:

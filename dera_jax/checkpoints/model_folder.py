@@ -1,6 +1,6 @@
 """Reads and writes dera_jax's own format: a self-contained folder for each trained model.
 
-config.json        architecture and sizes, vocabulary, and whether the model has a scalar head
+config.json        architecture and sizes, vocabulary, and the pooling of a reward model's head
 model.safetensors  parameters; the names of nested dictionaries are joined by '/'
 card.json          how the model was trained, and its metrics
 *.model            the SentencePiece file, unless it ships with the package; or
@@ -29,12 +29,13 @@ from dera_jax.checkpoints.storage import Folder, prefix_errors
 from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.files import json_files
 from dera_jax.models.finite import check_params
+from dera_jax.models.heads import MEAN_OF_PREFIXES, Pooling
 from dera_jax.models.language_model import PyTree
 from dera_jax.models.registry import family_named, family_of
 from dera_jax.partitioning import to_host, write_once
 
 CONFIG, PARAMETERS, CARD = "config.json", "model.safetensors", "card.json"
-SCALAR = "scalar"  # the only kind of head
+_SCALAR = "scalar"  # how earlier versions wrote the head of a reward model, which was the mean
 
 
 def save_model(
@@ -45,6 +46,7 @@ def save_model(
     card: Mapping[str, object],
     dtype: str = "float32",
     chat_template: str | None = None,
+    pooling: Pooling = MEAN_OF_PREFIXES,
 ) -> None:
     """Writes a model folder, completely or not at all; an existing folder is replaced.
 
@@ -59,6 +61,7 @@ def save_model(
         card: any content that JSON can hold.
         dtype: dtype of the stored parameters, 'float32' or 'bfloat16'.
         chat_template: source of the model's chat template; None for a model without one.
+        pooling: that of the `ValueHead`; not used for a language model.
 
     Raises:
         FloatingPointError: a parameter is NaN or infinite, which `load` would not accept.
@@ -67,8 +70,8 @@ def save_model(
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     arrays = to_host({name: jnp.asarray(x, dtype) for name, x in flat.items()})
     check_params(arrays, f"the model to be written to {folder}")
-    text = vocabulary, chat_template
-    write_once(lambda: _write(folder, config, text, arrays, card, "head" in params))
+    text, head = (vocabulary, chat_template), pooling if "head" in params else None
+    write_once(lambda: _write(folder, config, text, arrays, card, head))
 
 
 def _write(
@@ -77,7 +80,7 @@ def _write(
     text: tuple[Vocabulary | None, str | None],
     arrays: Mapping[str, np.ndarray],
     card: Mapping[str, object],
-    has_head: bool,
+    head: Pooling | None,
 ) -> None:
     vocabulary, chat_template = text
     draft = folder.with_name(f".{folder.name}.draft")
@@ -92,8 +95,8 @@ def _write(
         "model": dataclasses.asdict(config),
         "vocabulary": vocabulary and vocabulary.described(),
     }
-    if has_head:
-        content["head"] = SCALAR
+    if head:
+        content["head"] = dataclasses.asdict(head)
     json_files.write(draft / CONFIG, content, sort_keys=True)
     if vocabulary and not _is_shipped(vocabulary):
         for name, file_bytes in vocabulary.file_content().items():
@@ -144,11 +147,8 @@ def open_model(folder: Folder) -> dict[str, object]:
         _check_keys(
             "it", content, needed={"model", "vocabulary"}, possible={"architecture", "head"}
         )
-        config, head = _config(content), content.get("head")
-        if head not in (None, SCALAR):
-            raise ValueError(
-                f"the head is {head!r}; it must be {SCALAR!r}, or the key must be absent"
-            )
+        config = _config(content)
+        head = pooling_of(content["head"]) if "head" in content else None
         _check_extra_ids(content["vocabulary"], config.vocab_size)
     return {
         "config": config,
@@ -158,6 +158,20 @@ def open_model(folder: Folder) -> dict[str, object]:
         "head": head,
         "chat_template": stored_template(folder),
     }
+
+
+def pooling_of(head: object) -> Pooling:
+    """Returns the pooling of a reward model from the entry `head` of its config.json or card.
+
+    Raises:
+        ValueError: the entry is not valid.
+    """
+    if head == _SCALAR:
+        return MEAN_OF_PREFIXES
+    if not isinstance(head, Mapping):
+        raise ValueError(f"the head is {head!r}; it must be an object that says its pooling")  # noqa: TRY004 (of a file)
+    _check_keys("'head'", head, {x.name for x in dataclasses.fields(Pooling)}, set())
+    return Pooling(**head)
 
 
 def _config(content: Mapping) -> object:

@@ -2,7 +2,7 @@
 
 dera_jax       config.json with the key "model", model.safetensors (`model_folder`)
 Hugging Face   config.json with a model_type, *.safetensors (`hugging_face`)
-GGUF           a file *.gguf (`gguf_file`)
+GGUF           a file *.gguf (`gguf_file`), or a folder with one such file
 T5X            a file `checkpoint` with zarr folders, or a folder `state` by orbax (`t5x`)
 LoRA           adapter_config.json, *.safetensors (`adapters`), on a base of another kind
 
@@ -29,9 +29,9 @@ from dera_jax.checkpoints import (
     t5x,
 )
 from dera_jax.checkpoints.mismatch import check_shapes
-from dera_jax.checkpoints.storage import REAL, Folder, StoredArray, open_folder
+from dera_jax.checkpoints.storage import REAL, Folder, StoredArray, open_folder, prefix_errors
 from dera_jax.checkpoints.vocabulary import Vocabulary
-from dera_jax.models.heads import ValueHead
+from dera_jax.models.heads import Pooling, ValueHead
 from dera_jax.models.registry import model_of
 
 _STEP = re.compile(r"checkpoint_(\d+)/")
@@ -60,7 +60,7 @@ class Checkpoint:
         arrays: parameters by dera_jax names, joined by '/'; below 'trunk/' if there is a head.
         vocabulary: None if the checkpoint holds none.
         card: see `loaded.LoadedModel`.
-        head: 'scalar' for a reward model, None for a language model.
+        head: the pooling of a reward model's scalar head; None for a language model.
         no_vocabulary: see `loaded.LoadedModel`.
         chat_template: source of the model's chat template; None if the checkpoint holds none.
         notes: sentences to print when the model is loaded.
@@ -73,7 +73,7 @@ class Checkpoint:
     arrays: Mapping[str, StoredArray]
     vocabulary: Vocabulary | None
     card: dict
-    head: str | None = None
+    head: Pooling | None = None
     no_vocabulary: str = ""
     chat_template: str | None = None
     notes: tuple[str, ...] = ()
@@ -102,7 +102,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return with_adapter(adapters.open_adapter(folder))
     checkpoint = of_hub(_recognise(folder))
     model = model_of(checkpoint.config)
-    model = ValueHead(model) if checkpoint.head else model
+    model = ValueHead(model, checkpoint.head) if checkpoint.head else model
     check_shapes(checkpoint.shapes, model.param_shapes(), checkpoint.where)
     for array in checkpoint.arrays.values():
         if array.dtype not in REAL:
@@ -129,7 +129,8 @@ def with_adapter(stored: adapters.StoredAdapter, base: Checkpoint | None = None)
         raise ValueError(
             f"{stored.where} is an adapter of {base.where}, which is no language model of its own; merge it first"
         )
-    head = model_folder.SCALAR if stored.has_head else None
+    with prefix_errors(stored.folder.path(adapters.CARD)):
+        head = model_folder.pooling_of(stored.card.get("head")) if stored.has_head else None
     return dataclasses.replace(base, adapter=stored, card=stored.card, head=head)
 
 
@@ -179,7 +180,7 @@ def _open_file(path: Folder, folder: Folder, name: str) -> Checkpoint:
     """Open a T5X checkpoint in one file; raise ValueError that names the kind of any other file."""
     expected = (
         "give the folder of a checkpoint, with config.json and model.safetensors (dera_jax, "
-        "Hugging Face), or a T5X checkpoint"
+        "Hugging Face), a GGUF file or a T5X checkpoint"
     )
     suffix = Path(name).suffix
     if suffix == gguf_file.SUFFIX:
@@ -194,12 +195,17 @@ def _open_file(path: Folder, folder: Folder, name: str) -> Checkpoint:
 
 def _open_gguf(path: Folder) -> Checkpoint:
     file = gguf_file.open_gguf(path.local())
-    vocabulary = gguf_tokenizer.vocabulary_of(file)
-    ends = () if vocabulary.end_id is None else (vocabulary.end_id,)
-    config, arrays = gguf_llama.open_llama(file, ends)
-    template = file.fields.get("tokenizer.chat_template")
-    card = {"imported_from": path.where}
-    return Checkpoint("GGUF", path.where, config, arrays, vocabulary, card, chat_template=template)
+    config, arrays = gguf_llama.open_llama(file, gguf_tokenizer.end_ids(file))
+    return Checkpoint(
+        "GGUF",
+        path.where,
+        config,
+        arrays,
+        gguf_tokenizer.vocabulary_of(file),
+        card={"imported_from": default_model.public_name(path.where)},
+        chat_template=file.fields.get("tokenizer.chat_template"),
+        notes=gguf_file.sampling_notes(file),
+    )
 
 
 def _open_with_config(folder: Folder) -> Checkpoint:
@@ -209,7 +215,7 @@ def _open_with_config(folder: Folder) -> Checkpoint:
         others = [name for name in hugging_face.OTHER_WEIGHTS if folder.has(name)]
         source = repr(folder.where)
         raise FileNotFoundError(hugging_face.no_safetensors(folder, folder.where, source, others))
-    config, arrays = hugging_face.open_hugging_face(folder)
+    config, arrays, head = hugging_face.open_hugging_face(folder)
     vocabulary = hugging_face_tokenizer.vocabulary_of(folder)
     return Checkpoint(
         "Hugging Face",
@@ -218,6 +224,7 @@ def _open_with_config(folder: Folder) -> Checkpoint:
         arrays,
         vocabulary,
         card={"imported_from": folder.where},
+        head=head,
         no_vocabulary="" if vocabulary else hugging_face_tokenizer.no_vocabulary(folder),
         chat_template=hugging_face_tokenizer.chat_template_of(folder),
         notes=hugging_face_tokenizer.sampling_notes(folder),
@@ -231,11 +238,18 @@ def _t5x(folder: Folder, kind: str, arrays: Mapping[str, StoredArray]) -> Checkp
 
 
 def _open_latest(folder: Folder) -> Checkpoint:
-    """Open the latest T5X checkpoint in a folder; raise FileNotFoundError if there is none."""
+    """Open the latest T5X checkpoint, or the GGUF file, in a folder; raise FileNotFoundError if there is none."""
     names = folder.names()
     steps = [int(match[1]) for name in names if (match := _STEP.match(name))]
     if steps:
         return _recognise(folder.inside(f"checkpoint_{max(steps)}"))
+    files = [name for name in names if name.endswith(gguf_file.SUFFIX) and "/" not in name]
+    if len(files) == 1:
+        return _open_gguf(folder.inside(files[0]))
+    if files:
+        raise ValueError(
+            f"{folder.where} holds {len(files)} GGUF files; give the path of one of {', '.join(files)}"
+        )
     runs = [name for name in _MODELS_OF_RUNS if f"{name}/config.json" in names]
     if runs:
         raise FileNotFoundError(
@@ -248,5 +262,5 @@ def _open_latest(folder: Folder) -> Checkpoint:
         raise FileNotFoundError(f"no model folder {folder.where}{hint}")
     raise FileNotFoundError(
         f"{folder.where} holds no supported checkpoint: expected config.json (dera_jax, Hugging "
-        f"Face), or 'checkpoint' or '{t5x.ORBAX}' (T5X); found {', '.join(names[:4])}"
+        f"Face), a GGUF file, or 'checkpoint' or '{t5x.ORBAX}' (T5X); found {', '.join(names[:4])}"
     )

@@ -6,9 +6,12 @@ from collections.abc import Callable
 import jax
 from jax import Array
 
+from dera_jax.checkpoints.conversations import difference, tokenizer_of
 from dera_jax.checkpoints.loading import load_params
+from dera_jax.checkpoints.recognise import open_checkpoint
 from dera_jax.checkpoints.tokenizer import Tokenizer, tokenizer
 from dera_jax.checkpoints.vocabulary import Vocabulary
+from dera_jax.models.heads import LAST, ValueHead
 
 PyTree = object
 _PIECE_BYTES = 16  # bytes of the longest piece in a typical vocabulary
@@ -62,6 +65,31 @@ class RunResources:
             raise ValueError("a learned reward needs the folder of its model")
         return load_params(folder, init, self.vocabulary, "this run")
 
+    def reward_model(self, folder: str | None, model: ValueHead) -> tuple[PyTree, list[int]]:
+        """Loads a reward model, see `rewards.protocol.Resources`; raises as `params`.
+
+        Raises:
+            ValueError: the folder's model has another pooling than `model`; or it reads
+                conversations, and those of this run have other ids (`conversations.difference`).
+        """
+        params = self.params(folder, model.random)
+        checkpoint = open_checkpoint(folder)
+        if checkpoint.head != model.pooling:
+            raise ValueError(
+                f"{folder} is a reward model with {checkpoint.head}, and is used with {model.pooling}; "
+                "take both from the folder (checkpoints.learned_rewards.reward_model)"
+            )
+        if model.pooling.kind != LAST:
+            return params, []
+        own = tokenizer_of(checkpoint)
+        text = tokenizer(self.vocabulary, own.ends_prompts, "this run", self.chat_template)
+        if reason := difference(own, text, checkpoint.where, "this run"):
+            raise ValueError(
+                f"{folder} cannot read the ids of this run, since {reason}; name the policy, so that it "
+                "reads text instead (REWARD_POLICY, or learned_rewards.reward_model(folder, policy))"
+            )
+        return params, own.ending
+
 
 @dataclasses.dataclass(frozen=True)
 class DryRunResources:
@@ -82,3 +110,6 @@ class DryRunResources:
     def params(self, folder: str | None, init: Callable[[Array], PyTree]) -> PyTree:
         del folder
         return jax.eval_shape(init, jax.random.key(0))
+
+    def reward_model(self, folder: str | None, model: ValueHead) -> tuple[PyTree, list[int]]:
+        return self.params(folder, model.random), [self.end_id]

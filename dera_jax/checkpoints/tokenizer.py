@@ -114,18 +114,44 @@ class Tokenizer:
             ValueError: the chat template alone is too long, or as in `ChatTemplate.parts`; or the
                 prompt has a system message and the model has no chat template.
         """
-        text = self._text(Prompt(prompt) if isinstance(prompt, str) else prompt)
-        begin, end = self.control_tokens
+        prompt = Prompt(prompt) if isinstance(prompt, str) else prompt
+        text, (begin, end) = self._text(prompt), self.control_tokens
         budget = max(max_tokens - len(begin) - len(end), 0)
-        ids = self._encode(*text.head, text.before, text.document, text.after, *text.tail)
-        if len(ids) <= budget:
-            return EncodedPrompt([*begin, *ids, *end], 0)
-        start, stop = self._document_span(text, ids)
-        cut = min(len(ids) - budget, stop - start)
-        keep_end = isinstance(prompt, Prompt) and prompt.keep_end
-        kept = ids[start + cut : stop] if keep_end else ids[start : stop - cut]
-        ids = self._cut_message(text, [*ids[:start], *kept, *ids[stop:]], budget)
+        ids, cut = self._cut_document(text, budget, prompt.keep_end)
+        ids = self._cut_message(text, ids, budget)
         return EncodedPrompt([*begin, *ids, *end], cut)
+
+    def encode_conversation(self, document: str, answer: str, max_tokens: int) -> EncodedPrompt:
+        """Returns at most `max_tokens` ids of a prompt with its answer; a long document is truncated.
+
+        With a chat template, these are the ids of the conversation that transformers'
+        `apply_chat_template` gives, without a generation prompt. Without one, they are those of
+        `encode_prompt` and `encode_completion`.
+
+        Raises:
+            ValueError: the answer is too long even without the document, or as in
+                `ChatTemplate.parts`.
+        """
+        if self.chat_template is None:
+            completion = self.encode_completion(answer)
+            prompt = self.encode_prompt(document, max(max_tokens - len(completion), 0))
+            whole = EncodedPrompt([*prompt.ids, *completion], prompt.cut)
+        else:
+            whole = self._cut_document(self._text(Prompt(document), answer), max_tokens)
+        if len(whole.ids) > max_tokens:
+            raise ValueError(
+                f"a conversation has {len(whole.ids)} tokens without its document, and may have "
+                f"{max_tokens}; the answer begins with {answer[:60]!r}"
+            )
+        return whole
+
+    @property
+    def ending(self) -> list[int]:
+        """The ids after an answer to the end of a conversation, without any further message."""
+        if self.chat_template is None:
+            return [self.vocabulary.end_id]
+        after = TextPart(self._conversation("b").after, has_control=True)
+        return self._after(TextPart("b"), [after])
 
     def document_size(self, prompt: Prompt) -> int:
         """Returns the number of tokens by which `encode_prompt` can truncate the document."""
@@ -173,8 +199,8 @@ class Tokenizer:
     def _encode(self, *parts: TextPart) -> list[int]:
         return self.vocabulary.encode_parts(parts)
 
-    def _text(self, prompt: Prompt) -> _PromptText:
-        """Return the text of a prompt, in the chat template if there is one."""
+    def _text(self, prompt: Prompt, answer: str | None = None) -> _PromptText:
+        """Return the text of a prompt, in the chat template if there is one, and then of its answer."""
         before, after = prompt.around
         if self.chat_template is None:
             if prompt.system is not None:
@@ -184,9 +210,11 @@ class Tokenizer:
                 )
             return _PromptText([], *map(TextPart, (before, prompt.document, after)), [])
         system = [] if prompt.system is None else [Message("system", prompt.system)]
+        answered = [] if answer is None else [Message("assistant", answer)]
         content = before + prompt.document + after
-        parts = self.chat_template.parts([*system, Message("user", content)], answer=True)
-        at = next((i for i, x in enumerate(parts) if x.message == len(system)), len(parts))
+        messages = [*system, Message("user", content), *answered]
+        parts = self.chat_template.parts(messages, answer=answer is None)
+        at = [x.message for x in parts].index(len(system))
         texts = [TextPart(x.text, x.message is None) for x in parts]
         kept = parts[at].text
         # The template may have removed whitespace at the ends of the message.
@@ -195,6 +223,18 @@ class Tokenizer:
         stop = min(max(len(before) + len(prompt.document) - removed, start), len(kept))
         inside = map(TextPart, (kept[:start], kept[start:stop], kept[stop:]))
         return _PromptText(texts[:at], *inside, texts[at + 1 :])
+
+    def _cut_document(
+        self, text: _PromptText, budget: int, keep_end: bool = False
+    ) -> EncodedPrompt:
+        """Return the ids of a text, whose document is cut by what exceeds the budget or dropped."""
+        ids = self._encode(*text.head, text.before, text.document, text.after, *text.tail)
+        if len(ids) <= budget:
+            return EncodedPrompt(ids, 0)
+        start, stop = self._document_span(text, ids)
+        cut = min(len(ids) - budget, stop - start)
+        kept = ids[start + cut : stop] if keep_end else ids[start : stop - cut]
+        return EncodedPrompt([*ids[:start], *kept, *ids[stop:]], cut)
 
     def _document_span(self, text: _PromptText, ids: list[int]) -> tuple[int, int]:
         """Return the first and the last index + 1 of the document's ids.
@@ -245,11 +285,20 @@ class Tokenizer:
     def _end_of_turn(self) -> tuple[TextPart, int]:
         """What the template writes behind an answer up to the first control token, and its id.
 
-        If it writes none, the text is empty and the id is the end-of-sequence id.
+        If it writes only whitespace, the text is empty and the id is the end-of-sequence id.
+
+        Raises:
+            ValueError: it writes other text without a control token, so that the end is not known.
         """
         after = self._conversation("b").after
         ids = self._after(TextPart("b"), [TextPart(after, has_control=True)])
         end_id = next((i for i in ids if i in self.vocabulary.control_ids), None)
+        if end_id is None and after.strip():
+            raise ValueError(
+                f"{self.chat_template.where}: the chat template ends an answer with {after!r}, which has no "
+                "special token of the tokenizer; declare the token that ends an answer as special "
+                "(added_tokens in tokenizer.json), or name it as eos_token"
+            )
         if end_id is None:
             return TextPart(""), self.vocabulary.end_id
         name = self.vocabulary.pieces[end_id]
@@ -263,11 +312,8 @@ class Tokenizer:
             ValueError: see `encode_completion`.
         """
         messages = [Message("user", "a")]
-        parts, header = (
-            self.chat_template.parts(messages, answer=True),
-            self._conversation("b").header,
-        )
-        prompt = "".join(x.text for x in parts)
+        parts = self.chat_template.parts(messages, answer=True)
+        header, prompt = self._conversation("b").header, "".join(x.text for x in parts)
         whole = self.chat_template.render([*messages, Message("assistant", "b")], answer=False)
         after = [x.message for x in parts].index(0) + 1
         asked = "".join(x.text for x in parts[after:])
@@ -318,7 +364,7 @@ def tokenizer(
 
     Raises:
         ValueError: the vocabulary is None or has no end token, or the chat template is not valid or
-            belongs to an encoder-decoder.
+            belongs to an encoder-decoder. Whether it ends answers is found when that is needed.
     """
     if vocabulary is None:
         raise ValueError(

@@ -176,6 +176,20 @@ def _difference(i: int, *found: tuple[str, str]) -> str:
     )
 
 
+def check_known(vocabulary: Vocabulary, other: Vocabulary, name: str, other_name: str) -> None:
+    """Raises ValueError, naming the first, unless all ids of a vocabulary have their piece in `other`.
+
+    The other vocabulary may have further ids, such as an added padding token.
+    """
+    pieces = other.pieces
+    for i, piece in enumerate(vocabulary.pieces):
+        if i >= len(pieces) or pieces[i] != piece:
+            theirs = repr(pieces[i]) if i < len(pieces) else "no such id"
+            raise ValueError(
+                f"vocabularies differ at id {i}: {piece!r} in {name}, {theirs} in {other_name}"
+            )
+
+
 def resolve_vocabulary(
     known: Vocabulary | None, given: Vocabulary, known_name: str, given_name: str
 ) -> Vocabulary:

@@ -20,6 +20,8 @@ from dera_jax.models.language_model import (
 from dera_jax.models.llama_config import LlamaConfig
 from dera_jax.partitioning import constrain
 
+PREFILL_CHUNK = 512  # tokens of a long prompt that are prefilled at once
+
 
 @dataclasses.dataclass(frozen=True)
 class Llama:
@@ -83,25 +85,48 @@ class Llama:
         check_single(prompts, self.num_ids or self.vocab_size, self.unused_ids)
 
     def start(self, params: PyTree, prompts: Prompts, num_hypotheses: int, max_len: int) -> State:
-        prompts = shard_prompts(prompts)
-        config, (batch, size) = self.config, prompts.tokens.shape
+        keys_values = self._prefill_chunks(params, shard_prompts(prompts).tokens)
+        rows = len(prompts.tokens), num_hypotheses
+        empty = llama.empty_cache(self.config, rows, self.components, max_len)
+        return self._started(prompts, keys_values, ((empty, empty),) * self.config.num_layers)
+
+    def _started(self, prompts: Prompts, keys_values: PyTree, cache: PyTree) -> State:
+        """Returns the state after the prefill of prompts, whose keys and values are given."""
         before = prompts.lengths - 1
-        # The keys of the last token and of the padding are computed too, but never attended to.
-        none = jnp.zeros(batch, jnp.int32)
-        context = llama.context(config, jnp.arange(size), size, none, 0)
-        tokens = prompts.tokens[:, None]
-        _, keys_values = llama.decode(
-            config, params, tokens, context, remat=self.remat, components=self.components
-        )
         first_token = jnp.take_along_axis(prompts.tokens, before[:, None], axis=1)[:, 0]
-        empty = llama.empty_cache(config, (batch, num_hypotheses), self.components, max_len)
-        return State(
-            position=jnp.zeros((), jnp.int32),
-            first_token=first_token,
-            shared=(jax.tree.map(lambda x: x[:, 0], keys_values), before),
-            kept=(),
-            cache=((empty, empty),) * config.num_layers,
-        )
+        shared = jax.tree.map(lambda x: x[:, 0], keys_values), before
+        return State(jnp.zeros((), jnp.int32), first_token, shared, kept=(), cache=cache)
+
+    def _prefill(self, params: PyTree, tokens: Array) -> PyTree:
+        """Returns for each layer the keys and values [B, 1, C·G, S, D] of prompts tokens[B, S].
+
+        Those of the last token and of the padding are computed too, but never attended to.
+        """
+        size, none = tokens.shape[1], jnp.zeros(len(tokens), jnp.int32)
+        context = llama.context(self.config, jnp.arange(size), size, none, 0)
+        options = {"remat": self.remat, "components": self.components}
+        return llama.decode(self.config, params, tokens[:, None], context, **options)[1]
+
+    def _prefill_chunks(self, params: PyTree, tokens: Array) -> PyTree:
+        """Computes `_prefill` in chunks of PREFILL_CHUNK tokens, which bounds the memory of scores."""
+        rows, size = tokens.shape
+        if size <= PREFILL_CHUNK:
+            return self._prefill(params, tokens)
+        num_chunks, none = -(-size // PREFILL_CHUNK), jnp.zeros(rows, jnp.int32)
+        room = num_chunks * PREFILL_CHUNK
+        padded = jnp.pad(tokens, ((0, 0), (0, room - size)))
+        empty = llama.empty_cache(self.config, (rows, 1), self.components, room)
+
+        def add(cache: PyTree, chunk: Array) -> tuple[PyTree, None]:
+            slots = chunk * PREFILL_CHUNK + jnp.arange(PREFILL_CHUNK)
+            context = llama.context(self.config, slots, room, none, 0)
+            new = jnp.take(padded, slots, axis=1)[:, None]
+            options = {"cache": cache, "components": self.components}
+            return llama.decode(self.config, params, new, context, **options)[1], None
+
+        cache = ((empty, empty),) * self.config.num_layers
+        cache, _ = jax.lax.scan(add, cache, jnp.arange(num_chunks))
+        return jax.tree.map(lambda x: x[..., :size, :], cache)
 
     def step(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
         return self.extend(params, state, tokens[..., None])
@@ -132,9 +157,9 @@ class Llama:
     ) -> Array:
         """See `TrainableModel`; there is no dropout, so `dropout_key` has no effect."""
         del dropout_key
-        return self._forced(params, self.start(params, prompts, tokens.shape[1], 0), tokens)[
-            :, :, 0
-        ]
+        keys_values = self._prefill(params, shard_prompts(prompts).tokens)
+        state = self._started(prompts, keys_values, cache=())
+        return self._forced(params, state, tokens)[:, :, 0]
 
     def logits(self, params: PyTree, hidden: Array) -> Array:
         output = Output(llama.logits(self.config, params, hidden))

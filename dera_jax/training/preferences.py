@@ -197,7 +197,8 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
 
     def save_best(state: TrainState, scores: Mapping[str, float]) -> None:
         card = _card(training, int(state.step), scores, origin.card, data.left_out())
-        origin.save(folder / BEST, state.params, card)
+        head = {"pooling": scorer.model.pooling} if isinstance(scorer, ScalarHead) else {}
+        origin.save(folder / BEST, state.params, card, **head)
 
     restore_replaced(folder / BEST)
     tracked = loop.run(

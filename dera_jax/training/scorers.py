@@ -5,7 +5,7 @@ The loss gives the chosen of a document's two completions the higher score s (Br
 
     loss = −log σ(s(chosen) − s(rejected))
 
-The score of a reward model is the output of a scalar head, averaged over prefixes
+The score of a reward model is the output of a scalar head, by default averaged over prefixes
 (`heads.value_of_sequences`; Stiennon et al. 2020, arXiv 2009.01325, use the last state only). The
 score of direct preference optimization (DPO) is, up to a constant of the document, the reward for
 which the policy is the KL-regularized optimum (Rafailov et al. 2023, arXiv 2305.18290):
@@ -74,7 +74,7 @@ class ScalarHead:
 
     def with_memory(self, memory: Memory) -> "ScalarHead":
         """Returns the scorer with the rematerialization policy of `memory`."""
-        return ScalarHead(ValueHead(memory.of(self.model.trunk)))
+        return ScalarHead(dataclasses.replace(self.model, trunk=memory.of(self.model.trunk)))
 
     def init(self, params: PyTree) -> PyTree:
         """Returns the parameters with a head that is 0 everywhere."""

@@ -29,7 +29,7 @@ from dera_jax.training.optimizers import Optimizer
 Batch = Mapping[str, PyTree]
 Frozen = Mapping[str, PyTree]
 Step = Callable[["TrainState", Frozen, Batch, Array], tuple["TrainState", dict[str, Array]]]
-_SEQUENCES = ("inputs", "targets", "rejected")
+_SEQUENCES = ("inputs", "targets", "rejected", "samples")
 _POLICIES = (
     "nothing_saveable",
     "dots_with_no_batch_dims_saveable",

@@ -116,7 +116,7 @@ ENDS = {  # eos_token and the token that ends an answer
 }
 CORPUS = (
     "user assistant system You are a helpful AI assistant. Today Date: they're 12345 numbers",
-    "the quick brown fox jumps over the lazy dog.\n\n It isn't   there;\tno: \n café 日本語 🙂🙂",
+    "the quick brown fox jumps over the lazy dog.\n\n It isn't   there;\tno: \n café 日本語",
     "<|user|>\n<|assistant|>\n [INST] say it [/INST] <think>\n\n</think>\n\n",
 )
 
@@ -135,7 +135,7 @@ def byte_level(ignore_merges: bool = False) -> tokenizers.Tokenizer:
     )
     built.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=480,
+        vocab_size=470,
         special_tokens=list(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

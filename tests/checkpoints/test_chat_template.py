@@ -215,6 +215,15 @@ def test_a_long_prompt_is_cut_within_its_document(model, style, keep_end):
         ours.encode_prompt(prompt, 3)
 
 
+def test_whitespace_that_a_template_removes_is_not_the_document_s(model):
+    ours = model("llama_3")[1]
+    prompts = [Prompt("quick fox 12", f"{start}{{document}} in short") for start in ("", "\n\n  ")]
+    sizes = [ours.document_size(prompt) for prompt in prompts]
+    assert sizes[0] == sizes[1] == len(ours.encode("quick fox 12"))
+    for limit in range(len(ours.encode_prompt("a", 999).ids) + 3, 99):
+        assert ours.encode_prompt(prompts[0], limit) == ours.encode_prompt(prompts[1], limit)
+
+
 # Completions
 
 
@@ -237,6 +246,17 @@ def test_prompt_and_completion_are_the_ids_of_the_conversation(model, style):
     assert same > 200 or style == "qwen_3"
 
 
+def test_an_answer_is_encoded_by_itself_where_it_would_join_the_prompt(model):
+    ours = model("chatml")[1]
+    alone = [*ours.encode("\n\nit"), ours.end_id]
+    assert ours.encode_completion("\n\nit") == alone and ours.decode(alone) == "\n\nit"
+
+
+def test_empty_thoughts_are_not_a_part_of_an_answer(model):
+    ours = model("qwen_3")[1]
+    assert ours.encode_completion("it") == [*ours.encode("it"), ours.end_id]
+
+
 def test_an_answer_without_an_end_of_turn_ends_with_the_end_of_sequence(tmp_path):
     folder = chat.write(tmp_path / "m", "chatml")
     (folder / "chat_template.jinja").write_text(
@@ -245,6 +265,15 @@ def test_an_answer_without_an_end_of_turn_ends_with_the_end_of_sequence(tmp_path
     )
     ours = read(folder)
     assert ours.encode_completion("it") == [*ours.encode(" it"), ours.vocabulary.end_id]
+
+
+def test_a_template_that_ends_answers_with_ordinary_text_is_refused(tmp_path):
+    folder = chat.write(tmp_path / "m", "chatml")
+    (folder / "chat_template.jinja").write_text(chat.CHATML.replace("<|im_end|>", "<|im_stop|>"))
+    with pytest.raises(
+        ValueError, match=r"ends an answer with '<\|im_stop\|>\\n', which has no special"
+    ):
+        read(folder).end_ids  # noqa: B018
 
 
 def test_a_prompt_that_conversations_do_not_continue_takes_no_completions(tmp_path):

@@ -238,7 +238,7 @@ def test_the_vocabulary_of_a_task_is_not_assumed_where_a_folder_should_say_its_o
     """A folder of ours without a vocabulary is of a T5X checkpoint: there it is the task's."""
     task = {"vocabulary": shipped_vocabulary(), "task": "docstrings"}
     assert load(exported / "same", folders["reference"], **task).model.end_ids == (1,)
-    message = r"silent does not say what its ids mean: it has neither tokenizer.json nor spiece"
+    message = r"silent does not say what its ids mean: it has no tokenizer.json, spiece.model"
     for pair in ((exported / "silent", folders["same"]), (folders["same"], exported / "silent")):
         with pytest.raises(ValueError, match=message):
             load(pair[0], pair[1], **task)
