@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import tokenizers
 
-from dera_jax.checkpoints.vocabulary import SpecialTokens, TextPart, is_sentinel
+from dera_jax.checkpoints.vocabulary import NO_PIECE, SpecialTokens, TextPart, is_sentinel
 from dera_jax.checkpoints.vocabulary_file import VocabularyFile
 
 JSON = "tokenizer.json"  # also the value of "kind" in a model folder's config.json
-_NO_PIECE = "(no piece)"  # stands for an unassigned id
 _UNWRITABLE = "\uffff"  # a noncharacter: Unicode will never assign it
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -77,7 +76,7 @@ class JsonVocabulary(VocabularyFile):
     @functools.cached_property
     def pieces(self) -> Sequence[str]:
         by_id = {i: piece for piece, i in self.tokenizer.get_vocab(with_added_tokens=True).items()}
-        return tuple(by_id.get(i, _NO_PIECE) for i in range(max(by_id) + 1))
+        return tuple(by_id.get(i, NO_PIECE) for i in range(max(by_id) + 1))
 
     @property
     def begin_id(self) -> int | None:
@@ -146,7 +145,7 @@ class JsonVocabulary(VocabularyFile):
     @functools.cached_property
     def _silent(self) -> frozenset[int]:
         """The ids that decode to no text: special tokens, sentinels and unassigned ids."""
-        unassigned = {i for i, x in enumerate(self.pieces) if x == _NO_PIECE}
+        unassigned = {i for i, x in enumerate(self.pieces) if x == NO_PIECE}
         named = {self._id(self.begin), self.end_id, self.padding_id} - {None}
         return self.control_ids | unassigned | named
 

@@ -17,7 +17,12 @@ from dera_jax.checkpoints.tokenizer import (
     check_template_ids,
     tokenizer,
 )
-from dera_jax.checkpoints.vocabulary import Vocabulary, check_vocab_size, resolve_vocabulary
+from dera_jax.checkpoints.vocabulary import (
+    NO_PIECE,
+    Vocabulary,
+    check_vocab_size,
+    resolve_vocabulary,
+)
 from dera_jax.decoding.realign import Realigned, RealignedAdapters
 from dera_jax.files import fingerprints
 from dera_jax.models.heads import MEAN_OF_PREFIXES, Pooling
@@ -206,11 +211,12 @@ def restrict_to_vocabulary(
     rows, size = model.vocab_size, len(vocabulary.pieces)
     check_template_ids(text, rows, where)
     check_vocab_size(vocabulary, rows, where)
+    unused = tuple(i for i, piece in enumerate(vocabulary.pieces) if piece == NO_PIECE)
+    used = {"num_ids": size if size < rows else None, "unused_ids": unused}
     end = vocabulary.end_id
     if not model.ends_prompts:
         ends = tuple(dict.fromkeys([*model.end_ids, *text.end_ids]))
-        config = dataclasses.replace(model.config, end_ids=ends)
-        return model_of(config, num_ids=size if size < rows else None)
+        return model_of(dataclasses.replace(model.config, end_ids=ends), **used)
     if model.end_ids and end not in model.end_ids:
         raise ValueError(
             f"{where}: the vocabulary ends sequences with id {end}, {vocabulary.pieces[end]!r}, the "
@@ -218,7 +224,7 @@ def restrict_to_vocabulary(
             "config.json); they must agree"
         )
     config = dataclasses.replace(model.config, end_ids=model.end_ids or (end,))
-    return model_of(config, num_ids=size if size < rows else None)
+    return model_of(config, **used)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,13 +243,13 @@ class ModelPair(TextConversion):
 
     @property
     def vocabulary(self) -> Vocabulary | None:
-        """The vocabulary that all components share; None if it is not known."""
+        """The vocabulary of the texts, see `shared_tokenizer`; None if it is not known."""
         return self.components[0].vocabulary
 
     @property
     def chat_template(self) -> str | None:
-        """Source of the aligned model's chat template; None if it has none."""
-        return self.components[1].chat_template
+        """Source of the chat template, see `shared_tokenizer`; None if there is none."""
+        return self.components[0].chat_template
 
     @property
     def cards(self) -> tuple[dict, ...]:

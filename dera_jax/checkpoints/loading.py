@@ -16,12 +16,16 @@ from dera_jax.checkpoints.default_model import public_name
 from dera_jax.checkpoints.loaded import Base, LoadedModel, ModelPair, restrict_to_vocabulary
 from dera_jax.checkpoints.mismatch import check_shapes
 from dera_jax.checkpoints.recognise import Checkpoint, open_checkpoint, with_adapter
+from dera_jax.checkpoints.shared_tokenizer import (
+    share_tokenizer,
+    source_index,
+    with_known_vocabulary,
+)
 from dera_jax.checkpoints.storage import open_folder, read_arrays
-from dera_jax.checkpoints.tokenizer import tokenizer
+from dera_jax.checkpoints.tokenizer import Tokenizer, tokenizer
 from dera_jax.checkpoints.vocabulary import (
     Vocabulary,
     check_known,
-    check_same,
     check_vocab_size,
     resolve_vocabulary,
 )
@@ -40,6 +44,7 @@ def load(
     dtype: str = "float32",
     task: str | None = None,
     lora: LoraConfig | None = None,
+    template_from: str | int | None = None,
 ) -> LoadedModel | ModelPair:
     """Loads a model, or a reference and aligned models as one realigned model.
 
@@ -57,6 +62,8 @@ def load(
             for these models. A task's vocabulary applies to T5X checkpoints, which hold none, but
             not to a Hugging Face folder without its tokenizer.
         lora: configuration of a new adapter for a single model; None for none.
+        template_from: the model whose tokenizer, chat template and end ids are used:
+            'reference', its number (0 for the reference) or its path; None for the first aligned model.
 
     Returns:
         `LoadedModel` for one path, `ModelPair` for several.
@@ -75,12 +82,13 @@ def load(
             raise ValueError("load.lora is for a single model; found aligned models too")
         base = None if reference is None else model
         paths = [model if reference is None else reference, *aligned]
-        loaded = load_models(paths, vocabulary, task, dtype, base)
+        loaded = load_models(paths, vocabulary, task, dtype, template_from, base)
         return ModelPair(*realigned(loaded), tuple(loaded))
     if reference is not None:
         raise ValueError(
             "load.reference is for a pair; found no aligned model: load(model, adapter)"
         )
+    source_index(template_from, [str(model)])
     if task is None:
         loaded = _load(open_checkpoint(model), vocabulary, dtype, {})
     else:
@@ -93,36 +101,56 @@ def load_models(
     vocabulary: Vocabulary | None = None,
     task: str | None = None,
     dtype: str = "float32",
+    template_from: str | int | None = None,
     base: str | Path | None = None,
 ) -> list[LoadedModel]:
-    """Loads models that must share one vocabulary.
+    """Loads models that are decoded together, with one tokenizer, see `shared_tokenizer`.
 
     Args:
         paths: paths of the checkpoints.
-        vocabulary, task, dtype: see `load`.
+        vocabulary, task, dtype, template_from: see `load`.
         base: path of the base of all models, which are LoRA adapters then; None for the bases that
             adapters name, or for the first model if it has no adapter.
 
     Raises:
-        FileNotFoundError, ValueError: as in `load` and `LoadedModel.with_vocabulary`.
-        ValueError: the vocabularies differ, naming the first piece that does; or the embedding
-            tables differ in size and no vocabulary says which rows are padding.
+        FileNotFoundError, ValueError: as in `load`, `LoadedModel.with_vocabulary` and
+            `share_tokenizer`.
+        ValueError: `template_from` names no model; or the embedding tables differ in size and no
+            vocabulary says which rows are padding.
     """
     checks.check("load_models.paths", paths, checks.PATHS)
-    read = {}
+    names, read = list(map(str, paths)), {}
+    source = source_index(template_from, names)
     loaded = [_load(checkpoint, None, dtype, read) for checkpoint in _open_all(paths, base)]
-    known = [(str(p), x.vocabulary) for p, x in zip(paths, loaded, strict=True) if x.vocabulary]
-    for name, theirs in known[1:]:
-        check_same(known[0][1], theirs, known[0][0], name)
     if vocabulary and not task:
         loaded = [dataclasses.replace(x, no_vocabulary="") for x in loaded]
     name = f"task {task!r}" if task else "the vocabulary given"
-    if known and not vocabulary:
-        name, vocabulary = known[0]
-    if vocabulary:
-        loaded = [x.with_vocabulary(vocabulary, name) for x in loaded]
-    _check_sizes(loaded, paths, vocabulary)
+    loaded = with_known_vocabulary(loaded, names, source, vocabulary, name)
+    if loaded[source].vocabulary is not None:
+        return share_tokenizer(loaded, names, source)
+    _check_sizes(loaded, names)
     return loaded
+
+
+def read_tokenizer(
+    paths: Sequence[str | Path],
+    vocabulary: Vocabulary | None = None,
+    template_from: str | int | None = None,
+) -> Tokenizer:
+    """Returns the tokenizer that `load_models` gives these models, without reading parameters.
+
+    Args:
+        paths, vocabulary, template_from: see `load_models`.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `load_models`; or no vocabulary is known.
+    """
+    source = source_index(template_from, list(map(str, paths)))
+    checkpoints = _open_all(paths, None)
+    chosen = checkpoints[source]
+    known = (x.vocabulary for x in (chosen, *checkpoints) if x.vocabulary)
+    ends_prompts = model_of(chosen.config).ends_prompts
+    return tokenizer(next(known, vocabulary), ends_prompts, chosen.where, chosen.chat_template)
 
 
 def _load(
@@ -214,24 +242,15 @@ def realigned(loaded: Sequence[LoadedModel]) -> tuple[Realigned | RealignedAdapt
     return RealignedAdapters(together), attach(base, *(x.adapter for x in loaded))
 
 
-def _check_sizes(
-    loaded: Sequence[LoadedModel], paths: Sequence[str | Path], vocabulary: Vocabulary | None
-) -> None:
-    """Print that embedding tables differ in size; raise ValueError if the vocabulary is unknown."""
+def _check_sizes(loaded: Sequence[LoadedModel], names: Sequence[str]) -> None:
+    """Raise ValueError if the embedding tables of models without a vocabulary differ in size."""
     sizes = [x.model.vocab_size for x in loaded]
-    if min(sizes) == max(sizes):
-        return
-    listed = ", ".join(f"{path} {size:,}" for path, size in zip(paths, sizes, strict=True))
-    if vocabulary is None:
+    if min(sizes) < max(sizes):
+        listed = ", ".join(f"{name} {size:,}" for name, size in zip(names, sizes, strict=True))
         raise ValueError(
             f"embedding tables differ in size ({listed}), and no checkpoint says which ids are "
             "padding: pass vocabulary="
         )
-    print(
-        f"embedding tables differ in size ({listed}); ids from {len(vocabulary.pieces):,} on are "
-        "padding, since the vocabulary has no more ids, and are never generated",
-        file=sys.stderr,
-    )
 
 
 def load_params(

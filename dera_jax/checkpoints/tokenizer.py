@@ -75,12 +75,12 @@ class Tokenizer:
 
     @property
     def template_ids(self) -> frozenset[int]:
-        """The control tokens in prompts and completions; a model that lacks one cannot be used."""
+        """The ids that prompts and completions need; a model that lacks one cannot be used."""
         if self.chat_template is None:
             return frozenset(itertools.chain(*self.control_tokens, [self.end_id]))
         text = self._text(Prompt("a"))
         ids = self.vocabulary.encode_parts([*text.head, text.document, *text.tail])
-        return self.vocabulary.control_ids.intersection([*ids, self.end_id])
+        return frozenset([*ids, self.end_id])
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -135,6 +135,11 @@ class Realigned:
         return None if common == self.vocab_size else common
 
     @property
+    def unused_ids(self) -> tuple[int, ...]:
+        """The other ids that a component model does not produce, sorted."""
+        return tuple(sorted({i for model in self.models for i in model.unused_ids}))
+
+    @property
     def start_token(self) -> int | None:
         return self.reference.start_token
 
@@ -187,7 +192,7 @@ class Realigned:
                 jnp.pad(output.logits, [(0, 0)] * (output.logits.ndim - 1) + [(0, missing)])
             )
             parts.append(part)
-        output = _combined(jnp.stack(logits), state.kept.lam, self.num_ids)
+        output = _combined(jnp.stack(logits), state.kept.lam, self)
         state = state.replace(
             position=parts[0].position,
             kept=state.kept.replace(parts=tuple(x.kept for x in parts)),
@@ -247,6 +252,10 @@ class RealignedAdapters:
         return self.model.num_ids
 
     @property
+    def unused_ids(self) -> tuple[int, ...]:
+        return self.model.unused_ids
+
+    @property
     def start_token(self) -> int | None:
         return self.model.start_token
 
@@ -276,19 +285,19 @@ class RealignedAdapters:
         own = state.replace(kept=state.kept.parts)
         logits, own = self.model.extend_components(params, own, tokens)
         kept = state.kept.replace(parts=own.kept)
-        return _combined(logits, state.kept.lam, self.num_ids), own.replace(kept=kept)
+        return _combined(logits, state.kept.lam, self), own.replace(kept=kept)
 
     def teacher_forced(self, params: PyTree, state: State, tokens: Array) -> Output:
         own = state.replace(kept=state.kept.parts)
         logits = self.model.forced_components(params, own, tokens)
-        return _combined(logits, state.kept.lam, self.num_ids)
+        return _combined(logits, state.kept.lam, self)
 
 
-def _combined(parts: Array, lam: Array, num_ids: int | None) -> Output:
+def _combined(parts: Array, lam: Array, mixture: LanguageModel) -> Output:
     """Combines the components' logits [C, B, K, ..., V] by lam[B, K, M]."""
     lam = lam.reshape(*lam.shape[:2], *[1] * (parts.ndim - 4), -1)
     output = Output(realign_logits(parts[0], parts[1:], lam), parts)
-    return mask_unused_logits(output, num_ids)
+    return mask_unused_logits(output, mixture)
 
 
 def with_lam(state: State, lam: Array) -> State:

@@ -29,7 +29,8 @@ class Llama:
 
     Each prompt's last token is fed first, into slot 0, and all tokens before it are prefilled.
     `num_ids` is the size of the vocabulary if the embedding table has more rows, None otherwise.
-    The ids from `num_ids` on are never produced: their logits are `language_model.UNUSED_LOGIT`.
+    The ids from `num_ids` on, and `unused_ids`, are never produced: their logits are
+    `language_model.UNUSED_LOGIT`.
 
     With `components` C > 1 it is several models that share a base and differ in their adapters
     (`lora.attach`); `extend_components` then returns the logits of each.
@@ -42,6 +43,7 @@ class Llama:
     num_ids: int | None = None
     remat: str | None = None
     components: int = 1
+    unused_ids: tuple[int, ...] = ()
 
     @property
     def block_sizes(self) -> Mapping[str, int]:
@@ -80,7 +82,7 @@ class Llama:
 
     def check(self, prompts: Prompts, num_hypotheses: int) -> None:
         del num_hypotheses
-        check_single(prompts, self.vocab_size)
+        check_single(prompts, self.num_ids or self.vocab_size, self.unused_ids)
 
     def start(self, params: PyTree, prompts: Prompts, num_hypotheses: int, max_len: int) -> State:
         keys_values = self._prefill_chunks(params, shard_prompts(prompts).tokens)
@@ -161,7 +163,7 @@ class Llama:
 
     def logits(self, params: PyTree, hidden: Array) -> Array:
         output = Output(llama.logits(self.config, params, hidden))
-        return mask_unused_logits(output, self.num_ids).logits
+        return mask_unused_logits(output, self).logits
 
     def embedding(self, params: PyTree) -> Array:
         return params["token_embedder"]["embedding"]

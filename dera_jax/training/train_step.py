@@ -60,7 +60,7 @@ class CrossEntropy:
         batch_size, _ = check_padded("prompts", inputs, B=None, S=None)
         check_padded("targets", targets, B=batch_size, T=None)
         hidden = model.hidden(params, inputs, targets.tokens[:, None, :-1], key)
-        options = self.loss.label_smoothing, self.loss.z_loss, model.num_ids
+        options = self.loss.label_smoothing, self.loss.z_loss, model.num_ids, model.unused_ids
         measure = lambda logits, tokens: cross_entropy(logits, tokens, *options)
         losses = per_token(model, params, hidden, targets.tokens[:, None], measure, self.chunk)
         return jnp.sum(losses[:, 0] * _weights(batch)), {}
