@@ -99,7 +99,7 @@ MADE = [  # one of each class, whose fields are then changed one by one
     Prompt("a"),
     Pooling("last"),
     TextScorer("folder", 8),
-    MethodSetup((), (), None, None, None, None, 8, 2, 0),
+    MethodSetup((), None, None, None, None, 8, 2, 0),
     SamplingMethod("sampling"),
     SearchMethod("DeAL", SEARCH),
     EvolutionMethod("DARWIN", EVOLUTION, Unchanged()),
