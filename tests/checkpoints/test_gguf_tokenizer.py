@@ -35,6 +35,15 @@ SPECIAL_CASES = [
 ]  # fmt: skip
 
 
+def with_digits(pre):
+    """The metadata of a tokenizer in which digits merge, unless the pre-tokenizer splits them."""
+    fields, first = files.tokenizer_fields(pre), files.NUM_TOKENS
+    fields["tokenizer.ggml.tokens"][first : first + 3] = ["12", "123", "1234"]
+    fields["tokenizer.ggml.token_type"][first : first + 3] = [1, 1, 1]
+    fields["tokenizer.ggml.merges"] += ["1 2", "12 3", "123 4"]
+    return fields
+
+
 def vocabulary(path, pre, **changes):
     fields = files.tokenizer_fields(pre) | changes
     return gguf_tokenizer.vocabulary_of(
@@ -95,13 +104,14 @@ def split(expression, text):
 
 @pytest.mark.parametrize("pre", EXPRESSIONS)
 def test_ids_are_those_of_the_definition(pre, tmp_path):
-    found = vocabulary(tmp_path, pre)
-    plain = PlainBpe(files.tokenizer_fields(pre))
-    others = [PlainBpe(files.tokenizer_fields(x)) for x in EXPRESSIONS if x != pre]
+    found, plain = vocabulary(tmp_path, pre, **with_digits(pre)), PlainBpe(with_digits(pre))
+    others = [PlainBpe(with_digits(x)) for x in EXPRESSIONS if x != pre]
     texts = [*SPECIAL_CASES, *chat.texts(1000, seed=5)]
     for text in texts:
         assert found.encode(text) == plain.encode(text), text
     assert all(any(x.encode(text) != found.encode(text) for text in texts) for x in others)
+    longest = {"gpt-2": "1234", "smollm": "1", "llama-bpe": "123", "qwen2": "1"}
+    assert found.pieces[found.encode("12345")[0]] == longest[pre]
 
 
 def test_the_bytes_of_pieces_join_to_the_text(tmp_path):
