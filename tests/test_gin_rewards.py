@@ -13,7 +13,7 @@ from dera_jax import configure, main
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.models.heads import ValueHead
-from dera_jax.rewards import protocol, words
+from dera_jax.rewards import combined, protocol, words
 from tests import published
 from tests.experiments import small
 
@@ -175,7 +175,7 @@ def test_every_reward_file_makes_a_reward(file, reference, tmp_path):
         "MODEL_DIR": str(tmp_path / "run"),
         "REFERENCE": reference,
         "TARGET": 7,
-        "AT_MOST": 7,
+        "AT_MOST": 27,
         "REWARD_MODEL": str(tmp_path / "scalar"),
         "ENTAILMENT_MODEL": reference,
     }
@@ -219,6 +219,21 @@ def test_words_in_range_takes_both_limits(reference, tmp_path):
     configure.parse(["gin_configs/runs/ppo.gin", "gin_configs/rewards/words.gin"], bindings, ["."])
     objective = gin.get_configurable("dera_jax.training.ppo.AlignmentObjective")()
     assert objective.reward == words.WordsInRange(3, 9)
+
+
+def test_faithful_words_is_a_sum_with_fixed_weights(reference, tmp_path):
+    bindings = [f"MODEL_DIR = {str(tmp_path)!r}", f"REFERENCE = {reference!r}"]
+    files = ["gin_configs/runs/ppo.gin", "gin_configs/rewards/faithful_words.gin"]
+    for given, penalty, hard in (
+        ([], 0.5, True),
+        (["WORD_PENALTY = 0.05", "HARD = False"], 0.05, False),
+    ):
+        configure.parse(files, bindings + given, ["."])
+        objective = gin.get_configurable("dera_jax.training.ppo.AlignmentObjective")()
+        in_range = combined.Part("words", words.WordsInRange(10, 22, hard), penalty)
+        faithful = combined.Part("faithful", words.Faithfulness())
+        assert objective.reward == combined.Combined((faithful, in_range))
+        gin.clear_config()
 
 
 SUM = """
