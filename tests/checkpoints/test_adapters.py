@@ -121,7 +121,7 @@ def changed(folder, target, **settings):
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which changed the base"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'; only 'LORA'"),
         ({"a_later_option": 1}, "a_later_option is 1, which is not supported"),
-        ({"r": 5}, "expected .5, 36. for a rank of 5"),
+        ({"r": 5}, "expected .5, 56. for a rank of 5"),
         ({"rank_pattern": {"q_proj": 2}}, "expected .2, 36. for a rank of 2"),
         ({"target_modules": ["q_proj"]}, "has factors, which contradicts target_modules"),
         ({"target_modules": [*ALL, "lm_head"]}, None),  # no linear layer that can be adapted
