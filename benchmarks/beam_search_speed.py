@@ -30,7 +30,8 @@ import naive_search
 import numpy as np
 
 import tasks  # noqa: F401 (registers `docstrings`)
-from dera_jax.checkpoints.loading import ModelPair, load
+from dera_jax.checkpoints.loaded import ModelPair
+from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.data.documents import Documents
 from dera_jax.data.splits import Split

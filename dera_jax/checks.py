@@ -200,20 +200,22 @@ def is_known(array: jax.Array | np.ndarray) -> bool:
     return not traced and getattr(array, "is_fully_addressable", True)
 
 
-def check_token_ids(name: str, ids: jax.Array | np.ndarray, size: int) -> None:
-    """Validates that ids are in [0, size), unless their values cannot be read (`is_known`).
+def check_token_ids(
+    name: str, ids: jax.Array | np.ndarray, size: int, unused: Sequence[int] = ()
+) -> None:
+    """Validates that ids are in [0, size) and none of `unused`, if they can be read (`is_known`).
 
     Raises:
-        ValueError: an id is out of range; the message names the first such id and its index.
+        ValueError: an id is not valid; the message names the first such id and its index.
     """
     if not is_known(ids):
         return
     ids = np.asarray(ids)
-    invalid = np.argwhere((ids < 0) | (ids >= size))
+    invalid = np.argwhere((ids < 0) | (ids >= size) | np.isin(ids, unused))
     if len(invalid):
         index = tuple(map(int, invalid[0]))
         raise ValueError(
-            f"{name} must be in [0, {size}), the ids of the model's embedding table; found "
+            f"{name} must be in [0, {size}), ids that the model has and tokenizers assign; found "
             f"{ids[index]} at {list(index)}."
         )
 

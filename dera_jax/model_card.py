@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from dera_jax import compilation_cache, demo
-from dera_jax.checkpoints.loading import ModelPair, load
+from dera_jax import compilation_cache, demo_t5
+from dera_jax.checkpoints.loaded import ModelPair
+from dera_jax.checkpoints.loading import load
 from dera_jax.data.documents import Documents
 from dera_jax.data.splits import Split
 from dera_jax.decoding.sampling import Sampling, sample
@@ -58,7 +59,7 @@ def greedy_texts(pair: ModelPair, which: int, documents: Documents) -> list[str]
     n, outputs = len(documents.texts), []
     for rows in full_batches(n, BATCH_SIZE):
         keys = sequence_keys(0, documents.example_id[rows], [0])
-        model, params = pair.model.models[which], pair.params[which]
+        model, params = pair.components[which].model, pair.components[which].params
         out = sample(model, params, documents.prompts_of(rows), keys, sampling)
         outputs += [pair.decode(tokens) for tokens in np.asarray(out.tokens[:, 0])]
     return outputs[:n]
@@ -112,7 +113,8 @@ def in_range_rates(pair: ModelPair, documents: Documents, reward: LengthInRange)
     for rows in full_batches(n, BATCH_SIZE):
         keys = sequence_keys(0, documents.example_id[rows], np.arange(REFERENCE_SAMPLES))
         prompts, sampling = documents.prompts_of(rows), Sampling(pair.cards[1]["max_length"])
-        out = sample(pair.model.reference, pair.params[0], prompts, keys, sampling)
+        reference = pair.components[0]
+        out = sample(reference.model, reference.params, prompts, keys, sampling)
         rates += np.mean(reward.contains(out.lengths, out.finished), axis=-1).tolist()
     return np.array(rates[:n])
 
@@ -200,14 +202,16 @@ def main() -> None:
     import tasks  # registers `docstrings`
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--reference", default=str(demo.ASSETS / "reference"), help="model folder")
-    parser.add_argument("--aligned", default=str(demo.ASSETS / "aligned"), help="model folder")
+    parser.add_argument(
+        "--reference", default=str(demo_t5.ASSETS / "reference"), help="model folder"
+    )
+    parser.add_argument("--aligned", default=str(demo_t5.ASSETS / "aligned"), help="model folder")
     parser.add_argument("--output", default="docs/model_card.md", help="path of the page")
     options = parser.parse_args()
     compilation_cache.enable()
     logging.set_verbosity(logging.ERROR)
     pair = load(options.reference, options.aligned)
-    documents = Split("docstrings", "test", demo.INPUTS).read(pair.tokenizer)
+    documents = Split("docstrings", "test", demo_t5.INPUTS).read(pair.tokenizer)
     corpus_hash = tasks.docstrings.docstring_corpus.shipped()["corpus_hash"]
     Path(options.output).write_text(card(pair, documents, corpus_hash), encoding="utf-8")
     print(f"wrote {options.output}")

@@ -29,6 +29,7 @@ Axes = Sequence[str | None]
 Rules = Sequence[tuple[str, str | None]]
 
 DATA, MODEL = "data", "model"
+LORA_A, LORA_B = "lora_a", "lora_b"  # factors of LoRA adapters, which are small and never split
 RULES = (
     ("batch", DATA),
     ("vocab", MODEL),
@@ -135,7 +136,7 @@ def param_shardings(
     """Returns the sharding of each parameter on the mesh in use, by its path joined by '/'.
 
     A parameter axis that the devices along 'model' do not divide is replicated, with a warning
-    except for key and value heads. Blocks of the sizes `network.block_sizes`, such as heads, stay whole.
+    except for key and value heads. The factors of LoRA adapters are replicated. Blocks of the sizes `network.block_sizes`, such as heads, stay whole.
 
     Args:
         network: the model.
@@ -146,8 +147,15 @@ def param_shardings(
             names the parameter.
     """
     mesh, axes = mesh_in_use(), network.param_axes()
+
+    def axes_of(path: str, shape: Sequence[int]) -> Axes:
+        is_factor = path.rpartition("/")[2] in (LORA_A, LORA_B)
+        return (None,) * len(shape) if is_factor else axes[path]
+
     return {
-        path: NamedSharding(mesh, _param_spec(mesh, path, shape, axes[path], network.block_sizes))
+        path: NamedSharding(
+            mesh, _param_spec(mesh, path, shape, axes_of(path, shape), network.block_sizes)
+        )
         for path, shape in shapes.items()
     }
 

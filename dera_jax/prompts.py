@@ -1,7 +1,7 @@
 """Defines prompts, which insert a document into the slot of a prompt template.
 
 A template is the text of the user's message. `checkpoints.tokenizer` adds the model's control
-tokens.
+tokens, or puts the messages into the model's chat template.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dera_jax import checks
 
 DOCUMENT, KEYWORDS = "{document}", "{keywords}"
+SUMMARIZE = "summarize: {document}"  # the prefix that T5 was trained with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Prompt:
         keywords: keywords of the document.
         keep_end: whether a document that is too long is truncated at its beginning instead of its
             end, as for a dialogue.
+        system: text of the system message before the user's, for models with a chat template; None
+            for no such message, so that a chat template may write its own.
 
     Raises:
         ValueError: a field has another type, or the template does not have the slot {document}
@@ -34,6 +37,7 @@ class Prompt:
     template: str = DOCUMENT
     keywords: tuple[str, ...] = ()
     keep_end: bool = False
+    system: str | None = None
 
     def __post_init__(self):
         keywords = checks.sequence(checks.STRING, "('tax',)", least=0)
@@ -43,6 +47,7 @@ class Prompt:
             template=checks.TEXT,
             keywords=keywords,
             keep_end=checks.FLAG,
+            system=checks.optional(checks.TEXT),
         )
         check_template(self.template, "Prompt")
 
@@ -54,7 +59,7 @@ class Prompt:
         return fill(before, keywords), fill(after, keywords)
 
     def render(self) -> str:
-        """Returns the template with its slots filled; braces in the values are kept as text."""
+        """Returns the text of the user's message; braces in the values are kept as text."""
         before, after = self.around
         return before + self.document + after
 

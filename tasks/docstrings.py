@@ -6,6 +6,7 @@ The field `keywords` holds the words that an output should contain, one per line
 import seqio
 import tensorflow as tf
 
+from dera_jax.data.example_ids import hashed_id
 from tasks import docstring_corpus, jsonl, text
 
 _MOST_KEYWORDS = 3
@@ -87,7 +88,7 @@ def is_content(word: str) -> bool:
 
 def example_id(pair: docstring_corpus.DocstringPair) -> int:
     """Return the example id of a pair, 31 bits of the document's hash."""
-    return int(pair.hash[:8], 16) & 0x7FFFFFFF
+    return hashed_id(pair.document)
 
 
 @seqio.map_over_dataset

@@ -24,12 +24,11 @@ import seqio
 import tensorflow as tf
 
 from dera_jax.log import warn_once
-from dera_jax.prompts import DOCUMENT, check_template
+from dera_jax.prompts import DOCUMENT, SUMMARIZE, check_template
 from dera_jax.rewards.segmentation import words_of
 from tasks import json_lines
 
 NEED_SUMMARIES = ("train", "validation")
-SUMMARIZE = "summarize: {document}"  # the prefix that T5 was trained with
 _SUMMARY = {"targets": "summary"}
 _MAX_REASONS = 10  # errors of skipped lines that the warning shows
 

@@ -9,7 +9,7 @@ import importlib.metadata
 import io
 import re
 import tokenize
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def corpus() -> dict[str, list[Prose]]:
 
 
 def _rows() -> Iterator[dict]:
-    held = Held.of(
+    held = Held.of_pairs(
         [p for split in docstring_corpus.HELD_OUT for p in docstring_corpus.held_out(split)]
     )
     seen_runs: set[int] = set()
@@ -200,12 +200,19 @@ class Held:
     summaries: frozenset[str]
 
     @classmethod
-    def of(cls, pairs: Iterable[docstring_corpus.DocstringPair]) -> "Held":
-        """Collect the wording of these pairs."""
-        texts = [t for p in pairs for t in (p.document.partition("): ")[2], p.summary)]
+    def of(cls, documents: Iterable[str], summaries: Iterable[str]) -> "Held":
+        """Collect the wording of these texts."""
+        summaries = list(summaries)
+        texts = [*documents, *summaries]
         runs = {n: frozenset().union(*(text.shingles(t, n) for t in texts)) for n in (8, 5)}
-        short = frozenset(" ".join(text.words(p.summary)) for p in pairs)
+        short = frozenset(" ".join(text.words(x)) for x in summaries)
         return cls(runs[_HELD_RUN], runs[_HELD_SHORT_RUN], short)
+
+    @classmethod
+    def of_pairs(cls, pairs: Sequence[docstring_corpus.DocstringPair]) -> "Held":
+        """Collect the wording of these pairs; names and arguments of definitions may be shared."""
+        bodies = [pair.document.partition("): ")[2] for pair in pairs]
+        return cls.of(bodies, [pair.summary for pair in pairs])
 
     def allows(self, passage: str) -> bool:
         """Return True if `passage` shares no 8-gram, few 5-grams (at most 40 %), and no summary."""

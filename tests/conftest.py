@@ -25,6 +25,7 @@ def pytest_configure(config):
     config.compiled = None
     if hasattr(config, "workerinput"):  # started by pytest -n: has the first process's environment
         return
+    os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub; test_hub.py serves its own
     config.compiled = tempfile.mkdtemp(prefix="compiled")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compiled  # jax reads it when it is imported
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"

@@ -128,3 +128,5 @@ def test_an_id_beyond_the_table_is_named_with_its_place(wrong):
             ValueError, match=rf"ids must be in \[0, 9\).*; found {wrong} at \[1, 1\]"
         ):
             checks.check_token_ids("ids", some, 9)
+    with pytest.raises(ValueError, match=r"found 8 at \[0, 0\]"):
+        checks.check_token_ids("ids", np.array([[8, 0], [1, 2]]), 9, unused=(5, 8))

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from dera_jax import demo
+from dera_jax import demo_t5
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.evaluation import record_store
@@ -23,27 +23,27 @@ CARD = {"length_range": [3, 8], "max_length": 12, "beta": 0.5}
 def options(tmp_path_factory):
     """Command line of a small demo, without --output."""
     folder = tmp_path_factory.mktemp("pair")
-    vocabulary = SentencePieceVocabulary(demo.ASSETS / "docstrings.model", 96)
+    vocabulary = SentencePieceVocabulary(demo_t5.ASSETS / "docstrings.model", 96)
     for i, name in enumerate(("reference", "aligned")):
         params = T5(CONFIG).init(jax.random.key(i))
         save_model(folder / name, CONFIG, vocabulary, params, CARD)
     models = ["--reference", str(folder / "reference"), "--aligned", str(folder / "aligned")]
-    return [*models, "--documents", "3", "--samples", "2", "--lam", "0", "0.5", "1"]
+    return [*models, "--samples", "2", "--lam", "0", "0.5", "1"]
 
 
 @pytest.mark.slow
 def test_demo_prints_a_table_and_texts_and_writes_its_results(options, tmp_path, capsys):
     output = str(tmp_path / "out")
-    demo.main([*options, "--output", output])
+    demo_t5.main([*options, "--output", output])
     printed = capsys.readouterr().out
-    assert "3 held-out documents x 3 λ x 2 samples; reward 0 for 3 to 8 tokens" in printed
+    assert "16 held-out documents x 3 λ x 2 samples; reward 0 for 3 to 8 tokens" in printed
     assert "λ = 0 gives the reference model's own samples, token for token" in printed
     assert "λ = 1 gives the aligned model's own samples, token for token" in printed
     assert printed.count("human") == 3 and "in-range rate" in printed
     rows = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert [row["lam"] for row in rows] == [0.0, 0.5, 1.0]
-    assert len(record_store.read(tmp_path / "out")) == 3
+    assert len(record_store.read(tmp_path / "out")) == 16
     # The same command again finds its results; another one is refused.
-    demo.main([*options, "--output", output])
+    demo_t5.main([*options, "--output", output])
     with pytest.raises(SystemExit, match="holds a run with another configuration"):
-        demo.main([*options, "--seed", "1", "--output", output])
+        demo_t5.main([*options, "--seed", "1", "--output", output])

@@ -13,7 +13,8 @@ from dera_jax import configure, main
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.models.heads import ValueHead
-from dera_jax.rewards import protocol, words
+from dera_jax.rewards import combined, protocol, words
+from tests import published
 from tests.experiments import small
 
 REWARDS = sorted(Path("gin_configs/rewards").glob("*.gin"))
@@ -174,7 +175,7 @@ def test_every_reward_file_makes_a_reward(file, reference, tmp_path):
         "MODEL_DIR": str(tmp_path / "run"),
         "REFERENCE": reference,
         "TARGET": 7,
-        "AT_MOST": 7,
+        "AT_MOST": 27,
         "REWARD_MODEL": str(tmp_path / "scalar"),
         "ENTAILMENT_MODEL": reference,
     }
@@ -189,12 +190,50 @@ def test_every_reward_file_makes_a_reward(file, reference, tmp_path):
     hash(found)  # it is a static argument of compiled functions
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("style", "way"), [("qwen", "in the compiled program"), ("zephyr", "reads texts")]
+)
+def test_a_published_reward_model_scores_a_sweep(style, way, tmp_path, capfd):
+    """From its path alone; the file says which way it is used."""
+    model = published.published(tmp_path / "reward", "qwen2")
+    policy = str(published.policy(tmp_path / "policy", style))
+    files = ["gin_configs/runs/sweep.gin", "gin_configs/rewards/reward_model.gin"]
+    pair = {"REFERENCE": policy, "ALIGNED": policy, "REWARD_MODEL": str(model)}
+    sizes = {"TASK": "newswire", "INPUTS": 512, "DOCUMENTS": 3, "SAMPLES": 2, "BATCH_SIZE": 2}
+    run(files, tmp_path / "sweep", **pair, **sizes, MAX_LENGTH=8, LAMBDAS=(0.0,))
+    assert way in capfd.readouterr().err
+    records = [json.loads(x) for x in (tmp_path / "sweep" / "records.jsonl").open()]
+    found = [s["reward"] for record in records for s in record["samples"]]
+    assert len(set(found)) == 6
+    if style == "zephyr":
+        texts = [(x["document"], s["text"]) for x in records for s in x["samples"]]
+        sequences = [published.conversation(model, *x) for x in texts]
+        expected = published.scores_of_transformers(model, sequences)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_words_in_range_takes_both_limits(reference, tmp_path):
     needs = {"MODEL_DIR": str(tmp_path), "REFERENCE": reference, "AT_LEAST": 3, "AT_MOST": 9}
     bindings = [f"{name} = {value!r}" for name, value in needs.items()]
     configure.parse(["gin_configs/runs/ppo.gin", "gin_configs/rewards/words.gin"], bindings, ["."])
     objective = gin.get_configurable("dera_jax.training.ppo.AlignmentObjective")()
     assert objective.reward == words.WordsInRange(3, 9)
+
+
+def test_faithful_words_is_a_sum_with_fixed_weights(reference, tmp_path):
+    bindings = [f"MODEL_DIR = {str(tmp_path)!r}", f"REFERENCE = {reference!r}"]
+    files = ["gin_configs/runs/ppo.gin", "gin_configs/rewards/faithful_words.gin"]
+    for given, penalty, hard in (
+        ([], 0.5, True),
+        (["WORD_PENALTY = 0.05", "HARD = False"], 0.05, False),
+    ):
+        configure.parse(files, bindings + given, ["."])
+        objective = gin.get_configurable("dera_jax.training.ppo.AlignmentObjective")()
+        in_range = combined.Part("words", words.WordsInRange(10, 22, hard), penalty)
+        faithful = combined.Part("faithful", words.Faithfulness())
+        assert objective.reward == combined.Combined((faithful, in_range))
+        gin.clear_config()
 
 
 SUM = """

@@ -46,6 +46,8 @@ REFUSED = [
     ("sample", "sampling.Sampling.end_ids", "(-5,)", "end_ids must be .*at least -1.*; found .-5"),
     ("sample", "sampling.Sampling.end_ids", "(1.5,)", "end_ids must be .*; found .1.5"),
     ("sample", "sampling.Sampling.end_ids", "1", "end_ids must be .*; found 1"),
+    ("sample", "TEMPLATE_FROM", "2", "template_from must be 'reference', the number .*; found 2"),
+    ("beam_search", "TEMPLATE_FROM", "'other'", "template_from must be .*; found 'other'"),
     ("sample", "DOCUMENTS", "-1", "Split.documents must be an integer of at least 1, or None"),
     ("sample", "DOCUMENTS", "0", "Split.documents must be an integer of at least 1, or None"),
     ("sample", "INPUTS", "-192", "Split.inputs must be an integer of at least 1; found -192"),

@@ -1,4 +1,7 @@
-"""Importing the library must stay light: no data or config stack, and under three CPU seconds."""
+"""Importing the library must stay light: no data or config stack, and under three CPU seconds.
+
+What reads no seqio task works without the extra `seqio`.
+"""
 
 import json
 import subprocess
@@ -13,7 +16,10 @@ from dera_jax.decoding import sampling
 
 ROOT = Path(__file__).resolve().parents[1]
 LIGHT = ["dera_jax.models", "dera_jax.decoding", "dera_jax.rewards"]  # with all their modules
-HEAVY = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "gin", "t5x", "orbax"}
+HEAVY = {
+    "tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "gin", "t5x", "orbax",
+    "huggingface_hub",
+}  # fmt: skip
 MAX_SECONDS = 3.0
 
 PROBE = """
@@ -29,6 +35,27 @@ seconds = time.process_time() - began  # of the CPU: other processes do not coun
 roots = sorted({name.partition(".")[0] for name in sys.modules})
 print(json.dumps({"seconds": seconds, "roots": roots}))
 """
+
+WITHOUT_EXTRA = """
+import importlib, pkgutil, sys
+for name in ("tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "clu", "t5x"):
+    sys.modules[name] = None  # as if it were not installed
+import dera_jax
+for module in pkgutil.walk_packages(dera_jax.__path__, "dera_jax."):
+    if module.name != "dera_jax.data.seqio_extra" and not module.name.startswith("dera_jax.t5x."):
+        importlib.import_module(module.name)
+from dera_jax import main
+from dera_jax.data.splits import Split
+try:
+    Split("docstrings", "test", inputs=8)
+except ModuleNotFoundError as error:
+    print(error)
+main.main(["--gin_file=gin_configs/runs/sft.gin", f"--gin.MODEL_DIR={sys.argv[1]!r}"])
+"""
+SENTENCE = (
+    "seqio tasks need the package tensorflow, which the extra `seqio` installs: pip install "
+    "'dera_jax[seqio]', or pip install -c constraints.txt -e '.[seqio]' in a clone\n"
+)
 
 
 def import_in_new_process(*arguments: str) -> dict:
@@ -61,6 +88,14 @@ def test_training_loads_no_data_or_config_library():
     loaded = (HEAVY | {"clu"}) - {"orbax"}
     loaded &= set(import_in_new_process("dera_jax.training", "all")["roots"])
     assert not loaded, f"importing dera_jax.training loads {sorted(loaded)}"
+
+
+def test_only_tasks_need_the_extra_seqio(tmp_path):
+    command = [sys.executable, "-c", WITHOUT_EXTRA, str(tmp_path / "out")]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == SENTENCE, done.stderr  # of Split
+    assert done.stderr == f"error: gin_configs/runs/sft.gin, line 9: {SENTENCE}"
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
 
 
 def test_the_few_names_that_a_user_needs():

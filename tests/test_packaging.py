@@ -1,6 +1,11 @@
 """What setup.py asks for, constraints.txt pins, and every module of ours is packaged."""
 
 import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -9,6 +14,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 from setuptools import find_packages
+
+from dera_jax.checkpoints import default_model
+from dera_jax.data import aclsum
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,7 +60,7 @@ def closure(roots: list[Requirement]) -> set[str]:
     return {name for name, _ in seen}
 
 
-@pytest.mark.parametrize("extra", ["test", "bench"])
+@pytest.mark.parametrize("extra", ["seqio", "test", "bench"])
 def test_each_requirement_is_pinned_within_its_bound(extra):
     pins = pinned()
     for requirement in asked(extra):
@@ -62,13 +70,58 @@ def test_each_requirement_is_pinned_within_its_bound(extra):
 
 
 def test_everything_installed_with_the_package_is_pinned():
-    missing = closure(asked("test")) - pinned().keys()
+    missing = closure(asked("seqio", "test", "bench")) - pinned().keys()
     assert not missing, f"constraints.txt does not pin {sorted(missing)}"
+
+
+def test_the_package_imports_nothing_that_only_an_extra_installs():
+    """Of other packages, `dera_jax` imports what it requires without an extra, or what that requires."""
+    available, owners = closure(asked()), metadata.packages_distributions()
+    found = {}
+    for path in (ROOT / "dera_jax").rglob("*.py"):
+        if path.name != "seqio_extra.py" and "t5x" not in path.relative_to(ROOT).parts:
+            for root in third_party(ast.parse(path.read_text(encoding="utf-8"))):
+                owned = {canonicalize_name(x) for x in owners.get(root, [root])}
+                if not owned & available:
+                    found.setdefault(root, []).append(path.name)
+    found.pop("seqio")  # for type checkers
+    assert found == {}
+
+
+def third_party(tree: ast.AST) -> set[str]:
+    """The top-level modules that a file imports, but those of Python and of this repository."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    roots = {name.partition(".")[0] for name in names}
+    return roots - sys.stdlib_module_names - {"dera_jax", "tasks"}
+
+
+@pytest.mark.parametrize("command", [default_model.COMMAND, aclsum.INSTALL])
+def test_messages_name_the_pinned_version(command):
+    requirement = Requirement(command.split()[-1])
+    assert requirement.specifier == f"=={pinned()[requirement.name]}"
 
 
 def test_only_one_tensorflow():
     # tensorflow-text, which seqio needs, brings `tensorflow`; the other would overwrite its files.
     assert "tensorflow-cpu" not in pinned()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_knows_how_to_make_each_target():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
+    environment = {name: x for name, x in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", "--dry-run", *phony[1].split()],
+        check=False, cwd=ROOT, capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stderr == ""
+    assert "-m dera_jax.demo" in done.stdout
 
 
 def test_every_module_is_packaged():

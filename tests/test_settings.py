@@ -16,6 +16,7 @@ import dera_jax
 import tasks  # noqa: F401 (registers `newswire`)
 from dera_jax.checkpoints.loading import load, load_models
 from dera_jax.checkpoints.orbax import Saving
+from dera_jax.checkpoints.text_reward import TextScorer
 from dera_jax.data.encoding import Sizes
 from dera_jax.data.splits import Split
 from dera_jax.data.task_data import TaskData
@@ -41,8 +42,9 @@ from dera_jax.experiments.search_experiment import SearchExperiment
 from dera_jax.experiments.search_study import SearchStudy, TradeOff
 from dera_jax.experiments.stages import Reference
 from dera_jax.experiments.two_rewards import TwoRewards
-from dera_jax.models.heads import CriticHead
+from dera_jax.models.heads import CriticHead, Pooling
 from dera_jax.models.llama_config import RopeScaling
+from dera_jax.models.lora import LoraConfig
 from dera_jax.models.tabular import TabularLM
 from dera_jax.prompts import Prompt
 from dera_jax.rewards import learned, length, tokens, words
@@ -50,6 +52,11 @@ from dera_jax.rewards.combined import Combined, Part, Statistics
 from dera_jax.rewards.protocol import Reward
 from dera_jax.t5x.decoders import EvolutionDecoder, SampleDecoder, SearchDecoder
 from dera_jax.training import distillation, loop, optimizers, ppo, preferences, scorers, supervised
+from dera_jax.training.offline_training import (
+    OfflineAlignment,
+    OfflineValidation,
+    SampleSizes,
+)
 from dera_jax.training.ppo_training import PPOTraining
 from dera_jax.training.train_state import Memory
 from dera_jax.training.train_step import Loss
@@ -96,7 +103,9 @@ MADE = [  # one of each class, whose fields are then changed one by one
     RewardStatistics(nothing, DOCUMENTS, Combined((PART,)), 8, 8, 0),
     Sizes(16, 16),
     Prompt("a"),
-    MethodSetup((), (), None, None, None, None, 8, 2, 0),
+    Pooling("last"),
+    TextScorer("folder", 8),
+    MethodSetup((), None, None, None, None, 8, 2, 0),
     SamplingMethod("sampling"),
     SearchMethod("DeAL", SEARCH),
     EvolutionMethod("DARWIN", EVOLUTION, Unchanged()),
@@ -125,6 +134,13 @@ MADE = [  # one of each class, whose fields are then changed one by one
     PPOTraining(nothing, DATA, OBJECTIVE, UPDATES, BOTH, 2, 0, Saving(1000, 3.0)),
     distillation.DistillationSetup(None, OBJECTIVE, 2),
     WarmStart(nothing, DATA, OBJECTIVE, 2, BOTH, 2, 2, 0, Saving(1000, 3.0)),
+    LoraConfig(2, 4.0),
+    SampleSizes(4, 2, 8),
+    OfflineValidation(1, 4, 3),
+    OfflineAlignment(
+        nothing, DATA, OBJECTIVE, SampleSizes(4, 2, 8), OPTIMIZER, 4, 0, OfflineValidation(1, 4, 3),
+        Saving(1000, 3.0),
+    ),
     ON_TABLES,
     exact.ExactWorlds(3, (3, 4), (0.5, 1.0), 0.1, 1.0, 2, ON_TABLES, 1),
     LengthReward(
@@ -155,6 +171,7 @@ NOT_SETTINGS = {
     "LlamaConfig": "read from config.json too; tests/models/test_llama.py",
     "Budget": "computed from rows of tables",
     "CrossEntropy": "made by a training from its settings",
+    "LogVariance": "made by a training from its settings",
     "PPOLoss": "made by a training from its settings",
     "ProgramCost": "what a dry run found",
     "AlignmentExperiment": "the fields of experiments, each of which is in the list",
@@ -170,6 +187,10 @@ NOT_SETTINGS = {
     "Plan": "made by runs from their settings",
     "Owner": "of a lock; tests/files/test_store.py",
     "_Sheet": "of a drawing",
+    "AspectExample": "read from a data set",
+    "JsonVocabulary": "read from files; tests/checkpoints/test_byte_level.py",
+    "_Kind": "of tokenizers in GGUF files",
+    "_Tensor": "read from a file",
 }
 SIGNED = {"lam", "lams", "weight", "mean", "grid"}  # may be negative
 NEGATIVE = {"end_ids": -7}  # -1 means none
@@ -334,7 +355,7 @@ def test_a_method_checks_its_search():
         (lambda: optimizers.adamw(abs, 1.0, weight_decay=-1), "adamw.weight_decay .*at least 0"),
         (lambda: optimizers.adafactor(abs, -1.0), "adafactor.clip_norm .*above 0"),
         (lambda: optimizers.adafactor(abs, 1.0, 2.0), r"adafactor.decay_rate .*\(0, 1\]"),
-        (lambda: load(["a"], "b"), r"load.reference must be a path.*found \['a'\]"),
+        (lambda: load(["a"], "b"), r"load.model must be a path.*found \['a'\]"),
         (lambda: load("a", ["b"]), r"load_models.paths must be .*\['a/folder'\].*; found"),
         (lambda: load("a", ""), r"load_models.paths must be .*\['a/folder'\].*; found"),
         (lambda: load_models("ab"), r"load_models.paths must be .*\['a/folder'\].*found 'ab'"),

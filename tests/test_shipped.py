@@ -10,7 +10,7 @@ import jax
 import pytest
 
 import tasks  # noqa: F401 (registers `docstrings`)
-from dera_jax import demo
+from dera_jax import demo_t5
 from dera_jax.checkpoints.loading import load
 from dera_jax.data.splits import Split
 from dera_jax.evaluation.sweep_tables import table
@@ -22,12 +22,12 @@ QUICK = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")  # of tests, see conftes
 
 @pytest.mark.parametrize("name", ["reference", "aligned"])
 def test_a_shipped_model_is_small(name):
-    model = load(demo.ASSETS / name)
+    model = load(demo_t5.ASSETS / name)
     assert sum(x.size for x in jax.tree.leaves(model.params)) <= 4_000_000
 
 
 def test_the_cards_say_how_the_models_were_made():
-    reference, aligned = (load(demo.ASSETS / name).card for name in ("reference", "aligned"))
+    reference, aligned = (load(demo_t5.ASSETS / name).card for name in ("reference", "aligned"))
     fine_tuned = reference["from"]  # before its logits were with_temperature
     assert reference["temperature"] < 1
     assert fine_tuned["data"]["task"] == aligned["data"]["task"] == "docstrings"
@@ -45,7 +45,7 @@ def cpu_seconds_of_children() -> float:
 @pytest.mark.slow
 def test_the_main_job_shows_realignment(tmp_path):
     """As users run it: without the flags by which the tests compile quickly."""
-    command = [sys.executable, "-m", "dera_jax.demo", "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "dera_jax.demo_t5", "--output", str(tmp_path)]
     environment = {k: x for k, x in os.environ.items() if k not in QUICK}
     began = cpu_seconds_of_children()
     ended = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
@@ -61,8 +61,8 @@ def test_the_main_job_shows_realignment(tmp_path):
 
 @pytest.mark.slow
 def test_the_aligned_model_is_in_range_on_held_out_documents():
-    pair = load(demo.ASSETS / "reference", demo.ASSETS / "aligned")
-    documents = Split("docstrings", "test", demo.INPUTS, documents=112).read(pair.tokenizer)
+    pair = load(demo_t5.ASSETS / "reference", demo_t5.ASSETS / "aligned")
+    documents = Split("docstrings", "test", demo_t5.INPUTS, documents=112).read(pair.tokenizer)
     rows = {row["lam"]: row for row in table(samples_of_the_pair(pair, documents))}
     assert rows[1]["in_range_rate"] >= 0.6 > 2 * rows[0]["in_range_rate"]
     assert rows[1]["rougeL"] >= 0.85 * rows[0]["rougeL"]

@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     "log", "checks", "files", "compilation_cache", "command_line", "prompts", "partitioning",
     "models", "rewards", "decoding", "checkpoints", "metrics", "data", "tasks", "training",
-    "evaluation", "experiments", "t5x", "bindings", "configure", "main", "demo", "model_card",
+    "evaluation", "experiments", "t5x", "bindings", "configure", "main", "demo_t5", "demo",
+    "model_card",
 )  # fmt: skip
 MOST_LINES = 400
 MOST_PARAMETERS = 8

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
-from dera_jax.checkpoints.loading import LoadedModel
+from dera_jax.checkpoints.loaded import LoadedModel
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.data.examples import Batch, Examples, train_batches
@@ -19,6 +19,11 @@ from dera_jax.prompts import Prompt
 from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.tokens import LengthNear
 from dera_jax.training import optimizers, ppo, preferences, supervised
+from dera_jax.training.offline_training import (
+    OfflineAlignment,
+    OfflineValidation,
+    SampleSizes,
+)
 from dera_jax.training.ppo_training import PPOTraining
 from dera_jax.training.train_state import Memory  # noqa: F401 (of scripts that run these)
 from dera_jax.training.train_step import Loss
@@ -152,6 +157,14 @@ def distilled(family: str, **more) -> WarmStart:
     return WarmStart(drawn(family), Words(), objective, 2, RATES, 2, 2, 0, SAVING, **more)
 
 
+def offline(family: str, **more) -> OfflineAlignment:
+    objective = ppo.AlignmentObjective(NEAR, max_length=8, beta=0.1)
+    sizes, validation = SampleSizes(6, 4, 8), OfflineValidation(2, 4, None)
+    return OfflineAlignment(
+        drawn(family), Words(), objective, sizes, RATE, STEPS, 0, validation, SAVING, **more
+    )
+
+
 TRAINERS: dict[str, Callable] = {
     "sft": sft,
     "sft with dropout": sft_with_dropout,
@@ -160,6 +173,7 @@ TRAINERS: dict[str, Callable] = {
     "ppo": aligned,
     "ppo, reward in Python": aligned_in_python,
     "distillation": distilled,
+    "offline": offline,
 }
 RESULT = {
     "sft": "best",

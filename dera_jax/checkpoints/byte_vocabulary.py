@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from dera_jax.checkpoints.vocabulary import SpecialTokens, TextPart
+
 _OFFSET = 3  # ids 0, 1 and 2 are padding, end of sequence and unknown, as in seqio
 _BYTES = range(_OFFSET, _OFFSET + 256)
 
@@ -39,11 +41,24 @@ class ByteVocabulary:
     def unknown_id(self) -> int:
         return 2
 
+    @property
+    def special_tokens(self) -> SpecialTokens:
+        return SpecialTokens()
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        return frozenset(range(_OFFSET)) | frozenset(
+            range(_BYTES.stop, _BYTES.stop + self.extra_ids)
+        )
+
     def encode(self, text: str) -> list[int]:
         return [byte + _OFFSET for byte in text.encode()]
 
     def encode_text(self, text: str) -> list[int]:
         return self.encode(text)
+
+    def encode_parts(self, parts: Sequence[TextPart]) -> list[int]:
+        return self.encode("".join(part.text for part in parts))
 
     def decode(self, ids: Sequence[int]) -> str:
         values = (int(i) - _OFFSET for i in ids if int(i) in _BYTES)

@@ -11,7 +11,6 @@ from pathlib import Path
 from dera_jax import command_line
 from dera_jax.checkpoints.hugging_face import save_hugging_face
 from dera_jax.checkpoints.loading import load
-from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.named_vocabulary import BYTES, named_vocabulary
 from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.files.destinations import output_folder
@@ -30,7 +29,7 @@ def convert(
     """Converts a checkpoint and writes it to `target`, completely or not at all.
 
     Args:
-        source: path or URL of the checkpoint, see `loading.load`.
+        source: path, URL or hub name of the checkpoint, see `loading.load`.
         target: folder to create.
         to: format to write, one of KINDS.
         dtype: dtype of the stored parameters, one of DTYPES.
@@ -44,11 +43,11 @@ def convert(
     if output_folder(target).exists():
         raise FileExistsError(f"{target} exists; choose another folder, or remove it")
     loaded = load(source, vocabulary=vocabulary, dtype=dtype)
-    content = loaded.model.config, loaded.vocabulary, loaded.params
     if to == KINDS[0]:
-        save_model(Path(target), *content, loaded.card, dtype)
+        loaded.save(Path(target), loaded.params, loaded.card, dtype)
     else:
-        save_hugging_face(Path(target), *content, dtype)
+        content = loaded.model.config, loaded.vocabulary, loaded.params
+        save_hugging_face(Path(target), *content, dtype, loaded.chat_template)
 
 
 def main() -> None:
@@ -56,7 +55,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", help="path or URL of a T5X, Hugging Face or dera_jax checkpoint")
+    parser.add_argument(
+        "source",
+        help="path or URL of a T5X, Hugging Face or dera_jax checkpoint, or owner/name on the Hugging Face hub",
+    )
     parser.add_argument("target", help="folder to write")
     parser.add_argument("--to", choices=KINDS, default=KINDS[0], help="format to write")
     parser.add_argument(
@@ -68,7 +70,7 @@ def main() -> None:
     parser.add_argument(
         "--vocabulary",
         help="vocabulary of a checkpoint that holds none: a SentencePiece file (….model), a "
-        f"tokenizer.json, '{BYTES}' for ByT5, or a model folder",
+        f"tokenizer.json, '{BYTES}' for ByT5, a model folder, or owner/name on the Hugging Face hub",
     )
     parser.add_argument(
         "--extra_ids", type=int, default=0, help="number of sentinels that the file does not hold"

@@ -9,6 +9,7 @@ a module of its own for what differs between families, see `importers`.
 
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import flax.traverse_util
@@ -16,10 +17,11 @@ import jax.numpy as jnp
 import safetensors.flax
 from jax import Array
 
-from dera_jax.checkpoints import importers
+from dera_jax.checkpoints import hugging_face_classifier, importers
 from dera_jax.checkpoints.hugging_face_tokenizer import (
     CONFIG,
     GENERATION,
+    has_tokenizer,
     save_tokenizer,
     special_ids,
 )
@@ -28,6 +30,7 @@ from dera_jax.checkpoints.storage import REAL, Folder, StoredArray, prefix_error
 from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.files import json_files
 from dera_jax.models.finite import check_params
+from dera_jax.models.heads import Pooling, ValueHead
 from dera_jax.models.language_model import PyTree
 from dera_jax.models.registry import model_of
 
@@ -45,22 +48,32 @@ def config_of(folder: Folder) -> object:
     settings, where = folder.read_json(CONFIG), folder.path(CONFIG)
     importer = importers.by_model_type(settings.get("model_type"), where)
     with prefix_errors(where):
-        return importer.config_of(settings, where, *special_ids(folder))
+        return importer.config_of(settings, where, *special_ids(folder, importer.JOINS_ENDS))
 
 
-def open_hugging_face(folder: Folder) -> tuple[object, dict[str, StoredArray]]:
+def open_hugging_face(folder: Folder) -> tuple[object, dict[str, StoredArray], Pooling | None]:
     """Returns the configuration, and the parameters by their names in dera_jax.
 
-    The parameters are read on request, see `StoredArray`.
+    The parameters are read on request, see `StoredArray`. Of a reward model they are those of a
+    `ValueHead`, with the third result as its pooling; the third is None for a language model.
 
     Raises:
         FileNotFoundError: config.json or a shard that the index names is missing.
-        ValueError: as in `config_of`; a file is damaged; or an array is missing or superfluous.
+        ValueError: as in `config_of`; a file is damaged; an array is missing or superfluous; or as
+            in `hugging_face_classifier.pooling_of`.
     """
     config, stored = config_of(folder), _stored_arrays(folder)
     importer = importers.importer_of(config)
-    arrays, accepted, shapes = {}, set(importer.UNUSED), dict(model_of(config).param_shapes())
-    for ours, theirs, inputs in importer.names_of(config):
+    pooling = hugging_face_classifier.pooling_of(
+        folder.read_json(CONFIG), importer, folder.path(CONFIG)
+    )
+    model, names = model_of(config), importer.names_of(config)
+    if pooling:
+        config = hugging_face_classifier.without_logits(config)
+        model = ValueHead(model_of(config), pooling)
+        names = hugging_face_classifier.names_of(config, importer)
+    arrays, accepted, shapes = {}, set(importer.UNUSED), dict(model.param_shapes())
+    for ours, theirs, inputs in names:
         accepted.update(theirs)
         name = next((name for name in theirs if name in stored), None)
         if name is None:
@@ -74,11 +87,18 @@ def open_hugging_face(folder: Folder) -> tuple[object, dict[str, StoredArray]]:
             f"{folder.where}: a model of the sizes in {CONFIG} has no place for {unexpected[0]!r}"
         )
     importer.check(config, arrays, stored)
-    return config, arrays
+    if pooling:
+        arrays |= hugging_face_classifier.bias(folder.where)
+    return config, arrays, pooling
 
 
 def save_hugging_face(
-    folder: Path, config: object, vocabulary: Vocabulary | None, params: PyTree, dtype: str
+    folder: Path,
+    config: object,
+    vocabulary: Vocabulary | None,
+    params: PyTree,
+    dtype: str,
+    chat_template: str | None = None,
 ) -> None:
     """Writes a model folder that transformers can load, completely or not at all.
 
@@ -88,6 +108,7 @@ def save_hugging_face(
         vocabulary: the model's vocabulary; with None, no tokenizer files are written.
         params: the model's parameters.
         dtype: dtype of the stored parameters, 'float32' or 'bfloat16'.
+        chat_template: source of the model's chat template; None for a model without one.
 
     Raises:
         FileExistsError: the folder exists.
@@ -111,7 +132,7 @@ def save_hugging_face(
     json_files.write(draft / CONFIG, importer.described(config, dtype) | ids, sort_keys=True)
     json_files.write(draft / GENERATION, ids, sort_keys=True)
     if vocabulary is not None:
-        save_tokenizer(draft, vocabulary)
+        save_tokenizer(draft, vocabulary, chat_template)
     draft.rename(folder)
 
 
@@ -129,15 +150,48 @@ def _exported(array: Array, inputs: int) -> Array:
     return array.reshape(math.prod(array.shape[:inputs]), -1).T
 
 
-def _stored_arrays(folder: Folder) -> dict[str, StoredArray]:
-    """Open the arrays of one file, or of all shards that the index names."""
-    if not folder.has(INDEX):
-        return open_safetensors(folder, WEIGHTS)
+def shards_by_array(folder: Folder) -> dict[str, str]:
+    """Returns the name of the file with each array, from the index of a sharded model.
+
+    Raises:
+        FileNotFoundError: there is no index.
+        ValueError: the index is not valid.
+    """
     index = folder.read_json(INDEX).get("weight_map")
     names = index.values() if isinstance(index, dict) else [None]
     if not index or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{folder.path(INDEX)}: no weight_map from names of arrays to files")
-    shards = {}
+    return index
+
+
+def no_safetensors(folder: Folder, where: str, source: str, others: Sequence[str]) -> str:
+    """Returns an error message for a model without parameters in the safetensors format.
+
+    Args:
+        folder: the model's configuration and tokenizer.
+        where: the model, for the message.
+        source: the model as arguments of transformers' from_pretrained.
+        others: names of its files of parameters in other formats.
+    """
+    start = f"{where} is no complete model: it has no {WEIGHTS}"
+    if not others or not folder.has(CONFIG):
+        return start
+    classes = [importers.transformers_class(folder.read_json(CONFIG), where)]
+    if has_tokenizer(folder):
+        classes.append("AutoTokenizer")
+    saved = [f"{x}.from_pretrained({source}).save_pretrained('converted')" for x in classes]
+    return (
+        f"{start}, but {others[0]}, which is not read here (a pickle can run arbitrary code). Convert "
+        f'it once, if you trust its source: python -c "from transformers import {", ".join(classes)}; '
+        f'{"; ".join(saved)}"'
+    )
+
+
+def _stored_arrays(folder: Folder) -> dict[str, StoredArray]:
+    """Open the arrays of one file, or of all shards that the index names."""
+    if not folder.has(INDEX):
+        return open_safetensors(folder, WEIGHTS)
+    index, shards = shards_by_array(folder), {}
     for name in sorted(set(index.values())):
         if not folder.has(name):
             raise FileNotFoundError(

@@ -18,8 +18,12 @@ CLASSES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-MODEL_TYPES, GGUF = tuple(CLASSES), ("llama", "qwen2", "qwen3")
+CLASSIFIERS = tuple(
+    name.replace("ForCausalLM", "ForSequenceClassification") for name in CLASSES.values()
+)
+MODEL_TYPES = tuple(CLASSES)
 UNUSED = ()
+JOINS_ENDS = True  # of base and chat models; a chat template's end of turn comes in `loading`
 _FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 _SIZES = {
     "vocab_size": "vocab_size",

@@ -15,7 +15,8 @@ from dera_jax.models.t5 import T5Config
 
 CLASS = "T5ForConditionalGeneration"
 CLASSES = {"t5": CLASS, "mt5": CLASS}
-MODEL_TYPES, GGUF = tuple(CLASSES), ()
+CLASSIFIERS = ()
+MODEL_TYPES = tuple(CLASSES)
 _ACTIVATIONS = {"relu": ("relu",), "gated-gelu": ("gelu", "linear")}
 _FIXED = {
     "relative_attention_num_buckets": NUM_BUCKETS,
@@ -26,6 +27,7 @@ _SIZES = (
     "vocab_size", "d_model", "num_heads", "num_layers", "num_decoder_layers", "d_kv", "d_ff",
 )  # fmt: skip
 # Some old files hold these arrays, which the model does not use.
+JOINS_ENDS = False
 UNUSED = (
     "lm_head.weight",
     "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",

@@ -1,10 +1,12 @@
 """Reads and writes the tokenizer files of a transformers folder.
 
 tokenizer.json              the tokenizer, as transformers 5 saves it
-spiece.model                the SentencePiece file, as transformers 4 saves it; ByT5 has neither
+spiece.model                the SentencePiece file of a T5, as transformers 4 saves it; ByT5 has neither
+tokenizer.model             the SentencePiece file of a decoder-only model (Llama 1 and 2, Mistral)
 tokenizer_config.json       tokenizer class, number of sentinels, special and added tokens
 special_tokens_map.json     special tokens, repeated
 added_tokens.json           added tokens, repeated
+chat_template.jinja         chat template; older folders have it in tokenizer_config.json
 config.json, generation_config.json   ids of end of sequence, padding and the decoder's start token
 
 If two files define the same token or id differently, a ValueError is raised.
@@ -15,6 +17,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
+from dera_jax.checkpoints.chat_template import TEMPLATE, stored_template
+from dera_jax.checkpoints.hugging_face_pieces import (
+    BPE_PIECES,
+    check_pieces,
+    vocabulary_of_pieces,
+)
+from dera_jax.checkpoints.hugging_face_tokens import (
+    ADDED,
+    TOKENIZER,
+    added_tokens,
+    named_token,
+    optional_json,
+)
 from dera_jax.checkpoints.json_vocabulary import JSON, JsonVocabulary
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.storage import Folder
@@ -22,9 +37,9 @@ from dera_jax.checkpoints.vocabulary import Vocabulary, check_same, is_sentinel
 from dera_jax.files import json_files
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
-PIECES, TOKENIZER = "spiece.model", "tokenizer_config.json"
-SPECIAL, ADDED = "special_tokens_map.json", "added_tokens.json"
+PIECES = "spiece.model"
 _SENTINELS = 100  # number of sentinels if tokenizer_config.json has no extra_ids
+_SAMPLING = {"temperature": 1, "top_p": 1, "top_k": 0, "repetition_penalty": 1}  # without effect
 _BEGIN = ("bos_token", None)
 _NAMES = {"end": ("eos_token", "</s>"), "padding": ("pad_token", "<pad>"), "unknown": ("unk_token", "<unk>")}  # fmt: skip
 
@@ -36,42 +51,83 @@ def vocabulary_of(folder: Folder) -> Vocabulary | None:
         ValueError: two files contradict each other, a file is damaged, or an added token is not
             supported.
     """
-    tokenizer_config = _json(folder, TOKENIZER)
+    tokenizer_config = optional_json(folder, TOKENIZER)
     if str(tokenizer_config.get("tokenizer_class") or "").startswith("ByT5"):
         vocabulary = ByteVocabulary()  # ByT5's sentinels have ids in the padding of the table
-        _check_byte_tokens(folder, _added_tokens(folder, tokenizer_config))
+        _check_byte_tokens(folder, added_tokens(folder, tokenizer_config))
         return vocabulary
-    tokens = {name: _token(folder, tokenizer_config, *known) for name, known in _NAMES.items()}
+    tokens = {name: named_token(folder, tokenizer_config, *known) for name, known in _NAMES.items()}
     pieces = _pieces(folder, tokenizer_config) if folder.has(PIECES) else None
     if not folder.has(JSON):
+        if pieces is None and folder.has(BPE_PIECES):
+            return vocabulary_of_pieces(folder, tokenizer_config)
         return pieces and _with_named_end(folder, pieces, tokenizer_config)
     vocabulary = JsonVocabulary(folder.path(JSON), **tokens)
-    vocabulary = dataclasses.replace(vocabulary, begin=_begin(folder, tokenizer_config, vocabulary))
-    _check_added(folder, vocabulary, _added_tokens(folder, tokenizer_config))
+    begin, adds_begin = _begin(folder, tokenizer_config, vocabulary)
+    vocabulary = dataclasses.replace(vocabulary, begin=begin, adds_begin=adds_begin)
+    _check_added(folder, vocabulary, added_tokens(folder, tokenizer_config))
     if pieces:
         check_same(pieces, vocabulary, folder.path(PIECES), folder.path(JSON))
+    if folder.has(BPE_PIECES):
+        check_pieces(folder, tokenizer_config, vocabulary)
     return vocabulary
+
+
+def chat_template_of(folder: Folder) -> str | None:
+    """Returns the source of the folder's chat template, or None; chat_template.jinja takes precedence.
+
+    Raises:
+        ValueError: tokenizer_config.json has several templates and none with the name 'default'.
+    """
+    stored = stored_template(folder)
+    source = optional_json(folder, TOKENIZER).get("chat_template") if stored is None else stored
+    if isinstance(source, list):
+        by_name = {x.get("name"): x.get("template") for x in source if isinstance(x, Mapping)}
+        if "default" not in by_name:
+            raise ValueError(
+                f"{folder.path(TOKENIZER)}: chat_template has no template 'default', only "
+                f"{', '.join(map(repr, by_name))}; write the one to use into {TEMPLATE}"
+            )
+        source = by_name["default"]
+    if source is not None and not isinstance(source, str):
+        raise ValueError(f"{folder.path(TOKENIZER)}: chat_template is {source!r:.100}, not a text")
+    return source
+
+
+def sampling_notes(folder: Folder) -> tuple[str, ...]:
+    """Returns a sentence about the sampling fields of generation_config.json, which are not applied.
+
+    They would make the sampled distribution another one than the models' mixture.
+    """
+    settings = optional_json(folder, GENERATION)
+    found = [f"{x} {settings[x]}" for x, off in _SAMPLING.items() if settings.get(x, off) != off]
+    note = f"{folder.path(GENERATION)}: {', '.join(found)} are not applied; bind them in the run"
+    return (note,) if found else ()
 
 
 def has_tokenizer(folder: Folder) -> bool:
     """Returns whether the folder has tokenizer files that transformers can read."""
-    return any(folder.has(name) for name in (JSON, PIECES, TOKENIZER))
+    return any(folder.has(name) for name in (JSON, PIECES, BPE_PIECES, TOKENIZER))
 
 
 def no_vocabulary(folder: Folder) -> str:
     """Returns an error message: the folder has no tokenizer, the files expected, and what to do."""
     return (
-        f"{folder.where} does not say what its ids mean: it has neither {JSON} nor {PIECES}, nor a "
+        f"{folder.where} does not say what its ids mean: it has no {JSON}, {PIECES} or {BPE_PIECES}, nor a "
         f"{TOKENIZER} that names ByT5Tokenizer; save the model's tokenizer there (transformers' "
         "AutoTokenizer.from_pretrained(...).save_pretrained(...)), or pass its vocabulary: "
         "load(path, vocabulary=...), or python -m dera_jax.checkpoints.convert --vocabulary"
     )
 
 
-def special_ids(folder: Folder) -> tuple[int, tuple[int, ...]]:
+def special_ids(folder: Folder, joins_ends: bool = False) -> tuple[int, tuple[int, ...]]:
     """Returns the decoder's start token id and the end token ids; () if no file gives end tokens.
 
     Without decoder_start_token_id, the padding id is the start token, as in every T5.
+
+    Args:
+        folder: the model's folder.
+        joins_ends: whether the end ids of several files are joined. Otherwise they must agree.
 
     Raises:
         ValueError: there are several start or padding tokens, or two files contradict each other.
@@ -83,11 +139,11 @@ def special_ids(folder: Folder) -> tuple[int, tuple[int, ...]]:
         if len(ids) > 1:
             raise ValueError(f"{folder.where}: {key} lists the ids {list(ids)}; it must be one id")
     first = start or padding or (0,)
-    return first[0], _special_ids(folder, "eos_token_id")
+    return first[0], _special_ids(folder, "eos_token_id", joins_ends)
 
 
-def save_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
-    """Writes a vocabulary as files that transformers' AutoTokenizer can load.
+def save_tokenizer(folder: Path, vocabulary: Vocabulary, chat_template: str | None = None) -> None:
+    """Writes a vocabulary, and a chat template, as files that transformers' AutoTokenizer can load.
 
     Raises:
         ValueError: a byte vocabulary has sentinels, which transformers numbers in another order.
@@ -122,17 +178,15 @@ def save_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
             "begin": vocabulary.begin,
         }
         tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        tokenizer_config["add_bos_token"] = vocabulary.begin is not None
+        tokenizer_config["add_bos_token"] = vocabulary.begin_id is not None
         names = {name: key for name, (key, _) in {**_NAMES, "begin": _BEGIN}.items()}
         tokenizer_config |= {
             names[name]: token for name, token in tokens.items() if token is not None
         }
         (folder / JSON).write_bytes(vocabulary.content())
     json_files.write(folder / TOKENIZER, tokenizer_config, sort_keys=True)
-
-
-def _json(folder: Folder, name: str) -> Mapping:
-    return folder.read_json(name) if folder.has(name) else {}
+    if chat_template is not None:
+        (folder / TEMPLATE).write_bytes(chat_template.encode())
 
 
 def _special_tokens(vocabulary: SentencePieceVocabulary) -> dict[str, str]:
@@ -154,7 +208,7 @@ def _pieces(folder: Folder, tokenizer_config: Mapping) -> SentencePieceVocabular
             f"{folder.path(TOKENIZER)}: extra_ids is {extra_ids!r}; it must be an integer of at least 0"
         )
     plain = SentencePieceVocabulary(folder.path(PIECES), extra_ids)
-    tokens = _added_tokens(folder, tokenizer_config)
+    tokens = added_tokens(folder, tokenizer_config)
     if not tokens:
         return plain
     size = len(plain.pieces)
@@ -173,36 +227,15 @@ def _with_named_end(
     folder: Folder, vocabulary: SentencePieceVocabulary, tokenizer_config: Mapping
 ) -> SentencePieceVocabulary:
     """Return the vocabulary, or raise ValueError if its end of sequence is not eos_token."""
-    named = tokenizer_config.get("eos_token") and _token(folder, tokenizer_config, *_NAMES["end"])
+    named = tokenizer_config.get("eos_token") and named_token(
+        folder, tokenizer_config, *_NAMES["end"]
+    )
     if named and vocabulary.pieces.index(named) != vocabulary.end_id:
         raise ValueError(
             f"{folder.path(TOKENIZER)}: eos_token is {named!r}, but {PIECES} ends sequences with id "
             f"{vocabulary.end_id}; they must agree"
         )
     return vocabulary
-
-
-def _added_tokens(folder: Folder, tokenizer_config: Mapping) -> dict[int, str]:
-    """Return the added tokens by id, from both files that may hold them."""
-    tokens = {}
-    for i, token in (tokenizer_config.get("added_tokens_decoder") or {}).items():
-        if not (i.isdecimal() and isinstance(token, Mapping) and "content" in token):
-            raise ValueError(
-                f"{folder.path(TOKENIZER)}: added_tokens_decoder has {i!r}: {token!r}; expected an id "
-                "and a token with its content"
-            )
-        if token.get("single_word"):
-            raise ValueError(
-                f"{folder.path(TOKENIZER)}: added token {token['content']!r} has single_word, which "
-                "is not supported beside a SentencePiece file; save a tokenizer.json"
-            )
-        tokens[int(i)] = token["content"]
-    for text, i in _json(folder, ADDED).items():
-        if tokens.setdefault(i, text) != text:
-            raise ValueError(
-                f"{folder.path(ADDED)}: id {i} is {text!r}, but {tokens[i]!r} in {TOKENIZER}; they must agree"
-            )
-    return tokens
 
 
 def _check_added(folder: Folder, vocabulary: Vocabulary, tokens: Mapping[int, str]) -> None:
@@ -226,44 +259,39 @@ def _check_byte_tokens(folder: Folder, tokens: Mapping[int, str]) -> None:
             )
 
 
-def _token(folder: Folder, tokenizer_config: Mapping, key: str, default: str) -> str | None:
-    """Return a special token, which both files must agree on; `default` if neither holds it."""
-    tokens = {}
-    for name, content in ((TOKENIZER, tokenizer_config), (SPECIAL, _json(folder, SPECIAL))):
-        if content.get(key) is not None:
-            value = content[key]
-            tokens[name] = value["content"] if isinstance(value, Mapping) else value
-    if len(set(tokens.values())) > 1:
-        listed = " and ".join(f"{token!r} in {name}" for name, token in tokens.items())
-        raise ValueError(f"{folder.where}: {key} is {listed}; they must agree")
-    return next(iter(tokens.values()), default)
+def _begin(
+    folder: Folder, tokenizer_config: Mapping, vocabulary: JsonVocabulary
+) -> tuple[str | None, bool]:
+    """Return the begin token, and whether it is put before every prompt.
 
-
-def _begin(folder: Folder, tokenizer_config: Mapping, vocabulary: JsonVocabulary) -> str | None:
-    """Return the token before every prompt; without `add_bos_token`, tokenizer.json decides."""
+    Without `add_bos_token`, tokenizer.json decides.
+    """
     add_bos = tokenizer_config.get("add_bos_token")
+    token = named_token(folder, tokenizer_config, *_BEGIN)
     if add_bos is None:
-        return vocabulary.first_added()
-    token = _token(folder, tokenizer_config, *_BEGIN)
+        added = vocabulary.first_added()
+        return added or token, added is not None
     if add_bos and (token is None or vocabulary.tokenizer.token_to_id(token) is None):
         raise ValueError(
             f"{folder.path(TOKENIZER)}: add_bos_token is true, but bos_token is {token!r}; it must be "
             f"a token of {JSON}"
         )
-    return token if add_bos else None
+    return token, bool(add_bos)
 
 
-def _special_ids(folder: Folder, key: str) -> tuple[int, ...]:
+def _special_ids(folder: Folder, key: str, joined: bool = False) -> tuple[int, ...]:
     """Return the ids in config.json or generation_config.json, or () if neither holds the key."""
     ids_by_file = {}
     for name in (CONFIG, GENERATION):
-        value = _json(folder, name).get(key)
+        value = optional_json(folder, name).get(key)
         if value is None:
             continue
         ids = tuple(value) if isinstance(value, list) else (value,)
         if not ids or any(type(x) is not int or x < 0 for x in ids):
             raise ValueError(f"{folder.path(name)}: {key} is {value!r}; it must be a token id")
         ids_by_file[name] = ids
+    if joined:
+        return tuple(dict.fromkeys(i for ids in ids_by_file.values() for i in ids))
     if len({frozenset(ids) for ids in ids_by_file.values()}) > 1:
         listed = " and ".join(
             f"{', '.join(map(str, ids))} in {name}" for name, ids in ids_by_file.items()

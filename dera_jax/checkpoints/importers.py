@@ -1,10 +1,10 @@
-"""Selects the importer of a checkpoint by its config.json, GGUF metadata or T5X parameter tree.
+"""Selects the importer of a checkpoint by its config.json or T5X parameter tree.
 
 An importer is a module for one family of models. It has
 
 CLASSES         the class of transformers that loads such a model, by model_type
+CLASSIFIERS     the classes of transformers that are supported as reward models
 MODEL_TYPES     the values of model_type in Hugging Face's config.json
-GGUF            the values of general.architecture in GGUF files
 config_of       (settings, where, start_token, end_ids) -> configuration, from a config.json
 names_of        config -> (dera_jax name, transformers names, number of input axes) per parameter;
                 of several transformers names the first is written. The leading input axes of the
@@ -13,6 +13,7 @@ names_of        config -> (dera_jax name, transformers names, number of input ax
                 axes are stored as one
 described       (config, dtype) -> content of config.json, without the special token ids
 special_ids     config -> special token ids, by their keys in config.json
+JOINS_ENDS      whether the end ids that files name are joined, instead of having to agree
 UNUSED          names of further arrays that a checkpoint may hold and that are not imported
 check           (config, found, stored) -> None; raises ValueError if stored arrays contradict
 """
@@ -44,7 +45,9 @@ def by_model_type(name: object, where: str) -> ModuleType:
 def transformers_class(settings: Mapping, where: str) -> str:
     """Returns the transformers class for a config.json; raises as `by_model_type`."""
     name = settings.get("model_type")
-    return by_model_type(name, where).CLASSES[name]
+    importer = by_model_type(name, where)
+    classifiers = (x for x in settings.get("architectures") or () if x in importer.CLASSIFIERS)
+    return next(classifiers, importer.CLASSES[name])
 
 
 def config_from_shapes(shapes: Mapping[str, Shape], where: str) -> object:

@@ -2,17 +2,19 @@
 
 import dataclasses
 import functools
+import itertools
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import tokenizers
 
-from dera_jax.checkpoints.vocabulary import is_sentinel
+from dera_jax.checkpoints.vocabulary import NO_PIECE, SpecialTokens, TextPart, is_sentinel
 from dera_jax.checkpoints.vocabulary_file import VocabularyFile
 
 JSON = "tokenizer.json"  # also the value of "kind" in a model folder's config.json
-_NO_PIECE = "(no piece)"  # stands for an unassigned id
 _UNWRITABLE = "\uffff"  # a noncharacter: Unicode will never assign it
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,11 @@ class JsonVocabulary(VocabularyFile):
     Attributes:
         file: path or URL of the tokenizer.json.
         end, padding, unknown: special tokens, as strings; None if there is none.
-        begin: the token before every prompt of a decoder-only model; None if there is none.
+        begin: the token at the beginning of sequences; None if there is none.
+        adds_begin: whether `begin` is put before every prompt of a decoder-only model. Where it is
+            not, a chat template can still write it.
+        converted: content of the tokenizer.json, where `file` has another format and was converted;
+            None where `file` is the tokenizer.json.
     """
 
     file: str
@@ -34,9 +40,18 @@ class JsonVocabulary(VocabularyFile):
     padding: str | None = "<pad>"
     unknown: str | None = "<unk>"
     begin: str | None = None
+    adds_begin: bool = True
+    converted: str | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
         object.__setattr__(self, "file", str(self.file))
+
+    @property
+    def name(self) -> str:
+        return super().name if self.converted is None else JSON
+
+    def content(self) -> bytes:
+        return super().content() if self.converted is None else self.converted.encode()
 
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
@@ -55,17 +70,17 @@ class JsonVocabulary(VocabularyFile):
     @functools.cached_property
     def _text_tokenizer(self) -> tokenizers.Tokenizer:
         """The tokenizer that encodes the spelling of a control token as ordinary characters."""
-        names = {self.pieces[i] for i in self._control}
+        names = {self.pieces[i] for i in self.control_ids}
         return _untruncated(tokenizers.Tokenizer.from_str(_unwritable(self.content(), names)))
 
     @functools.cached_property
     def pieces(self) -> Sequence[str]:
         by_id = {i: piece for piece, i in self.tokenizer.get_vocab(with_added_tokens=True).items()}
-        return tuple(by_id.get(i, _NO_PIECE) for i in range(max(by_id) + 1))
+        return tuple(by_id.get(i, NO_PIECE) for i in range(max(by_id) + 1))
 
     @property
     def begin_id(self) -> int | None:
-        return self._id(self.begin)
+        return self._id(self.begin) if self.adds_begin else None
 
     def first_added(self) -> str | None:
         """Returns the special token that the file adds before every sequence, or None."""
@@ -84,6 +99,11 @@ class JsonVocabulary(VocabularyFile):
     def unknown_id(self) -> int | None:
         return self._id(self.unknown)
 
+    @property
+    def special_tokens(self) -> SpecialTokens:
+        tokens = self.begin, self.end, self.padding, self.unknown
+        return SpecialTokens(*(None if self._id(token) is None else token for token in tokens))
+
     def _id(self, token: str | None) -> int | None:
         return None if token is None else self.tokenizer.token_to_id(token)
 
@@ -91,26 +111,43 @@ class JsonVocabulary(VocabularyFile):
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_text(self, text: str) -> list[int]:
+        return self.encode_parts([TextPart(text)])
+
+    def encode_parts(self, parts: Sequence[TextPart]) -> list[int]:
+        # One pass over the whole text, so that its pieces do not depend on where the parts meet.
+        names, text = self._control_pattern, ""
+        for has_control, run in itertools.groupby(parts, lambda part: part.has_control):
+            joined = "".join(part.text for part in run)
+            if has_control:
+                text += names.sub(lambda name: _UNWRITABLE + name[0], joined)
+            else:
+                text += re.sub(f"{_UNWRITABLE}(?={names.pattern})", _REPLACEMENT, joined)
         return self._text_tokenizer.encode(text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def _control_pattern(self) -> re.Pattern:
+        """The pattern of the names of control tokens; of two that match, it takes the longer one."""
+        names = sorted((self.pieces[i] for i in self.control_ids), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names)) or "(?!)")  # (?!) never matches
 
     def decode(self, ids: Sequence[int]) -> str:
         kept = [int(i) for i in ids if 0 <= i < len(self.pieces) and i not in self._silent]
         return self.tokenizer.decode(kept, skip_special_tokens=True)
 
     @functools.cached_property
-    def _control(self) -> frozenset[int]:
+    def control_ids(self) -> frozenset[int]:
         """The ids of special tokens and sentinels."""
         added = self.tokenizer.get_added_tokens_decoder()
-        named = {self.begin_id, self.end_id, self.padding_id}
+        named = {self._id(self.begin), self.end_id, self.padding_id}
         special = {i for i, token in added.items() if token.special or i in named}
         return frozenset(special | {i for i, x in enumerate(self.pieces) if is_sentinel(x)})
 
     @functools.cached_property
     def _silent(self) -> frozenset[int]:
         """The ids that decode to no text: special tokens, sentinels and unassigned ids."""
-        unassigned = {i for i, x in enumerate(self.pieces) if x == _NO_PIECE}
-        named = {self.begin_id, self.end_id, self.padding_id} - {None}
-        return self._control | unassigned | named
+        unassigned = {i for i, x in enumerate(self.pieces) if x == NO_PIECE}
+        named = {self._id(self.begin), self.end_id, self.padding_id} - {None}
+        return self.control_ids | unassigned | named
 
     def piece_bytes(self) -> list[bytes]:
         added = self.tokenizer.get_added_tokens_decoder()
@@ -131,7 +168,9 @@ class JsonVocabulary(VocabularyFile):
             "end": self.end,
             "padding": self.padding,
             "unknown": self.unknown,
-        } | ({"begin": self.begin} if self.begin else {})
+            **({"begin": self.begin} if self.begin else {}),
+            **({} if self.adds_begin else {"adds_begin": False}),
+        }
 
     def file_content(self) -> Mapping[str, bytes]:
         return {self.name: self.content()}
@@ -160,6 +199,9 @@ def _unwritable(content: bytes, names: set[str]) -> str:
         model["vocab"] = [[renamed(name), score] for name, score in model["vocab"]]
     else:
         model["vocab"] = {renamed(name): i for name, i in model["vocab"].items()}
+    if "merges" in model:  # none may form a control token
+        pairs = (x.split(" ", 1) if isinstance(x, str) else x for x in model["merges"])
+        model["merges"] = [x for x in pairs if "".join(x) not in names]
     if "unk_token" in model:
         model["unk_token"] = renamed(model["unk_token"])
     return json.dumps(described)

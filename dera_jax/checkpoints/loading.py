@@ -1,7 +1,6 @@
 """Loads models and realigned models from every supported kind of checkpoint (see `recognise`)."""
 
 import dataclasses
-import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -12,181 +11,89 @@ import jax
 from jax import Array
 
 from dera_jax import checks, partitioning
-from dera_jax.checkpoints import model_folder
+from dera_jax.checkpoints import adapters, hub
+from dera_jax.checkpoints.default_model import public_name
+from dera_jax.checkpoints.loaded import Base, LoadedModel, ModelPair, restrict_to_vocabulary
 from dera_jax.checkpoints.mismatch import check_shapes
-from dera_jax.checkpoints.recognise import Checkpoint, open_checkpoint
-from dera_jax.checkpoints.storage import read_arrays
-from dera_jax.checkpoints.tokenizer import EncodedPrompt, Tokenizer, tokenizer
+from dera_jax.checkpoints.recognise import Checkpoint, open_checkpoint, with_adapter
+from dera_jax.checkpoints.shared_tokenizer import (
+    share_tokenizer,
+    source_index,
+    with_known_vocabulary,
+)
+from dera_jax.checkpoints.storage import open_folder, read_arrays
+from dera_jax.checkpoints.tokenizer import Tokenizer, tokenizer
 from dera_jax.checkpoints.vocabulary import (
     Vocabulary,
-    check_end,
-    check_same,
+    check_known,
     check_vocab_size,
     resolve_vocabulary,
 )
-from dera_jax.decoding.realign import Realigned
-from dera_jax.models.heads import ValueHead
-from dera_jax.models.language_model import PyTree, TrainableModel
+from dera_jax.decoding.realign import Realigned, RealignedAdapters
+from dera_jax.models.heads import LAST, ValueHead
+from dera_jax.models.language_model import PyTree
+from dera_jax.models.lora import LoraConfig, attach
 from dera_jax.models.registry import model_of
-from dera_jax.prompts import Prompt
-
-
-class TextConversion:
-    """Gives models and pairs the conversion between text and ids of `tokenizer.Tokenizer`."""
-
-    @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer; raises ValueError if the vocabulary is not known or has no end token."""
-        return tokenizer(self.vocabulary, self.model.ends_prompts)
-
-    def encode_prompt(self, prompt: Prompt | str, max_tokens: int) -> EncodedPrompt:
-        """Encodes a prompt, see `Tokenizer.encode_prompt`."""
-        return self.tokenizer.encode_prompt(prompt, max_tokens)
-
-    def encode_completion(self, text: str) -> list[int]:
-        """Encodes a completion, see `Tokenizer.encode_completion`."""
-        return self.tokenizer.encode_completion(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of token ids, see `Tokenizer.decode`."""
-        return self.tokenizer.decode(ids)
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadedModel(TextConversion):
-    """A model with its parameters and its vocabulary.
-
-    Attributes:
-        model: the architecture.
-        params: the parameters of `model`.
-        vocabulary: None if neither the checkpoint nor the caller defines it.
-        card: how the model was trained, or where it was imported from.
-        no_vocabulary: error message for a checkpoint that should hold its tokenizer and does not,
-            so that no other vocabulary may be assumed. Empty for all other checkpoints.
-    """
-
-    model: TrainableModel
-    params: PyTree
-    vocabulary: Vocabulary | None
-    card: dict
-    no_vocabulary: str = ""
-
-    def with_vocabulary(self, vocabulary: Vocabulary | None, name: str) -> "LoadedModel":
-        """Returns the model over the vocabulary of the data, after checking that they agree.
-
-        Args:
-            vocabulary: vocabulary of the data; None if the data are text.
-            name: name of the data, for error messages.
-
-        Raises:
-            ValueError: the checkpoint's own vocabulary differs, naming the first piece that does;
-                `no_vocabulary` is not empty; or as in `restrict_to_vocabulary`.
-        """
-        if self.no_vocabulary:
-            raise ValueError(self.no_vocabulary)
-        if vocabulary is None:
-            return self
-        own = resolve_vocabulary(self.vocabulary, vocabulary, "the model", name)
-        model = restrict_to_vocabulary(self.model, own, name)
-        return dataclasses.replace(self, vocabulary=own, model=model)
-
-
-MODEL = checks.either(checks.instance(LoadedModel), checks.FUNCTION)
-
-
-def ensure_loaded(model: LoadedModel | Callable[[], LoadedModel]) -> LoadedModel:
-    """Returns the model, loading it first if a function is given."""
-    return model if isinstance(model, LoadedModel) else model()
-
-
-def restrict_to_vocabulary(
-    model: TrainableModel, vocabulary: Vocabulary, where: str
-) -> TrainableModel:
-    """Returns the model with the vocabulary's end token and restricted to the vocabulary's ids.
-
-    Args:
-        model: its end tokens, if it has any, must contain the vocabulary's.
-        vocabulary: vocabulary of the model.
-        where: source of the vocabulary, for error messages.
-
-    Raises:
-        ValueError: the vocabulary has no end token, or one that the model does not have, or more
-            ids than the model's embedding table has rows.
-    """
-    check_end(vocabulary, where)
-    rows, size = model.vocab_size, len(vocabulary.pieces)
-    check_vocab_size(vocabulary, rows, where)
-    end = vocabulary.end_id
-    if model.end_ids and end not in model.end_ids:
-        raise ValueError(
-            f"{where}: the vocabulary ends sequences with id {end}, {vocabulary.pieces[end]!r}, the "
-            f"model with id {', '.join(map(str, model.end_ids))} (its end_ids, or eos_token_id of a Hugging Face "
-            "config.json); they must agree"
-        )
-    config = dataclasses.replace(model.config, end_ids=model.end_ids or (end,))
-    return model_of(config, num_ids=size if size < rows else None)
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelPair(TextConversion):
-    """A realigned model with its parameters and its vocabulary.
-
-    Attributes:
-        model: the realigned (mixture) model.
-        params: parameters of the component models, the reference's first.
-        vocabulary: the vocabulary that all components share; None if it is not known.
-        cards: the components' cards, the reference's first.
-    """
-
-    model: Realigned
-    params: tuple[PyTree, ...]
-    vocabulary: Vocabulary | None
-    cards: tuple[dict, ...]
 
 
 def load(
-    reference: str | Path,
+    model: str | Path,
     *aligned: str | Path,
+    reference: str | Path | None = None,
     vocabulary: Vocabulary | None = None,
     dtype: str = "float32",
     task: str | None = None,
+    lora: LoraConfig | None = None,
+    template_from: str | int | None = None,
 ) -> LoadedModel | ModelPair:
     """Loads a model, or a reference and aligned models as one realigned model.
 
     Parameters are sharded over the mesh in use (`partitioning.use_mesh`); each process reads its part.
 
     Args:
-        reference: path or URL of a folder, or of a T5X checkpoint in one file.
-        aligned: paths of the aligned models, whose kinds of checkpoint may differ.
+        model: the only model, or the reference: path or URL of a folder, or of a checkpoint in one
+            file; or the name of a model on the Hugging Face hub, see `hub`.
+        aligned: paths or names of the aligned models, whose kinds of checkpoint may differ. A LoRA
+            adapter behind a model without an adapter is used with that model as its base.
+        reference: a LoRA adapter of `model` that is the reference in its place; None for `model`.
         vocabulary: vocabulary of the models; needed where the checkpoints hold none.
         dtype: dtype of the parameters in memory.
         task: name of the task that `vocabulary` comes from; None if the caller names the vocabulary
             for these models. A task's vocabulary applies to T5X checkpoints, which hold none, but
             not to a Hugging Face folder without its tokenizer.
+        lora: configuration of a new adapter for a single model; None for none.
+        template_from: the model whose tokenizer, chat template and end ids are used:
+            'reference', its number (0 for the reference) or its path; None for the first aligned model.
 
     Returns:
         `LoadedModel` for one path, `ModelPair` for several.
 
     Raises:
         FileNotFoundError: there is no checkpoint at a path, or a file of it is missing.
+        PermissionError, ConnectionError, OSError: a download failed, see `hub.download`.
         ValueError: a path is not valid; a file is damaged; the architecture is not supported; the
             parameters do not have the shapes of the configuration; the checkpoint holds a reward
             model; the vocabulary given differs from the checkpoint's or does not fit the model
             (`restrict_to_vocabulary`); or as in `load_models`.
     """
-    checks.check("load.reference", reference, checks.PATH)
-    if not aligned and task is None:
-        return _load(reference, vocabulary, dtype)
-    loaded = load_models([reference, *aligned], vocabulary, task, dtype)
-    if not aligned:
-        return loaded[0]
-    models = [x.model for x in loaded]
-    return ModelPair(
-        model=Realigned(models[0], tuple(models[1:])),
-        params=tuple(x.params for x in loaded),
-        vocabulary=loaded[0].vocabulary,
-        cards=tuple(x.card for x in loaded),
-    )
+    checks.check("load.model", model, checks.PATH)
+    if aligned:
+        if lora:
+            raise ValueError("load.lora is for a single model; found aligned models too")
+        base = None if reference is None else model
+        paths = [model if reference is None else reference, *aligned]
+        loaded = load_models(paths, vocabulary, task, dtype, template_from, base)
+        return ModelPair(*realigned(loaded), tuple(loaded))
+    if reference is not None:
+        raise ValueError(
+            "load.reference is for a pair; found no aligned model: load(model, adapter)"
+        )
+    source_index(template_from, [str(model)])
+    if task is None:
+        loaded = _load(open_checkpoint(model), vocabulary, dtype, {})
+    else:
+        (loaded,) = load_models([model], vocabulary, task, dtype)
+    return loaded if lora is None else loaded.with_new_adapter(lora, model)
 
 
 def load_models(
@@ -194,75 +101,156 @@ def load_models(
     vocabulary: Vocabulary | None = None,
     task: str | None = None,
     dtype: str = "float32",
+    template_from: str | int | None = None,
+    base: str | Path | None = None,
 ) -> list[LoadedModel]:
-    """Loads models that must share one vocabulary.
+    """Loads models that are decoded together, with one tokenizer, see `shared_tokenizer`.
 
     Args:
         paths: paths of the checkpoints.
-        vocabulary, task, dtype: see `load`.
+        vocabulary, task, dtype, template_from: see `load`.
+        base: path of the base of all models, which are LoRA adapters then; None for the bases that
+            adapters name, or for the first model if it has no adapter.
 
     Raises:
-        FileNotFoundError, ValueError: as in `load` and `LoadedModel.with_vocabulary`.
-        ValueError: the vocabularies differ, naming the first piece that does; or the embedding
-            tables differ in size and no vocabulary says which rows are padding.
+        FileNotFoundError, ValueError: as in `load`, `LoadedModel.with_vocabulary` and
+            `share_tokenizer`.
+        ValueError: `template_from` names no model; or the embedding tables differ in size and no
+            vocabulary says which rows are padding.
     """
     checks.check("load_models.paths", paths, checks.PATHS)
-    loaded = [_load(path, None, dtype) for path in paths]
-    known = [(str(p), x.vocabulary) for p, x in zip(paths, loaded, strict=True) if x.vocabulary]
-    for name, theirs in known[1:]:
-        check_same(known[0][1], theirs, known[0][0], name)
+    names, read = list(map(str, paths)), {}
+    source = source_index(template_from, names)
+    loaded = [_load(checkpoint, None, dtype, read) for checkpoint in _open_all(paths, base)]
     if vocabulary and not task:
         loaded = [dataclasses.replace(x, no_vocabulary="") for x in loaded]
     name = f"task {task!r}" if task else "the vocabulary given"
-    if known and not vocabulary:
-        name, vocabulary = known[0]
-    if vocabulary:
-        loaded = [x.with_vocabulary(vocabulary, name) for x in loaded]
-    _check_sizes(loaded, paths, vocabulary)
+    loaded = with_known_vocabulary(loaded, names, source, vocabulary, name)
+    if loaded[source].vocabulary is not None:
+        return share_tokenizer(loaded, names, source)
+    _check_sizes(loaded, names)
     return loaded
 
 
-def _load(path: str | Path, vocabulary: Vocabulary | None, dtype: str) -> LoadedModel:
-    """Load one model; arguments and errors are those of `load`."""
-    checkpoint = open_checkpoint(path)
+def read_tokenizer(
+    paths: Sequence[str | Path],
+    vocabulary: Vocabulary | None = None,
+    template_from: str | int | None = None,
+) -> Tokenizer:
+    """Returns the tokenizer that `load_models` gives these models, without reading parameters.
+
+    Args:
+        paths, vocabulary, template_from: see `load_models`.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `load_models`; or no vocabulary is known.
+    """
+    source = source_index(template_from, list(map(str, paths)))
+    checkpoints = _open_all(paths, None)
+    chosen = checkpoints[source]
+    known = (x.vocabulary for x in (chosen, *checkpoints) if x.vocabulary)
+    ends_prompts = model_of(chosen.config).ends_prompts
+    return tokenizer(next(known, vocabulary), ends_prompts, chosen.where, chosen.chat_template)
+
+
+def _load(
+    checkpoint: Checkpoint, vocabulary: Vocabulary | None, dtype: str, read: dict[str, PyTree]
+) -> LoadedModel:
+    """Load one model; arguments and errors are those of `load`.
+
+    `read` holds the parameters that were read already, by their place: adapters share their base.
+    """
     if checkpoint.head:
-        raise ValueError(f"{path} holds a reward model (with a scalar head), not a language model")
+        where = checkpoint.adapter.where if checkpoint.adapter else checkpoint.where
+        raise ValueError(f"{where} holds a reward model (with a scalar head), not a language model")
     if vocabulary is not None:
         known, where = checkpoint.vocabulary, checkpoint.where
         vocabulary = resolve_vocabulary(known, vocabulary, where, "the vocabulary given")
-    vocabulary = vocabulary or checkpoint.vocabulary
-    model = model_of(checkpoint.config)
+    vocabulary, template = vocabulary or checkpoint.vocabulary, checkpoint.chat_template
+    model, notes = model_of(checkpoint.config), checkpoint.notes
     if vocabulary is not None:
-        model = restrict_to_vocabulary(model, vocabulary, checkpoint.where)
-    params = _read(checkpoint, model, dtype)
+        model = restrict_to_vocabulary(model, vocabulary, checkpoint.where, template)
+        notes += tokenizer(vocabulary, model.ends_prompts, checkpoint.where, template).notes
+    for note in notes:
+        print(note, file=sys.stderr)
+    if checkpoint.where not in read:
+        read[checkpoint.where] = _read(checkpoint, model, dtype)
+    params = read[checkpoint.where]
+    no_vocabulary = "" if vocabulary else checkpoint.no_vocabulary
+    loaded = LoadedModel(model, params, vocabulary, checkpoint.card, no_vocabulary, template)
+    if checkpoint.adapter:
+        loaded = _adapted(loaded, checkpoint)
     if vocabulary is not None:
-        return LoadedModel(model, params, vocabulary, checkpoint.card)
+        return loaded
     problem = (
         f"{checkpoint.where}: this {checkpoint.kind} checkpoint does not say what its ids mean; "
     )
     remedy = "the task's vocabulary is needed, or load(path, vocabulary=...)"
     print(checkpoint.no_vocabulary or problem + remedy, file=sys.stderr)
-    return LoadedModel(model, params, None, checkpoint.card, checkpoint.no_vocabulary)
+    return loaded
 
 
-def _check_sizes(
-    loaded: Sequence[LoadedModel], paths: Sequence[str | Path], vocabulary: Vocabulary | None
-) -> None:
-    """Print that embedding tables differ in size; raise ValueError if the vocabulary is unknown."""
+def _open_all(paths: Sequence[str | Path], base: str | Path | None) -> list[Checkpoint]:
+    """Open checkpoints and attach adapters to their bases, see `load_models`."""
+    if base is not None:
+        found = open_checkpoint(base)
+        return [with_adapter(_open_adapter(path), found) for path in paths]
+    first, *others = map(open_checkpoint, paths)
+    if first.adapter or first.head:
+        return [first, *others]
+    rebased = (with_adapter(x.adapter, first) if x.adapter else x for x in others)
+    return [first, *rebased]
+
+
+def _open_adapter(path: str | Path) -> adapters.StoredAdapter:
+    folder = open_folder(hub.download(path).path if hub.is_hub_name(path) else path)
+    if not adapters.is_adapter(folder):
+        raise ValueError(
+            f"{path} is no LoRA adapter: it has no {adapters.CONFIG}. With load.reference, reference and "
+            "aligned models must be adapters of the first model"
+        )
+    return adapters.open_adapter(folder)
+
+
+def _adapted(loaded: LoadedModel, checkpoint: Checkpoint) -> LoadedModel:
+    """Attach the checkpoint's adapter; print to stderr that it was trained on another base."""
+    stored, base = checkpoint.adapter, Base(public_name(checkpoint.where), loaded.params)
+    adapter = adapters.read_adapter(stored, loaded.model)
+    known = stored.card.get("base", {})
+    if known and known["sha256"] != base.sha256:
+        print(
+            f"{stored.where}: the adapter was trained on {known['name']} (SHA-256 of its parameters "
+            f"{known['sha256'][:12]}…), and is used with {base.name} ({base.sha256[:12]}…): the numbers of "
+            "its card do not apply",
+            file=sys.stderr,
+        )
+    params = attach(base.params, adapter)
+    return dataclasses.replace(loaded, params=params, base=base, adapter=adapter)
+
+
+def realigned(loaded: Sequence[LoadedModel]) -> tuple[Realigned | RealignedAdapters, PyTree]:
+    """Returns the mixture of a reference and aligned models, and its parameters.
+
+    Adapters of one base, and the base itself, are run as one batch (`RealignedAdapters`).
+    """
+    models = [x.model for x in loaded]
+    base = next((x.base.params for x in loaded if x.base), None)
+    on_base = all(x.params is base or (x.base and x.base.params is base) for x in loaded)
+    if base is None or not on_base or not hasattr(models[0], "components"):
+        return Realigned(models[0], tuple(models[1:])), tuple(x.params for x in loaded)
+    together = dataclasses.replace(models[0], components=len(models))
+    return RealignedAdapters(together), attach(base, *(x.adapter for x in loaded))
+
+
+def _check_sizes(loaded: Sequence[LoadedModel], names: Sequence[str]) -> None:
+    """Raise ValueError if the embedding tables of models without a vocabulary differ in size."""
     sizes = [x.model.vocab_size for x in loaded]
-    if min(sizes) == max(sizes):
-        return
-    listed = ", ".join(f"{path} {size:,}" for path, size in zip(paths, sizes, strict=True))
-    if vocabulary is None:
+    if min(sizes) < max(sizes):
+        listed = ", ".join(f"{name} {size:,}" for name, size in zip(names, sizes, strict=True))
         raise ValueError(
             f"embedding tables differ in size ({listed}), and no checkpoint says which ids are "
             "padding: pass vocabulary="
         )
-    print(
-        f"embedding tables differ in size ({listed}); ids from {len(vocabulary.pieces):,} on are "
-        "padding, since the vocabulary has no more ids, and are never generated",
-        file=sys.stderr,
-    )
 
 
 def load_params(
@@ -283,13 +271,50 @@ def load_params(
     checkpoint = open_checkpoint(path)
     if checkpoint.no_vocabulary:
         raise ValueError(checkpoint.no_vocabulary)
-    resolve_vocabulary(checkpoint.vocabulary, vocabulary, checkpoint.where, name)
+    if checkpoint.head and checkpoint.head.kind == LAST and checkpoint.vocabulary:
+        # A published reward model often has an added padding token.
+        check_known(vocabulary, checkpoint.vocabulary, name, checkpoint.where)
+    else:
+        resolve_vocabulary(checkpoint.vocabulary, vocabulary, checkpoint.where, name)
     check_vocab_size(vocabulary, checkpoint.config.vocab_size, name)
+    if checkpoint.adapter:
+        return _adapted_params(checkpoint)
     expected = flax.traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")
     needed = ((key, x.shape) for key, x in expected.items())
     check_shapes(checkpoint.shapes, needed, checkpoint.where)
     model = model_of(checkpoint.config)
-    return _read(checkpoint, ValueHead(model) if checkpoint.head else model, "float32")
+    network = ValueHead(model, checkpoint.head) if checkpoint.head else model
+    return _read(checkpoint, network, "float32")
+
+
+def load_trained(
+    folder: Path, origin: LoadedModel, init: Callable[[Array], PyTree], name: str
+) -> PyTree:
+    """Reads what `origin.save` saved.
+
+    Args:
+        folder: folder that was saved.
+        origin: the model from which training started.
+        init, name: see `load_params`.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `load_params`.
+    """
+    if origin.adapter is None:
+        return load_params(folder, init, origin.vocabulary, name)
+    stored = adapters.open_adapter(open_folder(folder))
+    adapter = adapters.read_adapter(stored, origin.model)
+    return {"trunk": adapter, "head": adapters.read_head(stored)} if stored.has_head else adapter
+
+
+def _adapted_params(checkpoint: Checkpoint) -> PyTree:
+    """Read the parameters of a base with its adapter, and with the head of a reward model."""
+    model = model_of(checkpoint.config)
+    base = _read(dataclasses.replace(checkpoint, head=None), model, "float32")
+    trunk = attach(base, adapters.read_adapter(checkpoint.adapter, model))
+    if not checkpoint.head:
+        return trunk
+    return {"trunk": trunk, "head": adapters.read_head(checkpoint.adapter)}
 
 
 def read_config(path: str | Path) -> object:
@@ -304,9 +329,14 @@ def read_value_head(path: str | Path) -> ValueHead:
         FileNotFoundError, ValueError: as in `load`; or the model has no scalar head.
     """
     checkpoint = open_checkpoint(path)
-    if checkpoint.head != model_folder.SCALAR:
+    return value_head(checkpoint, path)
+
+
+def value_head(checkpoint: Checkpoint, path: str | Path) -> ValueHead:
+    """Returns the architecture of a reward model; raises ValueError if there is no scalar head."""
+    if checkpoint.head is None:
         raise ValueError(f"{path} is no reward model: its config.json names no scalar head")
-    return ValueHead(model_of(checkpoint.config))
+    return ValueHead(model_of(checkpoint.config), checkpoint.head)
 
 
 def _read(checkpoint: Checkpoint, network: partitioning.Network, dtype: str) -> PyTree:

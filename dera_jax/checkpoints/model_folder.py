@@ -1,10 +1,11 @@
 """Reads and writes dera_jax's own format: a self-contained folder for each trained model.
 
-config.json        architecture and sizes, vocabulary, and whether the model has a scalar head
+config.json        architecture and sizes, vocabulary, and the pooling of a reward model's head
 model.safetensors  parameters; the names of nested dictionaries are joined by '/'
 card.json          how the model was trained, and its metrics
 *.model            the SentencePiece file, unless it ships with the package; or
 tokenizer.json     the file of Hugging Face's tokenizers
+chat_template.jinja  the chat template, if the model has one
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ import safetensors.numpy
 
 from dera_jax import checks
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
+from dera_jax.checkpoints.chat_template import TEMPLATE, stored_template
 from dera_jax.checkpoints.json_vocabulary import JSON, JsonVocabulary
 from dera_jax.checkpoints.safetensors_file import open_safetensors
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
@@ -27,12 +29,13 @@ from dera_jax.checkpoints.storage import Folder, prefix_errors
 from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.files import json_files
 from dera_jax.models.finite import check_params
+from dera_jax.models.heads import MEAN_OF_PREFIXES, Pooling
 from dera_jax.models.language_model import PyTree
 from dera_jax.models.registry import family_named, family_of
 from dera_jax.partitioning import to_host, write_once
 
 CONFIG, PARAMETERS, CARD = "config.json", "model.safetensors", "card.json"
-SCALAR = "scalar"  # the only kind of head
+_SCALAR = "scalar"  # how earlier versions wrote the head of a reward model, which was the mean
 
 
 def save_model(
@@ -42,6 +45,8 @@ def save_model(
     params: PyTree,
     card: Mapping[str, object],
     dtype: str = "float32",
+    chat_template: str | None = None,
+    pooling: Pooling = MEAN_OF_PREFIXES,
 ) -> None:
     """Writes a model folder, completely or not at all; an existing folder is replaced.
 
@@ -55,6 +60,8 @@ def save_model(
         params: parameters of the model, or of a `ValueHead` on it.
         card: any content that JSON can hold.
         dtype: dtype of the stored parameters, 'float32' or 'bfloat16'.
+        chat_template: source of the model's chat template; None for a model without one.
+        pooling: that of the `ValueHead`; not used for a language model.
 
     Raises:
         FloatingPointError: a parameter is NaN or infinite, which `load` would not accept.
@@ -63,17 +70,19 @@ def save_model(
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     arrays = to_host({name: jnp.asarray(x, dtype) for name, x in flat.items()})
     check_params(arrays, f"the model to be written to {folder}")
-    write_once(lambda: _write(folder, config, vocabulary, arrays, card, "head" in params))
+    text, head = (vocabulary, chat_template), pooling if "head" in params else None
+    write_once(lambda: _write(folder, config, text, arrays, card, head))
 
 
 def _write(
     folder: Path,
     config: object,
-    vocabulary: Vocabulary | None,
+    text: tuple[Vocabulary | None, str | None],
     arrays: Mapping[str, np.ndarray],
     card: Mapping[str, object],
-    has_head: bool,
+    head: Pooling | None,
 ) -> None:
+    vocabulary, chat_template = text
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -86,12 +95,19 @@ def _write(
         "model": dataclasses.asdict(config),
         "vocabulary": vocabulary and vocabulary.described(),
     }
-    if has_head:
-        content["head"] = SCALAR
+    if head:
+        content["head"] = dataclasses.asdict(head)
     json_files.write(draft / CONFIG, content, sort_keys=True)
     if vocabulary and not _is_shipped(vocabulary):
         for name, file_bytes in vocabulary.file_content().items():
             (draft / name).write_bytes(file_bytes)
+    if chat_template is not None:
+        (draft / TEMPLATE).write_bytes(chat_template.encode())
+    put_in_place(draft, folder)
+
+
+def put_in_place(draft: Path, folder: Path) -> None:
+    """Renames a complete draft to `folder`; an existing folder is removed last."""
     replaced = _replaced(folder)
     shutil.rmtree(replaced, ignore_errors=True)
     if folder.exists():
@@ -101,7 +117,7 @@ def _write(
 
 
 def restore_replaced(folder: Path) -> None:
-    """Restores the previous folder if the process was killed while `save_model` replaced it."""
+    """Restores the previous folder if the process was killed while `put_in_place` replaced it."""
     write_once(lambda: _restore(folder))
 
 
@@ -118,7 +134,8 @@ def open_model(folder: Folder) -> dict[str, object]:
     """Opens a model folder without reading its parameters.
 
     Returns:
-        The fields config, arrays, vocabulary, card and head of `recognise.Checkpoint`.
+        The fields config, arrays, vocabulary, card, head and chat_template of
+        `recognise.Checkpoint`.
 
     Raises:
         FileNotFoundError: a file of the folder is missing.
@@ -130,11 +147,8 @@ def open_model(folder: Folder) -> dict[str, object]:
         _check_keys(
             "it", content, needed={"model", "vocabulary"}, possible={"architecture", "head"}
         )
-        config, head = _config(content), content.get("head")
-        if head not in (None, SCALAR):
-            raise ValueError(
-                f"the head is {head!r}; it must be {SCALAR!r}, or the key must be absent"
-            )
+        config = _config(content)
+        head = pooling_of(content["head"]) if "head" in content else None
         _check_extra_ids(content["vocabulary"], config.vocab_size)
     return {
         "config": config,
@@ -142,7 +156,22 @@ def open_model(folder: Folder) -> dict[str, object]:
         "vocabulary": _vocabulary(folder, content["vocabulary"]),
         "card": _read_json(folder, CARD),
         "head": head,
+        "chat_template": stored_template(folder),
     }
+
+
+def pooling_of(head: object) -> Pooling:
+    """Returns the pooling of a reward model from the entry `head` of its config.json or card.
+
+    Raises:
+        ValueError: the entry is not valid.
+    """
+    if head == _SCALAR:
+        return MEAN_OF_PREFIXES
+    if not isinstance(head, Mapping):
+        raise ValueError(f"the head is {head!r}; it must be an object that says its pooling")  # noqa: TRY004 (of a file)
+    _check_keys("'head'", head, {x.name for x in dataclasses.fields(Pooling)}, set())
+    return Pooling(**head)
 
 
 def _config(content: Mapping) -> object:
@@ -214,7 +243,8 @@ def _vocabulary(folder: Folder, entry: Mapping | None) -> Vocabulary | None:
         )
     if entry.get("kind") == JSON:
         special = (entry[token] for token in ("end", "padding", "unknown"))
-        vocabulary = JsonVocabulary(file, *special, entry.get("begin"))
+        begin = entry.get("begin"), entry.get("adds_begin", True)
+        vocabulary = JsonVocabulary(file, *special, *begin)
     else:
         added = tuple(entry.get("added", ()))
         vocabulary = SentencePieceVocabulary(file, entry["extra_ids"], added)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.json_vocabulary import JsonVocabulary
-from dera_jax.checkpoints.recognise import open_checkpoint
+from dera_jax.checkpoints.recognise import open_vocabulary
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.vocabulary import Vocabulary
 
@@ -19,7 +19,8 @@ def named_vocabulary(name: str | Vocabulary | None, extra_ids: int = 0) -> Vocab
 
     Args:
         name: a SentencePiece file (`….model`), a tokenizer.json, 'bytes' for ByT5's vocabulary, the
-            folder of a model that holds its vocabulary, or a vocabulary.
+            folder of a model that holds its vocabulary, its name on the Hugging Face hub, or a
+            vocabulary.
         extra_ids: number of sentinels to add to a SentencePiece file or to the bytes; 100 in T5's
             public vocabulary.
 
@@ -43,7 +44,7 @@ def named_vocabulary(name: str | Vocabulary | None, extra_ids: int = 0) -> Vocab
         )
     if not isinstance(name, str):
         return name
-    return _of_json(JsonVocabulary(name)) if name.endswith(".json") else _of_model(name)
+    return _of_json(JsonVocabulary(name)) if name.endswith(".json") else open_vocabulary(name)
 
 
 def _check_exists(path: str) -> None:
@@ -53,10 +54,3 @@ def _check_exists(path: str) -> None:
 
 def _of_json(vocabulary: JsonVocabulary) -> JsonVocabulary:
     return dataclasses.replace(vocabulary, begin=vocabulary.first_added())
-
-
-def _of_model(folder: str) -> Vocabulary:
-    checkpoint = open_checkpoint(folder)
-    if checkpoint.vocabulary is None:
-        raise ValueError(checkpoint.no_vocabulary or f"{folder} does not say what its ids mean")
-    return checkpoint.vocabulary

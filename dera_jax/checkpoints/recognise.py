@@ -2,9 +2,12 @@
 
 dera_jax       config.json with the key "model", model.safetensors (`model_folder`)
 Hugging Face   config.json with a model_type, *.safetensors (`hugging_face`)
+GGUF           a file *.gguf (`gguf_file`), or a folder with one such file
 T5X            a file `checkpoint` with zarr folders, or a folder `state` by orbax (`t5x`)
+LoRA           adapter_config.json, *.safetensors (`adapters`), on a base of another kind
 
-From a folder of several T5X checkpoints the latest is taken. Pickles are never read.
+From a folder of several T5X checkpoints the latest is taken. Pickles are never read. A name on the
+Hugging Face hub stands for the folder in the cache to which `hub` downloads it.
 """
 
 import dataclasses
@@ -13,6 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dera_jax.checkpoints import (
+    adapters,
+    default_model,
+    gguf_file,
+    gguf_llama,
+    gguf_tokenizer,
+    hub,
     hugging_face,
     hugging_face_tokenizer,
     importers,
@@ -20,9 +29,9 @@ from dera_jax.checkpoints import (
     t5x,
 )
 from dera_jax.checkpoints.mismatch import check_shapes
-from dera_jax.checkpoints.storage import REAL, Folder, StoredArray, open_folder
+from dera_jax.checkpoints.storage import REAL, Folder, StoredArray, open_folder, prefix_errors
 from dera_jax.checkpoints.vocabulary import Vocabulary
-from dera_jax.models.heads import ValueHead
+from dera_jax.models.heads import Pooling, ValueHead
 from dera_jax.models.registry import model_of
 
 _STEP = re.compile(r"checkpoint_(\d+)/")
@@ -33,7 +42,6 @@ _OTHER_FILES = {
     ".bin": "a file of parameters that is a pickle, which is never read",
     ".pt": "a file of parameters that is a pickle, which is never read",
     ".pth": "a file of parameters that is a pickle, which is never read",
-    ".gguf": "a GGUF file, which is not supported",
     ".json": "a JSON file",
     ".jsonl": "a file of JSON lines",
     ".gin": "a gin file",
@@ -51,9 +59,12 @@ class Checkpoint:
         config: configuration of a model of `models.registry`.
         arrays: parameters by dera_jax names, joined by '/'; below 'trunk/' if there is a head.
         vocabulary: None if the checkpoint holds none.
-        card: see `loading.LoadedModel`.
-        head: 'scalar' for a reward model, None for a language model.
-        no_vocabulary: see `loading.LoadedModel`.
+        card: see `loaded.LoadedModel`.
+        head: the pooling of a reward model's scalar head; None for a language model.
+        no_vocabulary: see `loaded.LoadedModel`.
+        chat_template: source of the model's chat template; None if the checkpoint holds none.
+        notes: sentences to print when the model is loaded.
+        adapter: a LoRA adapter on the checkpoint, which is its base; the card is the adapter's.
     """
 
     kind: str
@@ -62,8 +73,11 @@ class Checkpoint:
     arrays: Mapping[str, StoredArray]
     vocabulary: Vocabulary | None
     card: dict
-    head: str | None = None
+    head: Pooling | None = None
     no_vocabulary: str = ""
+    chat_template: str | None = None
+    notes: tuple[str, ...] = ()
+    adapter: adapters.StoredAdapter | None = None
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -79,9 +93,16 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         FileNotFoundError, ValueError: as in `loading.load`.
     """
-    checkpoint = _recognise(open_folder(path))
+    if hub.is_hub_name(path):
+        found = hub.download(path)
+        folder, of_hub = open_folder(found.path), lambda x: _of_hub(x, found)
+    else:
+        folder, of_hub = open_folder(path), lambda x: x
+    if adapters.is_adapter(folder):
+        return with_adapter(adapters.open_adapter(folder))
+    checkpoint = of_hub(_recognise(folder))
     model = model_of(checkpoint.config)
-    model = ValueHead(model) if checkpoint.head else model
+    model = ValueHead(model, checkpoint.head) if checkpoint.head else model
     check_shapes(checkpoint.shapes, model.param_shapes(), checkpoint.where)
     for array in checkpoint.arrays.values():
         if array.dtype not in REAL:
@@ -90,6 +111,56 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
                 f"{', '.join(map(str, REAL))}: quantized weights have to be dequantized first"
             )
     return checkpoint
+
+
+def with_adapter(stored: adapters.StoredAdapter, base: Checkpoint | None = None) -> Checkpoint:
+    """Returns the checkpoint of a base with an adapter; without `base`, of the one the adapter names.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `loading.load`; or the base is not named, or is an adapter.
+    """
+    if base is None and not stored.base:
+        raise ValueError(
+            f"{stored.where}: {adapters.CONFIG} names no base (base_model_name_or_path); load it as "
+            "load(base, adapter)"
+        )
+    base = base or open_checkpoint(default_model.located(stored.base))
+    if base.adapter or base.head:
+        raise ValueError(
+            f"{stored.where} is an adapter of {base.where}, which is no language model of its own; merge it first"
+        )
+    with prefix_errors(stored.folder.path(adapters.CARD)):
+        head = model_folder.pooling_of(stored.card.get("head")) if stored.has_head else None
+    return dataclasses.replace(base, adapter=stored, card=stored.card, head=head)
+
+
+def open_vocabulary(path: str | Path) -> Vocabulary:
+    """Opens a checkpoint's vocabulary; of transformers models on the hub, no parameters are downloaded.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `loading.load`; or the checkpoint holds no vocabulary.
+    """
+    if hub.is_hub_name(path):
+        folder = open_folder(hub.download(path, weights=False).path)
+        if folder.has(hugging_face.CONFIG) and not folder.has(model_folder.CARD):
+            vocabulary = hugging_face_tokenizer.vocabulary_of(folder)
+            return _required(vocabulary, hugging_face_tokenizer.no_vocabulary(folder))
+    checkpoint = open_checkpoint(path)
+    problem = checkpoint.no_vocabulary or f"{path} does not say what its ids mean"
+    return _required(checkpoint.vocabulary, problem)
+
+
+def _required(vocabulary: Vocabulary | None, problem: str) -> Vocabulary:
+    """Return the vocabulary; raise ValueError with this message if it is None."""
+    if vocabulary is None:
+        raise ValueError(problem)
+    return vocabulary
+
+
+def _of_hub(checkpoint: Checkpoint, found: hub.HubModel) -> Checkpoint:
+    """Return the checkpoint with its name on the hub and its commit, instead of a cache folder."""
+    source = {"imported_from": found.name, "revision": found.revision}
+    return dataclasses.replace(checkpoint, where=found.pinned, card=checkpoint.card | source)
 
 
 def _recognise(folder: Folder) -> Checkpoint:
@@ -109,9 +180,11 @@ def _open_file(path: Folder, folder: Folder, name: str) -> Checkpoint:
     """Open a T5X checkpoint in one file; raise ValueError that names the kind of any other file."""
     expected = (
         "give the folder of a checkpoint, with config.json and model.safetensors (dera_jax, "
-        "Hugging Face), or a T5X checkpoint"
+        "Hugging Face), a GGUF file or a T5X checkpoint"
     )
     suffix = Path(name).suffix
+    if suffix == gguf_file.SUFFIX:
+        return _open_gguf(path)
     if suffix in _OTHER_FILES:
         raise ValueError(f"{path.where} is {_OTHER_FILES[suffix]}, not a checkpoint; {expected}")
     try:
@@ -120,12 +193,29 @@ def _open_file(path: Folder, folder: Folder, name: str) -> Checkpoint:
         raise ValueError(f"{error}; if this file is not meant as one of T5X, {expected}") from error
 
 
+def _open_gguf(path: Folder) -> Checkpoint:
+    file = gguf_file.open_gguf(path.local())
+    config, arrays = gguf_llama.open_llama(file, gguf_tokenizer.end_ids(file))
+    return Checkpoint(
+        "GGUF",
+        path.where,
+        config,
+        arrays,
+        gguf_tokenizer.vocabulary_of(file),
+        card={"imported_from": default_model.public_name(path.where)},
+        chat_template=file.fields.get("tokenizer.chat_template"),
+        notes=gguf_file.sampling_notes(file),
+    )
+
+
 def _open_with_config(folder: Folder) -> Checkpoint:
     if "model" in folder.read_json("config.json"):
         return Checkpoint("dera_jax", folder.where, **model_folder.open_model(folder))
     if not folder.has(hugging_face.WEIGHTS) and not folder.has(hugging_face.INDEX):
-        raise FileNotFoundError(_no_safetensors(folder))
-    config, arrays = hugging_face.open_hugging_face(folder)
+        others = [name for name in hugging_face.OTHER_WEIGHTS if folder.has(name)]
+        source = repr(folder.where)
+        raise FileNotFoundError(hugging_face.no_safetensors(folder, folder.where, source, others))
+    config, arrays, head = hugging_face.open_hugging_face(folder)
     vocabulary = hugging_face_tokenizer.vocabulary_of(folder)
     return Checkpoint(
         "Hugging Face",
@@ -134,23 +224,10 @@ def _open_with_config(folder: Folder) -> Checkpoint:
         arrays,
         vocabulary,
         card={"imported_from": folder.where},
+        head=head,
         no_vocabulary="" if vocabulary else hugging_face_tokenizer.no_vocabulary(folder),
-    )
-
-
-def _no_safetensors(folder: Folder) -> str:
-    others = [name for name in hugging_face.OTHER_WEIGHTS if folder.has(name)]
-    start = f"{folder.where} is no complete model: it has no {hugging_face.WEIGHTS}"
-    if not others:
-        return start
-    classes = [importers.transformers_class(folder.read_json("config.json"), folder.where)]
-    if hugging_face_tokenizer.has_tokenizer(folder):
-        classes.append("AutoTokenizer")
-    saved = [f"{x}.from_pretrained('{folder.where}').save_pretrained('converted')" for x in classes]
-    return (
-        f"{start}, but {others[0]}, which is not read here (a pickle can run arbitrary code). Convert "
-        f'it once, if you trust its source: python -c "from transformers import {", ".join(classes)}; '
-        f'{"; ".join(saved)}"'
+        chat_template=hugging_face_tokenizer.chat_template_of(folder),
+        notes=hugging_face_tokenizer.sampling_notes(folder),
     )
 
 
@@ -161,19 +238,29 @@ def _t5x(folder: Folder, kind: str, arrays: Mapping[str, StoredArray]) -> Checkp
 
 
 def _open_latest(folder: Folder) -> Checkpoint:
-    """Open the latest T5X checkpoint in a folder; raise FileNotFoundError if there is none."""
+    """Open the latest T5X checkpoint, or the GGUF file, in a folder; raise FileNotFoundError if there is none."""
     names = folder.names()
     steps = [int(match[1]) for name in names if (match := _STEP.match(name))]
     if steps:
         return _recognise(folder.inside(f"checkpoint_{max(steps)}"))
+    files = [name for name in names if name.endswith(gguf_file.SUFFIX) and "/" not in name]
+    if len(files) == 1:
+        return _open_gguf(folder.inside(files[0]))
+    if files:
+        raise ValueError(
+            f"{folder.where} holds {len(files)} GGUF files; give the path of one of {', '.join(files)}"
+        )
     runs = [name for name in _MODELS_OF_RUNS if f"{name}/config.json" in names]
     if runs:
         raise FileNotFoundError(
             f"{folder.where} is the folder of a run; load its model from {folder.path(runs[0])}"
         )
     if not names:
-        raise FileNotFoundError(f"no model folder {folder.where}")
+        hint = (
+            "" if "/" in folder.where else "; models of the Hugging Face hub are named owner/name"
+        )
+        raise FileNotFoundError(f"no model folder {folder.where}{hint}")
     raise FileNotFoundError(
         f"{folder.where} holds no supported checkpoint: expected config.json (dera_jax, Hugging "
-        f"Face), or 'checkpoint' or '{t5x.ORBAX}' (T5X); found {', '.join(names[:4])}"
+        f"Face), a GGUF file, or 'checkpoint' or '{t5x.ORBAX}' (T5X); found {', '.join(names[:4])}"
     )

@@ -6,9 +6,12 @@ from collections.abc import Callable
 import jax
 from jax import Array
 
+from dera_jax.checkpoints.conversations import difference, tokenizer_of
 from dera_jax.checkpoints.loading import load_params
-from dera_jax.checkpoints.tokenizer import tokenizer
+from dera_jax.checkpoints.recognise import open_checkpoint
+from dera_jax.checkpoints.tokenizer import Tokenizer, tokenizer
 from dera_jax.checkpoints.vocabulary import Vocabulary
+from dera_jax.models.heads import LAST, ValueHead
 
 PyTree = object
 _PIECE_BYTES = 16  # bytes of the longest piece in a typical vocabulary
@@ -19,14 +22,25 @@ class RunResources:
     """Gives rewards the vocabulary of a run and the parameters in model folders.
 
     Every use of a vocabulary that is None raises ValueError.
+
+    Attributes:
+        vocabulary: of the run's models.
+        chat_template: source of their chat template, which defines the end of a completion.
     """
 
     vocabulary: Vocabulary | None
+    chat_template: str | None = None
+
+    @classmethod
+    def of(cls, text: Tokenizer) -> "RunResources":
+        """Returns the resources of runs with a tokenizer."""
+        return cls(text.vocabulary, text.chat_template and text.chat_template.source)
 
     @property
     def end_id(self) -> int:
-        """The end-of-sequence id."""
-        return tokenizer(self.vocabulary).end_id
+        """The id that ends completions."""
+        ends_prompts = self.chat_template is None
+        return tokenizer(self.vocabulary, ends_prompts, chat_template=self.chat_template).end_id
 
     def pieces(self) -> list[bytes]:
         """Returns the text of every id in UTF-8; b"" for ids without text."""
@@ -51,6 +65,31 @@ class RunResources:
             raise ValueError("a learned reward needs the folder of its model")
         return load_params(folder, init, self.vocabulary, "this run")
 
+    def reward_model(self, folder: str | None, model: ValueHead) -> tuple[PyTree, list[int]]:
+        """Loads a reward model, see `rewards.protocol.Resources`; raises as `params`.
+
+        Raises:
+            ValueError: the folder's model has another pooling than `model`; or it reads
+                conversations, and those of this run have other ids (`conversations.difference`).
+        """
+        params = self.params(folder, model.random)
+        checkpoint = open_checkpoint(folder)
+        if checkpoint.head != model.pooling:
+            raise ValueError(
+                f"{folder} is a reward model with {checkpoint.head}, and is used with {model.pooling}; "
+                "take both from the folder (checkpoints.learned_rewards.reward_model)"
+            )
+        if model.pooling.kind != LAST:
+            return params, []
+        own = tokenizer_of(checkpoint)
+        text = tokenizer(self.vocabulary, own.ends_prompts, "this run", self.chat_template)
+        if reason := difference(own, text, checkpoint.where, "this run"):
+            raise ValueError(
+                f"{folder} cannot read the ids of this run, since {reason}; name the policy, so that it "
+                "reads text instead (REWARD_POLICY, or learned_rewards.reward_model(folder, policy))"
+            )
+        return params, own.ending
+
 
 @dataclasses.dataclass(frozen=True)
 class DryRunResources:
@@ -71,3 +110,6 @@ class DryRunResources:
     def params(self, folder: str | None, init: Callable[[Array], PyTree]) -> PyTree:
         del folder
         return jax.eval_shape(init, jax.random.key(0))
+
+    def reward_model(self, folder: str | None, model: ValueHead) -> tuple[PyTree, list[int]]:
+        return self.params(folder, model.random), [self.end_id]

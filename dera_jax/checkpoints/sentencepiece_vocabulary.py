@@ -10,7 +10,7 @@ import sentencepiece
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
-from dera_jax.checkpoints.vocabulary import is_sentinel, sentinel
+from dera_jax.checkpoints.vocabulary import SpecialTokens, TextPart, is_sentinel, sentinel
 from dera_jax.checkpoints.vocabulary_file import VocabularyFile
 
 _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
@@ -83,21 +83,43 @@ class SentencePieceVocabulary(VocabularyFile):
     def unknown_id(self) -> int | None:
         return _known(self.processor.unk_id())
 
+    @property
+    def special_tokens(self) -> SpecialTokens:
+        ids = self.begin_id, self.end_id, self.padding_id, self.unknown_id
+        return SpecialTokens(*(None if i is None else self.pieces[i] for i in ids))
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        return _silent(self.processor)
+
     def encode(self, text: str) -> list[int]:
-        return self._encode(self.processor, text)
+        return self._encode(self.processor, self._split(text, self.added))
 
     def encode_text(self, text: str) -> list[int]:
-        return self._encode(self._text_processor, text)
+        return self.encode_parts([TextPart(text)])
 
-    def _encode(self, processor: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
-        if not self.added:
-            return processor.encode(text)
-        longest_first = sorted(self.added, key=len, reverse=True)
-        parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
-        size = processor.vocab_size()
+    def encode_parts(self, parts: Sequence[TextPart]) -> list[int]:
+        pieces, runs = self.pieces, [""]
+        control = tuple(pieces[i] for i in self.control_ids)
+        for part in parts:
+            first, *others = self._split(part.text, self.added + control * part.has_control)
+            runs[-1] += first
+            runs += others
+        return self._encode(self._text_processor, runs)
+
+    @staticmethod
+    def _split(text: str, tokens: Sequence[str]) -> list[str]:
+        """Return the text between tokens and the tokens, alternately; of two the longer is taken."""
+        longest_first = sorted(tokens, key=len, reverse=True)
+        return re.split(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})", text)
+
+    def _encode(
+        self, processor: sentencepiece.SentencePieceProcessor, runs: Sequence[str]
+    ) -> list[int]:
+        """Return the ids of texts and tokens, which alternate."""
         ids = [
-            [size + self.added.index(part)] if i % 2 else processor.encode(part)
-            for i, part in enumerate(parts)
+            [self.pieces.index(run)] if i % 2 else processor.encode(run)
+            for i, run in enumerate(runs)
         ]
         return list(itertools.chain.from_iterable(ids))
 

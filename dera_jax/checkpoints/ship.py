@@ -8,7 +8,6 @@ import math
 
 from dera_jax import command_line
 from dera_jax.checkpoints.loading import load
-from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.files.destinations import output_folder
 
 
@@ -16,27 +15,28 @@ def ship(source: str, target: str, temperature: float = 1.0) -> None:
     """Rounds a model to bfloat16, optionally divides its logits, and writes it to `target`.
 
     Args:
-        source: model folder.
+        source: model folder, or folder of a LoRA adapter.
         target: folder to write; an existing model there is replaced.
         temperature: positive number by which all logits are divided.
 
     Raises:
-        ValueError: `temperature` is not positive and finite.
+        ValueError: `temperature` is not positive and finite, or not 1 for an adapter.
         FileNotFoundError, ValueError, OSError, FloatingPointError: as in `output_folder`, `load`
-            and `save_model`.
+            and `model_folder.save_model`.
     """
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be above 0 and finite; found {temperature}")
     folder = output_folder(target)
     loaded = load(source)
-    config, vocabulary = loaded.model.config, loaded.vocabulary
-    params, card = loaded.params, loaded.card
+    params, card = loaded.trainable, loaded.card
     if temperature != 1:
+        if loaded.adapter is not None:
+            raise ValueError(f"{source} is a LoRA adapter, whose logits cannot be divided")
         # A small model's samples at temperature 1 are often incoherent. KL, DeRa and PPO's
         # probability ratios assume temperature 1, so the temperature goes into the parameters.
         params = loaded.model.with_temperature(params, temperature)
         card = {"temperature": temperature, "from": card}
-    save_model(folder, config, vocabulary, params, card, dtype="bfloat16")
+    loaded.save(folder, params, card, dtype="bfloat16")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,12 @@ class Folder:
         """Returns the path or URL of a file in the folder, for messages."""
         return f"{self.where}/{name}"
 
+    def local(self) -> Path:
+        """Returns the local path; raises ValueError for a URL."""
+        if self.store["driver"] != "file":
+            raise ValueError(f"{self.where} must be a local file; copy it to this machine first")
+        return Path(self.store["path"])
+
     def inside(self, name: str) -> "Folder":
         """Returns a subfolder, which need not exist; raises ValueError for names as `read`."""
         self._check_name(name)

@@ -10,12 +10,41 @@ ByteVocabulary            UTF-8 bytes, no file (`byte_vocabulary`)
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from dera_jax import checks
 
 VOCABULARY = dataclasses.replace(checks.with_attribute("piece_bytes"), words="a vocabulary")
+NO_PIECE = "(no piece)"  # stands for an id that a vocabulary does not assign
 _SENTINEL = re.compile(r"▁?(<extra_id_\d+>)")
+
+
+_PROBES = (  # texts on which tokenizers with the same pieces may differ
+    "one", " two  spaces   and three", "they're WE'LL it's", "12345 1,234.5", "tab\tline\n\nend ",
+    "(un)usual_names/paths", "naïve e\u0301", "日本語 中文", "🙂🙂👩‍👧",
+)  # fmt: skip
+
+
+class TextPart(NamedTuple):
+    """A part of a text that is encoded as a whole.
+
+    Attributes:
+        text: the part.
+        has_control: whether the control tokens that the part spells are control tokens, as in the
+            text of a chat template, and not ordinary characters, as in a user's text.
+    """
+
+    text: str
+    has_control: bool = False
+
+
+class SpecialTokens(NamedTuple):
+    """The special tokens of a vocabulary as strings; None for a token that it does not have."""
+
+    begin: str | None = None
+    end: str | None = None
+    padding: str | None = None
+    unknown: str | None = None
 
 
 class Vocabulary(Protocol):
@@ -28,7 +57,10 @@ class Vocabulary(Protocol):
 
     @property
     def pieces(self) -> Sequence[str]:
-        """The piece of every id; all kinds name sentinels <extra_id_0>, <extra_id_1>, ..."""
+        """The piece of every id, `NO_PIECE` for an id that is not assigned.
+
+        All kinds of vocabularies name sentinels <extra_id_0>, <extra_id_1>, ...
+        """
 
     @property
     def begin_id(self) -> int | None:
@@ -46,6 +78,14 @@ class Vocabulary(Protocol):
     def unknown_id(self) -> int | None:
         """The id of text that no piece covers; None if there is none."""
 
+    @property
+    def special_tokens(self) -> SpecialTokens:
+        """The special tokens; the begin token even if it is not put before prompts."""
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """The ids of control tokens, which a user's text cannot spell."""
+
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text, without the end of sequence.
 
@@ -54,6 +94,9 @@ class Vocabulary(Protocol):
 
     def encode_text(self, text: str) -> list[int]:
         """Encodes a user's text as `encode`, but spelled control tokens as characters."""
+
+    def encode_parts(self, parts: Sequence[TextPart]) -> list[int]:
+        """Encodes the joined text of parts; each says whether its control tokens are such."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids; ids without text and ids beyond the vocabulary are skipped."""
@@ -86,16 +129,64 @@ def check_same(first: Vocabulary, second: Vocabulary, first_name: str, second_na
         a = pieces_1[i] if i < len(pieces_1) else "(no such id)"
         b = pieces_2[i] if i < len(pieces_2) else "(no such id)"
         if a != b:
-            raise ValueError(
-                f"vocabularies differ at id {i}: {a!r} in {first_name}, {b!r} in {second_name}; "
-                "ids can only be shared, and logits combined, over the same vocabulary"
-            )
+            raise ValueError(_difference(i, (a, first_name), (b, second_name)))
     for token in ("begin", "end"):
         a, b = (getattr(x, f"{token}_id") for x in (first, second))
         if a != b:
             raise ValueError(
                 f"vocabularies differ in the {token} token: id {a} in {first_name}, {b} in "
                 f"{second_name}"
+            )
+
+
+def check_shared(first: Vocabulary, second: Vocabulary, first_name: str, second_name: str) -> None:
+    """Raises ValueError, naming the first difference, unless ids of both vocabularies mean the same.
+
+    Either may have ids that the other does not assign. A text must have the same ids in both, which
+    is checked on a few short texts.
+    """
+    pieces_1, pieces_2 = first.pieces, second.pieces
+    for i, (a, b) in enumerate(zip(pieces_1, pieces_2, strict=False)):
+        if a != b and NO_PIECE not in (a, b):
+            raise ValueError(_difference(i, (a, first_name), (b, second_name)))
+    ids_2 = {piece: i for i, piece in enumerate(pieces_2)}
+    for i, piece in enumerate(pieces_1):
+        j = ids_2.get(piece, i)
+        if i != j and piece != NO_PIECE and pieces_2[i : i + 1] != pieces_1[i : i + 1]:
+            raise ValueError(
+                f"vocabularies differ: {piece!r} is id {i} in {first_name} and id {j} in {second_name}; "
+                "ids can only be shared if they mean the same"
+            )
+    for text in _PROBES:
+        ids_1, ids_2 = first.encode(text), second.encode(text)
+        if ids_1 != ids_2:
+            raise ValueError(
+                f"the tokenizers of {first_name} and {second_name} share their pieces, but encode the "
+                f"text {text!r} as {ids_1} and as {ids_2}; models that are decoded together need tokenizers "
+                "with the same normalizer, pre-tokenizer and merges"
+            )
+
+
+def _difference(i: int, *found: tuple[str, str]) -> str:
+    """Return the error message for an id with different pieces; `found` are pieces with names."""
+    listed = ", ".join(f"{piece!r} in {name}" for piece, name in found)
+    return (
+        f"vocabularies differ at id {i}: {listed}; ids can only be shared, and logits combined, over "
+        "the same vocabulary"
+    )
+
+
+def check_known(vocabulary: Vocabulary, other: Vocabulary, name: str, other_name: str) -> None:
+    """Raises ValueError, naming the first, unless all ids of a vocabulary have their piece in `other`.
+
+    The other vocabulary may have further ids, such as an added padding token.
+    """
+    pieces = other.pieces
+    for i, piece in enumerate(vocabulary.pieces):
+        if i >= len(pieces) or pieces[i] != piece:
+            theirs = repr(pieces[i]) if i < len(pieces) else "no such id"
+            raise ValueError(
+                f"vocabularies differ at id {i}: {piece!r} in {name}, {theirs} in {other_name}"
             )
 
 

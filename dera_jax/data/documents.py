@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from dera_jax import checks
+from dera_jax.data.examples import Examples
 from dera_jax.files import fingerprints
 from dera_jax.models.language_model import Padded, Prompts, check_padded, trim_padding
 from dera_jax.prompts import Prompt
@@ -78,6 +79,20 @@ class Documents:
         arrays = (self.prompts, self.example_id, self.targets, self.keywords, self.document)
         texts = fingerprints.hash_strings([x.render() for x in self.text_prompts], self.summaries)
         return fingerprints.hash_strings([fingerprints.hash_arrays(arrays), texts])
+
+
+def documents_of(examples: Examples, rows: np.ndarray | slice) -> Documents:
+    """Return the documents of these rows of examples, whose targets are the human summaries."""
+    selected = examples.at(rows)
+    return Documents(
+        prompts=selected.inputs,
+        example_id=selected.example_id,
+        text_prompts=selected.text_prompts,
+        summaries=selected.summaries,
+        targets=selected.targets,
+        keywords=selected.keywords,
+        document=selected.document,
+    )
 
 
 def document_record(documents: Documents, row: int) -> dict[str, object]:

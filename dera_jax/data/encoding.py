@@ -101,11 +101,10 @@ def encode(texts: TextExamples, tokenizer: Tokenizer, sizes: Sizes) -> EncodedEx
     """Encode examples with the tokenizer of the model that reads them."""
     completions = lambda column: column and [tokenizer.encode_completion(x) for x in column]
     prompts = [tokenizer.encode_prompt(prompt, sizes.inputs) for prompt in texts.text_prompts]
-    document_size = lambda prompt: tokenizer.encode_prompt(prompt, 0).cut  # in tokens
     return EncodedExamples(
         prompts=prompts,
         bare=[
-            x.cut > 0 and x.cut == document_size(prompt)
+            x.cut > 0 and x.cut == tokenizer.document_size(prompt)
             for x, prompt in zip(prompts, texts.text_prompts, strict=True)
         ],
         documents=[tokenizer.encode(x.document) for x in texts.text_prompts],

@@ -1,4 +1,4 @@
-"""Makes example ids unique, since the PRNG keys of an example are derived from its id."""
+"""Makes ids of examples, which are unique, since the PRNG keys of an example are derived from its id."""
 
 import collections
 import hashlib
@@ -6,6 +6,11 @@ import hashlib
 import numpy as np
 
 from dera_jax.log import warn_once
+
+
+def hashed_id(text: str) -> int:
+    """Return an example id from a text, 31 bits of its SHA-256."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") & 0x7FFFFFFF
 
 
 def make_ids_unique(ids: np.ndarray, where: str) -> np.ndarray:

@@ -1,13 +1,18 @@
-"""Looks up seqio tasks by name and checks their features and vocabularies, without reading data."""
+"""Looks up seqio tasks by name and checks their features and vocabularies, without reading data.
+
+The functions import seqio, the module does not: jobs that read no task do not need the extra
+`seqio`. Without it, each of them raises ModuleNotFoundError, see `seqio_extra`.
+"""
 
 import difflib
-
-import seqio
-import tensorflow as tf
+from typing import TYPE_CHECKING
 
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.vocabulary import Vocabulary, check_end, check_same
+
+if TYPE_CHECKING:
+    import seqio
 
 FEATURES = ("inputs", "targets")
 REJECTED = "rejected"  # the additional feature of preference tasks
@@ -23,8 +28,17 @@ def check_task(task_name: str, *splits: str) -> None:
     find_task(task_name, *splits)
 
 
-def yields_text(task: seqio.Task | seqio.Mixture) -> bool:
+def is_mixture(task: "seqio.Task | seqio.Mixture") -> bool:
+    """Return whether this is a mixture of tasks."""
+    from dera_jax.data.seqio_extra import seqio
+
+    return isinstance(task, seqio.Mixture)
+
+
+def yields_text(task: "seqio.Task | seqio.Mixture") -> bool:
     """Return whether a task yields text, which the model's tokenizer encodes, and not token ids."""
+    from dera_jax.data.seqio_extra import tf
+
     return tf.as_dtype(task.output_features["inputs"].dtype) == tf.string
 
 
@@ -56,12 +70,14 @@ def known_vocabulary(task_name: str, named: Vocabulary | None = None) -> Vocabul
     return vocabulary
 
 
-def as_stored(vocabulary: seqio.Vocabulary) -> Vocabulary:
+def as_stored(vocabulary: "seqio.Vocabulary") -> Vocabulary:
     """Convert a seqio vocabulary to the form that model folders store.
 
     Raises:
         ValueError: it is neither a SentencePiece nor a byte vocabulary, or its file cannot be read.
     """
+    from dera_jax.data.seqio_extra import seqio
+
     _read(vocabulary)
     if isinstance(vocabulary, seqio.SentencePieceVocabulary):
         return SentencePieceVocabulary(vocabulary.sentencepiece_model_file, vocabulary.extra_ids)
@@ -73,8 +89,10 @@ def as_stored(vocabulary: seqio.Vocabulary) -> Vocabulary:
     )
 
 
-def _read(vocabulary: seqio.Vocabulary) -> None:
+def _read(vocabulary: "seqio.Vocabulary") -> None:
     """Load the vocabulary file, so that errors are raised here."""
+    from dera_jax.data.seqio_extra import tf
+
     try:
         vocabulary.vocab_size  # noqa: B018
     except (OSError, RuntimeError, tf.errors.OpError) as error:  # RuntimeError: SentencePiece's
@@ -96,8 +114,10 @@ def check_pairs(task_name: str, split: str) -> None:
         )
 
 
-def find_task(name: str, *splits: str) -> seqio.Task | seqio.Mixture:
+def find_task(name: str, *splits: str) -> "seqio.Task | seqio.Mixture":
     """Return a registered task or mixture; raises as `check_task`."""
+    from dera_jax.data.seqio_extra import seqio
+
     known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
     if name not in known:
         near = difflib.get_close_matches(name, known) or known

@@ -8,7 +8,7 @@ from dera_jax import checks
 from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.checkpoints.vocabulary import VOCABULARY, Vocabulary
 from dera_jax.data import seqio_tasks, task_data
-from dera_jax.data.documents import Documents
+from dera_jax.data.documents import Documents, documents_of
 from dera_jax.data.encoding import Sizes
 from dera_jax.log import warn_once
 from dera_jax.rewards.protocol import Reward
@@ -68,16 +68,7 @@ class Split:
         if reward is not None and reward.about_keywords and examples.keywords is not None:
             rows = self._with_keywords(examples.keywords, rows)
         rows = rows[: self.documents]
-        selected = examples.at(rows)
-        return Documents(
-            prompts=selected.inputs,
-            example_id=selected.example_id,
-            text_prompts=selected.text_prompts,
-            summaries=selected.summaries,
-            targets=selected.targets,
-            keywords=selected.keywords,
-            document=selected.document,
-        )
+        return documents_of(examples, rows)
 
     def _with_keywords(self, keywords: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return those of these rows whose keywords, of [n, W, L], are not empty."""

@@ -11,9 +11,9 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import seqio
 
 from dera_jax import checks
 from dera_jax.checkpoints.tokenizer import EncodedPrompt, Tokenizer
@@ -26,12 +26,16 @@ from dera_jax.data.seqio_tasks import (
     check_pairs,
     check_task,
     find_task,
+    is_mixture,
     known_vocabulary,
     yields_text,
 )
 from dera_jax.log import warn_once
 from dera_jax.prompts import DOCUMENT, Prompt
 from dera_jax.prompts import KEYWORDS as SLOT
+
+if TYPE_CHECKING:
+    import seqio
 
 _COMPLETIONS = ("targets", REJECTED)
 WEIGHT = "weight"  # field with an example's weight in training, a number or its decimal string
@@ -182,7 +186,7 @@ def epoch(
     return encoding.examples_of(texts, ids, sizes, tokenizer.decode, _name(task_name, split))
 
 
-def _compare_ends(task: seqio.Task | seqio.Mixture, tokenizer: Tokenizer) -> None:
+def _compare_ends(task: "seqio.Task | seqio.Mixture", tokenizer: Tokenizer) -> None:
     """Warn if prompts end otherwise than the model expects; the ids are not changed."""
     ends = task.output_features["inputs"].add_eos
     if ends != tokenizer.ends_prompts:
@@ -199,15 +203,15 @@ def _name(task: str, split: str) -> str:
     return f"{task}, {split}"
 
 
-def _rows(task: seqio.Task | seqio.Mixture, split: str, sizes: Sizes, seed: int) -> list[Row]:
+def _rows(task: "seqio.Task | seqio.Mixture", split: str, sizes: Sizes, seed: int) -> list[Row]:
     """Read the rows of a split, with byte strings decoded to str."""
     lengths = {"inputs": sizes.inputs, "targets": sizes.targets}
     if REJECTED in task.output_features:
         lengths[REJECTED] = sizes.targets
     # By default a mixture drops all fields but the features; without `keep_end`, for example, the
     # ends of dialogues would be truncated.
-    is_mixture = isinstance(task, seqio.Mixture) and yields_text(task)
-    more = {"passthrough_features": _MIXED_FIELDS} if is_mixture else {}
+    mixed = is_mixture(task) and yields_text(task)
+    more = {"passthrough_features": _MIXED_FIELDS} if mixed else {}
     with _explained_mixture_error(task):
         dataset = task.get_dataset(
             lengths,
@@ -227,12 +231,12 @@ def _rows(task: seqio.Task | seqio.Mixture, split: str, sizes: Sizes, seed: int)
 
 
 @contextlib.contextmanager
-def _explained_mixture_error(task: seqio.Task | seqio.Mixture) -> Iterator[None]:
+def _explained_mixture_error(task: "seqio.Task | seqio.Mixture") -> Iterator[None]:
     """Explain the TypeError of TensorFlow for a mixture whose tasks it cannot join."""
     try:
         yield
     except TypeError as error:
-        if not isinstance(task, seqio.Mixture):
+        if not is_mixture(task):
             raise
         names = ", ".join(x.name for x in task.tasks)
         raise ValueError(
@@ -312,7 +316,7 @@ def _weights(rows: Sequence[Row]) -> np.ndarray:
 
 
 def _of_ids(
-    task: seqio.Task | seqio.Mixture, rows: Sequence[Row], sizes: Sizes
+    task: "seqio.Task | seqio.Mixture", rows: Sequence[Row], sizes: Sizes
 ) -> tuple[TextExamples, EncodedExamples]:
     """Return the examples of a task that yields ids; text comes from its `_pretokenized` fields,
     or else from decoding the ids."""
@@ -337,12 +341,12 @@ def _of_ids(
     )
 
 
-def _text(row: Row, name: str, feature: seqio.Feature) -> str:
+def _text(row: Row, name: str, feature: "seqio.Feature") -> str:
     text = row.get(name + _AS_TEXT)
     return feature.vocabulary.decode(row[name].tolist()) if text is None else text
 
 
-def _uncut(row: Row, name: str, feature: seqio.Feature, size: int) -> list[int]:
+def _uncut(row: Row, name: str, feature: "seqio.Feature", size: int) -> list[int]:
     """Return the ids before the task itself truncated them (seqio's append_eos_after_trim does)."""
     ids, text = row[name].tolist(), row.get(name + _AS_TEXT)
     if len(ids) != size or text is None:

@@ -14,6 +14,7 @@ Axes: B prompts, G values of λ for a prompt, K hypotheses, V vocabulary, M alig
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -71,11 +72,11 @@ class Mixed:
 
     Attributes:
         lam: float32 [B, K, M], λ of each hypothesis.
-        parts: the `kept` leaves of each component model's state, reference first.
+        parts: the `kept` leaves of the component models' states.
     """
 
     lam: Array
-    parts: tuple[PyTree, ...]
+    parts: PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +118,11 @@ class Realigned:
         return (self.reference, *self.aligned)
 
     @property
+    def num_models(self) -> int:
+        """C, the number of component models."""
+        return len(self.models)
+
+    @property
     def vocab_size(self) -> int:
         return max(model.vocab_size for model in self.models)
 
@@ -127,6 +133,11 @@ class Realigned:
             model.vocab_size if model.num_ids is None else model.num_ids for model in self.models
         )
         return None if common == self.vocab_size else common
+
+    @property
+    def unused_ids(self) -> tuple[int, ...]:
+        """The other ids that a component model does not produce, sorted."""
+        return tuple(sorted({i for model in self.models for i in model.unused_ids}))
 
     @property
     def start_token(self) -> int | None:
@@ -181,15 +192,112 @@ class Realigned:
                 jnp.pad(output.logits, [(0, 0)] * (output.logits.ndim - 1) + [(0, missing)])
             )
             parts.append(part)
-        lam = state.kept.lam
-        lam = lam.reshape(*lam.shape[:2], *[1] * (logits[0].ndim - 3), -1)
-        output = Output(realign_logits(logits[0], logits[1:], lam), jnp.stack(logits))
+        output = _combined(jnp.stack(logits), state.kept.lam, self)
         state = state.replace(
             position=parts[0].position,
             kept=state.kept.replace(parts=tuple(x.kept for x in parts)),
             cache=tuple(x.cache for x in parts),
         )
-        return mask_unused_logits(output, self.num_ids), state
+        return output, state
+
+
+class ComponentModel(LanguageModel, Protocol):
+    """Interface of C models that share a base and differ in their LoRA adapters (`lora.attach`).
+
+    The methods of `LanguageModel` are for C = 1. A state holds all components, whose axis is part of the
+    cache's and the prompt's heads; all of them are fed the same tokens.
+    """
+
+    components: int
+
+    def extend_components(self, params: PyTree, state: State, tokens: Array) -> tuple[Array, State]:
+        """Feeds tokens[B, K, N] in one pass; returns logits float32 [C, B, K, V] after the last."""
+
+    def forced_components(self, params: PyTree, state: State, tokens: Array) -> Array:
+        """Returns logits float32 [C, B, K, T, V] that predict tokens[B, K, T] under teacher forcing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RealignedAdapters:
+    """The realigned mixture of LoRA adapters of one base, as one `LanguageModel`.
+
+    It computes what `Realigned` would for the merged models, but the base runs once over the
+    hypotheses of all components as one batch. The parameters are the base's with the components'
+    adapters, reference first (`lora.attach`).
+
+    Raises:
+        ValueError: `model` has less than two components.
+    """
+
+    model: ComponentModel
+
+    def __post_init__(self):
+        if getattr(self.model, "components", 1) < 2:
+            raise ValueError(
+                "RealignedAdapters.model needs components = 2 or more, the reference among them; "
+                f"found {self.model!r:.100}."
+            )
+
+    @property
+    def num_models(self) -> int:
+        """C, the number of component models."""
+        return self.model.components
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.vocab_size
+
+    @property
+    def num_ids(self) -> int | None:
+        return self.model.num_ids
+
+    @property
+    def unused_ids(self) -> tuple[int, ...]:
+        return self.model.unused_ids
+
+    @property
+    def start_token(self) -> int | None:
+        return self.model.start_token
+
+    @property
+    def ends_prompts(self) -> bool:
+        return self.model.ends_prompts
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        return self.model.end_ids
+
+    def check(self, prompts: Prompts, num_hypotheses: int) -> None:
+        check_lam(prompts.lam, (len(prompts.tokens), num_hypotheses), self.model.components - 1)
+        self.model.check(prompts.replace(lam=None), num_hypotheses)
+
+    def start(self, params: PyTree, prompts: Prompts, num_hypotheses: int, max_len: int) -> State:
+        rows, num_aligned = (len(prompts.tokens), num_hypotheses), self.model.components - 1
+        state = self.model.start(params, prompts.replace(lam=None), num_hypotheses, max_len)
+        return state.replace(
+            kept=Mixed(_per_hypothesis(prompts.lam, rows, num_aligned), state.kept)
+        )
+
+    def step(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
+        return self.extend(params, state, tokens[..., None])
+
+    def extend(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
+        own = state.replace(kept=state.kept.parts)
+        logits, own = self.model.extend_components(params, own, tokens)
+        kept = state.kept.replace(parts=own.kept)
+        return _combined(logits, state.kept.lam, self), own.replace(kept=kept)
+
+    def teacher_forced(self, params: PyTree, state: State, tokens: Array) -> Output:
+        own = state.replace(kept=state.kept.parts)
+        logits = self.model.forced_components(params, own, tokens)
+        return _combined(logits, state.kept.lam, self)
+
+
+def _combined(parts: Array, lam: Array, mixture: LanguageModel) -> Output:
+    """Combines the components' logits [C, B, K, ..., V] by lam[B, K, M]."""
+    lam = lam.reshape(*lam.shape[:2], *[1] * (parts.ndim - 4), -1)
+    output = Output(realign_logits(parts[0], parts[1:], lam), parts)
+    return mask_unused_logits(output, mixture)
 
 
 def with_lam(state: State, lam: Array) -> State:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dera_jax import checks
-from dera_jax.checkpoints.loading import MODEL, LoadedModel, ensure_loaded
+from dera_jax.checkpoints.loaded import MODEL, LoadedModel, ensure_loaded
 from dera_jax.data.splits import SPLIT, Split
 from dera_jax.evaluation.samples import sample_batches
 from dera_jax.rewards.length import beta_for_rate, length_range_of

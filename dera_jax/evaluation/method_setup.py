@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from dera_jax import checks
+from dera_jax.checkpoints.loaded import LoadedModel
+from dera_jax.checkpoints.loading import realigned
 from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.data.documents import Documents
-from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.search import Guide
 from dera_jax.files import fingerprints
 from dera_jax.log import warn_once
@@ -32,8 +33,7 @@ class MethodSetup:
     """Holds the models, documents, rewards and limits that all methods of a comparison share.
 
     Attributes:
-        models: the reference and, if there is one, the aligned model.
-        params: the parameters of each model.
+        components: the reference and, if there is one, the aligned model.
         tokenizer: the tokenizer of all models.
         documents: the documents that every method answers.
         scorer: the reward that guides searches and ranks samples.
@@ -46,8 +46,7 @@ class MethodSetup:
         ValueError: max_length or batch_size is not a positive integer, or seed is no seed.
     """
 
-    models: tuple[LanguageModel, ...]
-    params: tuple[PyTree, ...]
+    components: tuple[LoadedModel, ...]
     tokenizer: Tokenizer
     documents: Documents
     scorer: RewardScorer
@@ -63,10 +62,11 @@ class MethodSetup:
     @functools.cached_property
     def description(self) -> dict[str, object]:
         """Models, parameters, rewards, maximum length and seed as JSON; arrays by their hashes."""
-        scorers = self.scorer, self.measured
+        scorers, components = (self.scorer, self.measured), self.components
+        params = tuple(x.params for x in components), [x.params for x in scorers]
         return {
-            "models": fingerprints.describe(self.models),
-            "parameters": fingerprints.hash_arrays((self.params, [x.params for x in scorers])),
+            "models": fingerprints.describe(tuple(x.model for x in components)),
+            "parameters": fingerprints.hash_arrays(params),
             "rewards": fingerprints.describe([x.reward for x in scorers]),
             "max_length": self.max_length,
             "seed": self.seed,
@@ -78,13 +78,14 @@ class MethodSetup:
         Raises:
             ValueError: λ is not 0 and there is no aligned model.
         """
-        if lam and len(self.models) == 1:
+        if lam and len(self.components) == 1:
             raise ValueError(
                 f"λ = {lam:g} needs an aligned model, and none is given; give one, or set λ to 0"
             )
         if lam in (0.0, 1.0):
-            return self.models[int(lam)], self.params[int(lam)]
-        return Realigned(self.models[0], self.models[1:]), self.params
+            component = self.components[int(lam)]
+            return component.model, component.params
+        return realigned(self.components)
 
     def prompts(self, template: str | None, rows: np.ndarray, lam: float) -> Prompts:
         """Returns the encoded prompts of the documents `rows` [B] at λ.

@@ -21,7 +21,7 @@ from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.data.documents import Documents, document_record
 from dera_jax.decoding.beam_search import NBest, Search, beam_search, check_search
 from dera_jax.decoding.best_of_n import winners
-from dera_jax.decoding.realign import LAMBDA, Realigned
+from dera_jax.decoding.realign import LAMBDA, Realigned, RealignedAdapters
 from dera_jax.decoding.sampling import Sampling, check_sampling, prefill, sample_from
 from dera_jax.evaluation import record_store
 from dera_jax.evaluation.method_setup import MethodSetup, check_prompt
@@ -201,7 +201,7 @@ class SearchMethod:
 
 def num_models(model: LanguageModel) -> int:
     """Returns how many component models process each token that is fed to the model."""
-    return len(model.models) if isinstance(model, Realigned) else 1
+    return model.num_models if isinstance(model, Realigned | RealignedAdapters) else 1
 
 
 def scoring_tokens(setup: MethodSetup, rows: np.ndarray, texts: int) -> np.ndarray:

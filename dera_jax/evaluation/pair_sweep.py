@@ -6,8 +6,9 @@ from pathlib import Path
 
 from dera_jax import checks
 from dera_jax.checkpoints import loading
-from dera_jax.checkpoints.loading import ModelPair
+from dera_jax.checkpoints.loaded import ModelPair
 from dera_jax.checkpoints.resources import RunResources
+from dera_jax.checkpoints.shared_tokenizer import source_index
 from dera_jax.data.documents import Documents
 from dera_jax.data.splits import SPLIT, Split
 from dera_jax.decoding.sampling import Prefilled
@@ -25,15 +26,19 @@ class PairSweep:
         aligned: model folder of the aligned model.
         documents: the split to decode.
         sweep: λ values, number of samples, sampling settings and reward.
+        template_from: the model whose tokenizer, chat template and end ids are used, see
+            `loading.load`.
 
     Raises:
-        ValueError: a folder is not a path, or a field has a wrong type.
+        ValueError: a folder is not a path, a field has a wrong type, or `template_from` names no
+            model.
     """
 
     reference: str
     aligned: str
     documents: Split
     sweep: Sweep
+    template_from: str | int | None = None
 
     def __post_init__(self):
         checks.check_fields(
@@ -43,6 +48,7 @@ class PairSweep:
             documents=SPLIT,
             sweep=checks.instance(Sweep),
         )
+        source_index(self.template_from, [str(self.reference), str(self.aligned)])
 
     def run(self, folder: Path) -> dict[str, object]:
         """Writes records.jsonl and, with a reward, metrics.json, metrics.csv and sweep.png.
@@ -60,7 +66,8 @@ class PairSweep:
 
     def load(self) -> "SweepInputs":
         """Loads the models and reads the documents; raises as `load` does."""
-        return load(self.reference, [self.aligned], self.documents, self.sweep)
+        paths = self.reference, [self.aligned]
+        return load(*paths, self.documents, self.sweep, self.template_from)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +96,11 @@ class SweepInputs:
 
 
 def load(
-    reference: str | Path, aligned: Sequence[str | Path], documents: Split, sweep: Sweep
+    reference: str | Path,
+    aligned: Sequence[str | Path],
+    documents: Split,
+    sweep: Sweep,
+    template_from: str | int | None = None,
 ) -> SweepInputs:
     """Loads the models, the documents and the parameters of the sweep's reward.
 
@@ -98,9 +109,9 @@ def load(
             checkpoint nor the task names the vocabulary of the models.
     """
     reward = sweep.reward
-    vocabulary = documents.known_vocabulary()
-    pair = loading.load(reference, *aligned, vocabulary=vocabulary, task=documents.task)
-    reward_params = reward and reward.load(RunResources(pair.vocabulary))
+    known = {"vocabulary": documents.known_vocabulary(), "task": documents.task}
+    pair = loading.load(reference, *aligned, **known, template_from=template_from)
+    reward_params = reward and reward.load(RunResources(pair.vocabulary, pair.chat_template))
     read_documents = documents.read(pair.tokenizer, reward)
     if reward is not None:
         reward.check_documents(read_documents.texts)

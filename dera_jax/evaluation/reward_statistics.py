@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dera_jax import checks
-from dera_jax.checkpoints.loading import MODEL, LoadedModel, ensure_loaded
+from dera_jax.checkpoints.loaded import MODEL, LoadedModel, ensure_loaded
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.data.splits import SPLIT, Split
 from dera_jax.evaluation.samples import sample_batches
@@ -69,7 +69,7 @@ class RewardStatistics:
         """
         vocabulary, name = self.documents.known_vocabulary(), f"task {self.documents.task!r}"
         model = ensure_loaded(self.model).with_vocabulary(vocabulary, name)
-        params = self.reward.load(RunResources(model.vocabulary))
+        params = self.reward.load(RunResources(model.vocabulary, model.chat_template))
         scorer = RewardScorer(self.reward, params, model.decode)
         rewards = {term.name: [] for term in self.reward.terms}
         for rows, documents, out in sample_batches(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm import tqdm
 
-from dera_jax.checkpoints.loading import LoadedModel
+from dera_jax.checkpoints.loaded import LoadedModel
 from dera_jax.data.documents import Documents
 from dera_jax.data.splits import Split
 from dera_jax.decoding.sampling import Samples, Sampling, sample

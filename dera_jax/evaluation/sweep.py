@@ -163,6 +163,8 @@ def _decode_batch(sample_batch, documents, sweep, to_text, scorer, rows) -> list
             }
             for k in range(len(numbers))
         ]
+        for x in samples if sweep.reward is not None else ():
+            x |= sweep.reward.text_metrics(x["text"], x["finished"])
         records.append({**document_record(documents, row), "samples": samples})
     return records
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dera_jax import checks
-from dera_jax.checkpoints.loading import LoadedModel, load
+from dera_jax.checkpoints.loaded import LoadedModel
+from dera_jax.checkpoints.loading import load
 from dera_jax.data.splits import SPLIT, Split
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.evaluation.sweep import Sweep

@@ -231,7 +231,7 @@ class RewardStudy(SweepExperiment):
         self.documents.read(tokenizer)
         self._ppo_of_shapes()
         self.sweep(self._sum(self._shape, weighted=False), self.lams)
-        resources = RunResources(tokenizer.vocabulary)
+        resources = RunResources.of(tokenizer)
         for part in self.criteria:
             if isinstance(part, GivenReward):
                 part.given.load(resources)

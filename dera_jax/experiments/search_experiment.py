@@ -10,8 +10,9 @@ import numpy as np
 from etils import epath
 
 from dera_jax import checks
-from dera_jax.checkpoints.loading import load_models
+from dera_jax.checkpoints.loading import load_models, read_tokenizer
 from dera_jax.checkpoints.resources import DryRunResources, RunResources
+from dera_jax.checkpoints.shared_tokenizer import source_index
 from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.data.documents import Documents, document_record
 from dera_jax.decoding.beam_search import Search, beam_search, check_search
@@ -48,15 +49,19 @@ class SearchExperiment(AlignmentExperiment):
         align: see `AlignmentExperiment`; None to run no PPO.
         beta: the KL coefficient β of PPO; required with `align`.
         aligned: the folder of a model that was aligned from the reference before.
+        template_from: the model whose tokenizer, chat template and end ids are used, see
+            `loading.load`.
         measured: rewards that are measured on every output and guide nothing.
 
     Raises:
-        ValueError: a field is out of its range, or both `aligned` and `align` are given.
+        ValueError: a field is out of its range, both `aligned` and `align` are given, or
+            `template_from` names no model.
     """
 
     align: Callable[..., PPOTraining] | None = None
     beta: float | None = None
     aligned: str | None = None
+    template_from: str | int | None = None
     measured: tuple[Part, ...] = ()
 
     def __post_init__(self):
@@ -74,6 +79,7 @@ class SearchExperiment(AlignmentExperiment):
                 f"SearchExperiment: the aligned model is in the folder {self.aligned!r} or made by "
                 "`align`, not both; set `aligned` or `align` to None"
             )
+        source_index(self.template_from, list(map(str, self._paths(Path()))))
 
     def stages(self, folder: Path, reward: Reward) -> list[Stage]:
         """Returns the stages that train models before decoding: SFT and PPO, where needed."""
@@ -97,16 +103,23 @@ class SearchExperiment(AlignmentExperiment):
             FileNotFoundError: a file of a reward or of the data is missing.
             ValueError: the documents, prompt, rewards or headline do not fit each other.
         """
-        tokenizer = self.reference.tokenizer(self.documents.known_vocabulary())
+        tokenizer = self._tokenizer()
         documents = self._read(tokenizer, reward)
         check_prompt(prompt, documents.keywords is not None)
-        resources = RunResources(tokenizer.vocabulary)
+        resources = RunResources.of(tokenizer)
         for measured in (reward, *(part.reward for part in self.measured)):
             measured.load(resources)
         if headline is not None:
             _check_column(headline, documents, _measured_parts(reward, self.measured))
         if self.align:
             self._ppo_of_shapes(reward)
+
+    def _tokenizer(self) -> Tokenizer:
+        """Returns the tokenizer of all models, which is known before any is trained."""
+        known, folder = self.documents.known_vocabulary(), self.reference.folder
+        if self.aligned is None or folder is None:
+            return self.reference.tokenizer(known)
+        return read_tokenizer([folder, self.aligned], known, self.template_from)
 
     def check_lam(self, lam: float) -> None:
         """Raises ValueError for a λ other than 0 without an aligned model."""
@@ -136,15 +149,15 @@ class SearchExperiment(AlignmentExperiment):
             ValueError: models, documents and rewards do not fit each other.
         """
         known, task = self.documents.known_vocabulary(), self.documents.task
-        loaded = load_models(self._paths(folder), known, task=task)
+        paths, template_from = self._paths(folder), self.template_from
+        loaded = load_models(paths, known, task=task, template_from=template_from)
         tokenizer = loaded[0].tokenizer
         documents = self._read(tokenizer, reward)
-        resources = RunResources(tokenizer.vocabulary)
+        resources = RunResources.of(tokenizer)
         params = reward.load(resources)
         also = [part.reward.load(resources) for part in self.measured]
         setup = MethodSetup(
-            models=tuple(x.model for x in loaded),
-            params=tuple(x.params for x in loaded),
+            components=tuple(loaded),
             tokenizer=tokenizer,
             documents=documents,
             scorer=RewardScorer(reward, params, tokenizer.decode),

@@ -15,7 +15,8 @@ from etils import epath
 from tqdm import tqdm
 
 from dera_jax import checks
-from dera_jax.checkpoints.loading import LoadedModel, read_config
+from dera_jax.checkpoints.loaded import LoadedModel
+from dera_jax.checkpoints.loading import read_config
 from dera_jax.checkpoints.recognise import open_checkpoint
 from dera_jax.checkpoints.resources import DryRunResources
 from dera_jax.checkpoints.tokenizer import Tokenizer, tokenizer
@@ -114,9 +115,11 @@ class Reference:
         if self.training:
             run = self.training()
             own, where = run.start.vocabulary or run.data.known_vocabulary(), "the model to train"
+            template = run.start.chat_template
         else:
-            own, where = open_checkpoint(self.folder).vocabulary, str(self.folder)
-        return tokenizer(own or known, self.model().ends_prompts, where)
+            checkpoint, where = open_checkpoint(self.folder), str(self.folder)
+            own, template = checkpoint.vocabulary, checkpoint.chat_template
+        return tokenizer(own or known, self.model().ends_prompts, where, template)
 
     def shapes(self) -> LoadedModel:
         """Returns the model with shapes as parameters, to build runs that start from it."""

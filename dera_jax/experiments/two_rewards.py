@@ -146,7 +146,7 @@ class TwoRewards(SweepExperiment):
         tokenizer = self.reference.tokenizer(self.documents.known_vocabulary())
         self.documents.read(tokenizer)
         settings = self.sweep(self._sum((1.0, 1.0)), self._lams)
-        settings.reward.load(RunResources(tokenizer.vocabulary))
+        settings.reward.load(RunResources.of(tokenizer))
         for weights in self._weights:
             self.ppo(self.reference.shapes(), self._sum(weights), self.beta, self.seed)
 

@@ -14,9 +14,45 @@ from dera_jax import checks
 from dera_jax.models.language_model import Prompts, PyTree, TrainableModel, length_mask
 from dera_jax.models.tabular import ReplicatedTable, TabularLM
 
+MEAN, LAST = "mean", "last"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooling:
+    """Defines how the values of a sequence's prefixes become one score of the sequence.
+
+    Attributes:
+        kind: 'mean' for the mean over all prefixes; 'last' for the value at the last token, as the
+            ...ForSequenceClassification models of transformers.
+        padding_id: for 'last', tokens of this id at the end are skipped, as `pad_token_id` in
+            transformers, even if it is also the end token; None for none.
+
+    Raises:
+        ValueError: naming an invalid field and what it accepts.
+    """
+
+    kind: str = MEAN
+    padding_id: int | None = None
+
+    def __post_init__(self):
+        kind = checks.Check(f"{MEAN!r} or {LAST!r}", lambda x: x in (MEAN, LAST))
+        checks.check_fields(self, kind=kind, padding_id=checks.optional(checks.integer(0)))
+        if self.kind == MEAN and self.padding_id is not None:
+            raise ValueError(
+                f"Pooling.padding_id must be None for {MEAN!r}; found {self.padding_id}."
+            )
+
+
+MEAN_OF_PREFIXES = Pooling()
+
 
 class ValueModel(Protocol):
-    """A value function over prefixes. Implementations are frozen, hashable and hold no arrays."""
+    """A value function over prefixes. Implementations are frozen, hashable and hold no arrays.
+
+    `pooling` says how `value_of_sequences` reads one score from the values.
+    """
+
+    pooling: Pooling
 
     def values(self, params: PyTree, prompts: Prompts, tokens: Array) -> Array:
         """Returns float32 [B, K, N + 1]: entry t is the value of the first t of tokens[B, K, N]."""
@@ -30,6 +66,7 @@ class ValueHead:
     """
 
     trunk: TrainableModel
+    pooling: Pooling = MEAN_OF_PREFIXES
 
     def init(self, trunk_params: PyTree) -> PyTree:
         """Returns parameters with the given trunk and a head of zeros: all values are 0."""
@@ -69,14 +106,27 @@ def _under_trunk(trunk: TrainableModel) -> dict[str, tuple[str | None, ...]]:
 def value_of_sequences(
     model: ValueModel, params: PyTree, prompts: Prompts, tokens: Array, lengths: Array
 ) -> Array:
-    """Returns one value for each sequence, float32 [B, K]: the mean over all of its prefixes.
+    """Returns one value for each sequence, float32 [B, K], by the model's `pooling`.
 
-    The prefixes reach from the empty one to the whole sequence, the first lengths[B, K] of
-    tokens[B, K, T]. A head on the last hidden state alone learns little from few comparisons,
-    because before training no hidden state represents the whole sequence.
+    A sequence is the first lengths[B, K] of tokens[B, K, T]. Its prefixes reach from the empty one
+    to the whole sequence. A head on the last hidden state alone learns little from few comparisons,
+    because before training no hidden state represents the whole sequence; so reward models that are
+    trained here take the mean over all prefixes.
     """
     values = model.values(params, prompts, tokens)
+    if model.pooling.kind == LAST:
+        last = _last_read(tokens, lengths, model.pooling.padding_id)
+        return jnp.take_along_axis(values, last[..., None], axis=-1)[..., 0]
     return jnp.sum(values * length_mask(lengths + 1, values.shape[-1]), axis=-1) / (lengths + 1)
+
+
+def _last_read(tokens: Array, lengths: Array, padding_id: int | None) -> Array:
+    """Returns the number of tokens up to the last one that is not padding, int32 [B, K]."""
+    counts = jnp.arange(1, tokens.shape[-1] + 1)
+    is_read = counts <= lengths[..., None]
+    if padding_id is not None:
+        is_read &= tokens != padding_id
+    return jnp.max(jnp.where(is_read, counts, 0), axis=-1, initial=0)
 
 
 class Critic(Protocol):
@@ -176,6 +226,7 @@ class TabularValue(ReplicatedTable):
     """A value model that is a table over prompt and prefix: params [num_inputs, P, 1]."""
 
     table: TabularLM
+    pooling = MEAN_OF_PREFIXES
 
     def init(self) -> Array:
         """Returns parameters with which all values are 0."""

@@ -107,12 +107,14 @@ class LanguageModel(Protocol):
     """Interface of a model for decoding. Implementations are frozen, hashable, and hold no arrays.
 
     `vocab_size` is V. Only the first `num_ids` ids may be produced (None: all V); the others pad
-    the tables to a round size. `end_ids` are the tokens that end a sequence, empty if the model
-    defines none. `start_token` is fed first; None: the last token of each prompt is fed first.
+    the tables to a round size. `unused_ids` among them may not either, since no token has them.
+    `end_ids` are the tokens that end a sequence, empty if the model defines none. `start_token` is
+    fed first; None: the last token of each prompt is fed first.
     """
 
     vocab_size: int
     num_ids: int | None
+    unused_ids: tuple[int, ...]
     end_ids: tuple[int, ...]
     start_token: int | None
 
@@ -234,16 +236,12 @@ def check_padded(
     return shape
 
 
-def check_single(prompts: Prompts, num_ids: int) -> None:
+def check_single(prompts: Prompts, num_ids: int, unused_ids: Sequence[int] = ()) -> None:
     """Validates the prompts of a single model outside of jit, see `LanguageModel.check`.
 
-    Args:
-        prompts: the prompts.
-        num_ids: prompts may contain the ids in [0, num_ids).
-
     Raises:
-        ValueError: λ is given, or an id is not in [0, num_ids). Arrays that are traced or not on
-            this process are not checked.
+        ValueError: λ is given, or a prompt contains an id that is not in [0, num_ids) or is one of
+            `unused_ids`. Arrays that are traced or not on this process are not checked.
     """
     if prompts.lam is not None:
         raise ValueError(
@@ -254,8 +252,8 @@ def check_single(prompts: Prompts, num_ids: int) -> None:
     if checks.is_known(tokens) and checks.is_known(lengths):
         # Uses NumPy only: within an outer jit, jax.numpy would trace these known values.
         inside = np.arange(tokens.shape[-1]) < np.asarray(lengths)[..., None]
-        used = np.where(inside, tokens, 0)
-        checks.check_token_ids("prompts.tokens", used, num_ids)
+        used = np.where(inside, tokens, np.asarray(tokens)[..., :1])
+        checks.check_token_ids("prompts.tokens", used, num_ids, unused_ids)
 
 
 def shard_prompts(prompts: Prompts) -> Prompts:
@@ -276,14 +274,16 @@ def next_token_logits(
     return model.logits(params, hidden)
 
 
-def mask_unused_logits(output: Output, num_ids: int | None) -> Output:
-    """Sets the logits of the ids from `num_ids` on to `UNUSED_LOGIT`, in the mixture and in every part.
+def mask_unused_logits(output: Output, model: LanguageModel) -> Output:
+    """Sets the logits of ids that a model may not produce to `UNUSED_LOGIT`, also in every part.
 
-    All log-probabilities and KLs are then over the remaining ids. With None, no logit is changed.
+    All log-probabilities and KLs are then over the remaining ids.
     """
-    if num_ids is None:
+    if model.num_ids is None and not model.unused_ids:
         return output
-    used = jnp.arange(output.logits.shape[-1]) < num_ids
+    size = output.logits.shape[-1]
+    used = jnp.arange(size) < (model.num_ids or size)
+    used = used.at[np.array(model.unused_ids, int)].set(False)
     return jax.tree.map(lambda logits: jnp.where(used, logits, UNUSED_LOGIT), output)
 
 

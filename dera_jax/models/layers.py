@@ -5,7 +5,7 @@ D head_dim, E emb_dim, M mlp_dim.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax.linen import partitioning
 from jax import Array
 
-from dera_jax.partitioning import constrain
+from dera_jax.partitioning import LORA_A, LORA_B, constrain
 
 NUM_BUCKETS = 32
 MAX_DISTANCE = 128
@@ -56,6 +56,32 @@ def einsum(spec: str, x: Array, y: Array, dtype: str) -> Array:
     return _low_precision_einsum(spec, x.astype(dtype), y.astype(dtype))
 
 
+def low_rank(params: Mapping[str, Array], x: Array, dtype: str) -> Array | float:
+    """Returns the term that the LoRA adapters of C component models add to a projection.
+
+    Args:
+        params: parameters of the projection; with adapters they have factors `lora_a` [C, inputs, r]
+            and `lora_b` [C, r, outputs] (see `lora.attach`).
+        x: [..., C, N, inputs], the inputs of each component.
+        dtype: see `einsum`.
+
+    Returns:
+        float32 [..., C, N, outputs], or 0 without adapters.
+    """
+    if LORA_A not in params:
+        return 0.0
+    a, b = params[LORA_A], params[LORA_B]
+
+    def term(
+        c: int,
+    ) -> Array:  # products of two matrices, since XLA on CPUs is slow at batched ones
+        rows = x[..., c, :, :]
+        down = einsum("ni,ir->nr", rows.reshape(-1, rows.shape[-1]), a[c], dtype)
+        return einsum("nr,ro->no", down, b[c], dtype).reshape(*rows.shape[:-1], -1)
+
+    return jnp.stack([term(c) for c in range(len(a))], axis=-3)
+
+
 def rematerialised(layer: Callable, remat: str | None) -> Callable:
     """Wraps a layer in `jax.checkpoint` with the policy named `remat`; None: does not wrap it."""
     if remat is None:
@@ -77,7 +103,11 @@ class Dense(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = partitioning.param_with_axes("kernel", init, shape, jnp.float32, axes=self.axes)
         rows = x.reshape(-1, x.shape[-1])
-        return einsum("ni,io->no", rows, kernel, self.dtype).reshape(*x.shape[:-1], self.features)
+        out = einsum("ni,io->no", rows, kernel, self.dtype)
+        if self.has_variable("params", LORA_A):  # one adapter, see `low_rank`
+            factors = {name: self.get_variable("params", name) for name in (LORA_A, LORA_B)}
+            out = out + low_rank(factors, rows[None], self.dtype)[0]
+        return out.reshape(*x.shape[:-1], self.features)
 
 
 class LayerNorm(nn.Module):

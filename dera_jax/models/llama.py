@@ -8,8 +8,12 @@ a prompt, whose keys and values are stored once for all K hypotheses, decoding s
 and teacher forcing without a cache. A query attends to the keys of the prompt and of its own
 hypothesis under one softmax; only the attention scores of the two are concatenated, never the keys.
 
-Axes: B prompts, K hypotheses, S prompt length, N new tokens, L slots of a hypothesis, E emb_dim,
-H query heads, G key and value heads, R = H/G queries of one key, D head_dim, V vocab_size.
+The network runs C component models at once, which differ in their LoRA adapters (`lora.attach`) and share
+all other parameters; a single model is the case C = 1. Their keys and values are stored as C·G heads.
+
+Axes: B prompts, K hypotheses, C component models, S prompt length, N new tokens, L slots of a
+hypothesis, E emb_dim, H query heads, G key and value heads, R = H/G queries of one key, D head_dim,
+V vocab_size.
 """
 
 import functools
@@ -23,12 +27,12 @@ import numpy as np
 from flax import struct
 from jax import Array, lax
 
-from dera_jax.models.layers import MASKED, einsum, rematerialised
+from dera_jax.models.layers import MASKED, einsum, low_rank, rematerialised
 from dera_jax.models.llama_config import LlamaConfig, RopeScaling
 from dera_jax.partitioning import constrain
 
 KeysValues = tuple[Array, Array]
-CACHE_AXES = "batch", None, "kv_heads", None, None
+_HEADS = "batch", None, "kv_heads", None, None, None  # logical axes of keys and values by component
 Params = Mapping[str, "Params | Array"]
 
 
@@ -93,7 +97,7 @@ class Context:
 
     Attributes:
         slots: int32 [N], cache slots of the new tokens, among the L of their hypothesis.
-        rotation: cosines and sines of RoPE, float32 [B, 1, 1, N, D/2].
+        rotation: cosines and sines of RoPE, float32 [B, 1, 1, N, 1, D/2].
         masks: bool [B, N, S + L] for each of `config.windows`, whether a token attends to each key
             of prompt and hypothesis.
     """
@@ -144,16 +148,16 @@ def _mask(
 
 
 def _rotation(config: LlamaConfig, positions: Array) -> tuple[Array, Array]:
-    """Returns RoPE's cosines and sines [B, 1, 1, N, D/2] of positions[B, N], always in float32."""
+    """Returns RoPE's cosines and sines [B, 1, 1, N, 1, D/2] of positions[B, N], always in float32."""
     exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
     frequencies = config.rope_base**-exponents
     if config.rope_scaling is not None:
-        frequencies = _scaled(config.rope_scaling, frequencies)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles)[:, None, None], jnp.sin(angles)[:, None, None]
+        frequencies = scaled_frequencies(config.rope_scaling, frequencies)
+    angles = positions[:, None, None, :, None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
 
 
-def _scaled(scaling: RopeScaling, frequencies: Array) -> Array:
+def scaled_frequencies(scaling: RopeScaling, frequencies: Array) -> Array:
     """Returns RoPE's frequencies [D/2] in radians per position after scaling, see `RopeScaling`."""
     turns = scaling.context * frequencies / (2 * math.pi)  # in the context of pre-training
     kept = jnp.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
@@ -168,6 +172,7 @@ def decode(
     prompt: Sequence[KeysValues] | None = None,
     cache: Sequence[KeysValues] | None = None,
     remat: str | None = None,
+    components: int = 1,
 ) -> tuple[Array, tuple[KeysValues, ...]]:
     """Runs the network over new tokens.
 
@@ -176,18 +181,20 @@ def decode(
         params: its parameters.
         tokens: int32 [B, K, N], the new tokens.
         context: their context, see `context`.
-        prompt: for each layer the prompt's keys and values [B, G, S, D]; None for a pass over the
+        prompt: for each layer the prompt's keys and values [B, C·G, S, D]; None for a pass over the
             prompt itself.
-        cache: for each layer the hypotheses' keys and values [B, K, G, L, D], which the new tokens'
+        cache: for each layer the hypotheses' keys and values [B, K, C·G, L, D], which the new tokens'
             are written to; None for a pass without a cache, where L = N and slots are 0 to N - 1.
         remat: see `language_model.TrainableModel`.
+        components: C.
 
     Returns:
-        Hidden states [B, K, N, E] after the final norm, and for each layer the hypotheses' keys and
-        values [B, K, G, L, D], the new ones included.
+        Hidden states [B, K, C, N, E] after the final norm, and for each layer the hypotheses' keys
+        and values [B, K, C·G, L, D], the new ones included.
     """
-    x = params["token_embedder"]["embedding"][tokens].astype(config.dtype)
-    x = constrain(x, "batch", None, None, None)
+    x = params["token_embedder"]["embedding"][tokens].astype(config.dtype)[:, :, None]
+    x = jnp.broadcast_to(x, (*x.shape[:2], components, *x.shape[3:]))
+    x = constrain(x, "batch", None, None, None, None)
     layer = rematerialised(functools.partial(_layer, config), remat)
     updated = []
     for i in range(config.num_layers):
@@ -216,7 +223,7 @@ def _layer(
     prompt: KeysValues | None,
     cache: KeysValues | None,
 ) -> tuple[Array, KeysValues]:
-    """Applies one layer to x[B, K, N, E]; returns [B, K, N, E] and the result of `_attention`.
+    """Applies one layer to x[B, K, C, N, E]; returns the same shape and the result of `_attention`.
 
     The context has one mask, that of the layer's window.
     """
@@ -235,9 +242,9 @@ def _norm(config: LlamaConfig, params: Params, x: Array) -> Array:
 
 
 def _mlp(config: LlamaConfig, params: Params, x: Array) -> Array:
-    """Applies SwiGLU to x[B, K, N, E]: down(silu(gate(x))·up(x))."""
+    """Applies SwiGLU to x[B, K, C, N, E]: down(silu(gate(x))·up(x))."""
     gate, up = (_project(config, params[name], x) for name in ("gate", "up"))
-    hidden = constrain(jax.nn.silu(gate) * up, "batch", None, None, "mlp")
+    hidden = constrain(jax.nn.silu(gate) * up, "batch", None, None, None, "mlp")
     return _project(config, params["down"], hidden)
 
 
@@ -249,20 +256,56 @@ def _attention(
     prompt: KeysValues | None,
     cache: KeysValues | None,
 ) -> tuple[Array, KeysValues]:
-    """Returns the output [B, K, N, E], and the hypotheses' keys and values [B, K, G, L, D]."""
+    """Returns the output [B, K, C, N, E], and the hypotheses' keys and values [B, K, C·G, L, D]."""
     queries, keys, values = (
-        jnp.moveaxis(_project(config, params[name], x), 3, 2) for name in ("query", "key", "value")
+        _project(config, params[name], x) for name in ("query", "key", "value")
     )
     if config.head_norms:
         queries = _norm(config, params["query_norm"], queries)
         keys = _norm(config, params["key_norm"], keys)
-    queries = constrain(_rotate(queries, context.rotation), "batch", None, "heads", None, None)
-    keys, values = (constrain(y, *CACHE_AXES) for y in (_rotate(keys, context.rotation), values))
+    queries = constrain(
+        _rotate(queries, context.rotation), "batch", None, None, None, "heads", None
+    )
+    keys, values = map(_heads_first, (_rotate(keys, context.rotation), values))
     own = _update_cache(cache, (keys, values), context.slots)
     blocks = [own] if prompt is None else [prompt, own]
-    grouped = queries.reshape(*x.shape[:2], config.num_kv_heads, -1, config.head_dim)
-    attended = _attend(config, grouped, blocks, context.masks[0]).reshape(queries.shape)
-    return _project(config, params["out"], jnp.moveaxis(attended, 2, 3), num_axes=2), own
+    attended = _attend(config, _grouped(config, queries), blocks, context.masks[0])
+    return _project(
+        config, params["out"], _ungrouped(config, attended, queries.shape), num_axes=2
+    ), own
+
+
+def empty_cache(config: LlamaConfig, rows: tuple[int, int], components: int, size: int) -> Array:
+    """Returns the keys, or values, of no tokens for rows (B, K): zeros [B, K, C·G, L, D], L = size."""
+    shape = *rows, config.num_kv_heads, components, size, config.head_dim
+    return _join_components(constrain(jnp.zeros(shape, config.dtype), *_HEADS))
+
+
+def _heads_first(x: Array) -> Array:
+    """Transposes projected keys or values x[B, K, C, N, G, D] to [B, K, C·G, N, D]."""
+    return _join_components(constrain(jnp.transpose(x, (0, 1, 4, 2, 3, 5)), *_HEADS))
+
+
+def _join_components(x: Array) -> Array:
+    """Reshapes x[B, K, G, C, L, D] to [B, K, C·G, L, D]; heads are the outer axis, which a mesh splits."""
+    return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3], *x.shape[4:])
+
+
+def _grouped(config: LlamaConfig, queries: Array) -> Array:
+    """Transposes queries[B, K, C, N, H, D] to [B, K, C·G, R·N, D], by the key head they attend to."""
+    *rows, components, size, _, head_dim = queries.shape
+    groups = config.num_kv_heads
+    split = queries.reshape(*rows, components, size, groups, -1, head_dim)
+    return jnp.transpose(split, (0, 1, 4, 2, 5, 3, 6)).reshape(
+        *rows, groups * components, -1, head_dim
+    )
+
+
+def _ungrouped(config: LlamaConfig, attended: Array, shape: tuple[int, ...]) -> Array:
+    """Inverts `_grouped`, to the shape (B, K, C, N, H, D)."""
+    *rows, components, size, _, head_dim = shape
+    split = attended.reshape(*rows, config.num_kv_heads, components, -1, size, head_dim)
+    return jnp.transpose(split, (0, 1, 3, 5, 2, 4, 6)).reshape(shape)
 
 
 def _attend(
@@ -272,12 +315,12 @@ def _attend(
 
     Args:
         config: sizes of the network.
-        queries: [B, K, G, R·N, D], grouped by the key head that they attend to.
-        blocks: keys and values, [B, G, S, D] of prompts or [B, K, G, L, D] of hypotheses.
+        queries: [B, K, C·G, R·N, D], grouped by the key head that they attend to.
+        blocks: keys and values, [B, C·G, S, D] of prompts or [B, K, C·G, L, D] of hypotheses.
         mask: bool [B, N, all keys], whether a token attends to each key of the blocks.
 
     Returns:
-        [B, K, G, R·N, D].
+        [B, K, C·G, R·N, D].
     """
     scores = [_product(config, "...qd,...ld->...ql", queries, keys) for keys, _ in blocks]
     scores = jnp.concatenate(scores, axis=-1) / math.sqrt(config.head_dim)
@@ -290,7 +333,7 @@ def _attend(
 
 
 def _product(config: LlamaConfig, spec: str, x: Array, block: Array) -> Array:
-    """Computes einsum of x[B, K, G, Q, ·] with the keys or values of a block, in float32.
+    """Computes einsum of x[B, K, C·G, Q, ·] with the keys or values of a block, in float32.
 
     The hypotheses of a prompt are merged into one matrix, so that its block is not repeated.
     """
@@ -303,7 +346,7 @@ def _product(config: LlamaConfig, spec: str, x: Array, block: Array) -> Array:
 
 
 def _update_cache(cache: KeysValues | None, new: KeysValues, slots: Array) -> KeysValues:
-    """Writes new keys and values [B, K, G, N, D] into the cache; returns them if there is none."""
+    """Writes new keys and values [B, K, C·G, N, D] into the cache; returns them if there is none."""
     if cache is None:
         return new
     write = lambda old, x: lax.dynamic_update_slice_in_dim(old, x, slots[0], axis=3)
@@ -311,7 +354,7 @@ def _update_cache(cache: KeysValues | None, new: KeysValues, slots: Array) -> Ke
 
 
 def _rotate(x: Array, rotation: tuple[Array, Array]) -> Array:
-    """Applies RoPE to x[B, K, heads, N, D], with pairs (i, i + D/2) as in transformers."""
+    """Applies RoPE to x[B, K, C, N, heads, D], with pairs (i, i + D/2) as in transformers."""
     cos, sin = rotation
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = [first * cos - second * sin, second * cos + first * sin]
@@ -319,15 +362,17 @@ def _rotate(x: Array, rotation: tuple[Array, Array]) -> Array:
 
 
 def _project(config: LlamaConfig, params: Params, x: Array, num_axes: int = 1) -> Array:
-    """Contracts the last `num_axes` axes of x[..., inputs] with the first ones of the kernel.
+    """Contracts the last `num_axes` axes of x[B, K, C, N, inputs] with the first ones of the kernel.
 
-    It is one product of two matrices; otherwise XLA on CPUs transposes the kernel at every step.
+    It is one product of two matrices for all components, whose adapters add their low-rank products;
+    with more than two axes XLA on CPUs would transpose the kernel at every step.
     """
     kernel = params["kernel"]
     inputs = math.prod(kernel.shape[:num_axes])
+    x = x.reshape(*x.shape[:4], inputs)
     out = einsum("ni,io->no", x.reshape(-1, inputs), kernel.reshape(inputs, -1), config.dtype)
-    shape = *x.shape[: x.ndim - num_axes], *kernel.shape[num_axes:]
-    out = out.reshape(shape)
+    out = out.reshape(*x.shape[:4], -1) + low_rank(params, x, config.dtype)
+    out = out.reshape(*x.shape[:4], *kernel.shape[num_axes:])
     if "bias" in params:
         out = out + params["bias"].astype(out.dtype)
     return out.astype(config.dtype)

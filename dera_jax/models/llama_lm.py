@@ -20,6 +20,8 @@ from dera_jax.models.language_model import (
 from dera_jax.models.llama_config import LlamaConfig
 from dera_jax.partitioning import constrain
 
+PREFILL_CHUNK = 512  # tokens of a long prompt that are prefilled at once
+
 
 @dataclasses.dataclass(frozen=True)
 class Llama:
@@ -27,15 +29,21 @@ class Llama:
 
     Each prompt's last token is fed first, into slot 0, and all tokens before it are prefilled.
     `num_ids` is the size of the vocabulary if the embedding table has more rows, None otherwise.
-    The ids from `num_ids` on are never produced: their logits are `language_model.UNUSED_LOGIT`.
+    The ids from `num_ids` on, and `unused_ids`, are never produced: their logits are
+    `language_model.UNUSED_LOGIT`.
 
-    State.shared = (for each layer the prompts' keys and values [B, G, S, D], prompt tokens before
-    slot 0 [B]); State.cache = for each layer keys and values [B, K, G, L, D].
+    With `components` C > 1 it is several models that share a base and differ in their adapters
+    (`lora.attach`); `extend_components` then returns the logits of each.
+
+    State.shared = (for each layer the prompts' keys and values [B, C·G, S, D], prompt tokens before
+    slot 0 [B]); State.cache = for each layer keys and values [B, K, C·G, L, D].
     """
 
     config: LlamaConfig
     num_ids: int | None = None
     remat: str | None = None
+    components: int = 1
+    unused_ids: tuple[int, ...] = ()
 
     @property
     def block_sizes(self) -> Mapping[str, int]:
@@ -74,51 +82,88 @@ class Llama:
 
     def check(self, prompts: Prompts, num_hypotheses: int) -> None:
         del num_hypotheses
-        check_single(prompts, self.vocab_size)
+        check_single(prompts, self.num_ids or self.vocab_size, self.unused_ids)
 
     def start(self, params: PyTree, prompts: Prompts, num_hypotheses: int, max_len: int) -> State:
-        prompts = shard_prompts(prompts)
-        config, (batch, size) = self.config, prompts.tokens.shape
+        keys_values = self._prefill_chunks(params, shard_prompts(prompts).tokens)
+        rows = len(prompts.tokens), num_hypotheses
+        empty = llama.empty_cache(self.config, rows, self.components, max_len)
+        return self._started(prompts, keys_values, ((empty, empty),) * self.config.num_layers)
+
+    def _started(self, prompts: Prompts, keys_values: PyTree, cache: PyTree) -> State:
+        """Returns the state after the prefill of prompts, whose keys and values are given."""
         before = prompts.lengths - 1
-        # The keys of the last token and of the padding are computed too, but never attended to.
-        none = jnp.zeros(batch, jnp.int32)
-        context = llama.context(config, jnp.arange(size), size, none, 0)
-        tokens = prompts.tokens[:, None]
-        _, keys_values = llama.decode(config, params, tokens, context, remat=self.remat)
         first_token = jnp.take_along_axis(prompts.tokens, before[:, None], axis=1)[:, 0]
-        shape = batch, num_hypotheses, config.num_kv_heads, max_len, config.head_dim
-        empty = constrain(jnp.zeros(shape, config.dtype), *llama.CACHE_AXES)
-        return State(
-            position=jnp.zeros((), jnp.int32),
-            first_token=first_token,
-            shared=(jax.tree.map(lambda x: x[:, 0], keys_values), before),
-            kept=(),
-            cache=((empty, empty),) * config.num_layers,
-        )
+        shared = jax.tree.map(lambda x: x[:, 0], keys_values), before
+        return State(jnp.zeros((), jnp.int32), first_token, shared, kept=(), cache=cache)
+
+    def _prefill(self, params: PyTree, tokens: Array) -> PyTree:
+        """Returns for each layer the keys and values [B, 1, C·G, S, D] of prompts tokens[B, S].
+
+        Those of the last token and of the padding are computed too, but never attended to.
+        """
+        size, none = tokens.shape[1], jnp.zeros(len(tokens), jnp.int32)
+        context = llama.context(self.config, jnp.arange(size), size, none, 0)
+        options = {"remat": self.remat, "components": self.components}
+        return llama.decode(self.config, params, tokens[:, None], context, **options)[1]
+
+    def _prefill_chunks(self, params: PyTree, tokens: Array) -> PyTree:
+        """Computes `_prefill` in chunks of PREFILL_CHUNK tokens, which bounds the memory of scores."""
+        rows, size = tokens.shape
+        if size <= PREFILL_CHUNK:
+            return self._prefill(params, tokens)
+        num_chunks, none = -(-size // PREFILL_CHUNK), jnp.zeros(rows, jnp.int32)
+        room = num_chunks * PREFILL_CHUNK
+        padded = jnp.pad(tokens, ((0, 0), (0, room - size)))
+        empty = llama.empty_cache(self.config, (rows, 1), self.components, room)
+
+        def add(cache: PyTree, chunk: Array) -> tuple[PyTree, None]:
+            slots = chunk * PREFILL_CHUNK + jnp.arange(PREFILL_CHUNK)
+            context = llama.context(self.config, slots, room, none, 0)
+            new = jnp.take(padded, slots, axis=1)[:, None]
+            options = {"cache": cache, "components": self.components}
+            return llama.decode(self.config, params, new, context, **options)[1], None
+
+        cache = ((empty, empty),) * self.config.num_layers
+        cache, _ = jax.lax.scan(add, cache, jnp.arange(num_chunks))
+        return jax.tree.map(lambda x: x[..., :size, :], cache)
 
     def step(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
         return self.extend(params, state, tokens[..., None])
 
     def extend(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
+        logits, state = self.extend_components(params, state, tokens)
+        return Output(logits[0]), state
+
+    def extend_components(self, params: PyTree, state: State, tokens: Array) -> tuple[Array, State]:
+        """Feeds tokens[B, K, N] to all components; see `realign.ComponentModel`."""
         slots = state.position + jnp.arange(tokens.shape[-1])
         hidden, cache = self._decode(params, state, tokens, slots, state.cache)
+        last = jnp.moveaxis(hidden[..., -1, :], 2, 0)
         # Replicated over V, else each operation of token selection would need its own collective.
-        output = Output(constrain(self.logits(params, hidden[:, :, -1]), "batch", None, None))
-        return output, state.replace(cache=cache, position=state.position + tokens.shape[-1])
+        logits = constrain(self.logits(params, last), None, "batch", None, None)
+        return logits, state.replace(cache=cache, position=state.position + tokens.shape[-1])
 
     def teacher_forced(self, params: PyTree, state: State, tokens: Array) -> Output:
-        return Output(self.logits(params, self._forced(params, state, tokens[..., :-1])))
+        return Output(self.forced_components(params, state, tokens)[0])
+
+    def forced_components(self, params: PyTree, state: State, tokens: Array) -> Array:
+        """Returns logits that predict tokens[B, K, T]; see `realign.ComponentModel`."""
+        hidden = self._forced(params, state, tokens[..., :-1])
+        return self.logits(params, jnp.moveaxis(hidden, 2, 0))
 
     def hidden(
         self, params: PyTree, prompts: Prompts, tokens: Array, dropout_key: Array | None = None
     ) -> Array:
         """See `TrainableModel`; there is no dropout, so `dropout_key` has no effect."""
         del dropout_key
-        return self._forced(params, self.start(params, prompts, tokens.shape[1], 0), tokens)
+        keys_values = self._prefill(params, shard_prompts(prompts).tokens)
+        state = self._started(prompts, keys_values, cache=())
+        return self._forced(params, state, tokens)[:, :, 0]
 
     def logits(self, params: PyTree, hidden: Array) -> Array:
         output = Output(llama.logits(self.config, params, hidden))
-        return mask_unused_logits(output, self.num_ids).logits
+        return mask_unused_logits(output, self).logits
 
     def embedding(self, params: PyTree) -> Array:
         return params["token_embedder"]["embedding"]
@@ -129,7 +174,7 @@ class Llama:
         return {**params, "final_norm": norm}
 
     def _forced(self, params: PyTree, state: State, tokens: Array) -> Array:
-        """Returns hidden states [B, K, N + 1, E] of the first token followed by tokens[B, K, N]."""
+        """Returns hidden states [B, K, C, N + 1, E] of the first token followed by tokens[B, K, N]."""
         first = jnp.broadcast_to(state.first_token[:, None, None], (*tokens.shape[:2], 1))
         fed = jnp.concatenate([first, tokens], axis=-1)
         return self._decode(params, state, fed, jnp.arange(fed.shape[-1]), remat=self.remat)[0]
@@ -137,9 +182,11 @@ class Llama:
     def _decode(
         self, params: PyTree, state: State, tokens: Array, slots: Array, cache=None, remat=None
     ):
-        """Returns hidden states [B, K, N, E] of tokens[B, K, N] at slots[N], and the new cache."""
+        """Returns hidden states [B, K, C, N, E] of tokens[B, K, N] at slots[N], and the new cache."""
         prompt, before = state.shared
         num_slots = cache[0][0].shape[3] if cache else len(slots)
         prompt_size = prompt[0][0].shape[2]
         context = llama.context(self.config, slots, num_slots, before, prompt_size)
-        return llama.decode(self.config, params, tokens, context, prompt, cache, remat)
+        return llama.decode(
+            self.config, params, tokens, context, prompt, cache, remat, self.components
+        )

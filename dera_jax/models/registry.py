@@ -35,7 +35,7 @@ class Family:
     Attributes:
         name: its name in the config.json of this package's model folders.
         config: the class of its configurations, with fields vocab_size, emb_dim, dtype and end_ids.
-        model: the class of its models, called with a configuration and `num_ids`.
+        model: the class of its models, called with a configuration, `num_ids` and `unused_ids`.
     """
 
     name: str
@@ -64,10 +64,14 @@ def family_named(name: object) -> Family:
     raise ValueError(f"unknown architecture {name!r}; it must be one of {known}")
 
 
-def model_of(config: object, num_ids: int | None = None) -> FamilyModel:
+def model_of(
+    config: object, num_ids: int | None = None, unused_ids: tuple[int, ...] = ()
+) -> FamilyModel:
     """Returns the model of a configuration that produces the first `num_ids` ids (None: all).
+
+    It does not produce `unused_ids` among them.
 
     Raises:
         ValueError: `config` is not a configuration of a family.
     """
-    return family_of(config).model(config, num_ids=num_ids)
+    return family_of(config).model(config, num_ids=num_ids, unused_ids=unused_ids)

@@ -27,8 +27,8 @@ class T5:
     """A T5 model. Methods without docstrings implement those of `TrainableModel`.
 
     `num_ids` is the size of the vocabulary if the embedding table has more rows (it is padded to a
-    round size), None otherwise. The ids from `num_ids` on are never produced: their logits are
-    `language_model.UNUSED_LOGIT`.
+    round size), None otherwise. The ids from `num_ids` on, and `unused_ids`, are never produced:
+    their logits are `language_model.UNUSED_LOGIT`.
 
     State.shared = (for each layer cross-attention keys and values [B, H, S, D], mask [B, S]);
     State.cache = for each layer self-attention keys and values [B, K, H, L, D].
@@ -37,6 +37,7 @@ class T5:
     config: T5Config
     num_ids: int | None = None
     remat: str | None = None
+    unused_ids: tuple[int, ...] = ()
 
     @property
     def block_sizes(self) -> Mapping[str, int]:
@@ -85,7 +86,7 @@ class T5:
 
     def check(self, prompts: Prompts, num_hypotheses: int) -> None:
         del num_hypotheses
-        check_single(prompts, self.vocab_size)
+        check_single(prompts, self.num_ids or self.vocab_size, self.unused_ids)
 
     def start(self, params: PyTree, prompts: Prompts, num_hypotheses: int, max_len: int) -> State:
         prompts = shard_prompts(prompts)
@@ -130,7 +131,7 @@ class T5:
 
     def logits(self, params: PyTree, hidden: Array) -> Array:
         output = Output(self._apply(params, "logits", hidden))
-        return mask_unused_logits(output, self.num_ids).logits
+        return mask_unused_logits(output, self).logits
 
     def embedding(self, params: PyTree) -> Array:
         return params["token_embedder"]["embedding"]

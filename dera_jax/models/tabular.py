@@ -49,6 +49,7 @@ class TabularLM(ReplicatedTable):
     start_token: int = 0
     end_ids: tuple[int, ...] = (1,)
     num_ids: None = None  # all ids may be produced
+    unused_ids: tuple[int, ...] = ()
     remat: None = None  # no activations are recomputed
 
     def __post_init__(self):

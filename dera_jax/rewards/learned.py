@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from dera_jax import checks
-from dera_jax.models.heads import ValueHead, value_of_sequences
+from dera_jax.models.heads import LAST, ValueHead, value_of_sequences
 from dera_jax.models.language_model import (
     Padded,
     Prompts,
@@ -29,10 +29,16 @@ _PROMPTS_AT_ONCE = 64
 
 @dataclasses.dataclass(frozen=True)
 class RewardModel(Reward):
-    """Scores an output by the mean of a model's scalar head over all prefixes of the output.
+    """Scores an output by a model's scalar head, as the model's `pooling` says.
 
-    `training.preferences` trains the model on comparisons (Bradley and Terry 1952; for language
-    models Stiennon et al. 2020, arXiv 2009.01325). Its prompt is the document.
+    A model that `training.preferences` trained on comparisons (Bradley and Terry 1952; for language
+    models Stiennon et al. 2020, arXiv 2009.01325) takes the mean over all prefixes of the output. Its
+    prompt is the document.
+
+    A model published as ...ForSequenceClassification reads the last token of a whole conversation:
+    the run's prompt, the output's text, and the end of the conversation, as the chat template writes
+    it. Every output is scored as a complete answer: the end token of a finished output is replaced
+    by the template's end of the conversation, and an unfinished output is followed by it too.
 
     Attributes:
         model: the architecture.
@@ -46,17 +52,33 @@ class RewardModel(Reward):
         checks.check_fields(self, folder=checks.optional(checks.PATH))
 
     def forward_tokens(self, inputs: int, rows: int, tokens: int) -> int:
-        """Counts the document once, for the encoder, and each output with its start token."""
+        """Counts the document once, and each output with the token before it.
+
+        The few tokens after the text of an output are not counted, since their number is known only
+        after `load`.
+        """
         return inputs + rows * (tokens + 1)
 
     def load(self, resources: Resources) -> PyTree:
-        return resources.params(self.folder, self.model.random)
+        params, ending = resources.reward_model(self.folder, self.model)
+        if self.model.pooling.kind != LAST:
+            return params
+        return {"model": params, "ending": jnp.asarray(ending, jnp.int32)}
 
     def __call__(
         self, params: PyTree, source: Source, tokens: Array, lengths: Array, finished: Array
     ) -> Array:
-        del finished
-        return value_of_sequences(self.model, params, source.prompts, tokens, lengths)
+        if self.model.pooling.kind != LAST:
+            return value_of_sequences(self.model, params, source.prompts, tokens, lengths)
+        sequences = _followed_by(params["ending"], tokens, lengths - finished)
+        return value_of_sequences(self.model, params["model"], source.prompts, *sequences)
+
+
+def _followed_by(ending: Array, tokens: Array, lengths: Array) -> tuple[Array, Array]:
+    """Returns sequences with the ids of `ending` after each: int32 [B, K, T + len(ending)], lengths."""
+    size = tokens.shape[-1] + len(ending)
+    append = lambda ids, length: _join([(ids, length), (ending, len(ending))], size)
+    return jax.vmap(jax.vmap(append))(tokens, lengths)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from jax import Array
 
 from dera_jax import checks
 from dera_jax.models.finite import check_values
+from dera_jax.models.heads import ValueHead
 from dera_jax.models.language_model import Padded, Prompts, PyTree, check_padded
 
 
@@ -75,6 +76,18 @@ class Resources(Protocol):
         Raises:
             FileNotFoundError: the folder holds no complete model.
             ValueError: the model's vocabulary differs from the run's.
+        """
+
+    def reward_model(self, folder: str | None, model: ValueHead) -> tuple[PyTree, list[int]]:
+        """Returns the parameters of a reward model, and the ids that it reads after an output's text.
+
+        The ids are the end of the conversation that the chat template writes; none for a model that
+        takes the mean over the prefixes of an output, which reads the output's own end token.
+
+        Raises:
+            FileNotFoundError, ValueError: as in `params`.
+            ValueError: the folder's model has another pooling than `model`; or it reads whole
+                conversations, and the run's prompts and outputs are not parts of such ones.
         """
 
 
@@ -192,8 +205,8 @@ class Reward:
 REWARD = checks.instance(
     Reward,
     words="a dera_jax.rewards.protocol.Reward, such as the macro REWARD that one of the files "
-    "entailment, faithfulness, keywords, length_and_faithfulness, overlap, repetition, "
-    "reward_model, soft_length or words (.gin) in gin_configs/rewards sets",
+    "entailment, faithful_words, faithfulness, keywords, length_and_faithfulness, overlap, "
+    "repetition, reward_model, soft_length or words (.gin) in gin_configs/rewards sets",
 )
 
 

@@ -156,6 +156,8 @@ class WordsInRange(Reward):
     Attributes:
         low: minimum number of words.
         high: maximum number of words; None for no maximum.
+        hard: if True, the reward is -1 for an output that is not in range or that the length limit
+            truncated, else 0.
 
     Raises:
         ValueError: 0 <= low <= high does not hold, or neither limit is set.
@@ -163,9 +165,11 @@ class WordsInRange(Reward):
 
     low: int = 0
     high: int | None = None
+    hard: bool = False
 
     def __post_init__(self):
-        checks.check_fields(self, low=checks.integer(0), high=checks.optional(checks.integer(0)))
+        high = checks.optional(checks.integer(0))
+        checks.check_fields(self, low=checks.integer(0), high=high, hard=checks.FLAG)
         if self.high is not None and self.low > self.high:
             raise ValueError(
                 "WordsInRange needs 0 <= low <= high, or None as high; found low "
@@ -211,6 +215,8 @@ class WordsInRange(Reward):
         distance = jnp.maximum(self.low - words, 0)
         if self.high is not None:
             distance += jnp.maximum(words - self.high, 0)
+        if self.hard:
+            return jnp.where(finished & (distance == 0), 0.0, -1.0)
         return (-distance).astype(jnp.float32)
 
 

@@ -40,9 +40,10 @@ from dera_jax.models.language_model import (
     next_token_logits,
     sequence_keys,
 )
+from dera_jax.models.lora import with_base
 from dera_jax.training.optimizers import Optimizer
 from dera_jax.training.ppo import AlignmentObjective
-from dera_jax.training.train_state import Batch, Step, TrainState, descend
+from dera_jax.training.train_state import Batch, Frozen, Step, TrainState, descend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Rollout:
 def roll_out(
     setup: DistillationSetup,
     policy: PyTree,
-    reference: PyTree,
+    frozen: Frozen,
     batch: Batch,
     number: Array,
     key: Array,
@@ -104,7 +105,7 @@ def roll_out(
     Args:
         setup: configuration of the rollouts.
         policy: parameters of the policy; those of the reference while the critic is trained.
-        reference: parameters of the reference policy.
+        frozen: "reference", the parameters of the reference policy, and "base", see `train_state`.
         batch: the columns `inputs` and `example_id`.
         number: int32 [], index of the rollout: samples depend on (key, example id, number).
         key: PRNG key of the run.
@@ -112,7 +113,8 @@ def roll_out(
     numbers = number * setup.rollouts + jnp.arange(setup.rollouts)
     keys = sequence_keys(key, batch["example_id"], numbers)
     sampling = Sampling(setup.objective.max_length)
-    pair, params = Realigned(setup.model, (setup.model,)), (reference, policy)
+    pair = Realigned(setup.model, (setup.model,))
+    params = with_base((frozen["reference"], policy), frozen.get("base"))
     prompts = batch["inputs"].replace(lam=np.ones((len(batch["example_id"]), 1), np.float32))
     return sample(pair, params, prompts, keys, sampling)
 
@@ -120,7 +122,7 @@ def roll_out(
 def make_step(loss: "CriticLoss | PolicyLoss", optimizer: Optimizer, microbatches: int = 1) -> Step:
     """Returns the step of distillation, which makes one update on a `Rollout`."""
 
-    def step(state: TrainState, frozen: PyTree, rollout: Rollout, key: Array):
+    def step(state: TrainState, frozen: Frozen, rollout: Rollout, key: Array):
         state, metrics = descend(loss, optimizer, microbatches, state, frozen, rollout, key)
         return state.replace(step=state.step + 1), metrics
 
@@ -159,7 +161,7 @@ class CriticLoss:
         return jnp.maximum(jnp.sum(batch.mask), 1e-9)
 
     def __call__(
-        self, params: PyTree, frozen: PyTree, batch: Rollout, key: Array
+        self, params: PyTree, frozen: Frozen, batch: Rollout, key: Array
     ) -> tuple[Array, dict[str, Array]]:
         """Computes the loss; `params` are the critic's, `frozen` is not used."""
         del frozen, key
@@ -189,7 +191,7 @@ class PolicyLoss:
         return jnp.maximum(jnp.sum(batch.mask), 1e-9)
 
     def __call__(
-        self, params: PyTree, frozen: PyTree, batch: Rollout, key: Array
+        self, params: PyTree, frozen: Frozen, batch: Rollout, key: Array
     ) -> tuple[Array, dict[str, Array]]:
         """Computes the loss; `params` are the policy's, `frozen` has `reference` and `critic`."""
         del key

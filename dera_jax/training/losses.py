@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from dera_jax.models.language_model import Prompts, PyTree, TrainableModel, log_prob_of
@@ -20,6 +21,7 @@ def cross_entropy(
     label_smoothing: float,
     z_loss: float,
     num_ids: int | None = None,
+    unused_ids: tuple[int, ...] = (),
 ) -> Array:
     """Returns the cross-entropy of each token in nats, as T5X defines it.
 
@@ -35,6 +37,7 @@ def cross_entropy(
         num_ids: number of the V ids that may be produced, which are the first ones; targets are
             smoothed over these. None for all V. The other ids have the logit
             `language_model.UNUSED_LOGIT`.
+        unused_ids: ids among the first that may not be produced either.
 
     Returns:
         float32 [...], unweighted.
@@ -45,6 +48,8 @@ def cross_entropy(
     loss = -at_target
     if label_smoothing:
         used = logits[..., :num_ids]
+        if unused_ids:
+            used = jnp.delete(used, np.array(unused_ids), axis=-1)
         confidence, other = 1.0 - label_smoothing, label_smoothing / (used.shape[-1] - 1)
         everywhere = jnp.sum(used, axis=-1) - used.shape[-1] * log_z
         loss = -(confidence - other) * at_target - other * everywhere

@@ -30,12 +30,21 @@ from dera_jax.models.language_model import (
     log_prob_of,
     sequence_keys,
 )
+from dera_jax.models.lora import with_base
 from dera_jax.rewards.protocol import REWARD, Reward, Source, check_limit
 from dera_jax.rewards.scoring import score
 from dera_jax.training import policy_gradient as pg
 from dera_jax.training.losses import per_token
 from dera_jax.training.optimizers import Optimizer, combined
-from dera_jax.training.train_state import Batch, Memory, Step, TrainState, descend, new_state
+from dera_jax.training.train_state import (
+    Batch,
+    Frozen,
+    Memory,
+    Step,
+    TrainState,
+    descend,
+    new_state,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +189,7 @@ def initial_state(optimizers: Optimizers, policy: PyTree, value: PyTree) -> Trai
 def make_step(setup: PPOSetup) -> Step:
     """Returns the PPO step for a compiled reward: one rollout and its epochs of updates.
 
-    The frozen parameters are {"reference": …, "reward": …}. The batch has the columns `inputs`,
+    The frozen parameters are {"base": …, "reference": …, "reward": …}. The batch has the columns `inputs`,
     `example_id` and those that the reward reads (`rewards.protocol.Source`). Samples depend on
     (key, example id, step), minibatches on (key, step). Metrics are scalars; except for those of
     the loss, they describe the rollout before its updates.
@@ -189,11 +198,11 @@ def make_step(setup: PPOSetup) -> Step:
         ValueError: when the step is traced, `Updates.minibatches` does not divide B.
     """
 
-    def step(state: TrainState, frozen: PyTree, batch: Batch, key: Array):
+    def step(state: TrainState, frozen: Frozen, batch: Batch, key: Array):
         samples = roll_out(setup, state, frozen, batch, key)
         outputs = samples.tokens, samples.lengths, samples.finished
         rewards = score(setup.objective.reward, frozen["reward"], source_of(batch), *outputs)
-        return update_on_rollout(setup, state, (batch["inputs"], samples, rewards), key)
+        return update_on_rollout(setup, state, frozen, (batch["inputs"], samples, rewards), key)
 
     return step
 
@@ -206,15 +215,11 @@ def make_split_step(setup: PPOSetup) -> tuple[Callable, Step]:
         samples, rewards with their parts).
     """
 
-    def improve(state: TrainState, frozen: None, rollout: tuple, key: Array):
-        del frozen
-        return update_on_rollout(setup, state, rollout, key)
-
-    return functools.partial(roll_out, setup), improve
+    return functools.partial(roll_out, setup), functools.partial(update_on_rollout, setup)
 
 
 def roll_out(
-    setup: PPOSetup, state: TrainState, frozen: PyTree, batch: Batch, key: Array
+    setup: PPOSetup, state: TrainState, frozen: Frozen, batch: Batch, key: Array
 ) -> Samples:
     """Samples K hypotheses of the policy for each of batch["inputs"], with the keys of this step.
 
@@ -225,7 +230,7 @@ def roll_out(
     updates.check_batch(len(prompts.tokens))
     numbers = state.step * updates.rollouts + jnp.arange(updates.rollouts)
     keys = sequence_keys(key, batch["example_id"], numbers)
-    params = frozen["reference"], state.params["policy"]
+    params = with_base((frozen["reference"], state.params["policy"]), frozen.get("base"))
     prompts = prompts.replace(lam=np.ones((len(prompts.tokens), 1), np.float32))
     sampling = Sampling(setup.objective.max_length)
     return sample(Realigned(model, (model,)), params, prompts, keys, sampling)
@@ -238,14 +243,20 @@ def source_of(batch: Batch) -> Source:
 
 
 def update_on_rollout(
-    setup: PPOSetup, state: TrainState, rollout: tuple[Prompts, Samples, tuple], key: Array
+    setup: PPOSetup,
+    state: TrainState,
+    frozen: Frozen,
+    rollout: tuple[Prompts, Samples, tuple],
+    key: Array,
 ) -> tuple[TrainState, dict[str, Array]]:
     """Makes the epochs of updates on a rollout and returns the new state and scalar metrics.
 
-    `rollout` holds prompts, samples, and the pair of rewards[B, K] and their named parts [B, K].
+    `rollout` holds prompts, samples, and the pair of rewards[B, K] and their named parts [B, K]. Of the
+    frozen parameters only "base" is read.
     """
-    prompts, samples, rewards = rollout
-    experience = experience_of(setup, state, prompts, samples, rewards[0])
+    (prompts, samples, rewards), frozen = rollout, {"base": frozen.get("base")}
+    value = with_base(state.params["value"], frozen.get("base"))
+    experience = experience_of(setup, value, prompts, samples, rewards[0])
     metrics = rollout_metrics(setup.objective.reward, samples, *rewards)
     key = jax.random.fold_in(key, state.step)
     order = minibatch_order(key, len(prompts.tokens), setup.updates)
@@ -253,7 +264,7 @@ def update_on_rollout(
 
     def update(state: TrainState, indices: Array):
         minibatch = jax.tree.map(lambda x: x[indices], experience)
-        return descend(setup.loss, optimizer, microbatches, state, None, minibatch, key)
+        return descend(setup.loss, optimizer, microbatches, state, frozen, minibatch, key)
 
     state, losses = jax.lax.scan(update, state, order)
     losses = jax.tree.map(jnp.mean, losses)
@@ -261,13 +272,16 @@ def update_on_rollout(
 
 
 def experience_of(
-    setup: PPOSetup, state: TrainState, prompts: Prompts, samples: Samples, reward: Array
+    setup: PPOSetup, value: PyTree, prompts: Prompts, samples: Samples, reward: Array
 ) -> Experience:
-    """Computes advantages, value targets and weights of a rollout with reward[B, K]."""
+    """Computes advantages, value targets and weights of a rollout with reward[B, K].
+
+    `value` are the parameters of the value network.
+    """
     actors, objective, updates = setup.actors, setup.objective, setup.updates
     mask = length_mask(samples.lengths, objective.max_length)
     prefixes = samples.tokens[..., :-1]  # the value of token t is that of the prefix before it
-    values = actors.value.values(state.params["value"], prompts, prefixes) * mask
+    values = actors.value.values(value, prompts, prefixes) * mask
 
     def advantages_of(reward: Array, log_ratio: Array, length: Array, values: Array) -> Array:
         rewards = pg.token_rewards(reward, log_ratio, length, objective.beta)
@@ -334,7 +348,7 @@ class PPOLoss:
         return jnp.float32(math.prod(batch.tokens.shape[:2]))
 
     def __call__(
-        self, params: PyTree, frozen: None, batch: Experience, key: Array
+        self, params: PyTree, frozen: Frozen, batch: Experience, key: Array
     ) -> tuple[Array, dict[str, Array]]:
         """Computes the loss, see `train_state.LossFunction`; dropout is not used."""
         del frozen, key

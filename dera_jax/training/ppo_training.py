@@ -15,9 +15,8 @@ import numpy as np
 from jax import Array
 
 from dera_jax import checks
-from dera_jax.checkpoints.loading import MODEL as A_MODEL
-from dera_jax.checkpoints.loading import LoadedModel, ensure_loaded
-from dera_jax.checkpoints.model_folder import save_model
+from dera_jax.checkpoints.loaded import MODEL as A_MODEL
+from dera_jax.checkpoints.loaded import LoadedModel, ensure_loaded
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.resources import DryRunResources, RunResources
 from dera_jax.data.examples import unweighted
@@ -115,7 +114,7 @@ class PPOTraining:
         batch, key = _batch_shapes(documents, task.inputs, task.targets), jax.random.key(0)
         tokens = documents * updates.rollouts * self.objective.max_length
         networks = {"reference": params, "policy": params, "value network": state.params["value"]}
-        frozen = {"reference": params}
+        frozen = {"base": None, "reference": params}
         if self.objective.reward.on_host:
             roll_out, update = ppo.make_split_step(setup)
             samples = jax.eval_shape(roll_out, state, frozen, batch, key)
@@ -124,7 +123,7 @@ class PPOTraining:
             update = partition(update, state, mesh_in_use())
             calls = {
                 "PPO rollout": (jax.jit(roll_out), state, frozen, batch, key),
-                "PPO updates": (update, state, None, rollout, key),
+                "PPO updates": (update, state, frozen, rollout, key),
             }
             return [program_cost(name, networks, tokens, *call) for name, call in calls.items()]
         reward = shapes(self.objective.reward.load(DryRunResources(reference.model.vocab_size)))
@@ -176,13 +175,14 @@ def align(alignment: PPOTraining, folder: Path) -> dict[str, float]:
             f"{start.model}, expected {reference.model}."
         )
     model, value = reference.model, ValueHead(reference.model)
-    policy = shard_params(model, start.params)
+    policy = shard_params(model, start.trainable)
     state = ppo.initial_state(alignment.optimizers, policy, shard_params(value, value.init(policy)))
     reward = alignment.objective.reward
     scorer, key = scorer_of(reward, reference), jax.random.key(alignment.seed, impl=THREEFRY)
     ppo_step = _step(alignment.setup(ppo.Actors(model, value)), scorer, state)
-    check_params(reference.params, "the reference")
-    frozen = {"reference": shard_params(model, reference.params), "reward": scorer.params}
+    check_params(reference.trainable, "the reference")
+    fixed = shard_params(model, reference.trainable)
+    frozen = reference.frozen | {"reference": fixed, "reward": scorer.params}
     state = loop.run(
         alignment.steps,
         alignment.saving,
@@ -197,8 +197,7 @@ def align(alignment: PPOTraining, folder: Path) -> dict[str, float]:
     step = int(state.step)
     scores = final_metrics(folder, step)
     card = {"step": step, "training": scores} | _recipe(alignment, reference, start)
-    config, vocabulary = reference.model.config, reference.vocabulary
-    save_model(folder / MODEL, config, vocabulary, state.params["policy"], card)
+    reference.save(folder / MODEL, state.params["policy"], card)
     return scores
 
 
@@ -209,7 +208,7 @@ def with_data_vocabulary(reference: LoadedModel, task: TrainingData) -> LoadedMo
 
 def scorer_of(reward: Reward, reference: LoadedModel) -> RewardScorer:
     """Loads a reward's parameters and returns its scorer for ids of the reference's vocabulary."""
-    params = reward.load(RunResources(reference.vocabulary))
+    params = reward.load(RunResources(reference.vocabulary, reference.chat_template))
     return RewardScorer(reward, params, reference.decode)
 
 
@@ -226,7 +225,7 @@ def _step(setup: ppo.PPOSetup, scorer: RewardScorer, state: TrainState) -> Step:
         samples = roll_out(state, frozen, batch, key)
         outputs = samples.tokens, samples.lengths, samples.finished
         rewards = scorer(ppo.source_of(batch), documents, *outputs)
-        return update(state, None, (batch["inputs"], samples, rewards), key)
+        return update(state, frozen, (batch["inputs"], samples, rewards), key)
 
     return step
 

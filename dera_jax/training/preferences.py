@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from dera_jax import checks
-from dera_jax.checkpoints.loading import load_params
-from dera_jax.checkpoints.model_folder import restore_replaced, save_model
+from dera_jax.checkpoints.loading import load_trained
+from dera_jax.checkpoints.model_folder import restore_replaced
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.data.examples import Examples, select_columns, spread_batches
 from dera_jax.files import json_files
@@ -21,6 +21,7 @@ from dera_jax.metrics import reliability
 from dera_jax.models.finite import check_values
 from dera_jax.models.heads import ValueHead
 from dera_jax.models.language_model import PyTree
+from dera_jax.models.lora import with_base
 from dera_jax.partitioning import mesh_in_use, partition, shard_params, to_host, write_once
 from dera_jax.training import loop, supervised
 from dera_jax.training.dry_run import (
@@ -148,7 +149,8 @@ class PreferenceTraining:
         tokens = task.batch_size * (task.inputs + 2 * task.targets)
         name = f"step on pairs of {task.name} ({type(scorer).__name__})"
         step = partition(self.step(scorer), state, mesh_in_use())
-        arguments = state, fixed, batch, jax.random.key(0)
+        frozen = {"base": None, "reference": fixed}
+        arguments = state, frozen, batch, jax.random.key(0)
         return [program_cost(name, {"trained": params}, tokens, step, *arguments)]
 
     def step(self, scorer: Scorer) -> Step:
@@ -179,18 +181,24 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
     data = task.encoded_by(origin.tokenizer)
     held_out = data.read("validation").at(slice(settings.examples))
     test = data.read("test")  # before training, so that a missing split is an error now
-    params = shard_params(origin.model, origin.params)
-    fixed, initial = scorer.fixed(params), shard_params(scorer.network, scorer.init(params))
+    params = shard_params(origin.model, origin.trainable)
+    initial = shard_params(scorer.network, scorer.init(params))
+    frozen = origin.frozen | {"reference": scorer.fixed(params)}
+    full = lambda params: with_base(params, frozen["base"])
     state = new_state(initial, training.optimizer)
     step = partition(training.step(scorer), state, mesh_in_use())
     key = jax.random.key(training.seed)
     margins_of = functools.partial(
-        margins, scorer.with_memory(training.memory), fixed=fixed, batch_size=task.batch_size
+        margins,
+        scorer.with_memory(training.memory),
+        fixed=full(frozen["reference"]),
+        batch_size=task.batch_size,
     )
 
     def save_best(state: TrainState, scores: Mapping[str, float]) -> None:
         card = _card(training, int(state.step), scores, origin.card, data.left_out())
-        save_model(folder / BEST, origin.model.config, origin.vocabulary, state.params, card)
+        head = {"pooling": scorer.model.pooling} if isinstance(scorer, ScalarHead) else {}
+        origin.save(folder / BEST, state.params, card, **head)
 
     restore_replaced(folder / BEST)
     tracked = loop.run(
@@ -199,16 +207,18 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
         folder,
         state,
         batches=lambda step: select_columns(data.batches(training.seed, step), *_READ),
-        update=lambda state, batch: step(state, fixed, batch, key),
+        update=lambda state, batch: step(state, frozen, batch, key),
         validating=loop.ValidationLoop(
             settings.period,
             settings.patience,
-            scores=lambda params, _: reliability.loss_and_accuracy(margins_of(params, held_out)),
+            scores=lambda params, _: reliability.loss_and_accuracy(
+                margins_of(full(params), held_out)
+            ),
             keep=save_best,
         ),
     )
     init = lambda key: scorer.init(origin.model.init(key))
-    best = load_params(folder / BEST, init, origin.vocabulary, task.name)
+    best = full(load_trained(folder / BEST, origin, init, task.name))
     report = reliability.summary(margins_of(best, test), test.notes)
     write_once(lambda: json_files.write(folder / "test.json", report))
     write_once(lambda: reliability.plot(report, folder / "calibration.png"))

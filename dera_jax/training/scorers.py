@@ -5,7 +5,7 @@ The loss gives the chosen of a document's two completions the higher score s (Br
 
     loss = −log σ(s(chosen) − s(rejected))
 
-The score of a reward model is the output of a scalar head, averaged over prefixes
+The score of a reward model is the output of a scalar head, by default averaged over prefixes
 (`heads.value_of_sequences`; Stiennon et al. 2020, arXiv 2009.01325, use the last state only). The
 score of direct preference optimization (DPO) is, up to a constant of the document, the reward for
 which the policy is the KL-regularized optimum (Rafailov et al. 2023, arXiv 2305.18290):
@@ -35,7 +35,7 @@ from dera_jax.models.language_model import (
 )
 from dera_jax.partitioning import Network
 from dera_jax.training.losses import bradley_terry, log_probs
-from dera_jax.training.train_state import Batch, Memory
+from dera_jax.training.train_state import Batch, Frozen, Memory
 
 
 class Scorer(Protocol):
@@ -74,7 +74,7 @@ class ScalarHead:
 
     def with_memory(self, memory: Memory) -> "ScalarHead":
         """Returns the scorer with the rematerialization policy of `memory`."""
-        return ScalarHead(ValueHead(memory.of(self.model.trunk)))
+        return ScalarHead(dataclasses.replace(self.model, trunk=memory.of(self.model.trunk)))
 
     def init(self, params: PyTree) -> PyTree:
         """Returns the parameters with a head that is 0 everywhere."""
@@ -160,12 +160,12 @@ class Comparison:
         return jnp.maximum(jnp.sum(batch["weight"]), 1e-9)
 
     def __call__(
-        self, params: PyTree, frozen: PyTree, batch: Batch, key: Array
+        self, params: PyTree, frozen: Frozen, batch: Batch, key: Array
     ) -> tuple[Array, dict[str, Array]]:
         """Computes the loss, see `train_state.LossFunction`."""
         del key  # no dropout
         pairs = batch["inputs"], batch["targets"], batch["rejected"]
-        margin = margin_of(self.scorer, params, frozen, *pairs)
+        margin = margin_of(self.scorer, params, frozen["reference"], *pairs)
         tied = jnp.abs(margin) < reliability.TIE
         correct = jnp.where(tied, 0.5, margin > 0)
         total = lambda x: jnp.sum(x * batch["weight"])

@@ -1,6 +1,7 @@
 """Trains a language model on pairs of input and target, for pre-training and for fine-tuning."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -9,14 +10,16 @@ import jax
 from jax import Array
 
 from dera_jax import checks
-from dera_jax.checkpoints.loading import LoadedModel, load, read_config
-from dera_jax.checkpoints.model_folder import restore_replaced, save_model
+from dera_jax.checkpoints.loaded import LoadedModel
+from dera_jax.checkpoints.loading import load, read_config
+from dera_jax.checkpoints.model_folder import restore_replaced
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.recognise import open_checkpoint
 from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.data.examples import Batch, Examples, select_columns
 from dera_jax.models.language_model import PyTree, TrainableModel
+from dera_jax.models.lora import LoraConfig, with_base
 from dera_jax.models.registry import CONFIG, model_of
 from dera_jax.partitioning import mesh_in_use, partition, shard_params
 from dera_jax.training import loop
@@ -89,11 +92,13 @@ class InitialModel:
         read: loads or initialises the parameters, with a card that says where they are from; not
             called before training begins.
         vocabulary: the model's vocabulary, if it is known before the parameters are loaded.
+        chat_template: source of the model's chat template, if it is known then and there is one.
     """
 
     model: TrainableModel
     read: Callable[[], LoadedModel]
     vocabulary: Vocabulary | None = None
+    chat_template: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +167,14 @@ class Training:
         step = partition(self.step(model), state, mesh_in_use())
         return [
             program_cost(
-                name, {"model": params}, tokens, step, state, None, batch, jax.random.key(0)
+                name,
+                {"model": params},
+                tokens,
+                step,
+                state,
+                {"base": None},
+                batch,
+                jax.random.key(0),
             )
         ]
 
@@ -206,11 +218,21 @@ def new_model(
     return InitialModel(model, initialise, vocabulary)
 
 
-def finished_model(folder: str, dropout_rate: float) -> InitialModel:
-    """Returns a trained model from its folder, to be trained further with this dropout rate.
+def finished_model(
+    folder: str, dropout_rate: float, lora: LoraConfig | None = None
+) -> InitialModel:
+    """Returns a trained model from its folder, to be trained further.
+
+    Of a folder with a LoRA adapter, the adapter is trained further and its base stays frozen.
+
+    Args:
+        folder: path or name of the model, see `loading.load`.
+        dropout_rate: the dropout rate of the training; LoRA factors have no dropout of their own.
+        lora: configuration of a new adapter to train in place of the model's own parameters.
 
     Raises:
-        ValueError: `dropout_rate` is not in [0, 1), or is above 0 for a model without dropout.
+        ValueError: `dropout_rate` is not in [0, 1), or is above 0 for a model without dropout; or
+            `lora` is given for a folder with an adapter.
     """
     rate = checks.number(least=0, below=1)
     dropout_rate = checks.check("finished_model.dropout_rate", dropout_rate, rate)
@@ -223,7 +245,8 @@ def finished_model(folder: str, dropout_rate: float) -> InitialModel:
             f"finished_model.dropout_rate must be 0 for {folder}, since {type(config).__name__} "
             f"has no dropout; found {dropout_rate}. Set DROPOUT_RATE = 0."
         )
-    return InitialModel(model_of(config), lambda: load(folder), checkpoint.vocabulary)
+    read = functools.partial(load, folder, lora=lora)
+    return InitialModel(model_of(config), read, checkpoint.vocabulary, checkpoint.chat_template)
 
 
 def finished_model_of(config: object, folder: str | None) -> InitialModel:
@@ -299,9 +322,10 @@ def train(training: Training, folder: Path) -> dict[str, float]:
         training.validation,
         training.memory.chunk,
     )
-    state = new_state(shard_params(origin.model, origin.params), training.optimizer)
+    state = new_state(shard_params(origin.model, origin.trainable), training.optimizer)
     step = partition(training.step(origin.model), state, mesh_in_use())
-    key, settings = jax.random.key(training.seed), training.validation
+    key, settings, frozen = jax.random.key(training.seed), training.validation, origin.frozen
+    full = lambda params: with_base(params, frozen["base"])
     restore_replaced(folder / BEST)
     tracked = loop.run(
         training.steps,
@@ -311,11 +335,13 @@ def train(training: Training, folder: Path) -> dict[str, float]:
         batches=lambda step: select_columns(
             data.batches(training.seed, step), "inputs", "targets", "weight"
         ),
-        update=lambda state, batch: step(state, None, batch, key),
+        update=lambda state, batch: step(state, frozen, batch, key),
         validating=loop.ValidationLoop(
             settings.period,
             settings.patience,
-            scores=lambda params, at: validator(params, folder / f"samples/step_{at:06d}.txt"),
+            scores=lambda params, at: validator(
+                full(params), folder / f"samples/step_{at:06d}.txt"
+            ),
             keep=lambda state, scores: _save_best(state, scores, training, origin, folder),
         ),
     )
@@ -337,4 +363,4 @@ def _save_best(
         "validation": scores,
         "from": origin.card,
     }
-    save_model(folder / BEST, origin.model.config, origin.vocabulary, state.params, card)
+    origin.save(folder / BEST, state.params, card)

@@ -1,9 +1,10 @@
 """Defines the train state and the gradient step that all trainers share.
 
 A step is a pure function step(state, frozen, batch, key) -> (state, metrics), which
-`partitioning.partition` compiles. Parameters that a step only reads, such as those of a reference
-policy or a reward model, are frozen: they are sharded by the same rules as the trained ones, but
-are never donated and never saved in a checkpoint.
+`partitioning.partition` compiles. Parameters that a step only reads are frozen: they are sharded by
+the same rules as the trained ones, but are never donated and never saved in a checkpoint. They are a
+dict by role, such as "reference" or "reward"; "base" are the parameters to which trained and frozen
+LoRA adapters belong (`lora.with_base`), None without adapters.
 
 A batch is a dict of arrays with B examples along the first axis: sequences with their lengths,
 `example_id`, and the `weight` of each example in the loss.
@@ -21,12 +22,14 @@ from jax import Array
 
 from dera_jax import checks
 from dera_jax.models.language_model import PyTree, TrainableModel
+from dera_jax.models.lora import with_base
 from dera_jax.partitioning import constrain, optimizer_shardings
 from dera_jax.training.optimizers import Optimizer
 
 Batch = Mapping[str, PyTree]
-Step = Callable[["TrainState", PyTree, Batch, Array], tuple["TrainState", dict[str, Array]]]
-_SEQUENCES = ("inputs", "targets", "rejected")
+Frozen = Mapping[str, PyTree]
+Step = Callable[["TrainState", Frozen, Batch, Array], tuple["TrainState", dict[str, Array]]]
+_SEQUENCES = ("inputs", "targets", "rejected", "samples")
 _POLICIES = (
     "nothing_saveable",
     "dots_with_no_batch_dims_saveable",
@@ -41,7 +44,8 @@ class TrainState:
 
     Attributes:
         step: int32 [], number of steps so far.
-        params: trained parameters, float32: those of one network, or of several networks by name.
+        params: trained parameters, float32: those of one network, or of several networks by name;
+            for a network with a frozen base its `lora.Adapter`.
         opt_state: state of the optax optimizer.
     """
 
@@ -104,9 +108,12 @@ class LossFunction(Protocol):
         """Returns the divisor of the sums, float32 [], such as the number of target tokens."""
 
     def __call__(
-        self, params: PyTree, frozen: PyTree, batch: Batch, key: Array
+        self, params: PyTree, frozen: Frozen, batch: Batch, key: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """Returns the sum of the losses of a (micro)batch, and sums of further metrics by name."""
+        """Returns the sum of the losses of a (micro)batch, and sums of further metrics by name.
+
+        Adapters among the parameters are already attached to their base.
+        """
 
 
 def new_state(params: PyTree, optimizer: Optimizer) -> TrainState:
@@ -123,7 +130,7 @@ def descend(
     optimizer: Optimizer,
     microbatches: int,
     state: TrainState,
-    frozen: PyTree,
+    frozen: Frozen,
     batch: Batch,
     key: Array,
 ) -> tuple[TrainState, dict[str, Array]]:
@@ -147,7 +154,7 @@ def make_step(objective: LossFunction, optimizer: Optimizer, microbatches: int =
     batch without padding.
     """
 
-    def step(state: TrainState, frozen: PyTree, batch: Batch, key: Array):
+    def step(state: TrainState, frozen: Frozen, batch: Batch, key: Array):
         key = jax.random.fold_in(key, state.step)
         updated, metrics = descend(objective, optimizer, microbatches, state, frozen, batch, key)
         rate = jnp.asarray(optimizer.learning_rate(state.step), jnp.float32)
@@ -162,15 +169,16 @@ def _gradients(
     objective: LossFunction,
     microbatches: int,
     params: PyTree,
-    frozen: PyTree,
+    frozen: Frozen,
     batch: Batch,
     key: Array,
 ) -> tuple[dict[str, Array], PyTree]:
     """Returns means over the batch, `loss` among them, and the gradient of the loss."""
-    total = objective.weight(batch)
+    total, base = objective.weight(batch), frozen.get("base")
 
     def normalized(params: PyTree, microbatch: Batch, key: Array):
-        loss, metrics = objective(params, frozen, microbatch, key)
+        params, fixed = with_base(params, base), with_base(dict(frozen), base)
+        loss, metrics = objective(params, fixed, microbatch, key)
         return loss / total, jax.tree.map(lambda x: x / total, metrics)
 
     def differentiate(microbatch: Batch, key: Array):

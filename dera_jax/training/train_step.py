@@ -11,7 +11,7 @@ from jax import Array
 from dera_jax import checks
 from dera_jax.models.language_model import PyTree, TrainableModel, check_padded
 from dera_jax.training.losses import cross_entropy, per_token
-from dera_jax.training.train_state import Batch
+from dera_jax.training.train_state import Batch, Frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class CrossEntropy:
         return jnp.maximum(jnp.sum(_weights(batch)), 1e-9)
 
     def __call__(
-        self, params: PyTree, frozen: PyTree, batch: Batch, key: Array
+        self, params: PyTree, frozen: Frozen, batch: Batch, key: Array
     ) -> tuple[Array, dict[str, Array]]:
         """Computes the loss, see `train_state.LossFunction`.
 
@@ -60,7 +60,7 @@ class CrossEntropy:
         batch_size, _ = check_padded("prompts", inputs, B=None, S=None)
         check_padded("targets", targets, B=batch_size, T=None)
         hidden = model.hidden(params, inputs, targets.tokens[:, None, :-1], key)
-        options = self.loss.label_smoothing, self.loss.z_loss, model.num_ids
+        options = self.loss.label_smoothing, self.loss.z_loss, model.num_ids, model.unused_ids
         measure = lambda logits, tokens: cross_entropy(logits, tokens, *options)
         losses = per_token(model, params, hidden, targets.tokens[:, None], measure, self.chunk)
         return jnp.sum(losses[:, 0] * _weights(batch)), {}

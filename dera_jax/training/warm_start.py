@@ -12,9 +12,8 @@ from pathlib import Path
 import jax
 
 from dera_jax import checks
-from dera_jax.checkpoints.loading import MODEL as A_MODEL
-from dera_jax.checkpoints.loading import LoadedModel, ensure_loaded
-from dera_jax.checkpoints.model_folder import save_model
+from dera_jax.checkpoints.loaded import MODEL as A_MODEL
+from dera_jax.checkpoints.loaded import LoadedModel, ensure_loaded
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.data.examples import unweighted
 from dera_jax.models.heads import CriticHead
@@ -113,10 +112,12 @@ def warm_start(run: WarmStart, folder: Path) -> dict[str, float]:
     reference = with_data_vocabulary(ensure_loaded(run.reference), task)
     train = functools.partial(_train, run, reference, scorer_of(objective.reward, reference))
     model = run.memory.of(reference.model)
-    critic, params = CriticHead(model, objective.max_length), shard_params(model, reference.params)
+    critic = CriticHead(model, objective.max_length)
+    params = shard_params(model, reference.trainable)
 
     initial = new_state(shard_params(critic, critic.init(params)), run.optimizers.value)
-    loss, frozen = distillation.CriticLoss(critic, objective), {"reference": params}
+    loss, frozen = distillation.CriticLoss(critic, objective), reference.frozen
+    frozen |= {"reference": params}
     trained = train(loss, initial, frozen, folder / CRITIC)
     trained = trained.replace(opt_state=None)  # frees its memory
 
@@ -136,8 +137,7 @@ def warm_start(run: WarmStart, folder: Path) -> dict[str, float]:
         "critic_steps": run.critic_steps,
         "seed": run.seed,
     }
-    config, vocabulary = reference.model.config, reference.vocabulary
-    save_model(folder / MODEL, config, vocabulary, state.params, card)
+    reference.save(folder / MODEL, state.params, card)
     return scores
 
 
@@ -164,7 +164,7 @@ def _train(
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
         policy = frozen["reference"] if trains_critic else state.params
         prompts = {name: batch[name] for name in ("inputs", "example_id")}
-        samples = roll_out(policy, frozen["reference"], prompts, state.step, key)
+        samples = roll_out(policy, frozen, prompts, state.step, key)
         outputs = samples.tokens, samples.lengths, samples.finished
         rewards, _ = scorer(source_of(batch), batch.get("documents"), *outputs)
         rollout = distillation.Rollout(batch["inputs"], *outputs[:2], rewards)

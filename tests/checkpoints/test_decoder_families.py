@@ -134,7 +134,7 @@ def test_the_wavelengths_of_llama_3():
     config = LlamaConfig(64, 8, 1, 1, 1, 64, 8, rope_base=500_000.0, rope_scaling=scaling)
     plain = 500_000.0 ** -(np.arange(0, 64, 2) / 64)
     context = llama.context(config, jnp.arange(2), 2, jnp.zeros(1, jnp.int32), 0)
-    found = np.arctan2(context.rotation[1][0, 0, 0, 1], context.rotation[0][0, 0, 0, 1])
+    found = np.arctan2(context.rotation[1][0, 0, 0, 1, 0], context.rotation[0][0, 0, 0, 1, 0])
     ratio = plain / found
     np.testing.assert_allclose(ratio[:15], 1, rtol=1e-4)
     assert (ratio[15:18] > 1.01).all() and (ratio[15:18] < 31.9).all()

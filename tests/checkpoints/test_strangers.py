@@ -229,7 +229,7 @@ def test_the_user_s_own_path_may_go_up(ours, monkeypatch):
     with pytest.raises(FileNotFoundError, match=f"no model folder {ours.parent}/nowhere"):
         load("ours/../nowhere")
     for path, message in (
-        ("", "load.reference must be a path"),
+        ("", "load.model must be a path"),
         ("/", "no folder of a checkpoint"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -316,6 +316,7 @@ class Scripted:
     start_token: int = 0
     end_ids: tuple[int, ...] = (1,)
     num_ids: None = None
+    unused_ids: tuple[int, ...] = ()
 
     def check(self, prompts, num_hypotheses):
         assert prompts.lam is None and num_hypotheses > 0

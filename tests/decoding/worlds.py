@@ -136,6 +136,7 @@ class Script:
     start_token: int = 0
     end_ids: tuple[int, ...] = (EOS,)
     num_ids: None = None
+    unused_ids: tuple[int, ...] = ()
 
     def check(self, prompts, num_hypotheses):
         del num_hypotheses

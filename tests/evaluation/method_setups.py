@@ -23,8 +23,7 @@ def of_random_models(folder: Path) -> MethodSetup:
     )
     limit = Part("words", WordsInRange(high=3), 0.0)
     return MethodSetup(
-        models=pair.model.models,
-        params=pair.params,
+        components=pair.components,
         tokenizer=pair.tokenizer,
         documents=small.DOCUMENTS.read(pair.tokenizer),
         scorer=scorer(Faithfulness()),

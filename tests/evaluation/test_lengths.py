@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from dera_jax.checkpoints.loading import LoadedModel
+from dera_jax.checkpoints.loaded import LoadedModel
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.data.documents import Documents
 from dera_jax.decoding.sampling import Sampling, sample

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from dera_jax.checkpoints.loading import realigned
 from dera_jax.decoding.beam_search import Search
-from dera_jax.decoding.realign import Realigned
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.evaluation import record_store
 from dera_jax.evaluation.method_setup import MethodSetup
@@ -46,8 +46,7 @@ def test_a_sample_costs_its_input_and_its_tokens_for_each_model(setup, lam, mode
     # The model at λ = 0 or 1 alone gives what the pair gives there.
     prompts = setup.documents.prompts.replace(lam=np.full((4, 1), lam))
     keys = sequence_keys(0, setup.documents.example_id, np.arange(3))
-    pair = Realigned(setup.models[0], setup.models[1:])
-    out = sample(pair, setup.params, prompts, keys, Sampling(LENGTH))
+    out = sample(*realigned(setup.components), prompts, keys, Sampling(LENGTH))
     np.testing.assert_array_equal(answers.tokens, out.tokens)
 
 
@@ -157,7 +156,11 @@ def test_a_stopped_run_goes_on_and_ends_the_same(setup, tmp_path):
     others = [
         (dataclasses.replace(method, n=3), setup, "settings.method.n is 2 there, 3 now"),
         (method, dataclasses.replace(setup, seed=1), "settings.seed is 0 there, 1 now"),
-        (method, dataclasses.replace(setup, params=setup.params[::-1]), "settings.parameters"),
+        (
+            method,
+            dataclasses.replace(setup, components=setup.components[::-1]),
+            "settings.parameters",
+        ),
         (method, dataclasses.replace(setup, scorer=setup.measured), "settings.rewards"),
     ]
     for other, bench_of_other, message in others:
@@ -189,7 +192,7 @@ def test_a_prompt_stands_before_the_document_and_cuts_nothing(setup):
 
 
 def test_what_cannot_be_meant_is_refused(setup):
-    alone = dataclasses.replace(setup, models=setup.models[:1], params=setup.params[:1])
+    alone = dataclasses.replace(setup, components=setup.components[:1])
     with pytest.raises(ValueError, match="λ = 0.5 needs an aligned model"):
         SamplingMethod("DeRa", lam=0.5).answer(alone, ROWS)
     with pytest.raises(ValueError, match="must be 1 for greedy"):

@@ -88,7 +88,7 @@ def test_an_aligned_model_is_made_where_none_is_given(setting, tmp_path):
     assert names == ["PPO"]
     setting.stages(tmp_path, Faithfulness())[0].run(tmp_path / "ppo")
     setup = setting.setup(tmp_path, Faithfulness())
-    reference, aligned = (ravel_pytree(x)[0] for x in setup.params)
+    reference, aligned = (ravel_pytree(x.params)[0] for x in setup.components)
     assert reference.shape == aligned.shape and np.any(reference != aligned)
 
 

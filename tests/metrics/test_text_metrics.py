@@ -59,6 +59,19 @@ def test_rouge_of_ascii_text_is_rouge_score_s_own():
     assert 0 < np.mean(found["rouge1"]) < 100
 
 
+def test_rouge_of_stems_is_rouge_score_s_own():
+    rng = np.random.default_rng(0)
+    own = rouge_scorer.RougeScorer(rouge.ROUGE, use_stemmer=True)
+    words = ["models", "model", "modelling", "compares", "comparing", "uses", "is", "easily"]
+    pairs = [[" ".join(rng.choice(words, 8)) for _ in range(2)] for _ in range(50)]
+    found = rouge.rouge(*zip(*pairs, strict=True), stem=True)
+    for name in rouge.ROUGE:
+        assert found[name] == [100 * own.score(*pair)[name].fmeasure for pair in pairs]
+    assert rouge.rouge(["She modelled it"], ["she models it"], stem=True)["rouge1"] == [
+        pytest.approx(100)
+    ]
+
+
 def test_texts_without_a_word_count_as_0_and_are_said_once(caplog):
     log.clear_logged_warnings()
     with caplog.at_level(python_logging.WARNING, logger="absl"):

@@ -7,6 +7,7 @@ import pytest
 
 from dera_jax.models.heads import (
     CriticHead,
+    Pooling,
     TabularCritic,
     TabularValue,
     ValueHead,
@@ -82,6 +83,22 @@ def test_the_value_of_a_sequence_is_the_mean_over_its_prefixes():
     values = [table[0, worlds.prefix_number([2, 0, 1][:t], 3), 0] for t in range(4)]
     found = value_of_sequences(model, jnp.asarray(table), worlds.whole([[0]]), tokens, lengths)
     np.testing.assert_allclose(found[0], [values[0], np.mean(values[:3]), np.mean(values)])
+
+
+class LastValue(TabularValue):
+    pooling = Pooling("last", padding_id=1)
+
+
+def test_the_value_at_the_last_token_that_is_no_padding():
+    """It skips the padding id at the end only, and reads the prompt if there is nothing else."""
+    model = LastValue(TabularLM(vocab_size=3, horizon=4))
+    table = np.arange(model.init().size, dtype=np.float32).reshape(model.init().shape)
+    tokens = jnp.array([[[2, 1, 0], [2, 1, 0], [1, 1, 2], [2, 1, 0]]])
+    lengths = jnp.array([[3, 2, 2, 0]])
+    read = [[2, 1, 0], [2], [], []]
+    expected = [table[0, worlds.prefix_number(ids, 3), 0] for ids in read]
+    found = value_of_sequences(model, jnp.asarray(table), worlds.whole([[0]]), tokens, lengths)
+    np.testing.assert_array_equal(found[0], expected)
 
 
 def test_a_critic_head_scores_all_tokens_as_it_scores_one():

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.models import llama_lm
 from dera_jax.models.language_model import (
     UNUSED_LOGIT,
     Prompts,
@@ -309,3 +310,21 @@ def test_ids_beyond_the_vocabulary_are_not_produced():
 def test_sizes_that_cannot_be_meant_are_refused(field, value, words):
     with pytest.raises(ValueError, match=f"LlamaConfig.{words}"):
         LlamaConfig(**{**dataclasses.asdict(tiny.LLAMA), field: value})
+
+
+@pytest.mark.parametrize("windows", [(), (None, 3)])
+def test_long_prompts_are_prefilled_in_chunks(monkeypatch, windows):
+    """Chunks of four tokens leave logits as they are, across their borders and with windows."""
+    config = dataclasses.replace(tiny.LLAMA, num_layers=2, layer_windows=windows)
+    model = Llama(config)
+    params = tiny.params(model)
+
+    def logits():
+        state = model.start(params, PROMPTS, K, T)
+        return model.teacher_forced(params, state, TOKENS).logits
+
+    expected = logits()
+    monkeypatch.setattr(llama_lm, "PREFILL_CHUNK", 4)
+    np.testing.assert_allclose(logits(), expected, atol=1e-5)
+    monkeypatch.setattr(llama_lm, "PREFILL_CHUNK", 9)  # the prompts' width: one chunk
+    np.testing.assert_array_equal(logits(), expected)

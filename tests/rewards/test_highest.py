@@ -80,6 +80,7 @@ SCALES = (Statistics("length", -0.5, 0.25), Statistics("cover", 0.4, 0.2))
         (Faithfulness(), 1),
         (WordsInRange(2, 3), 0),
         (WordsInRange(high=1), 0),
+        (WordsInRange(2, 3, hard=True), 0),
         (Combined((RANGE, ALL)), 2 * 0 + 0.5 * 1),
         (Combined((RANGE, ALL), SCALES), 2 * (0 + 0.5) / 0.25 + 0.5 * (1 - 0.4) / 0.2),
         (Combined((ALL, dataclasses.replace(RANGE, weight=0.0))), 0.5),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax.models.heads import ValueHead
+from dera_jax.models.heads import Pooling, ValueHead
 from dera_jax.models.language_model import Padded, Prompts
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
@@ -95,6 +95,14 @@ def scalar(given: Texts):
     return RewardModel(ValueHead(given.model)), {"trunk": given.params, "head": head}
 
 
+def conversation(given: Texts):
+    """A reward model that reads the last token; the end of the conversation has two ids."""
+    _, params = scalar(given)
+    model = ValueHead(given.model, Pooling("last"))
+    ending = prompts.renamed([EOS, 7]) if given.model != MODEL else [EOS, 7]
+    return RewardModel(model), {"model": params, "ending": jnp.asarray(ending)}
+
+
 def entailment(given: Texts):
     """Its words are ids of the vocabulary."""
     is_new = given.model != MODEL
@@ -116,7 +124,7 @@ def rewards_of(make, given: Texts) -> np.ndarray:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("make", [overlap, faithful, scalar, entailment])
+@pytest.mark.parametrize("make", [overlap, faithful, scalar, conversation, entailment])
 def test_padding_is_told_by_lengths_alone(make, variant):
     expected = rewards_of(make, plain())
     assert len(np.unique(expected.round(4))) > 3

@@ -458,6 +458,14 @@ def test_words_in_range_of_random_texts_cut_off_or_not(limits, finished, byte_pi
     assert seen >= set(range(8))  # below, in and above each range
 
 
+@pytest.mark.parametrize(("finished", "expected"), [(True, [-1, 0, 0, -1]), (False, [-1] * 4)])
+def test_hard_words_in_range_is_0_for_outputs_that_ended_in_range(finished, expected, byte_pieces):
+    end = [ord("x") + 3] * finished
+    rows = [row + end for row in bytes_as_ids("a", "a b", "a b c", "a b c d")]
+    values = scored(WordsInRange(2, 3, hard=True), byte_pieces, rows, finished)
+    np.testing.assert_array_equal(values, expected)
+
+
 def test_words_in_range_of_tokens_of_several_words():
     pieces = [b"", b"a b-c", b" d", b""]
     values = scored(WordsInRange(4, 4), pieces, [[1], [1, 2], [1, 1], [1, 2, 2]])

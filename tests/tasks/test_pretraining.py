@@ -192,7 +192,7 @@ HELD = DocstringPair(
     ],
 )
 def test_prose_that_shares_wording_with_a_held_out_document_is_left_out(passage, allowed):
-    assert prose_corpus.Held.of([HELD]).allows(passage) == allowed
+    assert prose_corpus.Held.of_pairs([HELD]).allows(passage) == allowed
 
 
 def test_a_file_gives_docstrings_of_all_sections_comments_and_headlines(tmp_path):

@@ -30,13 +30,15 @@ def batch(inputs, targets, rejected=None) -> dict:
 def sft(model: TrainableModel, optimizer: Optimizer, loss: Loss | None = None) -> Callable:
     """(state, inputs, targets) -> (state, metrics)."""
     step = jax.jit(make_step(CrossEntropy(model, loss or Loss()), optimizer))
-    return lambda state, *sequences: step(state, None, batch(*sequences), KEY)
+    return lambda state, *sequences: step(state, {}, batch(*sequences), KEY)
 
 
 def pairs(scorer: Scorer, optimizer: Optimizer) -> Callable:
     """(state, fixed, inputs, chosen, rejected) -> (state, metrics)."""
     step = jax.jit(make_step(Comparison(scorer), optimizer))
-    return lambda state, fixed, *sequences: step(state, fixed, batch(*sequences), KEY)
+    return lambda state, fixed, *sequences: step(
+        state, {"reference": fixed}, batch(*sequences), KEY
+    )
 
 
 def ppo_step(setup: ppo.PPOSetup, seed: int = 0) -> Callable:

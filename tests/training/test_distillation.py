@@ -43,7 +43,7 @@ def trained(loss, state, frozen, optimizer, num_steps, policy=None):
     scorer = RewardScorer(REWARD, None, str)
     for _ in range(num_steps):
         writer = state.params if policy is None else policy[1]
-        samples = write(writer, frozen["reference"], batch, state.step, steps.KEY)
+        samples = write(writer, frozen, batch, state.step, steps.KEY)
         rewards, _ = scorer(
             Source(batch["inputs"]), None, samples.tokens, samples.lengths, samples.finished
         )

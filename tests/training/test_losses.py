@@ -53,6 +53,10 @@ def test_smoothed_targets_leave_out_ids_that_are_not_produced():
     masked = jnp.concatenate([used, jnp.full((2, 3, 3), UNUSED_LOGIT)], axis=-1)
     found = cross_entropy(masked, targets, 0.1, 1e-4, num_ids=5)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+    holes = jnp.insert(used, np.array([1, 3]), UNUSED_LOGIT, axis=-1)  # now at 1 and 4
+    moved = jnp.array([0, 2, 3, 5, 6])[targets]
+    found = cross_entropy(holes, moved, 0.1, 1e-4, unused_ids=(1, 4))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
     over_the_whole_table = cross_entropy(masked, targets, 0.1, 1e-4)
     assert np.all(np.abs(over_the_whole_table - expected) > 1e6)
 

@@ -176,7 +176,7 @@ def ppo_updates(batch: Batch) -> dict:
     _, learn, *_ = halves(batch.model)
     rewards = reward_of(batch, samples)
     rollout = batch.documents, samples, (rewards, {})
-    state, metrics = learn(ppo_state(batch), None, rollout, steps.KEY)
+    state, metrics = learn(ppo_state(batch), {}, rollout, steps.KEY)
     value = state.params["value"]["head"]
     return {"metrics": metrics, "value": value, "rewards": rewards}
 
@@ -188,7 +188,7 @@ def distilled(batch: Batch) -> dict:
     rewards = reward_of(batch, samples)
     rollout = distillation.Rollout(batch.documents, samples.tokens, samples.lengths, rewards)
     first = new_state(CriticHead(batch.model, max_length=T).init(batch.params), RATE)
-    state, critic = learn_critic(first, None, rollout, steps.KEY)
+    state, critic = learn_critic(first, {}, rollout, steps.KEY)
     frozen = {"reference": batch.params, "critic": state.params}
     _, policy = learn_policy(new_state(batch.params, RATE), frozen, rollout, steps.KEY)
     return {"critic": critic, "policy": policy, "head": state.params["head"]["c"]}

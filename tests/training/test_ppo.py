@@ -127,7 +127,7 @@ def first_rollout(t5, policy):
     samples = ppo.roll_out(setup, state, frozen, asked(documents, ids), steps.KEY)
     texts = samples.tokens, samples.lengths, samples.finished
     reward = objective.reward(None, Source(documents), *texts)
-    experience = ppo.experience_of(setup, state, documents, samples, reward)
+    experience = ppo.experience_of(setup, state.params["value"], documents, samples, reward)
     return experience, ppo.rollout_metrics(objective.reward, samples, reward, {})
 
 

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from dera_jax.checkpoints.loading import LoadedModel, load
+from dera_jax.checkpoints.loaded import LoadedModel
+from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.data.task_data import EncodedTask, TaskData
 from dera_jax.models.t5 import T5Config

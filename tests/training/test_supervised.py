@@ -155,7 +155,7 @@ def test_dropout_depends_on_seed_and_step_alone():
     def losses(config: T5Config, seed: int, at: list[int]) -> list[float]:
         step = compiled(config)
         states = [new_state(params, still).replace(step=jnp.int32(i)) for i in at]
-        given = None, steps.batch(*batch), jax.random.key(seed)
+        given = {}, steps.batch(*batch), jax.random.key(seed)
         return [float(step(state, *given)[1]["loss"]) for state in states]
 
     first, again, later = losses(CONFIG, 0, [4, 4, 5])

@@ -50,19 +50,20 @@ def batch() -> dict:
 
 
 def supervised(model, memory, params):
-    return CrossEntropy(memory.of(model), Loss(0.1, 1e-2), memory.chunk), params, None, batch()
+    return CrossEntropy(memory.of(model), Loss(0.1, 1e-2), memory.chunk), params, {}, batch()
 
 
 def dpo(model, memory, params):
     scorer = LogRatio(model, 0.5).with_memory(memory)
-    return Comparison(scorer), params, jax.tree.map(lambda x: 1.1 * x, params), batch()
+    frozen = {"reference": jax.tree.map(lambda x: 1.1 * x, params)}
+    return Comparison(scorer), params, frozen, batch()
 
 
 def reward_model(model, memory, params):
     scorer = ScalarHead(ValueHead(model)).with_memory(memory)
     params = scorer.init(params)
     head = {"kernel": jnp.ones(model.emb_dim), "bias": jnp.ones(())}
-    return Comparison(scorer), params | {"head": head}, None, batch()
+    return Comparison(scorer), params | {"head": head}, {"reference": None}, batch()
 
 
 def clipped(model, memory, params):
@@ -85,7 +86,7 @@ def clipped(model, memory, params):
         ppo.Updates(rollouts=4, epochs=4, minibatches=4),
     )
     setup = ppo.PPOSetup(ppo.Actors(model, value), objective, updates, both, memory)
-    return setup.loss, {"policy": params, "value": value.init(params)}, None, experience
+    return setup.loss, {"policy": params, "value": value.init(params)}, {}, experience
 
 
 @functools.cache
@@ -117,7 +118,7 @@ def test_a_mean_of_the_parts_means_would_be_another_loss():
     """Else the test above would not tell how parts are weighed."""
     model = MODELS["t5"]
     loss, params, _, rows = supervised(model, Memory(), tiny.params(model))
-    value = jax.jit(lambda some: loss(params, None, some, steps.KEY)[0] / loss.weight(some))
+    value = jax.jit(lambda some: loss(params, {}, some, steps.KEY)[0] / loss.weight(some))
     halves = [value(jax.tree.map(lambda x, i=i: x[i::2], rows)) for i in range(2)]
     assert abs(float(np.mean(halves)) - float(value(rows))) > 1e-3
 
@@ -128,7 +129,7 @@ def kept_bytes(model, memory: Memory, wide: str = "targets") -> int:
     tokens = rows[wide].tokens
     tokens = np.pad(tokens, [(0, 0), (0, 64 - tokens.shape[1])])
     rows = rows | {wide: rows[wide].replace(tokens=tokens)}
-    backward = lambda p: jax.vjp(lambda q: loss(q, None, rows, steps.KEY)[0], p)[1]
+    backward = lambda p: jax.vjp(lambda q: loss(q, {}, rows, steps.KEY)[0], p)[1]
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(backward, params)))
 
 
@@ -150,7 +151,7 @@ def test_a_weight_is_how_often_an_example_counts():
     loss, params, _, rows = supervised(model, Memory(), tiny.params(model))
     times = np.array([2, 0, 1, 1, 3, 0, 0, 1])
     often = jax.tree.map(lambda x: np.repeat(x, times, axis=0), rows)
-    mean = jax.jit(lambda some: loss(params, None, some, steps.KEY)[0] / loss.weight(some))
+    mean = jax.jit(lambda some: loss(params, {}, some, steps.KEY)[0] / loss.weight(some))
     value = lambda some, weight: float(mean(some | {"weight": weight}))
     once = value(rows, times.astype(np.float32))
     assert once == pytest.approx(value(often, np.ones(times.sum(), np.float32)), rel=1e-5)
@@ -168,7 +169,7 @@ class HeadAlone:
         return Comparison(self.scorer).weight(rows)
 
     def __call__(self, params, frozen, rows, key):
-        return Comparison(self.scorer)(params | frozen, None, rows, key)
+        return Comparison(self.scorer)(params | dict(frozen), {"reference": None}, rows, key)
 
 
 def test_what_is_frozen_is_read_alone(tmp_path):
