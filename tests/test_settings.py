@@ -187,6 +187,7 @@ NOT_SETTINGS = {
     "Plan": "made by runs from their settings",
     "Owner": "of a lock; tests/files/test_store.py",
     "_Sheet": "of a drawing",
+    "PairSweep": "its number names a component; tests/checkpoints/test_pairs_that_differ.py",
     "AspectExample": "read from a data set",
     "JsonVocabulary": "read from files; tests/checkpoints/test_byte_level.py",
     "_Kind": "of tokenizers in GGUF files",
@@ -197,7 +198,7 @@ NEGATIVE = {"end_ids": -7}  # -1 means none
 MAY_BE_NONE = {"end_ids"}
 MAY_BE_EMPTY = {
     "trained", "retrained", "periods", "populations", "survivors", "lookaheads", "generations",
-    "texts", "beams", "end_ids",
+    "texts", "beams", "end_ids", "unused_ids",
 }  # fmt: skip
 
 

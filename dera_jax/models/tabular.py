@@ -56,8 +56,8 @@ class TabularLM(ReplicatedTable):
         sizes = dict.fromkeys(("vocab_size", "horizon", "num_inputs"), checks.integer(1))
         checks.check_fields(self, **sizes)
         token = checks.integer(0, self.vocab_size - 1)
-        end_ids = checks.sequence(token, "(1,)", least=0)
-        checks.check_fields(self, start_token=token, end_ids=end_ids)
+        ids = checks.sequence(token, "(1,)", least=0)
+        checks.check_fields(self, start_token=token, end_ids=ids, unused_ids=ids)
 
     @property
     def emb_dim(self) -> int:

@@ -95,6 +95,15 @@ def test_end_ids_are_all_of_one_model(root):
     assert load(root / "instruct", root / "zephyr").model.end_ids == (END,)
 
 
+def test_the_begin_token_is_of_one_model(root, tmp_path, capsys):
+    other = differing.write(tmp_path / "m", add_bos_token=False)
+    begin = differing.SPECIAL.index("<s>")
+    for template_from, begins in ((None, False), ("reference", True)):
+        pair = load(root / "base", other, template_from=template_from)
+        assert (pair.encode_prompt("they're", 99).ids[0] == begin) == begins
+        assert "  token before prompts: '<s>' | none\n" in capsys.readouterr().err
+
+
 def test_differences_are_printed_once(root, capsys):
     load(root / "base", root / "zephyr")
     said = capsys.readouterr().err
