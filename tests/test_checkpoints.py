@@ -56,6 +56,20 @@ def equal(left, right) -> bool:
     return all(jax.tree.leaves(same))
 
 
+def test_a_model_is_loaded_in_bfloat16(folder):
+    """Parameters and activations; without `dtype` they are what they were."""
+    exact, half = load(folder), load(folder, dtype="bfloat16")
+    assert (exact.model.config.dtype, half.model.config.dtype) == ("float32", "bfloat16")
+    assert {x.dtype for x in jax.tree.leaves(half.params)} == {jnp.dtype("bfloat16")}
+    prompts, tokens = whole([[5, 9, 1]]), np.array([[[7, 30]]])
+    logits = [next_token_logits(x.model, x.params, prompts, tokens) for x in (exact, half)]
+    logits = [x[..., : exact.model.num_ids] for x in logits]
+    error = np.abs(logits[0] - logits[1]).max() / np.std(logits[0])
+    assert logits[1].dtype == jnp.float32 and 1e-4 < error < 0.1
+    with pytest.raises(ValueError, match="load.dtype must be 'float32', 'bfloat16' or None; found"):
+        load(folder, dtype="float16")
+
+
 def test_a_model_comes_back_from_its_folder(folder, vocabulary):
     loaded = load(folder)
     assert loaded.model == T5(CONFIG, num_ids=80)

@@ -6,11 +6,12 @@ python -m dera_jax.checkpoints.convert dera_jax/assets/aligned exported --to hug
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from dera_jax import command_line
 from dera_jax.checkpoints.hugging_face import save_hugging_face
-from dera_jax.checkpoints.loading import load
+from dera_jax.checkpoints.loading import load, read_config
 from dera_jax.checkpoints.named_vocabulary import BYTES, named_vocabulary
 from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.files.destinations import output_folder
@@ -43,6 +44,9 @@ def convert(
     if output_folder(target).exists():
         raise FileExistsError(f"{target} exists; choose another folder, or remove it")
     loaded = load(source, vocabulary=vocabulary, dtype=dtype)
+    activations = read_config(source).dtype  # what is stored in bfloat16 may be computed in float32
+    config = dataclasses.replace(loaded.model.config, dtype=activations)
+    loaded = dataclasses.replace(loaded, model=dataclasses.replace(loaded.model, config=config))
     if to == KINDS[0]:
         loaded.save(Path(target), loaded.params, loaded.card, dtype)
     else:

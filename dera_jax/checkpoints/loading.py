@@ -1,9 +1,9 @@
 """Loads models and realigned models from every supported kind of checkpoint (see `recognise`)."""
 
-import dataclasses
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import flax.traverse_util
@@ -35,13 +35,15 @@ from dera_jax.models.language_model import PyTree
 from dera_jax.models.lora import LoraConfig, attach
 from dera_jax.models.registry import model_of
 
+DTYPE = checks.Check("'float32', 'bfloat16' or None", lambda x: x in ("float32", "bfloat16", None))
+
 
 def load(
     model: str | Path,
     *aligned: str | Path,
     reference: str | Path | None = None,
     vocabulary: Vocabulary | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     task: str | None = None,
     lora: LoraConfig | None = None,
     template_from: str | int | None = None,
@@ -57,7 +59,9 @@ def load(
             adapter behind a model without an adapter is used with that model as its base.
         reference: a LoRA adapter of `model` that is the reference in its place; None for `model`.
         vocabulary: vocabulary of the models; needed where the checkpoints hold none.
-        dtype: dtype of the parameters in memory.
+        dtype: dtype of the parameters in memory and of activations, 'float32' or 'bfloat16', see
+            `LlamaConfig.dtype`; None for float32 parameters, and the activations that the
+            checkpoint's configuration names (float32 if it names none).
         task: name of the task that `vocabulary` comes from; None if the caller names the vocabulary
             for these models. A task's vocabulary applies to T5X checkpoints, which hold none, but
             not to a Hugging Face folder without its tokenizer.
@@ -77,6 +81,7 @@ def load(
             (`restrict_to_vocabulary`); or as in `load_models`.
     """
     checks.check("load.model", model, checks.PATH)
+    checks.check("load.dtype", dtype, DTYPE)
     if aligned:
         if lora:
             raise ValueError("load.lora is for a single model; found aligned models too")
@@ -100,7 +105,7 @@ def load_models(
     paths: Sequence[str | Path],
     vocabulary: Vocabulary | None = None,
     task: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     template_from: str | int | None = None,
     base: str | Path | None = None,
 ) -> list[LoadedModel]:
@@ -119,11 +124,12 @@ def load_models(
             vocabulary says which rows are padding.
     """
     checks.check("load_models.paths", paths, checks.PATHS)
+    checks.check("load_models.dtype", dtype, DTYPE)
     names, read = list(map(str, paths)), {}
     source = source_index(template_from, names)
     loaded = [_load(checkpoint, None, dtype, read) for checkpoint in _open_all(paths, base)]
     if vocabulary and not task:
-        loaded = [dataclasses.replace(x, no_vocabulary="") for x in loaded]
+        loaded = [replace(x, no_vocabulary="") for x in loaded]
     name = f"task {task!r}" if task else "the vocabulary given"
     loaded = with_known_vocabulary(loaded, names, source, vocabulary, name)
     if loaded[source].vocabulary is not None:
@@ -154,7 +160,10 @@ def read_tokenizer(
 
 
 def _load(
-    checkpoint: Checkpoint, vocabulary: Vocabulary | None, dtype: str, read: dict[str, PyTree]
+    checkpoint: Checkpoint,
+    vocabulary: Vocabulary | None,
+    dtype: str | None,
+    read: dict[str, PyTree],
 ) -> LoadedModel:
     """Load one model; arguments and errors are those of `load`.
 
@@ -167,14 +176,15 @@ def _load(
         known, where = checkpoint.vocabulary, checkpoint.where
         vocabulary = resolve_vocabulary(known, vocabulary, where, "the vocabulary given")
     vocabulary, template = vocabulary or checkpoint.vocabulary, checkpoint.chat_template
-    model, notes = model_of(checkpoint.config), checkpoint.notes
+    config = checkpoint.config if dtype is None else replace(checkpoint.config, dtype=dtype)
+    model, notes = model_of(config), checkpoint.notes
     if vocabulary is not None:
         model = restrict_to_vocabulary(model, vocabulary, checkpoint.where, template)
         notes += tokenizer(vocabulary, model.ends_prompts, checkpoint.where, template).notes
     for note in notes:
         print(note, file=sys.stderr)
     if checkpoint.where not in read:
-        read[checkpoint.where] = _read(checkpoint, model, dtype)
+        read[checkpoint.where] = _read(checkpoint, model, dtype or "float32")
     params = read[checkpoint.where]
     no_vocabulary = "" if vocabulary else checkpoint.no_vocabulary
     loaded = LoadedModel(model, params, vocabulary, checkpoint.card, no_vocabulary, template)
@@ -225,7 +235,7 @@ def _adapted(loaded: LoadedModel, checkpoint: Checkpoint) -> LoadedModel:
             file=sys.stderr,
         )
     params = attach(base.params, adapter)
-    return dataclasses.replace(loaded, params=params, base=base, adapter=adapter)
+    return replace(loaded, params=params, base=base, adapter=adapter)
 
 
 def realigned(loaded: Sequence[LoadedModel]) -> tuple[Realigned | RealignedAdapters, PyTree]:
@@ -238,7 +248,7 @@ def realigned(loaded: Sequence[LoadedModel]) -> tuple[Realigned | RealignedAdapt
     on_base = all(x.params is base or (x.base and x.base.params is base) for x in loaded)
     if base is None or not on_base or not hasattr(models[0], "components"):
         return Realigned(models[0], tuple(models[1:])), tuple(x.params for x in loaded)
-    together = dataclasses.replace(models[0], components=len(models))
+    together = replace(models[0], components=len(models))
     return RealignedAdapters(together), attach(base, *(x.adapter for x in loaded))
 
 
@@ -310,7 +320,7 @@ def load_trained(
 def _adapted_params(checkpoint: Checkpoint) -> PyTree:
     """Read the parameters of a base with its adapter, and with the head of a reward model."""
     model = model_of(checkpoint.config)
-    base = _read(dataclasses.replace(checkpoint, head=None), model, "float32")
+    base = _read(replace(checkpoint, head=None), model, "float32")
     trunk = attach(base, adapters.read_adapter(checkpoint.adapter, model))
     if not checkpoint.head:
         return trunk

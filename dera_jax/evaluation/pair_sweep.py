@@ -28,6 +28,7 @@ class PairSweep:
         sweep: λ values, number of samples, sampling settings and reward.
         template_from: the model whose tokenizer, chat template and end ids are used, see
             `loading.load`.
+        dtype: of parameters and activations, see `loading.load`.
 
     Raises:
         ValueError: a folder is not a path, a field has a wrong type, or `template_from` names no
@@ -39,6 +40,7 @@ class PairSweep:
     documents: Split
     sweep: Sweep
     template_from: str | int | None = None
+    dtype: str | None = None
 
     def __post_init__(self):
         checks.check_fields(
@@ -47,6 +49,7 @@ class PairSweep:
             aligned=checks.PATH,
             documents=SPLIT,
             sweep=checks.instance(Sweep),
+            dtype=loading.DTYPE,
         )
         source_index(self.template_from, [str(self.reference), str(self.aligned)])
 
@@ -67,7 +70,7 @@ class PairSweep:
     def load(self) -> "SweepInputs":
         """Loads the models and reads the documents; raises as `load` does."""
         paths = self.reference, [self.aligned]
-        return load(*paths, self.documents, self.sweep, self.template_from)
+        return load(*paths, self.documents, self.sweep, self.template_from, self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +104,7 @@ def load(
     documents: Split,
     sweep: Sweep,
     template_from: str | int | None = None,
+    dtype: str | None = None,
 ) -> SweepInputs:
     """Loads the models, the documents and the parameters of the sweep's reward.
 
@@ -110,7 +114,7 @@ def load(
     """
     reward = sweep.reward
     known = {"vocabulary": documents.known_vocabulary(), "task": documents.task}
-    pair = loading.load(reference, *aligned, **known, template_from=template_from)
+    pair = loading.load(reference, *aligned, **known, template_from=template_from, dtype=dtype)
     reward_params = reward and reward.load(RunResources(pair.vocabulary, pair.chat_template))
     read_documents = documents.read(pair.tokenizer, reward)
     if reward is not None:

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from dera_jax import checks
-from dera_jax.checkpoints.loading import load_models, read_tokenizer
+from dera_jax.checkpoints.loading import DTYPE, load_models, read_tokenizer
 from dera_jax.checkpoints.resources import DryRunResources, RunResources
 from dera_jax.checkpoints.shared_tokenizer import source_index
 from dera_jax.checkpoints.tokenizer import Tokenizer
@@ -51,6 +51,7 @@ class SearchExperiment(AlignmentExperiment):
         aligned: the folder of a model that was aligned from the reference before.
         template_from: the model whose tokenizer, chat template and end ids are used, see
             `loading.load`.
+        dtype: of parameters and activations while decoding, see `loading.load`.
         measured: rewards that are measured on every output and guide nothing.
 
     Raises:
@@ -62,6 +63,7 @@ class SearchExperiment(AlignmentExperiment):
     beta: float | None = None
     aligned: str | None = None
     template_from: str | int | None = None
+    dtype: str | None = None
     measured: tuple[Part, ...] = ()
 
     def __post_init__(self):
@@ -72,6 +74,7 @@ class SearchExperiment(AlignmentExperiment):
             align=checks.optional(checks.FUNCTION),
             beta=checks.optional(positive) if self.align is None else positive,
             aligned=checks.optional(checks.PATH),
+            dtype=DTYPE,
             measured=checks.sequence(checks.instance(Part), "(Part(...),)", least=0),
         )
         if self.aligned is not None and self.align is not None:
@@ -149,8 +152,8 @@ class SearchExperiment(AlignmentExperiment):
             ValueError: models, documents and rewards do not fit each other.
         """
         known, task = self.documents.known_vocabulary(), self.documents.task
-        paths, template_from = self._paths(folder), self.template_from
-        loaded = load_models(paths, known, task=task, template_from=template_from)
+        options = {"task": task, "template_from": self.template_from, "dtype": self.dtype}
+        loaded = load_models(self._paths(folder), known, **options)
         tokenizer = loaded[0].tokenizer
         documents = self._read(tokenizer, reward)
         resources = RunResources.of(tokenizer)

@@ -74,6 +74,7 @@ def test_bfloat16_is_half_the_size_and_rounded_once(run, tmp_path):
     for name in ("half", "theirs"):
         assert bits(load(tmp_path / name).params) == expected
         assert (tmp_path / name / "model.safetensors").stat().st_size < 2.2 * 88_800
+        assert load(tmp_path / name).model.config.dtype == "float32"  # of activations
 
 
 def test_a_vocabulary_of_bytes(run, tmp_path):
