@@ -197,7 +197,7 @@ def main() -> None:
     text = f"{time_table(times)}\n\n{memory_table(memory(config, ROWS[-1]))}\n"
     print(text)
     if options.write:
-        command, machine = shlex.join(["python", *sys.argv]), speed_report.machine(os.cpu_count())
+        command, machine = shlex.join(["python", *sys.argv]), speed_report.described(os.cpu_count())
         page = PAGE.format(command=command, machine=machine, text=text)
         (speed_report.RESULTS / "adapter_speed.md").write_text(page, encoding="utf-8")
 

@@ -6,6 +6,8 @@ import statistics
 from importlib import metadata
 from pathlib import Path
 
+import jax
+
 from dera_jax.files import json_files
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -65,6 +67,15 @@ def machine(threads: int) -> dict:
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
     }
+
+
+def described(threads: int) -> str:
+    """Returns `machine` in words, with the accelerator in use if there is one."""
+    found = machine(threads)
+    packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
+    device = jax.devices()[0]
+    accelerator = "no accelerator" if device.platform == "cpu" else device.device_kind
+    return f"{found['cpu']}, {found['cores']} cores, {accelerator}; {packages}"
 
 
 def decode_row(decode: dict) -> str:
