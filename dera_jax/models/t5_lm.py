@@ -30,13 +30,18 @@ class T5:
     round size), None otherwise. The ids from `num_ids` on, and `unused_ids`, are never produced:
     their logits are `language_model.UNUSED_LOGIT`.
 
-    State.shared = (for each layer cross-attention keys and values [B, H, S, D], mask [B, S]);
-    State.cache = for each layer self-attention keys and values [B, K, H, L, D].
+    With `components` C > 1 it is several models that share a base and differ in their adapters
+    (`lora.attach`), see `realign.ComponentModel`; the module has the components of a prompt, or of a
+    hypothesis, as adjacent rows.
+
+    State.shared = (for each layer cross-attention keys and values [B, C, H, S, D], mask [B, S]);
+    State.cache = for each layer self-attention keys and values [B, K, C, H, L, D].
     """
 
     config: T5Config
     num_ids: int | None = None
     remat: str | None = None
+    components: int = 1
     unused_ids: tuple[int, ...] = ()
 
     @property
@@ -90,15 +95,20 @@ class T5:
 
     def start(self, params: PyTree, prompts: Prompts, num_hypotheses: int, max_len: int) -> State:
         prompts = shard_prompts(prompts)
-        config, mask, batch = self.config, prompts.mask, len(prompts.tokens)
-        encoded = self._apply(params, "encode", prompts.tokens, mask)
-        cross = self._apply(params, "cross_keys_values", encoded)
-        shape = batch, num_hypotheses, config.num_heads, max_len, config.head_dim
-        empty = constrain(jnp.zeros(shape, config.dtype), "batch", None, "heads", None, None)
+        config, batch = self.config, len(prompts.tokens)
+        tokens, mask = (
+            jnp.repeat(x, self.components, axis=0) for x in (prompts.tokens, prompts.mask)
+        )
+        cross = self._apply(
+            params, "cross_keys_values", self._apply(params, "encode", tokens, mask)
+        )
+        rows = batch, num_hypotheses, self.components
+        empty = jnp.zeros((*rows, config.num_heads, max_len, config.head_dim), config.dtype)
+        empty = constrain(empty, "batch", None, None, "heads", None, None)
         return State(
             position=jnp.zeros((), jnp.int32),
             first_token=jnp.full(batch, self.start_token, jnp.int32),
-            shared=(cross, mask),
+            shared=(self._by_component(cross), prompts.mask),
             kept=(),
             cache=((empty, empty),) * config.num_decoder_layers,
         )
@@ -107,18 +117,44 @@ class T5:
         return self.extend(params, state, tokens[..., None])
 
     def extend(self, params: PyTree, state: State, tokens: Array) -> tuple[Output, State]:
+        logits, state = self.extend_components(params, state, tokens)
+        return Output(logits[0]), state
+
+    def extend_components(self, params: PyTree, state: State, tokens: Array) -> tuple[Array, State]:
+        """Feeds tokens[B, K, N] to all components; see `realign.ComponentModel`."""
         positions = state.position + jnp.arange(tokens.shape[-1])
-        cross, mask = state.shared
-        hidden, cache = self._apply(params, "decode", tokens, positions, cross, mask, state.cache)
+        hidden, cache = self._decode(params, state, tokens, positions, state.cache)
         # Replicated over V, else each operation of token selection would need its own collective.
-        output = Output(constrain(self.logits(params, hidden[:, :, -1]), "batch", None, None))
-        return output, state.replace(cache=cache, position=state.position + tokens.shape[-1])
+        logits = constrain(self.logits(params, hidden[..., -1, :]), None, "batch", None, None)
+        return logits, state.replace(cache=cache, position=state.position + tokens.shape[-1])
 
     def teacher_forced(self, params: PyTree, state: State, tokens: Array) -> Output:
-        cross, mask = state.shared
+        return Output(self.forced_components(params, state, tokens)[0])
+
+    def forced_components(self, params: PyTree, state: State, tokens: Array) -> Array:
+        """Returns logits that predict tokens[B, K, T]; see `realign.ComponentModel`."""
         inputs, positions = self._decoder_inputs(tokens[..., :-1]), jnp.arange(tokens.shape[-1])
-        hidden, _ = self._apply(params, "decode", inputs, positions, cross, mask)
-        return Output(self.logits(params, hidden))
+        return self.logits(params, self._decode(params, state, inputs, positions)[0])
+
+    def _decode(
+        self, params: PyTree, state: State, tokens: Array, positions: Array, cache: PyTree = None
+    ) -> tuple[Array, PyTree]:
+        """Returns hidden states [C, B, K, N, E] of tokens[B, K, N] at positions[N], and the new cache."""
+        (batch, hypotheses, size), components = tokens.shape, self.components
+        cross, mask = state.shared
+        cross = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), cross)
+        cache = jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[3:]), cache)
+        tokens, mask = jnp.repeat(tokens, components, axis=1), jnp.repeat(mask, components, axis=0)
+        hidden, cache = self._apply(params, "decode", tokens, positions, cross, mask, cache)
+        hidden = hidden.reshape(batch, hypotheses, components, size, -1)
+        cache = jax.tree.map(
+            lambda x: x.reshape(batch, hypotheses, components, *x.shape[2:]), cache
+        )
+        return jnp.moveaxis(hidden, 2, 0), cache
+
+    def _by_component(self, tree: PyTree) -> PyTree:
+        """Reshapes leaves [B·C, ...] to [B, C, ...]."""
+        return jax.tree.map(lambda x: x.reshape(-1, self.components, *x.shape[1:]), tree)
 
     def hidden(
         self, params: PyTree, prompts: Prompts, tokens: Array, dropout_key: Array | None = None
