@@ -16,7 +16,7 @@ import numpy as np
 
 from dera_jax import checks
 from dera_jax.data.documents import Documents, document_record
-from dera_jax.decoding.realign import LAMBDAS, with_lam
+from dera_jax.decoding.realign import LAMBDAS, Realigned, RealignedAdapters, with_lam
 from dera_jax.decoding.sampling import (
     Prefilled,
     Samples,
@@ -93,7 +93,7 @@ def decode(
     """Decodes all documents at every λ and writes their records; resumes a run that was stopped.
 
     Args:
-        model: a realigned model.
+        model: a realigned model; or a single model, for λ = 0 only.
         params: its parameters.
         documents: the documents.
         sweep: the settings.
@@ -134,6 +134,8 @@ def decode(
 
 
 def _sample_batch(model, params, prefills, batch, prompts, keys, sampling) -> Samples:
+    if not isinstance(model, Realigned | RealignedAdapters):
+        prompts = prompts.replace(lam=None)  # a single model has no λ
     if prefills is None:
         return sample(model, params, prompts, keys, sampling)
     if batch not in prefills:
@@ -191,16 +193,21 @@ def _rewards(
 
 
 def _describe(out: Samples, b: int, k: int, to_text: Callable) -> dict:
-    """Describes a hypothesis: text, tokens, length without the end token, summed scores (nats)."""
+    """Describes a hypothesis: text, tokens, length without the end token, summed scores (nats).
+
+    A single model is its own reference: its KL is 0, and its only part is itself.
+    """
     length = int(out.lengths[b, k])
     scores = out.scores
+    single = scores.part_log_prob is None
+    parts = scores.log_prob[None] if single else scores.part_log_prob
     return {
         "text": to_text(out.tokens[b, k, :length]),
         "tokens": out.tokens[b, k, :length].tolist(),
         "length": length - int(out.finished[b, k]),
         "finished": bool(out.finished[b, k]),
-        "kl": float(scores.kl[b, k].sum()),
+        "kl": 0.0 if single else float(scores.kl[b, k].sum()),
         "log_prob": float(scores.log_prob[b, k].sum()),
         "sampling_log_prob": float(scores.sampling_log_prob[b, k].sum()),
-        "part_log_probs": [float(x) for x in scores.part_log_prob[:, b, k].sum(-1)],
+        "part_log_probs": [float(x) for x in parts[:, b, k].sum(-1)],
     }
