@@ -26,7 +26,9 @@ def plot_sweep(rows: Sequence[dict], path: Path) -> None:
     shown = [key for key in PANELS if key in first]
     if "in_range_rate" in shown:
         shown.remove("reward")  # it is the in-range rate minus 1
-    for axis, key in zip(axes.flat, shown, strict=True):
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    for axis, key in zip(axes.flat, shown, strict=False):
         label = PANELS[key]
         values = [row[key] for row in rows]
         errors = [row[f"{key}_ci95"] or 0 for row in rows]  # None: a single document
