@@ -150,22 +150,13 @@ class MethodSetup:
         return sum(len(self.tokenizer.encode(part)) for part in prompt.around)
 
 
-def component_lams(aligned: str | None) -> tuple[float, ...]:
-    """Returns the λ at which the pair is one of its models: 0 and, with an aligned model, 1.
-
-    Args:
-        aligned: the folder of the aligned model; None for a reference alone.
-    """
-    return (0.0,) if aligned is None else (0.0, 1.0)
-
-
 def default_lam(aligned: str | None) -> float:
-    """Returns the λ of the last model given: 1 with an aligned model, else 0.
+    """Returns the λ at which a single model decodes: the aligned model if there is one (1), else 0.
 
     Args:
         aligned: the folder of the aligned model; None for a reference alone.
     """
-    return component_lams(aligned)[-1]
+    return 0.0 if aligned is None else 1.0
 
 
 def check_prompt(template: str | None, has_keywords: bool) -> None:

@@ -11,10 +11,21 @@ from dera_jax.checkpoints.resources import RunResources
 from dera_jax.checkpoints.shared_tokenizer import source_index
 from dera_jax.data.documents import Documents
 from dera_jax.data.splits import SPLIT, Split
+from dera_jax.decoding.realign import LAMBDAS
 from dera_jax.decoding.sampling import Prefilled
 from dera_jax.evaluation.sweep import Sweep, decode
 from dera_jax.evaluation.sweep_tables import format_table, write_report
 from dera_jax.models.language_model import PyTree
+
+
+def default_lams(aligned: str | None, lams: tuple[float, ...]) -> tuple[float, ...]:
+    """Returns the values of λ of a pair, and none for a single model.
+
+    Args:
+        aligned: model folder of the aligned model; None for the reference alone.
+        lams: the values of λ of a pair.
+    """
+    return () if aligned is None else lams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +34,7 @@ class PairSweep:
 
     Attributes:
         reference: model folder of the reference.
-        aligned: model folder of the aligned model; None to decode with the reference alone, at λ = 0.
+        aligned: model folder of the aligned model; None to decode with the reference alone.
         documents: the split to decode.
         sweep: λ values, number of samples, sampling settings and reward.
         template_from: the model whose tokenizer, chat template and end ids are used, see
@@ -32,7 +43,7 @@ class PairSweep:
 
     Raises:
         ValueError: a folder is not a path, a field has a wrong type, `template_from` names no
-            model, or a λ other than 0 has no aligned model.
+            model, or there are values of λ without an aligned model, or none with one.
     """
 
     reference: str
@@ -52,10 +63,12 @@ class PairSweep:
             dtype=loading.DTYPE,
         )
         source_index(self.template_from, [str(x) for x in (self.reference, *self._aligned())])
-        if self.aligned is None and self.sweep.lams != (0.0,):
+        if self.aligned is not None:
+            checks.check("Sweep.lams", self.sweep.lams, LAMBDAS)
+        elif self.sweep.lams:
             raise ValueError(
-                f"Sweep.lams must be (0.0,) without an aligned model; found {self.sweep.lams}. Give "
-                "the aligned model (PairSweep.aligned), or only λ = 0."
+                "PairSweep.aligned must be a path, since Sweep.lams mixes two models; found None and "
+                f"{self.sweep.lams}. Give the aligned model, or set lams to () for the reference alone."
             )
 
     def run(self, folder: Path) -> dict[str, object]:
