@@ -9,7 +9,6 @@ or of the feed-forward layers, and activations other than SiLU.
 from collections.abc import Iterator, Mapping
 
 from dera_jax import checks
-from dera_jax.checkpoints.storage import StoredArray
 from dera_jax.models.llama_config import LlamaConfig, RopeScaling
 
 CLASSES = {
@@ -177,13 +176,6 @@ def names_of(config: LlamaConfig) -> Iterator[tuple[str, tuple[str, ...], int]]:
     yield "final_norm/scale", ("model.norm.weight",), 0
     if not config.logits_via_embedding:
         yield "logits/kernel", ("lm_head.weight",), 1
-
-
-def check(
-    config: LlamaConfig, found: Mapping[str, StoredArray], stored: Mapping[str, StoredArray]
-) -> None:
-    """Does nothing, since no array of a Llama checkpoint has a duplicate to compare with."""
-    del config, found, stored
 
 
 def _size(settings: Mapping, name: str, where: str) -> int:
