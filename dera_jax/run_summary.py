@@ -8,11 +8,13 @@ import gin
 import jax
 
 from dera_jax.bindings import MACRO, Key, value_of
+from dera_jax.data.own_files import SPLITS
 
 _MODELS = ("reference", "aligned", "model", "folder")  # parameters that name a model's folder
 _LAMS = ("lam", "lams", "grid")
 _REWARDS = ("reward", "given")
 _RUN = "dera_jax.configure.run"
+_OWN_FILES = "dera_jax.data.own_files.own_files"
 
 
 def describe_run(bindings: Mapping[Key, object], folder: Path) -> str:
@@ -38,7 +40,11 @@ def describe_run(bindings: Mapping[Key, object], folder: Path) -> str:
 
 
 def _data(bindings: Mapping[Key, object]) -> Iterator[str]:
-    """Yield every task with its split."""
+    """Yield the user's own files or, without any, every task with its split."""
+    own = [(key[2], value_of(x)) for key, x in bindings.items() if key[1] == _OWN_FILES]
+    if files := [path for split, path in own if split in SPLITS and path is not None]:
+        yield from files
+        return
     for (scope, selector, parameter), value in bindings.items():
         if parameter == "task" and isinstance(task := value_of(value), str):
             split = value_of(bindings.get((scope, selector, "split"), _default(selector, "split")))

@@ -134,7 +134,7 @@ def load(
             checkpoint nor the task names the vocabulary of the models.
     """
     reward = sweep.reward
-    known = {"vocabulary": documents.known_vocabulary(), "task": documents.task}
+    known = {"vocabulary": documents.known_vocabulary(), "task": documents.label}
     pair = loading.load(reference, *aligned, **known, template_from=template_from, dtype=dtype)
     reward_params = reward and reward.load(RunResources(pair.vocabulary, pair.chat_template))
     read_documents = documents.read(pair.tokenizer, reward)

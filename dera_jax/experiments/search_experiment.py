@@ -151,7 +151,7 @@ class SearchExperiment(AlignmentExperiment):
             FileNotFoundError: a model or a file of a reward is missing.
             ValueError: models, documents and rewards do not fit each other.
         """
-        known, task = self.documents.known_vocabulary(), self.documents.task
+        known, task = self.documents.known_vocabulary(), self.documents.label
         options = {"task": task, "template_from": self.template_from, "dtype": self.dtype}
         loaded = load_models(self._paths(folder), known, **options)
         tokenizer = loaded[0].tokenizer
