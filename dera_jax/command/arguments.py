@@ -199,12 +199,17 @@ _TRAIN_EXAMPLES = (
     "dera-jax train newswire/sft --model-dir out/newswire --steps 200",
     "dera-jax train dpo --reference my_reference --model-dir out/dpo --beta 0.1 --dry_run",
 )
+_PARAMS_EXAMPLES = (
+    "dera-jax params newswire/sft",
+    "dera-jax params dpo gin_configs/runs/lora.gin",
+)
 _INSPECTION = (
     ("report", "FOLDER", "write the HTML report of a folder of results", "dera-jax report sweep"),
     ("info", "CHECKPOINT", "print architecture, vocabulary and training of a checkpoint", "dera-jax info my_aligned"),
     ("list", "KIND", "list runs, experiments, tasks, models, rewards or mutators", "dera-jax list rewards"),
-    ("params", "RUN", "print every macro and binding of a run", "dera-jax params sft"),
 )  # fmt: skip
+_PARAMS = """Prints every macro and binding of a run: meaning, default, type, and which are required. RUN is as for
+`dera-jax train`; more gin files may follow, as they are added to it by --gin_file."""
 _GUIDED = ("best-of-n", "search", "evolve")  # by a reward, which they need
 _PASSES_ON = ("delegation", "training")
 _METAVARS = {_positive: "N", int: "N", _number: "X", _numbers: "X,X", str: None}
@@ -313,7 +318,17 @@ def _add_training(commands) -> None:
         epilog=_TRAIN_FLAGS + _examples(_TRAIN_EXAMPLES),
         usage="dera-jax train RUN [--MACRO VALUE ...] [--gin.NAME=VALUE ...] [--gin_file FILE] [--dry_run]",
     )
-    own.add_argument("run", metavar="RUN", help="the run")
+    own.add_argument("run", metavar="RUN")
+    own = _add(
+        commands,
+        "params",
+        "training",
+        "print every macro and binding of a run",
+        description=_PARAMS,
+        epilog=_examples(_PARAMS_EXAMPLES),
+        usage="dera-jax params RUN [GIN_FILE ...]",
+    )
+    own.add_argument("run", metavar="RUN")
 
 
 def _add_inspection(commands) -> None:

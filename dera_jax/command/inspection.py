@@ -1,4 +1,4 @@
-"""Runs the commands that read and print: `dera-jax list`, `info`, `params` and `report`."""
+"""Runs the commands that read and print: `dera-jax list`, `info` and `report`."""
 
 import argparse
 
@@ -22,17 +22,10 @@ def _info(options: argparse.Namespace) -> None:
     print(checkpoint_info.text(options.name))
 
 
-def _params(options: argparse.Namespace) -> None:
-    from dera_jax import params
-    from dera_jax.command import training
-
-    params.show(training.gin_file(options.name))
-
-
 def _report(options: argparse.Namespace) -> None:
     from dera_jax import report
 
     report.write(options.name)
 
 
-_COMMANDS = {"list": _list, "info": _info, "params": _params, "report": _report}
+_COMMANDS = {"list": _list, "info": _info, "report": _report}

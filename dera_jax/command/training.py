@@ -1,4 +1,7 @@
-"""Runs `dera-jax train RUN`: turns flags into gin bindings, and calls `dera_jax.main`."""
+"""Runs `dera-jax train RUN` and `params RUN`: finds the gin file, and turns flags into gin bindings.
+
+`dera_jax.main` and `dera_jax.params` do the work.
+"""
 
 import argparse
 import ast
@@ -12,12 +15,18 @@ _OF_MAIN = ("--gin_file", "--gin_search_paths")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Runs a gin file; errors are those of `dera_jax.main`."""
+    """Runs the gin files of a command; errors are those of `dera_jax.main` and `dera_jax.params`."""
     try:
-        arguments = [f"--gin_file={gin_file(options.run)}", *main_arguments(options.rest)]
+        file = gin_file(options.run)
+        arguments = options.rest if options.command == "params" else [*main_arguments(options.rest)]
     except ValueError as error:
         options.parser.error(str(error))
-    main.main(arguments)
+    if options.command == "params":
+        from dera_jax import params  # imports the libraries of all runs
+
+        params.main([file, *arguments])
+    else:
+        main.main([f"--gin_file={file}", *arguments])
 
 
 def gin_file(run: str) -> str:
