@@ -17,14 +17,16 @@ class Flag(NamedTuple):
     Attributes:
         name: name of the flag.
         kind: function that converts its value; None for a flag without a value.
-        default: the method's own default, for the help; None if the help says it.
+        default: the method's own default, for the help; None for none that the help shows.
         text: the help.
+        required: whether the command needs it.
     """
 
     name: str
     kind: Callable[[str], object] | None
     default: object
     text: str
+    required: bool = False
 
 
 class Command(NamedTuple):
@@ -68,7 +70,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 _LAM = Flag("--lam", _number, 1.0, "mixing coefficient λ")
-_LAMS = Flag("--lam", _numbers, (1.0,), "mixing coefficients λ; 0: reference, 1: aligned model")
+_LAMS = Flag("--lam", _numbers, 1.0, "mixing coefficients λ, such as 0,0.5,1; 0: reference, 1: aligned model")  # fmt: skip
 _SAMPLES = "samples of each document at each λ"
 _TEMPERATURE = Flag("--temperature", _number, 1.0, "divides the logits of the realigned model")
 _TOP_K = Flag("--top-k", _positive, None, "sample from this many tokens only")
@@ -111,7 +113,7 @@ DECODING = (
             "dera-jax sweep --input papers.jsonl --lam 0,1 --num-samples 2 --reward my_rewards:short --folder sweep",
         ),
         (
-            _LAMS._replace(default=None, text="mixing coefficients λ, such as 0,0.5,1; required"),
+            _LAMS._replace(default=None, required=True),
             Flag("--num-samples", _positive, 4, _SAMPLES),
             *_SAMPLING,
             _GREEDY,
@@ -123,7 +125,7 @@ DECODING = (
         "Samples N outputs of every document and returns the one with the highest reward.",
         ("dera-jax best-of-n --n 4 --reward words:10-22 --input abstracts.txt",),
         (
-            Flag("--n", _positive, None, "samples of each document; required"),
+            Flag("--n", _positive, None, "samples of each document", required=True),
             _LAM,
             _TEMPERATURE,
             _TOP_K,
@@ -284,11 +286,8 @@ def _add_decoding(commands, command: Command) -> None:
     )
     group.add_argument("--output", metavar="FILE", help="write JSON Lines to this file")
     group = own.add_argument_group("decoding")
-    rewarded = command.name in _GUIDED
-    group.add_argument(
-        "--reward", required=rewarded, help=_REWARD + ("; required" if rewarded else "")
-    )
-    for flag in (*command.flags, *_COMMON):
+    reward = Flag("--reward", str, None, _REWARD, required=command.name in _GUIDED)
+    for flag in (reward, *command.flags, *_COMMON):
         _add_flag(group, flag)
 
 
@@ -296,15 +295,14 @@ def _add_flag(group, flag: Flag) -> None:
     if flag.kind is None:
         group.add_argument(flag.name, action="store_true", help=flag.text)
         return
-    default = (
-        ",".join(f"{x:g}" for x in flag.default)
-        if flag.kind is _numbers and flag.default
-        else flag.default
-    )
-    text = flag.text if flag.default is None else f"{flag.text} (default {default})"
-    required = flag.text.endswith("; required")
+    note = "; required" if flag.required else ""
+    default = "" if flag.default is None else f" (default {flag.default})"
     group.add_argument(
-        flag.name, type=flag.kind, help=text, required=required, metavar=_METAVARS.get(flag.kind)
+        flag.name,
+        type=flag.kind,
+        help=f"{flag.text}{note}{default}",
+        required=flag.required,
+        metavar=_METAVARS.get(flag.kind),
     )
 
 
