@@ -11,7 +11,7 @@ LAYERS = (
     "log", "checks", "files", "compilation_cache", "command_line", "prompts", "partitioning",
     "models", "rewards", "decoding", "checkpoints", "metrics", "data", "tasks", "training",
     "evaluation", "texts", "api", "experiments", "t5x", "bindings", "run_summary", "configure", "params", "main", "demo_t5", "demo",
-    "model_card", "adapter_card",
+    "model_card", "adapter_card", "report", "command", "__main__",
 )  # fmt: skip
 MOST_LINES = 400
 MOST_PARAMETERS = 8
