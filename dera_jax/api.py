@@ -12,11 +12,13 @@ import dataclasses
 import difflib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
 from dera_jax.checkpoints import loading
+from dera_jax.checkpoints.default_model import default_model
 from dera_jax.checkpoints.loaded import LoadedModel, ModelPair
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.data.documents import Documents
@@ -31,6 +33,8 @@ from dera_jax.evaluation.sweep import Sweep, decode
 from dera_jax.rewards.protocol import Reward
 from dera_jax.rewards.scoring import RewardScorer
 from dera_jax.texts import RewardLike, Rows, Texts, TextSettings, as_reward, rows_of
+
+ADAPTERS = Path(str(resources.files("dera_jax"))) / "assets" / "aclsum"  # of SmolLM2
 
 
 class Decoding:
@@ -223,7 +227,14 @@ def load(*models: str | Path, **options) -> TextModel | TextPair:
     """Loads a model, or a reference and aligned models; arguments and errors are those of `loading.load`.
 
     A path is a folder, a GGUF file, a T5X checkpoint, a LoRA adapter, or a name on the Hugging Face hub.
+    Without a path the models are SmolLM2 and the shipped adapters (`ADAPTERS`).
+
+    Raises:
+        FileNotFoundError: SmolLM2 is to be loaded and is not to be had, see `default_model`.
     """
+    if not models:
+        models = default_model(), ADAPTERS / "aligned"
+        options = {"reference": ADAPTERS / "reference"} | options
     loaded = loading.load(*models, **options)
     kind = TextModel if isinstance(loaded, LoadedModel) else TextPair
     fields = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)}
