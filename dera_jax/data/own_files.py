@@ -115,7 +115,7 @@ class OwnFiles:
             TypeError, ValueError: a row is invalid, see `text_columns`; there is no file of the
                 split; or it has no usable example.
         """
-        texts, ids = text_rows.encoded(text_rows.Rows(self._rows(split)), tokenizer, sizes)
+        texts, ids = text_rows.encoded(text_rows.TextRows(self._rows(split)), tokenizer, sizes)
         return encoding.examples_of(texts, ids, sizes, tokenizer.decode, self.title(split))
 
     def _path(self, split: str) -> str:
