@@ -33,7 +33,7 @@ from dera_jax.files.destinations import output_folder
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.words import Faithfulness, WordsInRange
 
-INPUTS, MAX_LENGTH, BATCH_SIZE = 448, 48, 8  # tokens of a prompt and of a summary, documents
+INPUTS, MAX_LENGTH, BATCH_SIZE = 320, 48, 8  # tokens of a prompt and of a summary, documents
 LOW, HIGH, PENALTY = 10, 22, 0.5  # of gin_configs/rewards/faithful_words.gin
 WIDTH = 100  # characters of a printed line
 

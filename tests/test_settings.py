@@ -51,6 +51,7 @@ from dera_jax.rewards import learned, length, tokens, words
 from dera_jax.rewards.combined import Combined, Part, Statistics
 from dera_jax.rewards.protocol import Reward
 from dera_jax.t5x.decoders import EvolutionDecoder, SampleDecoder, SearchDecoder
+from dera_jax.texts import TextSettings
 from dera_jax.training import distillation, loop, optimizers, ppo, preferences, scorers, supervised
 from dera_jax.training.offline_training import (
     OfflineAlignment,
@@ -103,6 +104,7 @@ MADE = [  # one of each class, whose fields are then changed one by one
     RewardStatistics(nothing, DOCUMENTS, Combined((PART,)), 8, 8, 0),
     Sizes(16, 16),
     Prompt("a"),
+    TextSettings(),
     Pooling("last"),
     TextScorer("folder", 8),
     MethodSetup((), None, None, None, None, 8, 2, 0),
@@ -165,6 +167,9 @@ CHECKED_BY = {
 }
 NOT_SETTINGS = {
     "Adoption": "made by a search from its settings",
+    "Call": "read from gin",
+    "_Tensor": "read from a GGUF file",
+    "_Kind": "of a pre-tokenizer, a constant",
     "EncodedExamples": "encoded from texts",
     "Tokenizer": "made from a model and its vocabulary",
     "Llama": "its id is a constant",
@@ -252,6 +257,8 @@ def refusal(made: object, field: str, wrong: object) -> str:
 def test_invalid_numbers_are_refused_by_name(made):
     for field in number_fields(type(made)):
         for wrong in wrong_values(field):
+            if (type(made).__name__, field.name, wrong) == ("Sweep", "lams", ()):
+                continue  # a single model's
             said = refusal(made, field.name, wrong)
             named = re.search(rf"{field.name}\b.* must be .*; found {re.escape(repr(wrong))}", said)
             assert named and "\n" not in said, (field.name, wrong, said)
