@@ -168,8 +168,7 @@ CHECKED_BY = {
 NOT_SETTINGS = {
     "Adoption": "made by a search from its settings",
     "Call": "read from gin",
-    "_Tensor": "read from a GGUF file",
-    "_Kind": "of a pre-tokenizer, a constant",
+    "Param": "read from gin and docstrings",
     "EncodedExamples": "encoded from texts",
     "Tokenizer": "made from a model and its vocabulary",
     "Llama": "its id is a constant",
