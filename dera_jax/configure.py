@@ -41,7 +41,7 @@ _MESH = checks.Check(
     "the devices along 'data' and along 'model', such as (4, 2), or None",
     lambda x: isinstance(x, tuple) and len(x) == 2 and all(map(checks.integer(1).allows, x)),
 )
-REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent  # holds gin_configs; in a clone as a link
 _ONE_LINE = 10**6  # one line per binding, so that configurations can be compared line by line
 
 
@@ -56,7 +56,7 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
     """Parses gin files in order, then bindings; later bindings override earlier ones.
 
     Args:
-        files: paths of gin files, relative to a search path or to the repository.
+        files: paths of gin files, relative to a search path or to this package.
         bindings: 'NAME = value', where NAME is a macro or a parameter.
         search_paths: folders.
 
@@ -70,7 +70,7 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
         OSError: a file does not exist.
     """
     gin.clear_config()
-    _look_in([*search_paths, str(REPOSITORY)])
+    _look_in([*search_paths, str(PACKAGE)])
     parsed = statements(files)
     try:
         gin.parse_config_files_and_bindings(files, None, finalize_config=False)

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 
 import seqio
 
-from tasks import jsonl, preferences
+from dera_jax.tasks import jsonl, preferences
 
 SPLITS = ("train", "validation", "test")
 TEMPLATE = "rewrite: {document}"

@@ -25,7 +25,7 @@ import seqio
 import tensorflow as tf
 
 from dera_jax.rewards.segmentation import words_of
-from tasks import jsonl
+from dera_jax.tasks import jsonl
 
 TEMPLATE = "generate a sentence with: {document}"
 SPLITS = ("train", "validation", "test")

@@ -1,6 +1,6 @@
 """Registers a seqio task over a user's own files of `{"document": ..., "summary": ...}` lines.
 
-    from tasks import jsonl
+    from dera_jax.tasks import jsonl
     jsonl.register(
         "my_news",
         {"train": "news/train.jsonl", "validation": "news/dev.jsonl", "test": "news/test.jsonl"},
@@ -10,7 +10,7 @@ Call it in a module that the gin file imports. The task yields text, which the m
 encodes. A line may also have `"keywords": ["solar power", ...]`, which the keyword coverage reward
 reads, and `"weight": 0.5`, the weight of the example in training (1 by default); other keys are
 ignored. An invalid line raises an error with its file and line number; no line is skipped.
-`tasks.json_lines` describes the accepted files.
+`dera_jax.tasks.json_lines` describes the accepted files.
 
 Either every line of a file has a summary or none has. A file without summaries can be used for
 sampling; its targets are empty. The splits `train` and `validation` must have summaries.
@@ -26,7 +26,7 @@ import tensorflow as tf
 from dera_jax.log import warn_once
 from dera_jax.prompts import DOCUMENT, SUMMARIZE, check_template
 from dera_jax.rewards.segmentation import words_of
-from tasks import json_lines
+from dera_jax.tasks import json_lines
 
 NEED_SUMMARIES = ("train", "validation")
 _SUMMARY = {"targets": "summary"}

@@ -100,7 +100,7 @@ def _read(vocabulary: "seqio.Vocabulary") -> None:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"the task's vocabulary {file} cannot be read ({reason}); register the task with a "
-            "local copy of the file, or use a task of text (tasks.jsonl), which the model encodes"
+            "local copy of the file, or use a task of text (dera_jax.tasks.jsonl), which the model encodes"
         ) from error
 
 
@@ -110,7 +110,7 @@ def check_pairs(task_name: str, split: str) -> None:
     if REJECTED not in features:
         raise ValueError(
             f"task {task_name!r} has no preference pairs: expected a feature {REJECTED!r} (see "
-            f"tasks.preferences), found {sorted(features)}"
+            f"dera_jax.tasks.preferences), found {sorted(features)}"
         )
 
 
@@ -123,7 +123,7 @@ def find_task(name: str, *splits: str) -> "seqio.Task | seqio.Mixture":
         near = difflib.get_close_matches(name, known) or known
         raise ValueError(
             f"unknown task {name!r}; registered tasks: {', '.join(near) or 'none'}. Import the "
-            "module that registers the task (for example `import tasks`) in the gin file"
+            "module that registers the task (for example `import dera_jax.tasks`) in the gin file"
         )
     task = seqio.get_mixture_or_task(name)
     for split in splits:

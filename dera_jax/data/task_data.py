@@ -4,7 +4,7 @@ A task yields text, which the model's tokenizer encodes, or ids of a vocabulary 
 to the model's. The batch of a step is a pure function of (task, split, sizes, seed, step). It does
 not depend on the number of processes, nor on where a run was killed and resumed.
 
-As usual in seqio, a task is registered when its module is imported (`import tasks`).
+As usual in seqio, a task is registered when its module is imported (`import dera_jax.tasks`).
 """
 
 import contextlib
