@@ -124,11 +124,11 @@ class SearchExperiment(AlignmentExperiment):
             return self.reference.tokenizer(known)
         return read_tokenizer([folder, self.aligned], known, self.template_from)
 
-    def check_lam(self, lam: float) -> None:
-        """Raises ValueError for a λ other than 0 without an aligned model."""
+    def check_lam(self, name: str, lam: float) -> None:
+        """Raises ValueError, with the field's name, for a λ other than 0 without an aligned model."""
         if lam and self.aligned is None and self.align is None:
             raise ValueError(
-                f"λ = {lam:g} needs an aligned model, and none is given; set "
+                f"{name} = {lam:g} needs an aligned model, and none is given; set "
                 "SearchExperiment.aligned or SearchExperiment.align, or use λ = 0"
             )
 
