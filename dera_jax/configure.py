@@ -44,7 +44,7 @@ _MESH = checks.Check(
     "the devices along 'data' and along 'model', such as (4, 2), or None",
     lambda x: isinstance(x, tuple) and len(x) == 2 and all(map(checks.integer(1).allows, x)),
 )
-REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent  # holds gin_configs; in a clone as a link
 _PYTHON = {"true": "True", "false": "False", "none": "None", "null": "None"}
 _ONE_LINE = 10**6  # one line per binding, so that configurations can be compared line by line
 
@@ -60,7 +60,7 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
     """Parses gin files in order, then bindings; later bindings override earlier ones.
 
     Args:
-        files: paths of gin files, relative to a search path or to the repository.
+        files: paths of gin files, relative to a search path or to this package.
         bindings: 'NAME = value', where NAME is a macro or a parameter.
         search_paths: folders.
 
@@ -94,7 +94,7 @@ def read(
         ValueError, ImportError, OSError: as in `parse`.
     """
     gin.clear_config()
-    _look_in([*search_paths, str(REPOSITORY)])
+    _look_in([*search_paths, str(PACKAGE)])
     parsed = statements(files)
     with _in_one_line():
         gin.parse_config_files_and_bindings(files, None, finalize_config=False)

@@ -8,7 +8,7 @@ import gin
 import numpy as np
 import pytest
 
-import tasks  # noqa: F401 (registers `newswire`)
+import dera_jax.tasks  # noqa: F401 (registers `newswire`)
 from dera_jax import configure, main
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model

@@ -8,7 +8,7 @@ import pytest
 
 from dera_jax import main
 from dera_jax.files import json_files
-from tasks import newswire, newswire_corpus
+from dera_jax.tasks import newswire, newswire_corpus
 
 CONFIGS = "gin_configs/experiments/newswire"
 

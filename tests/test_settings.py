@@ -13,7 +13,7 @@ import flax.linen as nn
 import pytest
 
 import dera_jax
-import tasks  # noqa: F401 (registers `newswire`)
+import dera_jax.tasks
 from dera_jax.checkpoints.loading import load, load_models
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.text_reward import TextScorer

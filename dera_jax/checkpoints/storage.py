@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from importlib import resources
 from pathlib import Path
 
 import jax
@@ -25,6 +26,7 @@ from dera_jax.models.finite import count_not_finite
 
 Index = tuple[slice, ...]
 REAL = tuple(map(np.dtype, ("float64", "float32", "float16", ml_dtypes.bfloat16)))
+_ASSETS = Path("dera_jax", "assets")
 _LONGEST_JSON = 64 * 2**20  # bytes; longer JSON files are not parsed
 
 
@@ -125,11 +127,21 @@ def open_folder(path: str | Path) -> Folder:
     if "://" not in where:
         if ".." in Path(where).parts:  # tensorstore does not accept ".."
             where = os.path.realpath(where)
+        where = _shipped(where)
         return Folder(where, {"driver": "file", "path": f"{Path(where).absolute()}/"})
     try:
         return Folder(where, ts.KvStore.open(f"{where}/").result().spec().to_json())
     except ValueError as error:
         raise ValueError(f"{where}: no URL that can be read ({error})") from error
+
+
+def _shipped(where: str) -> str:
+    """Returns a local path, of a shipped file in the installed package.
+
+    gin files and documents write "dera_jax/assets/...", which is a path in the folder of a clone only.
+    """
+    inside = Path(where).is_relative_to(_ASSETS) and not Path(where).exists()
+    return str(Path(str(resources.files("dera_jax"))).parent / where) if inside else where
 
 
 def json_object(content: bytes) -> dict:

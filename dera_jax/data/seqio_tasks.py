@@ -102,7 +102,7 @@ def _read(vocabulary: "seqio.Vocabulary") -> None:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"the task's vocabulary {file} cannot be read ({reason}); register the task with a "
-            "local copy of the file, or use a task of text (tasks.jsonl), which the model encodes"
+            "local copy of the file, or use a task of text (dera_jax.tasks.jsonl), which the model encodes"
         ) from error
 
 
@@ -112,7 +112,7 @@ def check_pairs(task_name: str, split: str) -> None:
     if REJECTED not in features:
         raise ValueError(
             f"task {task_name!r} has no preference pairs: expected a feature {REJECTED!r} (see "
-            f"tasks.preferences), found {sorted(features)}"
+            f"dera_jax.tasks.preferences), found {sorted(features)}"
         )
 
 

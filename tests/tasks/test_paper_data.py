@@ -12,7 +12,7 @@ from absl import logging
 
 from dera_jax.data import task_data
 from dera_jax.data.encoding import Sizes
-from tasks import arguments, commongen, hh_rlhf, preferences, tldr
+from dera_jax.tasks import arguments, commongen, hh_rlhf, preferences, tldr
 from tests.texts import BYTES, asked
 
 SPLITS = ("train", "validation", "test")
