@@ -28,7 +28,7 @@ import seqio
 
 from dera_jax.data import text_columns
 from dera_jax.data.text_columns import PAIR, Columns
-from tasks import jsonl, text
+from dera_jax.tasks import jsonl, text
 
 FEATURES = ("inputs", "targets", "rejected")
 _OUTPUTS = {"targets": "chosen", "rejected": "rejected"}

@@ -29,7 +29,7 @@ import os
 import seqio
 
 from dera_jax.data import text_columns
-from tasks import jsonl, preferences
+from dera_jax.tasks import jsonl, preferences
 
 SPLITS = ("train", "validation", "test")
 TEMPLATE = "{document}\n\nTL;DR:"

@@ -15,7 +15,7 @@ import os
 import seqio
 
 from dera_jax.data import text_columns
-from tasks import jsonl
+from dera_jax.tasks import jsonl
 
 SPLITS = ("train", "validation", "test")
 _TFDS_NAME = "xsum:1.1.0"

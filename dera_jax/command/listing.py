@@ -40,7 +40,7 @@ def descriptions(kind: str) -> dict[str, str]:
 
 def tasks() -> list[str]:
     """Returns the names of all registered tasks; raises ImportError without the extra `seqio`."""
-    import tasks  # noqa: F401 (registers them)
+    import dera_jax.tasks  # noqa: F401 (registers them)
     from dera_jax.data.seqio_extra import seqio
 
     return sorted(seqio.TaskRegistry.names())

@@ -2,7 +2,7 @@
 
 The files are JSON Lines, CSV or Parquet (`tables`), with the columns `document` and `summary`, or
 `document`, `chosen` and `rejected` for preference pairs. They give the same examples, with the same
-ids, as a task that `tasks.jsonl.register` or `tasks.preferences.register` makes of them.
+ids, as a task that `dera_jax.tasks.jsonl.register` or `dera_jax.tasks.preferences.register` makes of them.
 """
 
 import dataclasses

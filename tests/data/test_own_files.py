@@ -22,7 +22,7 @@ from dera_jax.data.encoding import Sizes
 from dera_jax.data.own_files import NoFileError, OwnFiles, own_files
 from dera_jax.data.splits import Split
 from dera_jax.data.task_data import TaskData
-from tasks import jsonl, preferences
+from dera_jax.tasks import jsonl, preferences
 from tests import words
 from tests.test_gin_settings import RUNS
 from tests.texts import BYTES, asked
