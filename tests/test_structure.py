@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     "log", "checks", "files", "compilation_cache", "command_line", "prompts", "partitioning",
     "models", "rewards", "decoding", "checkpoints", "metrics", "data", "tasks", "training",
-    "evaluation", "texts", "api", "experiments", "t5x", "bindings", "configure", "main", "demo_t5", "demo",
+    "evaluation", "texts", "api", "experiments", "t5x", "bindings", "run_summary", "configure", "params", "main", "demo_t5", "demo",
     "model_card", "adapter_card",
 )  # fmt: skip
 MOST_LINES = 400

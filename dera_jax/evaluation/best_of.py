@@ -97,7 +97,7 @@ def table(records: Sequence[dict], n: int) -> list[dict]:
     rows = []
     for row in sweep_tables.table(winning_records):
         ratios = [
-            s["sampling_log_prob"] - s["part_log_probs"][0]
+            s["sampling_log_prob"] - (s["part_log_probs"] or [s["log_prob"]])[0]
             for record in winning_records
             for s in record["samples"]
             if s["lam"] == row["lam"]
@@ -114,7 +114,12 @@ def format_table(rows: Sequence[dict]) -> str:
     columns = [title for title in _COLUMNS if sweep_tables.COLUMNS[title] in rows[0]]
     head = ["λ", "n", "KL(π_n ‖ π) ≤", "KL(π_n ‖ π_ref) ≤", *columns]
     lines = [
-        [f"{row['lam']:g}", str(row["n"]), f"{row['kl_bound']:.2f}", f"{row['kl_most']:.2f}"]
+        [
+            "—" if row["lam"] is None else f"{row['lam']:g}",
+            str(row["n"]),
+            f"{row['kl_bound']:.2f}",
+            f"{row['kl_most']:.2f}",
+        ]
         + [sweep_tables.format_cell(row, sweep_tables.COLUMNS[title]) for title in columns]
         for row in rows
     ]

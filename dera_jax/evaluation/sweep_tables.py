@@ -85,11 +85,12 @@ def column_values(records: Sequence[dict]) -> dict[str, list[list[float]]]:
 
 
 def write_report(records: Sequence[dict], folder: Path) -> list[dict]:
-    """Writes metrics.json, metrics.csv and sweep.png from the records, and returns `table`."""
+    """Writes metrics.json, metrics.csv and, of a pair, sweep.png from the records; returns `table`."""
     rows = table(records)
     json_files.write(folder / "metrics.json", rows)
     write_csv(folder / "metrics.csv", rows)
-    plots.plot_sweep(rows, folder / "sweep.png")
+    if rows[0]["lam"] is not None:
+        plots.plot_sweep(rows, folder / "sweep.png")
     return rows
 
 
@@ -128,6 +129,8 @@ def format_table(rows: Sequence[dict]) -> str:
 
 def format_cell(row: dict, key: str) -> str:
     """Formats an entry of a row, with ± half the width of its confidence interval if it has one."""
+    if row[key] is None:  # λ of a single model
+        return "—"
     if isinstance(row[key], tuple):
         return ", ".join(f"{x:g}" for x in row[key])
     error = row.get(f"{key}_ci95")
