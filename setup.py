@@ -76,6 +76,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["dera_jax", "dera_jax.*", "tasks", "tasks.*"]),
     package_data={"dera_jax": ["assets/**", "experiments/*.html"]},
+    entry_points={"console_scripts": ["dera-jax = dera_jax.command:main"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

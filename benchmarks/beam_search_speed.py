@@ -174,7 +174,7 @@ class Case:
     @property
     def search(self) -> Search:
         sizes = self.beams, self.top_k, self.lookahead
-        return Search(MAX_LENGTH, *sizes, reward_weight=REWARD_WEIGHT)
+        return Search(MAX_LENGTH, *sizes, reward_weight=REWARD_WEIGHT, length_penalty=0.6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -460,7 +460,9 @@ def temporary(beams: int, top_k: int) -> int:
     params = jax.eval_shape(model.init, jax.random.key(0))
     keys = jax.eval_shape(lambda: sequence_keys(0, jnp.arange(1), [0]))
     sizes = beams, top_k, SMALL_LOOKAHEAD
-    search = Search(SMALL_LENGTH, *sizes, reward_weight=REWARD_WEIGHT, end_ids=(1,))
+    search = Search(
+        SMALL_LENGTH, *sizes, reward_weight=REWARD_WEIGHT, length_penalty=0.6, end_ids=(1,)
+    )
     call = jax.jit(
         lambda params, prompts, keys: beam_search(
             model, params, prompts, keys, search, guide(Repetition(), None, Source(prompts))

@@ -1,8 +1,9 @@
 """Decoding-time alignment of language models in plain JAX.
 
-The main functions are imported on first use:
+The main functions are imported on first use; all but `load` take and return arrays:
 
-load        loads a model, or a reference model and aligned models, from checkpoints
+load        loads a model, or a reference model and aligned models; they have methods on strings: sample,
+            sweep, best_of_n, search, evolve
 sample      samples sequences from a model, for a realigned model at any λ
 sweep       decodes documents at several λ and writes each result as soon as it is decoded
 search      runs reward-guided beam search (DeAL)
@@ -16,7 +17,7 @@ import importlib
 __version__ = "0.2.0"
 
 _LOCATIONS = {  # module and attribute of each name; None for the module itself
-    "load": ("dera_jax.checkpoints.loading", "load"),
+    "load": ("dera_jax.api", "load"),
     "sample": ("dera_jax.decoding.sampling", "sample"),
     "sweep": ("dera_jax.evaluation.sweep", "decode"),
     "search": ("dera_jax.decoding.beam_search", "beam_search"),

@@ -57,6 +57,22 @@ class _ScopeCollector(config_parser.ParserDelegate):
 Statement = config_parser.BindingStatement
 
 
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A function or class that a run calls or passes on.
+
+    Attributes:
+        scopes: gin scopes in which it is called.
+        selector: its complete selector.
+        evaluated: whether gin calls it, with bindings alone; otherwise the function that it is
+            passed to calls it, and may give further arguments.
+    """
+
+    scopes: tuple[str, ...]
+    selector: str
+    evaluated: bool = True
+
+
 def statements(files: Sequence[str]) -> tuple[list[Statement], frozenset[str]]:
     """Parse the bindings of gin files and of the files they include, in order, and collect scopes.
 
@@ -71,9 +87,14 @@ def statements(files: Sequence[str]) -> tuple[list[Statement], frozenset[str]]:
     return parsed, frozenset(collector.scopes)
 
 
-def _statements(file: str, collector: _ScopeCollector) -> Iterator[Statement]:
+def path_of(file: str) -> Path | None:
+    """Return where gin finds a file; None if it is in no search path."""
     places = (Path(prefix) / file for prefix in gin.config._LOCATION_PREFIXES)
-    path = next((path for path in places if path.is_file()), None)
+    return next((path for path in places if path.is_file()), None)
+
+
+def _statements(file: str, collector: _ScopeCollector) -> Iterator[Statement]:
+    path = path_of(file)
     if path is None:
         return
     with path.open(encoding="utf-8") as lines:
@@ -117,19 +138,24 @@ def _key(statement: Statement) -> Key:
 def check_macros(known: Sources) -> None:
     """Raise ValueError for an undefined %MACRO, naming its place and similar names."""
     defined = [scope for scope, selector in gin.config._CONFIG if selector == MACRO]
-    for key, value in _all_bindings():
-        for reference in gin.config.iterate_references({"value": value}):
-            scope, selector = reference.config_key
-            if selector == MACRO and scope not in defined:
+    for key, value in all_bindings():
+        for name in macros_in(value):
+            if name not in defined:
                 raise ValueError(
-                    f"%{scope} {known.places.get(key, '')}: no gin file defines this macro, which "
-                    f"{name_of(key)} refers to{suggestion(scope, defined)}"
+                    f"%{name} {known.places.get(key, '')}: no gin file defines this macro, which "
+                    f"{name_of(key)} refers to{suggestion(name, defined)}"
                 )
+
+
+def macros_in(value: object) -> list[str]:
+    """Return the names of the macros that a value refers to."""
+    keys = [x.config_key for x in gin.config.iterate_references({"value": value})]
+    return [scope for scope, selector in keys if selector == MACRO]
 
 
 def check_scopes(known: Sources) -> None:
     """Raise ValueError for a binding in a scope that no reference opens, since nothing reads it."""
-    for key, _ in _all_bindings():
+    for key, _ in all_bindings():
         scopes = key[0].split("/") if key[0] and key[1] != MACRO else []
         for scope in scopes:
             if scope not in known.scopes:
@@ -140,7 +166,8 @@ def check_scopes(known: Sources) -> None:
                 )
 
 
-def _all_bindings() -> Iterator[tuple[Key, object]]:
+def all_bindings() -> Iterator[tuple[Key, object]]:
+    """Yield every binding of the configuration, whether a run reads it or not."""
     for (scope, selector), parameters in gin.config._CONFIG.items():
         for parameter, value in parameters.items():
             yield (scope, selector, parameter), value
@@ -167,31 +194,37 @@ def reachable_bindings(start: str) -> dict[Key, object]:
     Args:
         start: complete selector of the configurable.
     """
-    result, seen, pending = {}, set(), [((), start)]
-    while pending:
-        scopes, selector = pending.pop()
-        if (scopes, selector) in seen:
-            continue
-        seen.add((scopes, selector))
-        bindings = _bindings_at(scopes, selector)
-        result |= bindings
-        for reference in gin.config.iterate_references(bindings):
-            scope, callee = reference.config_key
-            inner = tuple(scope.split("/")) if scope else ()
-            pending.append((inner or scopes, callee))
-            if not reference.evaluate:  # may be called later, outside of this scope
-                pending.append((inner, callee))
+    result = {}
+    for call in reachable([Call((), start)]):
+        result |= bindings_of(call)
     return result
 
 
-def _bindings_at(scopes: Sequence[str], selector: str) -> dict[Key, object]:
-    """Return the bindings of a configurable called in nested scopes; inner scopes override."""
+def reachable(starts: Sequence[Call]) -> list[Call]:
+    """Return the calls that follow from these by the references of their bindings, macros included."""
+    seen, pending = {}, [*starts]
+    while pending:
+        call = pending.pop()
+        if call in seen:
+            continue
+        seen[call] = None
+        for reference in gin.config.iterate_references(bindings_of(call)):
+            scope, callee = reference.config_key
+            inner = tuple(scope.split("/")) if scope else ()
+            pending.append(Call(inner or call.scopes, callee, reference.evaluate))
+            if not reference.evaluate:  # may be called later, outside of this scope
+                pending.append(Call(inner, callee, evaluated=False))
+    return list(seen)
+
+
+def bindings_of(call: Call) -> dict[Key, object]:
+    """Return the bindings that a call reads; of nested scopes, inner ones override."""
     innermost = {}
-    for depth in range(len(scopes) + 1):
-        scope = "/".join(scopes[:depth])
-        for parameter, value in gin.config._CONFIG.get((scope, selector), {}).items():
+    for depth in range(len(call.scopes) + 1):
+        scope = "/".join(call.scopes[:depth])
+        for parameter, value in gin.config._CONFIG.get((scope, call.selector), {}).items():
             innermost[parameter] = (scope, value)
-    return {(scope, selector, name): value for name, (scope, value) in innermost.items()}
+    return {(scope, call.selector, name): value for name, (scope, value) in innermost.items()}
 
 
 def value_of(value: object) -> object:
@@ -213,15 +246,16 @@ def check_types(bindings: Mapping[Key, object], known: Sources) -> None:
         _, selector, parameter = key
         if selector.startswith("dera_jax."):
             continue
-        hint = _hints(selector).get(parameter, object)
+        hint = hints(selector).get(parameter, object)
         if not _fits(value_of(value), hint):
             raise TypeError(
-                f"{name_of(key)} must be {_words(hint)}; found "
+                f"{name_of(key)} must be {words(hint)}; found "
                 f"{value_of(value)!r} ({place(key, bindings, known)})"
             )
 
 
-def _hints(selector: str) -> Mapping[str, object]:
+def hints(selector: str) -> Mapping[str, object]:
+    """Return the types of the parameters of a function or class, as far as they are annotated."""
     function = gin.config._REGISTRY[selector].wrapped
     try:
         return typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
@@ -255,13 +289,13 @@ def _items_fit(values: Sequence, hints: tuple) -> bool:
     return len(values) == len(hints) and all(map(_fits, values, hints))
 
 
-def _words(hint: object) -> str:
+def words(hint: object) -> str:
     """Describe a type in words: 'int or None', 'a tuple of float', 'a Reward (@function())'."""
     kind, arguments = typing.get_origin(hint), typing.get_args(hint)
     if kind in (typing.Union, types.UnionType):
-        return " or ".join(map(_words, arguments))
+        return " or ".join(map(words, arguments))
     if kind in (tuple, list, collections.abc.Sequence):
-        items = [_words(x) for x in arguments if x is not ...]
+        items = [words(x) for x in arguments if x is not ...]
         return f"a tuple of {items[0]}" if len(items) == 1 else f"a tuple ({', '.join(items)})"
     if hint in (None, type(None)):
         return "None"
@@ -277,9 +311,27 @@ def place(key: Key, bindings: Mapping[Key, object], known: Sources) -> str:
     return f"{name_of(key)} = {value!r} {known.places.get(key, '')}".strip()
 
 
-def unused(bindings: Mapping[Key, object], known: Sources) -> list[str]:
-    """Return the bindings of the command line that no reference in `bindings` reads."""
-    return [name_of(key) for key in known.from_command_line() if key not in bindings]
+def check_read(bindings: Mapping[Key, object], known: Sources) -> None:
+    """Raise ValueError for a binding that this run does not read.
+
+    A gin file may bind what another file overrides, or what only some rewards read. Of its bindings
+    only macros count that no binding refers to, unless they are None.
+
+    Args:
+        bindings: those that the run reads.
+        known: the places of all bindings.
+    """
+    used = {name for _, value in all_bindings() for name in macros_in(value)}
+    for key, place in known.places.items():
+        given = place == _COMMAND_LINE
+        is_spare = key[1] != MACRO or key[0] in used or gin.config._CONFIG[key[:2]]["value"] is None
+        if key in bindings or (is_spare and not given):
+            continue
+        near = suggestion(name_of(key), [name_of(x) for x in bindings if x[1] == MACRO])
+        raise ValueError(
+            f"{'--gin.' if given else ''}{name_of(key)}{'' if given else f' {place}'}: this run does "
+            f"not read this binding; remove it{near}"
+        )
 
 
 def related_bindings(
@@ -287,8 +339,9 @@ def related_bindings(
 ) -> str:
     """Describe the bindings that an error message is about.
 
-    These are parameters of `function` whose names occur in the message, and macros whose string
-    values the message quotes.
+    These are parameters that the message names with their function or class (Sweep.lams), those of
+    `function` and those with an underscore whose names occur in it, and macros whose string values
+    it quotes.
 
     Args:
         message: of an error.
@@ -302,9 +355,17 @@ def related_bindings(
     named = [
         key
         for key, value in bindings.items()
-        if (key[1].rpartition(".")[2] == function and re.search(rf"\b{key[2]}\b", message))
+        if _is_named(message, function, key)
         or (key[1] == MACRO and isinstance(value, str) and repr(value) in message)
     ]
     places = dict.fromkeys(place(key, bindings, known) for key in named)
     places = [text for text in places if text not in message]
     return f" ({', '.join(places)})" if places else ""
+
+
+def _is_named(message: str, function: str | None, key: Key) -> bool:
+    """Return whether an error message of `function` names this parameter."""
+    callee, parameter = key[1].rpartition(".")[2], key[2]
+    before = [rf"\b{callee}\."]
+    before += [r"\b"] if callee == function else [r"(?<![.\w])"] if "_" in parameter else []
+    return any(re.search(rf"{x}{parameter}\b", message) for x in before)

@@ -8,9 +8,10 @@ gin. A run file binds its job and its folder:
     configure.run.folder = %MODEL_DIR
 """
 
+import contextlib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +21,9 @@ from absl import logging
 from dera_jax import checks, partitioning
 from dera_jax.bindings import (
     Sources,
+    Statement,
     check_macros,
+    check_read,
     check_scopes,
     check_types,
     reachable_bindings,
@@ -28,12 +31,12 @@ from dera_jax.bindings import (
     sources,
     statements,
     suggestion,
-    unused,
     value_of,
 )
 from dera_jax.command_line import unwrapped
 from dera_jax.files import run_folder
 from dera_jax.files.destinations import check_one_process, output_folder
+from dera_jax.run_summary import describe_run
 from dera_jax.training.dry_run import format_costs
 
 _RUN = "dera_jax.configure.run"
@@ -42,6 +45,7 @@ _MESH = checks.Check(
     lambda x: isinstance(x, tuple) and len(x) == 2 and all(map(checks.integer(1).allows, x)),
 )
 REPOSITORY = Path(__file__).resolve().parent.parent
+_PYTHON = {"true": "True", "false": "False", "none": "None", "null": "None"}
 _ONE_LINE = 10**6  # one line per binding, so that configurations can be compared line by line
 
 
@@ -69,11 +73,8 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
         ImportError: a module that a file imports is not installed.
         OSError: a file does not exist.
     """
-    gin.clear_config()
-    _look_in([*search_paths, str(REPOSITORY)])
-    parsed = statements(files)
-    try:
-        gin.parse_config_files_and_bindings(files, None, finalize_config=False)
+    parsed = read(files, search_paths)
+    with _in_one_line():
         _check_macros(bindings)
         for binding in bindings:
             _bind(binding)
@@ -81,19 +82,42 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
         check_macros(known)
         check_scopes(known)
         gin.finalize()
-    except ImportError as error:
-        raise ImportError(_in_one_line(str(error))) from error
-    except ValueError as error:
-        raise ValueError(_in_one_line(str(error)) + _hint(str(error))) from error
     return known
+
+
+def read(
+    files: Sequence[str], search_paths: Sequence[str]
+) -> tuple[list[Statement], frozenset[str]]:
+    """Parses gin files in order, whose macros need no values yet; see `bindings.statements`.
+
+    Raises:
+        ValueError, ImportError, OSError: as in `parse`.
+    """
+    gin.clear_config()
+    _look_in([*search_paths, str(REPOSITORY)])
+    parsed = statements(files)
+    with _in_one_line():
+        gin.parse_config_files_and_bindings(files, None, finalize_config=False)
+    return parsed
+
+
+@contextlib.contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Puts the messages of gin's errors in one line, with similar names."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(_one_line(str(error))) from error
+    except ValueError as error:
+        raise ValueError(_one_line(str(error)) + _hint(str(error))) from error
 
 
 def launch(known: Sources, dry_run: bool = False) -> None:
     """Launches the run of the parsed configuration; with `dry_run` only prints its costs.
 
     Raises:
-        ValueError: the configuration binds no run, JAX runs in several processes, or MODEL_DIR is a
-            URL.
+        ValueError: the configuration binds no run, or something that the run does not read; JAX
+            runs in several processes, or MODEL_DIR is a URL.
         OSError: MODEL_DIR cannot be written to.
         TypeError: a bound value has another type than its parameter.
         Exception: whatever the run raises; `error_message` adds the bindings that it is about.
@@ -106,8 +130,7 @@ def launch(known: Sources, dry_run: bool = False) -> None:
             "gin_configs/runs or gin_configs/experiments"
         )
     check_types(bindings, known)
-    for name in unused(bindings, known):
-        logging.warning("--gin.%s: this run does not read this binding", name)
+    check_read(bindings, known)
     if where := folder():  # before models are loaded
         output_folder(where)
     gin.get_configurable(run)(dry_run=dry_run)
@@ -163,6 +186,7 @@ def _run(job: Job, folder: str, dry_run: bool) -> None:
         print(format_costs(job.program_costs()))
         return
     where = output_folder(folder)
+    print(describe_run(reachable_bindings(_RUN), where), flush=True)
     with run_folder.claim(where, _settings()):
         if run_folder.result(where) is None:
             run_folder.finish(where, job.run(where))
@@ -211,13 +235,18 @@ def _bind(binding: str) -> None:
     try:
         gin.parse_config(binding)
     except SyntaxError as error:
+        name, _, value = (x.strip() for x in binding.partition("="))
+        if value.lower() in _PYTHON:
+            raise ValueError(
+                f"--gin.{name}: cannot read {value}; write {_PYTHON[value.lower()]}, as in Python"
+            ) from error
         raise ValueError(
             f"--gin: cannot read {binding!r}; put strings in two pairs of quotes: "
             "--gin.NAME='\"string\"'"
         ) from error
 
 
-def _in_one_line(message: str) -> str:
+def _one_line(message: str) -> str:
     """Put gin's message, and the innermost of the places that gin adds to it, in one line."""
     text, _, place = message.strip().partition("\n  In ")
     if match := re.match(r'file "(.+)", line (\d+)', place):

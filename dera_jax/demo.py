@@ -15,10 +15,9 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
 
 from dera_jax import command_line, demo_t5, log
+from dera_jax.api import ADAPTERS
 from dera_jax.checkpoints.default_model import default_model
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.resources import RunResources
@@ -32,7 +31,6 @@ from dera_jax.files.destinations import output_folder
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.words import Faithfulness, WordsInRange
 
-ADAPTERS = Path(str(resources.files("dera_jax"))) / "assets" / "aclsum"
 INPUTS, MAX_LENGTH, BATCH_SIZE = 448, 48, 8  # tokens of a prompt and of a summary, documents
 LOW, HIGH, PENALTY = 10, 22, 0.5  # of gin_configs/rewards/faithful_words.gin
 WIDTH = 100  # characters of a printed line

@@ -44,8 +44,14 @@ class _Run:
 
     def explain(self, error: Exception) -> str:
         from dera_jax import configure
+        from dera_jax.data.own_files import NoFileError
 
-        return configure.error_message(error, self._sources) if self._sources else str(error)
+        if not self._sources:
+            return str(error)
+        message = configure.error_message(error, self._sources)
+        if isinstance(command_line.unwrapped(error), NoFileError):
+            return f"{', '.join(self._options.gin_file)}: {message}"
+        return message
 
 
 def _parser() -> argparse.ArgumentParser:

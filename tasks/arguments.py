@@ -19,6 +19,7 @@ from collections.abc import Mapping
 
 import seqio
 
+from dera_jax.data import text_columns
 from tasks import jsonl, preferences
 
 SPLITS = ("train", "validation", "test")
@@ -57,30 +58,32 @@ def register_one_file(name: str, path: str, fractions: Mapping[str, float]) -> s
 
 
 def _rows(folder: str, split: str) -> dict[str, list[str]]:
-    return _read(os.path.join(folder, f"{split}.jsonl"), need_text=split in jsonl.NEED_SUMMARIES)
+    return _read(
+        os.path.join(folder, f"{split}.jsonl"), need_text=split in text_columns.NEED_SUMMARIES
+    )
 
 
 def _read(path: str, need_text: bool) -> dict[str, list[str]]:
     parse = functools.partial(_parse, need_text=need_text)
-    return jsonl.with_summaries(jsonl.read_columns(path, parse))
+    return text_columns.with_summaries(text_columns.read_columns(path, parse))
 
 
 def _parse(row: dict[str, object], where: str, need_text: bool) -> list[dict[str, str]]:
-    topic = jsonl.text_of(row, "topic", where).strip()
+    topic = text_columns.text_of(row, "topic", where).strip()
     sides = [(side, argument) for side in ("pro", "con") for argument in _list(row, side, where)]
     if not sides:
         raise ValueError(f"{where}: 'pro' and 'con' are empty; give at least one argument")
     document = " ".join([f"topic: {topic}", *(f"{side}: {text}" for side, text in sides)])
     if not need_text and "text" not in row:
         return [{"document": document}]
-    return [{"document": document, "summary": jsonl.text_of(row, "text", where).strip()}]
+    return [{"document": document, "summary": text_columns.text_of(row, "text", where).strip()}]
 
 
 def _list(row: dict[str, object], side: str, where: str) -> list[str]:
     arguments = row.get(side, [])
     if not isinstance(arguments, list):
         raise TypeError(f"{where}: {side!r} must be a list of strings, found {arguments!r}")
-    return [jsonl.text_of({side: text}, side, where).strip() for text in arguments]
+    return [text_columns.text_of({side: text}, side, where).strip() for text in arguments]
 
 
 def _default_rows(split: str) -> dict[str, list[str]]:

@@ -24,6 +24,7 @@ import re
 import seqio
 import tensorflow as tf
 
+from dera_jax.data import text_columns
 from dera_jax.rewards.segmentation import words_of
 from tasks import jsonl
 
@@ -57,11 +58,11 @@ def _from_tfds(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 def _rows(folder: str, split: str) -> dict[str, list[str]]:
     parse = functools.partial(_parse, split=split)
     path = os.path.join(folder, f"{split}.jsonl")
-    return jsonl.with_summaries(jsonl.read_columns(path, parse))
+    return text_columns.with_summaries(text_columns.read_columns(path, parse))
 
 
 def _parse(row: dict[str, object], where: str, split: str) -> list[dict[str, str]]:
-    listed = jsonl.text_of(row, "concept_set", where).split("#")
+    listed = text_columns.text_of(row, "concept_set", where).split("#")
     concepts = [_TAG.sub("", " ".join(concept.split())) for concept in listed]
     if not all(map(words_of, concepts)):
         raise ValueError(
@@ -75,7 +76,7 @@ def _parse(row: dict[str, object], where: str, split: str) -> list[dict[str, str
         )
     if not scenes and split != "test":
         raise ValueError(f"{where}: 'scene' is missing or empty; only lines of 'test' may omit it")
-    texts = [jsonl.text_of({"scene": scene}, "scene", where).strip() for scene in scenes]
+    texts = [text_columns.text_of({"scene": scene}, "scene", where).strip() for scene in scenes]
     document = {"document": ", ".join(concepts), "keywords": "\n".join(concepts)}
     if not texts:
         return [document]

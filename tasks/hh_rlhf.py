@@ -27,6 +27,7 @@ from collections.abc import Callable
 import seqio
 import tensorflow as tf
 
+from dera_jax.data import text_columns
 from dera_jax.prompts import DOCUMENT
 from tasks import jsonl, preferences
 
@@ -51,7 +52,7 @@ def register(
 
     Raises:
         ValueError: the fraction is not between 0 and 1, or the name is already registered. Reading
-            a split raises as `preferences.read`.
+            a split raises as `text_columns.read_pairs`.
     """
     preferences.check_fractions(_fractions(validation_fraction))
     rows = functools.partial(_rows, folder, validation_fraction, leave_out_bad)
@@ -70,7 +71,7 @@ def _rows(
     folder: str, validation_fraction: float, leave_out_bad: bool, split: str
 ) -> dict[str, list[str]]:
     path = _file(folder, "test" if split == "test" else "train")
-    columns = jsonl.read_columns(path, _parse, leave_out_bad)
+    columns = text_columns.read_columns(path, _parse, leave_out_bad)
     if split == "test":
         return columns
     return preferences.split_rows(columns, _fractions(validation_fraction), key=_opening)[split]
@@ -88,14 +89,14 @@ def _opening(document: str) -> str:
 
 def _parse(row: dict[str, object], where: str) -> list[dict[str, str]]:
     (prompt, chosen), (other, rejected) = (
-        _divide(jsonl.text_of(row, key, where), key, where) for key in ("chosen", "rejected")
+        _divide(text_columns.text_of(row, key, where), key, where) for key in ("chosen", "rejected")
     )
     if prompt != other:
         raise ValueError(
             f"{where}: 'chosen' and 'rejected' differ before their last response, "
             f"from {_difference(prompt, other)!r} on"
         )
-    return [preferences.pair(prompt, chosen, rejected, where)]
+    return [text_columns.pair(prompt, chosen, rejected, where)]
 
 
 def _divide(dialogue: str, key: str, where: str) -> tuple[str, str]:

@@ -26,27 +26,30 @@ from collections.abc import Callable, Iterable, Mapping
 
 import seqio
 
+from dera_jax.data import text_columns
+from dera_jax.data.text_columns import PAIR, Columns
 from tasks import jsonl, text
 
-TEXTS = ("document", "chosen", "rejected")
 FEATURES = ("inputs", "targets", "rejected")
 _OUTPUTS = {"targets": "chosen", "rejected": "rejected"}
 _HALVES = {"train_a": 0.5, "train_b": 0.5}
-_OWN_FIELDS = ("inputs", "targets", "example_id", "template", "keep_end")
-
-Columns = Mapping[str, list[str]]
 
 
-def register(name: str, paths: Mapping[str, str], template: str = jsonl.SUMMARIZE) -> seqio.Task:
-    """Registers a task that reads one JSONL file of pairs per split. Arguments as `jsonl.register`.
+def register(
+    name: str,
+    paths: Mapping[str, str],
+    template: str = jsonl.SUMMARIZE,
+    names: Mapping[str, str] | None = None,
+) -> seqio.Task:
+    """Registers a task that reads one file of pairs per split. Arguments as `jsonl.register`.
 
     Raises:
         ValueError: `paths` is empty, or the name is already registered. Reading a split raises as
-            `read`.
+            `text_columns.read_pairs`.
     """
     jsonl.check_paths(name, paths)
     files = dict(paths)
-    return register_pairs(name, lambda split: read(files[split]), files, template)
+    return register_pairs(name, lambda split: _read(files[split], names), files, template)
 
 
 def register_one_file(
@@ -65,7 +68,7 @@ def register_one_file(
 
     Raises:
         ValueError: as `split_rows`, or the name is already registered. Reading a split raises as
-            `read`.
+            `text_columns.read_pairs`.
     """
     check_fractions(fractions)
     rows = functools.partial(_rows_of_split, path, dict(fractions))
@@ -91,7 +94,7 @@ def register_pairs(
         keep_end: truncate documents that are too long at their beginning, not at their end.
     """
     # A document may have several pairs, so that the id must depend on all three strings.
-    steps = jsonl.preprocessors(template, _OUTPUTS, identity=TEXTS, keep_end=keep_end)
+    steps = jsonl.preprocessors(template, _OUTPUTS, identity=PAIR, keep_end=keep_end)
     splits = list(splits)
     halves = list(_HALVES) if "train" in splits else []
 
@@ -102,29 +105,6 @@ def register_pairs(
         return f"half of {key(document)}"
 
     return jsonl.register_columns(name, columns, splits + halves, steps, FEATURES)
-
-
-def read(path: str) -> dict[str, list[str]]:
-    """Reads and validates a file of `{"document", "chosen", "rejected"}` lines.
-
-    Returns:
-        These columns, a column for every further key whose values are strings, and `keywords` and
-        `weight` if the file has them.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        TypeError: a line is not an object, or a value has the wrong type.
-        ValueError: a line is not valid JSON, lacks a key, has an empty string, or the same response
-            twice; or only some lines have a further key. These errors name the file and the line.
-    """
-    return jsonl.read_columns(path, _parse)
-
-
-def pair(document: str, chosen: str, rejected: str, where: str) -> dict[str, str]:
-    """Return the row of a pair; raises ValueError if both responses are the same."""
-    if chosen.split() == rejected.split():
-        raise ValueError(f"{where}: 'chosen' and 'rejected' are the same")
-    return {"document": document, "chosen": chosen, "rejected": rejected}
 
 
 def split_rows(
@@ -165,8 +145,12 @@ def check_fractions(fractions: Mapping[str, float]) -> None:
         )
 
 
-def _rows_of_split(path: str, fractions: Mapping[str, float], split: str) -> dict[str, list[str]]:
-    return split_rows(read(path), fractions)[split]
+def _read(path: str, names: Mapping[str, str] | None = None) -> Columns:
+    return text_columns.with_ids(text_columns.read_pairs(path, names), PAIR)
+
+
+def _rows_of_split(path: str, fractions: Mapping[str, float], split: str) -> Columns:
+    return split_rows(_read(path), fractions)[split]
 
 
 def _split_of(content: str, fractions: Mapping[str, float]) -> str:
@@ -176,19 +160,3 @@ def _split_of(content: str, fractions: Mapping[str, float]) -> str:
         if position < 0:
             return split
     return list(fractions)[-1]  # rounding: the fractions may add up to slightly less than 1
-
-
-def _parse(row: dict[str, object], where: str) -> list[dict[str, str]]:
-    texts = pair(*(jsonl.text_of(row, key, where) for key in TEXTS), where)
-    known = jsonl.keywords_of(row, where) | jsonl.weight_of(row, where)
-    return [texts | known | _further(row, where)]
-
-
-def _further(row: dict[str, object], where: str) -> dict[str, str]:
-    texts = {key: value for key, value in row.items() if isinstance(value, str)}
-    further = {key: value for key, value in texts.items() if key not in TEXTS}
-    for key, value in further.items():
-        if key in _OWN_FIELDS or key.endswith("_pretokenized"):
-            raise ValueError(f"{where}: key {key!r} is reserved for a field of the task; rename it")
-        jsonl.check_unicode(value, key, where)
-    return further

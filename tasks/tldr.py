@@ -28,6 +28,7 @@ import os
 
 import seqio
 
+from dera_jax.data import text_columns
 from tasks import jsonl, preferences
 
 SPLITS = ("train", "validation", "test")
@@ -43,7 +44,7 @@ def register(name: str, folder: str, leave_out_bad: bool = False) -> seqio.Task:
         leave_out_bad: skip invalid lines with a warning, instead of raising an error.
 
     Raises:
-        ValueError: the name is already registered. Reading a split raises as `jsonl.read`.
+        ValueError: the name is already registered. Reading a split raises as `text_columns.read_summaries`.
     """
     rows = functools.partial(_posts, folder, leave_out_bad)
     return jsonl.register_pairs(name, rows, SPLITS, TEMPLATE)
@@ -59,25 +60,25 @@ def register_comparisons(name: str, folder: str, leave_out_bad: bool = False) ->
 
 
 def prompt(row: dict[str, object], where: str) -> str:
-    """Return the document of a post; raises as `jsonl.text_of`."""
+    """Return the document of a post; raises as `text_columns.text_of`."""
     subreddit, title, post = (
-        jsonl.text_of(row, key, where).strip() for key in ("subreddit", "title", "post")
+        text_columns.text_of(row, key, where).strip() for key in ("subreddit", "title", "post")
     )
     return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}"
 
 
 def _posts(folder: str, leave_out_bad: bool, split: str) -> dict[str, list[str]]:
     path = os.path.join(folder, f"{split}.jsonl")
-    return jsonl.read_columns(path, _parse_post, leave_out_bad)
+    return text_columns.read_columns(path, _parse_post, leave_out_bad)
 
 
 def _comparisons(folder: str, leave_out_bad: bool, split: str) -> dict[str, list[str]]:
     path = os.path.join(folder, f"comparisons_{split}.jsonl")
-    return jsonl.read_columns(path, _parse_comparison, leave_out_bad)
+    return text_columns.read_columns(path, _parse_comparison, leave_out_bad)
 
 
 def _parse_post(row: dict[str, object], where: str) -> list[dict[str, str]]:
-    summary = jsonl.text_of(row, "summary", where).strip()
+    summary = text_columns.text_of(row, "summary", where).strip()
     return [{"document": prompt(row, where), "summary": summary}]
 
 
@@ -93,8 +94,8 @@ def _parse_comparison(row: dict[str, object], where: str) -> list[dict[str, str]
         raise TypeError(f"{where}: 'summaries' must be a list of two objects, found {summaries!r}")
     if choice not in (0, 1) or not isinstance(choice, int) or isinstance(choice, bool):
         raise ValueError(f"{where}: 'choice' must be 0 or 1, found {choice!r}")
-    texts = [jsonl.text_of(summary, "text", where).strip() for summary in summaries]
-    return [preferences.pair(prompt(info, where), texts[choice], texts[1 - choice], where)]
+    texts = [text_columns.text_of(summary, "text", where).strip() for summary in summaries]
+    return [text_columns.pair(prompt(info, where), texts[choice], texts[1 - choice], where)]
 
 
 def _default_folder(task: str) -> str:

@@ -14,6 +14,7 @@ import os
 
 import seqio
 
+from dera_jax.data import text_columns
 from tasks import jsonl
 
 SPLITS = ("train", "validation", "test")
@@ -32,7 +33,9 @@ def _rows(split: str) -> dict[str, list[str]]:
             f"task 'xsum', split {split!r}: set DERA_JAX_XSUM to a folder with "
             f"{', '.join(f'{name}.jsonl' for name in SPLITS)}, or use the task 'xsum_tfds'"
         )
-    return jsonl.read(os.path.join(folder, f"{split}.jsonl"), need_summaries=True)
+    path = os.path.join(folder, f"{split}.jsonl")
+    columns = text_columns.read_summaries(path, need_summaries=True)
+    return text_columns.with_ids(columns, text_columns.DOCUMENT)
 
 
 jsonl.register_pairs("xsum", _rows, SPLITS, jsonl.SUMMARIZE)

@@ -10,6 +10,8 @@ ONE = {"REFERENCE": "'no/model'", "TASK": "'newswire'"}
 SFT = {"INITIAL_MODEL": "'no/model'", "TASK": "'newswire'"}
 RUNS = {
     "sample": (["runs/sample"], PAIR),
+    "sample alone": (["runs/sample"], ONE),
+    "beam_search alone": (["runs/beam_search", "rewards/faithfulness"], ONE),
     "sweep": (["runs/sweep"], PAIR | {"LOW": "5", "HIGH": "8"}),
     "best_of_n": (["runs/best_of_n", "rewards/words"], PAIR | {"AT_MOST": "9"}),
     "choose": (["runs/choose", "rewards/words"], PAIR | {"AT_MOST": "9"}),
@@ -30,7 +32,10 @@ REFUSED = [
     ("sweep", "LAMBDAS", "(0.0, 1.0, 0)", "Sweep.lams must be different values; found 0 twice"),
     ("sweep", "LAMBDAS", f"(0.0, {INFINITE})", "Sweep.lams .*finite number.*inf"),
     ("sweep", "LAMBDAS", "('0.5',)", "Sweep.lams must be .*; found \\('0.5',\\)"),
+    ("sample alone", "LAMBDAS", "(0.5,)", r"PairSweep.aligned must be a path, .*found None and"),
+    ("beam_search alone", "LAMBDA", "0.5", "SamplingMethod.lam = 0.5 needs an aligned model"),
     ("sweep", "SAMPLES", "0", "Sweep.num_samples must be an integer of at least 1; found 0"),
+    ("sweep", "SAMPLES", "'4'", "Sweep.num_samples must be .*; found '4'"),
     ("sweep", "GREEDY", "'no'", "Sampling.greedy must be .*; found 'no'"),
     ("sweep", "GREEDY", "1", "Sampling.greedy must be .*; found 1"),
     *(
@@ -77,18 +82,20 @@ REFUSED = [
     ("sft", "PATIENCE", "0", "Validation.patience must be an integer of at least 1, or None"),
     ("sft", "LEARNING_RATE", "-1", "cosine.peak must be a finite number above 0; found -1"),
     ("sft", "LEARNING_RATE", "0", "cosine.peak must be a finite number above 0; found 0"),
+    ("sft", "WARMUP", "1", r"warmup.fraction must be a finite number in \[0, 1\); found 1"),
+    ("ppo", "POLICY_WARMUP", "'a'", "warmup.fraction must be .*; found 'a'"),
     ("sft", "WARMUP_STEPS", "1000000", "cosine.warmup_steps must be below total_steps"),
     ("sft", "LABEL_SMOOTHING", "2", r"Loss.label_smoothing must be a finite number in \[0, 1\)"),
     ("sft", "BATCH_SIZE", "0", "Data.batch_size must be an integer of at least 1"),
     ("sft", "INPUTS", "0", "Data.inputs must be an integer of at least 1"),
     ("sft", "TARGETS", "-1", "Data.targets must be an integer of at least 1"),
-    ("sft", "STEPS", "0", "(cosine.total_steps|Training.steps) must be an integer of at least 1"),
+    ("sft", "STEPS", "0", "warmup.steps must be an integer of at least 1"),
     ("sft", "TASK", "'newswir'", "unknown task 'newswir'"),
     ("ppo", "PPO_STEPS", "0", "PPOTraining.steps must be an integer of at least 1"),
     ("ppo", "EPOCHS", "0", "Updates.epochs must be an integer of at least 1"),
     ("ppo", "ROLLOUTS", "0", "Updates.rollouts must be an integer of at least 1"),
     ("ppo", "MINIBATCHES", "0", "Updates.minibatches must be an integer of at least 1"),
-    ("ppo", "MINIBATCHES", "5", r"batch of 32 documents must be divisible by Updates.minibatches"),
+    ("ppo", "MINIBATCHES", "5", r"batch of 64 documents must be divisible by Updates.minibatches"),
     ("ppo", "BETA", "0", "Objective.beta must be a finite number above 0; found 0"),
     ("ppo", "ppo.Updates.clip", "-0.2", "Updates.clip must be a finite number above 0"),
     ("ppo", "ppo.Updates.decay", "1.5", r"Updates.decay must be a finite number in \[0, 1\]"),
@@ -129,6 +136,7 @@ def test_an_invalid_macro_is_refused(run, macro, value, message, tmp_path, monke
     out = tmp_path / "out"
     given = {"MODEL_DIR": f"'{out}'"} | bindings | {macro: value}
     arguments = [f"--gin_file=gin_configs/{file}.gin" for file in files]
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(SystemExit, match=message) as refused:
         main.main([*arguments, *(f"--gin.{name}={x}" for name, x in given.items())])
+    assert f"{macro} = " in str(refused.value), "names the binding and its value"
     assert not out.exists()

@@ -1,6 +1,7 @@
 """What is refused before a run begins, and how errors of a run read."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,9 +9,8 @@ from pathlib import Path
 
 import jax
 import pytest
-from absl import logging
 
-from dera_jax import command_line, configure, main
+from dera_jax import bindings, command_line, configure, main, run_summary
 from dera_jax.files import destinations
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,17 +151,36 @@ def test_what_no_file_defines_is_refused_in_one_line(call, more, argument, messa
     assert len(str(refused.value).splitlines()) == 1
 
 
-def test_an_unread_binding_of_the_command_line_is_told(call, tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr(logging, "warning", lambda text, *values: said.append(text % values))
-    call("--gin.LOW=2", "--gin.UPTO=2", "--gin.length.LengthInRange.high=7")
-    assert said == [
-        "--gin.LOW: this run does not read this binding",
-        "--gin.length.LengthInRange.high: this run does not read this binding",
-    ]
-    said.clear()
-    call("--gin.LOW=2", "--gin.length.LengthInRange.high=7", REWARD, out=str(tmp_path / "other"))
-    assert not said
+@pytest.mark.parametrize(
+    ("more", "argument", "message"),
+    [
+        ("", "--gin.LOW=2", "--gin.LOW: this run does not read this binding; remove it; did"),
+        ("", "--gin.length.LengthInRange.high=7", r"--gin.*high: this run does not read"),
+        ("", "--gin.Doubled.upto=7", r"--gin.doubling_job.Doubled.upto: this run does not read"),
+        ("UPTOO = 3", "", r"UPTOO in more.gin, line 1: .* not read .*; did you mean UPTO\?$"),
+        ("UPTOO = None", "", ""),  # as LOW = None, which some rewards read
+        ("length.LengthInRange.high = 7", "", ""),  # a file's, which REWARD overrides
+    ],
+)
+def test_a_binding_that_the_run_does_not_read_is_refused(call, tmp_path, more, argument, message):
+    arguments = list(filter(None, [argument]))
+    if not message:
+        call(*arguments, more=more)
+        return
+    with pytest.raises(SystemExit, match=message):
+        call(*arguments, more=more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_bindings_are_accepted_where_they_are_read(call):
+    call("--gin.LOW=2", "--gin.length.LengthInRange.high=7", REWARD)
+
+
+def test_a_run_begins_with_two_lines(call, capsys, tmp_path):
+    call("--gin.LOW=2", REWARD)
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first == "rewards LengthInRange(low=2, high=3)"
+    assert re.fullmatch(rf"device .+ × {jax.device_count()}; folder {tmp_path / 'out'}", second)
 
 
 def test_a_config_without_a_run_is_refused(tmp_path):
@@ -257,8 +276,48 @@ def test_settings_of_a_stage_that_is_made_later_are_read_by_the_run(call):
     """`@function` without parentheses: an experiment calls it once its first stages have ended."""
     file = "gin_configs/experiments/length_reward/newswire.gin"
     known = configure.parse([file], ["PPO_STEPS = 3", "LABEL_SMOOTHING = 0.1"], ["."])
-    from dera_jax import bindings
-
     found = bindings.reachable_bindings("dera_jax.configure.run")
-    assert not bindings.unused(found, known)
+    bindings.check_read(found, known)
     assert ("PPO_STEPS", "gin.macro", "value") in found
+
+
+@pytest.mark.parametrize(
+    ("word", "python"), [("true", "True"), ("FALSE", "False"), ("null", "None")]
+)
+def test_a_constant_is_written_as_in_python(call, word, python):
+    with pytest.raises(SystemExit, match=f"--gin.UPTO: cannot read {word}; write {python}"):
+        call(f"--gin.UPTO={word}")
+
+
+FILES = {
+    "sample": (
+        ["runs/sample"],
+        "data docstrings (test); models REFERENCE=a; λ",
+    ),
+    "beam_search": (
+        ["runs/beam_search", "rewards/faithfulness"],
+        "data docstrings (test); models REFERENCE=a; λ 0; rewards Faithfulness()",
+    ),
+    "ppo": (
+        ["runs/ppo"],
+        "data docstrings (train); models REFERENCE=a; rewards LengthInRange(low=12, high=17)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_first_line_tells_what_a_run_is_about(name):
+    files, expected = FILES[name]
+    paths = [f"gin_configs/{file}.gin" for file in files]
+    configure.parse(paths, ["REFERENCE = 'a'", "MODEL_DIR = 'b'"], ["."])
+    found = run_summary.describe_run(bindings.reachable_bindings("dera_jax.configure.run"), "b")
+    assert found.splitlines()[0] == expected.removesuffix("; λ")
+
+
+def test_a_pair_is_decoded_at_the_aligned_model_by_default():
+    given = ["REFERENCE = 'a'", "ALIGNED = 'c'", "MODEL_DIR = 'b'"]
+    configure.parse(
+        ["gin_configs/runs/evolution.gin", "gin_configs/rewards/faithfulness.gin"], given, ["."]
+    )
+    found = run_summary.describe_run(bindings.reachable_bindings("dera_jax.configure.run"), "b")
+    assert "models REFERENCE=a, ALIGNED=c; λ 1; rewards Faithfulness()" in found

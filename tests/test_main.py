@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import gin
 import jax
 import numpy as np
 import orbax.checkpoint
@@ -215,6 +216,31 @@ RUN_FILES = sorted(
 @pytest.mark.parametrize("path", RUN_FILES)
 def test_every_run_file_names_what_exists(path):
     configure.parse([path], [f"{name} = 1" for name in sorted(macros_to_set(path))], ["."])
+
+
+SHIPPED = {"TASK": "docstrings", "PAIRS_TASK": "docstrings_pairs", "INPUTS": 80, "TARGETS": 24}
+SHIPPED |= {"LOW": 12, "HIGH": 17, "BETA": 0.45, "MAX_LENGTH": 24}
+
+
+@pytest.mark.parametrize("path", [path for path in RUN_FILES if "/runs/" in path])
+def test_run_files_default_to_the_shipped_models_task_and_sizes(path):
+    """Pre-training has a task of its own, and DPO a β of its own; rewards that need no range have none."""
+    card = json.loads((ROOT / "dera_jax/assets/aligned/card.json").read_text())
+    assert {SHIPPED["LOW"], SHIPPED["HIGH"]} == set(card["length_range"])
+    assert SHIPPED["MAX_LENGTH"] == card["max_length"] and SHIPPED["BETA"] == card["beta"]
+    assert (
+        SHIPPED.items()
+        >= {x: card["data"][x.lower()] for x in ("TASK", "INPUTS", "TARGETS")}.items()
+    )
+    configure.read([path], ["."])
+    expected = SHIPPED | {
+        "runs/pretrain.gin": {"TASK": "prose"},
+        "runs/dpo.gin": {"BETA": 0.1},
+    }.get(path[12:], {})
+    found = {
+        name: gin.config._CONFIG.get((name, "gin.macro"), {}).get("value") for name in expected
+    }
+    assert {name: x for name, x in found.items() if x is not None and x != expected[name]} == {}
 
 
 EXPERIMENTS = "gin_configs/experiments/length_reward"

@@ -33,7 +33,12 @@ _UNRELATED_ERRORS = (
 
 @dataclasses.dataclass(frozen=True)
 class Saving:
-    """Makes a checkpoint due every `steps` steps, and earlier once `minutes` have passed."""
+    """Says when a checkpoint is due.
+
+    Attributes:
+        steps: steps between two checkpoints.
+        minutes: minutes after which a checkpoint is due earlier.
+    """
 
     steps: int
     minutes: float

@@ -8,6 +8,7 @@ ByteVocabulary            UTF-8 bytes, no file (`byte_vocabulary`)
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -124,12 +125,20 @@ def is_sentinel(piece: str) -> bool:
 
 def check_same(first: Vocabulary, second: Vocabulary, first_name: str, second_name: str) -> None:
     """Raises ValueError, naming the first difference, unless pieces, begin and end agree."""
-    pieces_1, pieces_2 = first.pieces, second.pieces
-    for i in range(max(len(pieces_1), len(pieces_2))):
-        a = pieces_1[i] if i < len(pieces_1) else "(no such id)"
-        b = pieces_2[i] if i < len(pieces_2) else "(no such id)"
+    _check_pieces(first.pieces, second.pieces, first_name, second_name)
+    _check_ends(first, second, first_name, second_name)
+
+
+def _check_pieces(
+    pieces_1: Sequence[str], pieces_2: Sequence[str], first_name: str, second_name: str
+) -> None:
+    pairs = itertools.zip_longest(pieces_1, pieces_2, fillvalue="(no such id)")
+    for i, (a, b) in enumerate(pairs):
         if a != b:
             raise ValueError(_difference(i, (a, first_name), (b, second_name)))
+
+
+def _check_ends(first: Vocabulary, second: Vocabulary, first_name: str, second_name: str) -> None:
     for token in ("begin", "end"):
         a, b = (getattr(x, f"{token}_id") for x in (first, second))
         if a != b:
@@ -137,6 +146,15 @@ def check_same(first: Vocabulary, second: Vocabulary, first_name: str, second_na
                 f"vocabularies differ in the {token} token: id {a} in {first_name}, {b} in "
                 f"{second_name}"
             )
+
+
+def check_begins(whole: Vocabulary, part: Vocabulary, whole_name: str, part_name: str) -> None:
+    """Raises ValueError, naming the first difference, unless a vocabulary begins with `part`.
+
+    It may have further ids, such as sentinels. The begin and end tokens must agree.
+    """
+    _check_pieces(whole.pieces[: len(part.pieces)], part.pieces, whole_name, part_name)
+    _check_ends(whole, part, whole_name, part_name)
 
 
 def check_shared(first: Vocabulary, second: Vocabulary, first_name: str, second_name: str) -> None:
@@ -195,6 +213,9 @@ def resolve_vocabulary(
 ) -> Vocabulary:
     """Returns the checkpoint's vocabulary, or `given` if the checkpoint holds none, as in T5X.
 
+    A checkpoint that holds its vocabulary needs no other. One that is given must agree with it, but
+    may lack its last ids: the folder knows how many sentinels follow a SentencePiece file's pieces.
+
     Args:
         known: vocabulary of the checkpoint, or None.
         given: vocabulary that the caller needs.
@@ -205,7 +226,13 @@ def resolve_vocabulary(
     """
     if known is None:
         return given
-    check_same(known, given, known_name, given_name)
+    try:
+        check_begins(known, given, known_name, given_name)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; {known_name} holds its own vocabulary, so leave VOCABULARY and EXTRA_IDS "
+            "unset, and use a task of text, or of ids of that vocabulary"
+        ) from error
     return known
 
 

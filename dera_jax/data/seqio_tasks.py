@@ -5,6 +5,7 @@ The functions import seqio, the module does not: jobs that read no task do not n
 """
 
 import difflib
+import importlib
 from typing import TYPE_CHECKING
 
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 FEATURES = ("inputs", "targets")
 REJECTED = "rejected"  # the additional feature of preference tasks
+_OUR_TASKS = "tasks"  # the package that registers this library's tasks when it is imported
 
 
 def check_task(task_name: str, *splits: str) -> None:
@@ -115,15 +117,22 @@ def check_pairs(task_name: str, split: str) -> None:
 
 
 def find_task(name: str, *splits: str) -> "seqio.Task | seqio.Mixture":
-    """Return a registered task or mixture; raises as `check_task`."""
+    """Return a registered task or mixture; raises as `check_task`.
+
+    The tasks of this library are registered when the first one is looked up, so that runs on a
+    user's own files need no TensorFlow.
+    """
     from dera_jax.data.seqio_extra import seqio
 
-    known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
+    if name not in _names():
+        importlib.import_module(_OUR_TASKS)
+    known = _names()
     if name not in known:
         near = difflib.get_close_matches(name, known) or known
         raise ValueError(
             f"unknown task {name!r}; registered tasks: {', '.join(near) or 'none'}. Import the "
-            "module that registers the task (for example `import tasks`) in the gin file"
+            "module that registers your task in the gin file; files of your own need no task: set "
+            "TRAIN, VALIDATION and TEST"
         )
     task = seqio.get_mixture_or_task(name)
     for split in splits:
@@ -136,3 +145,10 @@ def find_task(name: str, *splits: str) -> "seqio.Task | seqio.Mixture":
             f"found {sorted(task.output_features)}"
         )
     return task
+
+
+def _names() -> list[str]:
+    """Return the names of all registered tasks and mixtures, sorted."""
+    from dera_jax.data.seqio_extra import seqio
+
+    return sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})

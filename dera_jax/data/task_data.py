@@ -1,26 +1,24 @@
 """Reads a split of a seqio task into arrays of examples (int32 ids, 4 bytes per token).
 
-A task yields text, which the model's tokenizer encodes, or ids of a vocabulary that must be equal
-to the model's. The batch of a step is a pure function of (task, split, sizes, seed, step). It does
+A task yields text, which the model's tokenizer encodes, or ids of the model's vocabulary. A user's
+own files (`own_files`) are read in place of a task, without seqio. The batch of a step is a pure function of (task, split, sizes, seed, step). It does
 not depend on the number of processes, nor on where a run was killed and resumed.
 
-As usual in seqio, a task is registered when its module is imported (`import tasks`).
+As usual in seqio, a task is registered when its module is imported; see `seqio_tasks.find_task`.
 """
 
 import contextlib
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from dera_jax import checks
 from dera_jax.checkpoints.tokenizer import EncodedPrompt, Tokenizer
-from dera_jax.checkpoints.vocabulary import VOCABULARY, Vocabulary, check_same
-from dera_jax.data import encoding
-from dera_jax.data.encoding import KEYWORDS, EncodedExamples, Sizes, TextExamples
+from dera_jax.checkpoints.vocabulary import VOCABULARY, Vocabulary, check_begins
+from dera_jax.data import encoding, text_rows
+from dera_jax.data.encoding import EncodedExamples, Sizes, TextExamples
 from dera_jax.data.examples import Batch, Examples, train_batches
+from dera_jax.data.own_files import OwnFiles
 from dera_jax.data.seqio_tasks import (
     REJECTED,
     check_pairs,
@@ -30,76 +28,116 @@ from dera_jax.data.seqio_tasks import (
     known_vocabulary,
     yields_text,
 )
+from dera_jax.data.text_rows import AS_TEXT, COMPLETIONS, WEIGHT, Row
 from dera_jax.log import warn_once
 from dera_jax.prompts import DOCUMENT, Prompt
-from dera_jax.prompts import KEYWORDS as SLOT
 
 if TYPE_CHECKING:
     import seqio
 
-_COMPLETIONS = ("targets", REJECTED)
-WEIGHT = "weight"  # field with an example's weight in training, a number or its decimal string
-_KNOWN_FIELDS = ("inputs", *_COMPLETIONS, "document", "template", WEIGHT)  # all others are notes
 _PROMPT_FIELDS = ("document", "template", "keep_end")
 _MIXED_FIELDS = (*_PROMPT_FIELDS, WEIGHT)
-_AS_TEXT = "_pretokenized"
 
-Row = dict[str, object]
+
+@dataclasses.dataclass(frozen=True)
+class SeqioTask:
+    """A seqio task as a source of examples, with the methods of `OwnFiles`.
+
+    Attributes:
+        label: name of the task.
+    """
+
+    label: str
+
+    @property
+    def name(self) -> str:
+        """Return the name of the task for error messages."""
+        return f"task {self.label!r}"
+
+    def check(self, *splits: str, pairs: bool = False) -> None:
+        """Raise ValueError unless the task has these splits and, if `pairs`, preference pairs."""
+        check_task(self.label, *splits)
+        if pairs:
+            check_pairs(self.label, splits[0])
+
+    def title(self, split: str) -> str:
+        """Return the name of a split for messages."""
+        return f"{self.label}, {split}"
+
+    def known_vocabulary(self, named: Vocabulary | None) -> Vocabulary | None:
+        """Return the vocabulary of the task's ids, see `seqio_tasks.known_vocabulary`."""
+        return known_vocabulary(self.label, named)
+
+    def epoch(self, split: str, tokenizer: Tokenizer, sizes: Sizes, seed: int = 0) -> Examples:
+        """Read one pass over a split, see `epoch`."""
+        return epoch(self.label, split, tokenizer, sizes, seed)
+
+
+def source_of(task: str | None, files: OwnFiles | None) -> SeqioTask | OwnFiles:
+    """Return a user's own files, or the task if there are none."""
+    return SeqioTask(task) if files is None else files
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
-    """Configures the seqio task that a model is trained on.
+    """Configures the seqio task, or the user's own files, that a model is trained on.
 
     Attributes:
-        task: name of the task.
+        task: name of the task; not read if there are `files`.
         inputs: maximum tokens of a prompt, including control tokens.
         targets: maximum tokens of a target, including control tokens.
         batch_size: examples per step.
         split: the split to train on.
         vocabulary: of models whose checkpoints hold none (those of T5X), and of new models.
+        files: the user's own files; None for the task.
 
     Raises:
         ValueError: the task or split is unknown, or a size is not positive.
     """
 
-    task: str
+    task: str | None
     inputs: int
     targets: int
     batch_size: int
     split: str = "train"
     vocabulary: Vocabulary | None = None
+    files: OwnFiles | None = None
 
     def __post_init__(self):
         sizes = dict.fromkeys(("inputs", "targets", "batch_size"), checks.integer(1))
         checks.check_fields(
             self,
-            task=checks.TEXT,
+            task=checks.TEXT if self.files is None else checks.optional(checks.TEXT),
             split=checks.TEXT,
+            files=checks.optional(checks.instance(OwnFiles)),
             vocabulary=checks.optional(VOCABULARY),
             **sizes,
         )
         self.check(self.split)
 
     def check(self, *splits: str, pairs: bool = False) -> None:
-        """Raise ValueError unless the task has these splits and, if `pairs`, preference pairs."""
-        check_task(self.task, *splits)
-        if pairs:
-            check_pairs(self.task, self.split)
+        """Raise ValueError unless the data have these splits and, if `pairs`, preference pairs."""
+        self.source.check(*({self.split: None} | dict.fromkeys(splits)), pairs=pairs)
+
+    @property
+    def source(self) -> SeqioTask | OwnFiles:
+        """Return what is read."""
+        return source_of(self.task, self.files)
 
     @property
     def name(self) -> str:
-        """Return the name of the task for error messages."""
-        return f"task {self.task!r}"
+        """Return the name of the data for error messages."""
+        return self.source.name
 
     def described(self) -> dict[str, object]:
-        """Return the task and its sizes, for the model card."""
-        fields = dataclasses.fields(self)
-        return {x.name: getattr(self, x.name) for x in fields if x.name != "vocabulary"}
+        """Return the task or the files, and the sizes, for the model card."""
+        names = ("inputs", "targets", "batch_size", "split")
+        read = {"task": self.task} if self.files is None else {"files": self.files.described()}
+        return read | {name: getattr(self, name) for name in names}
 
     def known_vocabulary(self) -> Vocabulary | None:
         """Return the vocabulary of the task's ids, see `seqio_tasks.known_vocabulary`."""
-        return known_vocabulary(self.task, self.vocabulary)
+        return self.source.known_vocabulary(self.vocabulary)
 
     def encoded_by(self, tokenizer: Tokenizer) -> "EncodedTask":
         """Return the task as a model with this tokenizer reads it."""
@@ -121,7 +159,7 @@ class EncodedTask:
     def read(self, split: str, seed: int = 0) -> Examples:
         """Read one pass over a split; raises as `epoch`."""
         sizes = Sizes(self.data.inputs, self.data.targets)
-        return epoch(self.data.task, split, self.tokenizer, sizes, seed)
+        return self.data.source.epoch(split, self.tokenizer, sizes, seed)
 
     def batches(
         self,
@@ -150,7 +188,7 @@ class EncodedTask:
     def left_out(self) -> dict[str, dict[str, int]]:
         """Return the number of dropped examples by split and reason, see `encoding`."""
         splits = self.data.split, "validation", "test"
-        counts = {x: encoding.dropped_counts(_name(self.data.task, x)) for x in splits}
+        counts = {x: encoding.dropped_counts(self.data.source.title(x)) for x in splits}
         return {split: reasons for split, reasons in counts.items() if reasons}
 
 
@@ -176,14 +214,17 @@ def epoch(
     task = find_task(task_name, split)
     rows = _rows(task, split, sizes, seed)
     if yields_text(task):
-        texts, ids = _encoded(_Rows(map(_scalars, rows)), tokenizer, sizes)
-    else:
-        check_same(
-            known_vocabulary(task_name), tokenizer.vocabulary, f"task {task_name!r}", "the model"
+        texts, ids = text_rows.encoded(
+            text_rows.TextRows(map(text_rows.scalars, rows)), tokenizer, sizes
         )
+    else:
+        own, name = known_vocabulary(task_name), f"task {task_name!r}"
+        check_begins(tokenizer.vocabulary, own, "the model", name)
         _compare_ends(task, tokenizer)
         texts, ids = _of_ids(task, rows, sizes)
-    return encoding.examples_of(texts, ids, sizes, tokenizer.decode, _name(task_name, split))
+    return encoding.examples_of(
+        texts, ids, sizes, tokenizer.decode, SeqioTask(task_name).title(split)
+    )
 
 
 def _compare_ends(task: "seqio.Task | seqio.Mixture", tokenizer: Tokenizer) -> None:
@@ -197,10 +238,6 @@ def _compare_ends(task: "seqio.Task | seqio.Mixture", tokenizer: Tokenizer) -> N
             f"unchanged. Register the task with add_eos={not ends}, or as a task of text, which the "
             "model encodes"
         )
-
-
-def _name(task: str, split: str) -> str:
-    return f"{task}, {split}"
 
 
 def _rows(task: "seqio.Task | seqio.Mixture", split: str, sizes: Sizes, seed: int) -> list[Row]:
@@ -245,93 +282,24 @@ def _explained_mixture_error(task: "seqio.Task | seqio.Mixture") -> Iterator[Non
         ) from error
 
 
-class _Rows(tuple):
-    """Rows as a key of the cache of encoded epochs; most tasks yield equal rows in each epoch."""
-
-    def __hash__(self) -> int:
-        return len(self)
-
-
-def _scalars(row: Row) -> Row:
-    """Return the strings and numbers of a row; arrays cannot be compared as keys of a cache."""
-    return {name: x for name, x in row.items() if isinstance(x, str | np.generic)}
-
-
-@functools.lru_cache(maxsize=2)
-def _encoded(
-    rows: _Rows, tokenizer: Tokenizer, sizes: Sizes
-) -> tuple[TextExamples, EncodedExamples]:
-    columns = {name: [row[name] for row in rows] for name in _COMPLETIONS if name in rows[0]}
-    texts = _texts(rows, [_prompt(row) for row in rows], columns)
-    return texts, encoding.encode(texts, tokenizer, sizes)
-
-
-def _prompt(row: Row) -> Prompt:
-    """Return the prompt of a row of text.
-
-    If `inputs` is not the template filled with the document, `inputs` is taken as the document.
-    """
-    template, document = row.get("template", DOCUMENT), row.get("document", row["inputs"])
-    if str(template).replace(DOCUMENT, str(document)) != row["inputs"]:
-        template, document = DOCUMENT, row["inputs"]
-    if SLOT in template and KEYWORDS not in row:
-        raise ValueError(
-            f"the template {template!r} has a slot {SLOT}, but the task's examples have no field "
-            f"{KEYWORDS!r}; found {', '.join(sorted(row))}"
-        )
-    return Prompt(document, template, _keywords(row), bool(row.get("keep_end", False)))
-
-
-def _keywords(row: Row) -> tuple[str, ...]:
-    joined = row.get(KEYWORDS)
-    return tuple(joined.split("\n")) if isinstance(joined, str) and joined else ()
-
-
-def _texts(
-    rows: Sequence[Row], prompts: list[Prompt], completions: Mapping[str, list[str]]
-) -> TextExamples:
-    notes = [
-        name
-        for name, value in rows[0].items()
-        if isinstance(value, str) and name not in _KNOWN_FIELDS and not name.endswith(_AS_TEXT)
-    ]
-    return TextExamples(
-        text_prompts=prompts,
-        targets=completions["targets"],
-        example_id=np.array([row.get("example_id", i) for i, row in enumerate(rows)], np.int32),
-        rejected=completions.get(REJECTED),
-        weight=_weights(rows) if WEIGHT in rows[0] else None,
-        notes={name: [row[name] for row in rows] for name in notes},
-    )
-
-
-def _weights(rows: Sequence[Row]) -> np.ndarray:
-    """Convert weights, numbers or their decimal strings, to float32 [n]."""
-    try:
-        return np.array([row[WEIGHT] for row in rows], np.float32)
-    except ValueError as error:
-        raise ValueError(
-            f"the task's field {WEIGHT!r} must hold a number, the weight in training: {error}"
-        ) from error
-
-
 def _of_ids(
     task: "seqio.Task | seqio.Mixture", rows: Sequence[Row], sizes: Sizes
 ) -> tuple[TextExamples, EncodedExamples]:
     """Return the examples of a task that yields ids; text comes from its `_pretokenized` fields,
     or else from decoding the ids."""
     features = task.output_features
-    names = [name for name in ("inputs", *_COMPLETIONS) if name in features]
+    names = [name for name in ("inputs", *COMPLETIONS) if name in features]
     lengths = dict.fromkeys(names, sizes.targets) | {"inputs": sizes.inputs}
     ids = {x: [_uncut(row, x, features[x], lengths[x]) for row in rows] for x in names}
     text = {x: [_text(row, x, features[x]) for row in rows] for x in names}
     prompts = [
-        Prompt(x, DOCUMENT, _keywords(row)) for x, row in zip(text["inputs"], rows, strict=True)
+        Prompt(x, DOCUMENT, text_rows.keywords_of(row))
+        for x, row in zip(text["inputs"], rows, strict=True)
     ]
     ends = {x: [features[x].vocabulary.eos_id] * features[x].add_eos for x in names}
     end = ends["inputs"]
     encoded = [_truncated(x, end, sizes.inputs) for x in ids["inputs"]]
-    return _texts(rows, prompts, text), EncodedExamples(
+    return text_rows.texts_of(rows, prompts, text), EncodedExamples(
         prompts=encoded,
         bare=[x.cut > 0 and x.ids == end for x in encoded],
         documents=[x[: len(x) - len(end)] if x[-1:] == end else x for x in ids["inputs"]],
@@ -342,13 +310,13 @@ def _of_ids(
 
 
 def _text(row: Row, name: str, feature: "seqio.Feature") -> str:
-    text = row.get(name + _AS_TEXT)
+    text = row.get(name + AS_TEXT)
     return feature.vocabulary.decode(row[name].tolist()) if text is None else text
 
 
 def _uncut(row: Row, name: str, feature: "seqio.Feature", size: int) -> list[int]:
     """Return the ids before the task itself truncated them (seqio's append_eos_after_trim does)."""
-    ids, text = row[name].tolist(), row.get(name + _AS_TEXT)
+    ids, text = row[name].tolist(), row.get(name + AS_TEXT)
     if len(ids) != size or text is None:
         return ids
     whole = feature.vocabulary.encode(text) + [feature.vocabulary.eos_id] * feature.add_eos

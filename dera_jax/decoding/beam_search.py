@@ -8,7 +8,8 @@ y_1..t has the
 where the lookahead is a continuation that the model generates and that is discarded after scoring:
 it adds neither tokens nor log-probability. The pools follow T5X: of the 2N best candidates of N
 beams, those that have ended compete to be among the N finished ones; the N best others stay live.
-Without a reward the result is that of T5X's beam search, token for token.
+Without a reward, and with T5X's length penalty of 0.6, the result is that of T5X's beam search, token
+for token.
 
 With period m only every m-th step calls the reward. In between a hypothesis keeps its last reward,
 and hypotheses that end wait for the next scoring before they compete with the finished ones.
@@ -60,7 +61,8 @@ class Search:
         greedy: static; whether the lookahead is greedy; else it is sampled at temperature 1.
         period: static; m, number of tokens between two scorings.
         reward_weight: weight of the reward relative to the log-probability; the paper's α.
-        length_penalty: T5X's alpha: the log-probability is divided by ((5 + length)/6)^alpha.
+        length_penalty: T5X's alpha: the log-probability is divided by ((5 + length)/6)^alpha; 0 for
+            none, as published. T5X's default is 0.6.
         end_ids: ids of the tokens that end a sequence, [E]; None for the model's, (-1,) for none.
     """
 
@@ -71,7 +73,7 @@ class Search:
     greedy: bool = struct.field(pytree_node=False, default=True)
     period: int = struct.field(pytree_node=False, default=1)
     reward_weight: float | Array = 0.0
-    length_penalty: float | Array = 0.6
+    length_penalty: float | Array = 0.0
     end_ids: tuple[int, ...] | Array | None = None
 
 

@@ -98,7 +98,7 @@ def table(records: Sequence[dict], n: int) -> list[dict]:
     rows = []
     for row in sweep_tables.table(winning_records):
         ratios = [
-            s["sampling_log_prob"] - s["part_log_probs"][0]
+            s["sampling_log_prob"] - (s["part_log_probs"] or [s["log_prob"]])[0]
             for record in winning_records
             for s in record["samples"]
             if s["lam"] == row["lam"]
@@ -117,10 +117,16 @@ def format_table(rows: Sequence[dict]) -> str:
 
 def cells(rows: Sequence[dict]) -> list[list[str]]:
     """Returns the head and the lines of the table of `format_table`, as texts."""
-    head = ["λ", "n", "KL(π_n ‖ π) ≤", "KL(π_n ‖ π_ref) ≤", *_COLUMNS]
+    columns = [title for title in _COLUMNS if sweep_tables.COLUMNS[title] in rows[0]]
+    head = ["λ", "n", "KL(π_n ‖ π) ≤", "KL(π_n ‖ π_ref) ≤", *columns]
     lines = [
-        [f"{row['lam']:g}", str(row["n"]), f"{row['kl_bound']:.2f}", f"{row['kl_most']:.2f}"]
-        + [sweep_tables.format_cell(row, sweep_tables.COLUMNS[title]) for title in _COLUMNS]
+        [
+            "—" if row["lam"] is None else f"{row['lam']:g}",
+            str(row["n"]),
+            f"{row['kl_bound']:.2f}",
+            f"{row['kl_most']:.2f}",
+        ]
+        + [sweep_tables.format_cell(row, sweep_tables.COLUMNS[title]) for title in columns]
         for row in rows
     ]
     return [head, *lines]

@@ -69,10 +69,10 @@ class Rule:
         """
         if self.max_kl is not None:
             return "kl", self.max_kl
-        if not reference["rougeL"] > 0:
+        if not reference.get("rougeL", 0.0) > 0:
             raise ValueError(
                 f"Rule.min_rouge_l={self.min_rouge_l}: the reference's ROUGE-L is "
-                f"{reference['rougeL']:g}, so every λ would satisfy this limit. Check that there are "
+                f"{reference.get('rougeL', 0.0):g}, so every λ would satisfy this limit. Check that there are "
                 "human summaries in the language of the outputs, or limit max_kl (MAX_KL)."
             )
         return "rougeL", self.min_rouge_l * reference["rougeL"]
@@ -205,7 +205,8 @@ def describe_choice(result: Mapping) -> list[str]:
     error = chosen["reward_ci95"]
     interval = "" if error is None else f" ± {error:.3f}"
     metrics = f"mean reward {chosen['reward']:.3f}{interval}, KL {chosen['kl']:.2f} nats"
-    metrics = f"{metrics}, ROUGE-L {chosen['rougeL']:.1f}"
+    if "rougeL" in chosen:
+        metrics = f"{metrics}, ROUGE-L {chosen['rougeL']:.1f}"
     ratio = f"{result['beta_0']:g}/{chosen['lam']:g} = {result['beta']:.4g}"
     lines = [
         f"{result['rule']}: λ = {chosen['lam']:g} ({metrics}).",

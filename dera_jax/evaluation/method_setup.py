@@ -150,6 +150,15 @@ class MethodSetup:
         return sum(len(self.tokenizer.encode(part)) for part in prompt.around)
 
 
+def default_lam(aligned: str | None) -> float:
+    """Returns the λ at which a single model decodes: the aligned model if there is one (1), else 0.
+
+    Args:
+        aligned: the folder of the aligned model; None for a reference alone.
+    """
+    return 0.0 if aligned is None else 1.0
+
+
 def check_prompt(template: str | None, has_keywords: bool) -> None:
     """Raises ValueError unless the template has the slots of the task, {document} exactly once."""
     if template is None:

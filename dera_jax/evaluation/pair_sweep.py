@@ -1,4 +1,4 @@
-"""Decodes a split of a seqio task with a pair of model folders: the runs `sample` and `sweep`."""
+"""Decodes a split with a pair of model folders, or with one: the runs `sample` and `sweep`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,24 +6,35 @@ from pathlib import Path
 
 from dera_jax import checks
 from dera_jax.checkpoints import loading
-from dera_jax.checkpoints.loaded import ModelPair
+from dera_jax.checkpoints.loaded import LoadedModel, ModelPair
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.checkpoints.shared_tokenizer import source_index
 from dera_jax.data.documents import Documents
 from dera_jax.data.splits import SPLIT, Split
+from dera_jax.decoding.realign import LAMBDAS
 from dera_jax.decoding.sampling import Prefilled
 from dera_jax.evaluation.sweep import Sweep, decode
 from dera_jax.evaluation.sweep_tables import format_table, write_report
 from dera_jax.models.language_model import PyTree
 
 
+def default_lams(aligned: str | None, lams: tuple[float, ...]) -> tuple[float, ...]:
+    """Returns the values of λ of a pair, and none for a single model.
+
+    Args:
+        aligned: model folder of the aligned model; None for the reference alone.
+        lams: the values of λ of a pair.
+    """
+    return () if aligned is None else lams
+
+
 @dataclasses.dataclass(frozen=True)
 class PairSweep:
-    """Decodes a split with a realigned pair and, given a reward, reports metrics for every λ.
+    """Decodes a split with a realigned pair or a single model; given a reward, reports metrics per λ.
 
     Attributes:
         reference: model folder of the reference.
-        aligned: model folder of the aligned model.
+        aligned: model folder of the aligned model; None to decode with the reference alone.
         documents: the split to decode.
         sweep: λ values, number of samples, sampling settings and reward.
         template_from: the model whose tokenizer, chat template and end ids are used, see
@@ -31,12 +42,12 @@ class PairSweep:
         dtype: of parameters and activations, see `loading.load`.
 
     Raises:
-        ValueError: a folder is not a path, a field has a wrong type, or `template_from` names no
-            model.
+        ValueError: a folder is not a path, a field has a wrong type, `template_from` names no
+            model, or there are values of λ without an aligned model, or none with one.
     """
 
     reference: str
-    aligned: str
+    aligned: str | None
     documents: Split
     sweep: Sweep
     template_from: str | int | None = None
@@ -46,12 +57,19 @@ class PairSweep:
         checks.check_fields(
             self,
             reference=checks.PATH,
-            aligned=checks.PATH,
+            aligned=checks.optional(checks.PATH),
             documents=SPLIT,
             sweep=checks.instance(Sweep),
             dtype=loading.DTYPE,
         )
-        source_index(self.template_from, [str(self.reference), str(self.aligned)])
+        source_index(self.template_from, [str(x) for x in (self.reference, *self._aligned())])
+        if self.aligned is not None:
+            checks.check("Sweep.lams", self.sweep.lams, LAMBDAS)
+        elif self.sweep.lams:
+            raise ValueError(
+                "PairSweep.aligned must be a path, since Sweep.lams mixes two models; found None and "
+                f"{self.sweep.lams}. Give the aligned model, or set lams to () for the reference alone."
+            )
 
     def run(self, folder: Path) -> dict[str, object]:
         """Writes records.jsonl and, with a reward, metrics.json, metrics.csv and sweep.png.
@@ -69,15 +87,18 @@ class PairSweep:
 
     def load(self) -> "SweepInputs":
         """Loads the models and reads the documents; raises as `load` does."""
-        paths = self.reference, [self.aligned]
+        paths = self.reference, self._aligned()
         return load(*paths, self.documents, self.sweep, self.template_from, self.dtype)
+
+    def _aligned(self) -> list[str]:
+        return [] if self.aligned is None else [self.aligned]
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepInputs:
-    """Holds a loaded model pair, the documents and the parameters of the reward for a sweep."""
+    """Holds a loaded pair or model, the documents and the parameters of the reward for a sweep."""
 
-    pair: ModelPair
+    pair: ModelPair | LoadedModel
     documents: Documents
     reward_params: PyTree = None
 
@@ -113,7 +134,7 @@ def load(
             checkpoint nor the task names the vocabulary of the models.
     """
     reward = sweep.reward
-    known = {"vocabulary": documents.known_vocabulary(), "task": documents.task}
+    known = {"vocabulary": documents.known_vocabulary(), "task": documents.label}
     pair = loading.load(reference, *aligned, **known, template_from=template_from, dtype=dtype)
     reward_params = reward and reward.load(RunResources(pair.vocabulary, pair.chat_template))
     read_documents = documents.read(pair.tokenizer, reward)

@@ -26,7 +26,9 @@ def plot_sweep(rows: Sequence[dict], path: Path) -> None:
     shown = [key for key in PANELS if key in first]
     if "in_range_rate" in shown:
         shown.remove("reward")  # it is the in-range rate minus 1
-    for axis, key in zip(axes.flat, shown, strict=True):
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    for axis, key in zip(axes.flat, shown, strict=False):
         label = PANELS[key]
         values = [row[key] for row in rows]
         errors = [row[f"{key}_ci95"] or 0 for row in rows]  # None: a single document
@@ -88,7 +90,8 @@ def plot_best_of(rows: Sequence[dict], path: Path) -> None:
     for i, lam in enumerate(sorted({row["lam"] for row in rows})):
         own = [row for row in rows if row["lam"] == lam]
         style = {"marker": "s", "linestyle": "--", "color": f"C{i}"}
-        plot_with_errors(axis, own, "kl_most", f"best-of-n at λ = {lam:g}", **style)
+        name = "best-of-n" if lam is None else f"best-of-n at λ = {lam:g}"
+        plot_with_errors(axis, own, "kl_most", name, **style)
         for row in own:
             axis.annotate(f"n={row['n']}", (row["kl_most"], row["reward"]), xytext=(4, -9),
                           fontsize=7, textcoords="offset points", color=f"C{i}")  # fmt: skip

@@ -67,7 +67,7 @@ class RewardStatistics:
         Raises:
             ValueError: the model's vocabulary differs from the task's.
         """
-        vocabulary, name = self.documents.known_vocabulary(), f"task {self.documents.task!r}"
+        vocabulary, name = self.documents.known_vocabulary(), self.documents.name
         model = ensure_loaded(self.model).with_vocabulary(vocabulary, name)
         params = self.reward.load(RunResources(model.vocabulary, model.chat_template))
         scorer = RewardScorer(self.reward, params, model.decode)

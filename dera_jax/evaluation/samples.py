@@ -23,7 +23,7 @@ def sample_batches(
     Raises:
         ValueError: the model's vocabulary differs from the task's.
     """
-    model = model.with_vocabulary(split.known_vocabulary(), f"task {split.task!r}")
+    model = model.with_vocabulary(split.known_vocabulary(), split.name)
     documents = split.read(model.tokenizer)
     for rows in ProgressBar(full_batches(len(documents.texts), batch_size), unit="batch"):
         keys = sequence_keys(seed, documents.example_id[rows], np.arange(num_samples))

@@ -16,7 +16,7 @@ import numpy as np
 
 from dera_jax import checks
 from dera_jax.data.documents import Documents, document_record
-from dera_jax.decoding.realign import LAMBDAS, with_lam
+from dera_jax.decoding.realign import LAMBDA, LAMBDAS, with_lam
 from dera_jax.decoding.sampling import (
     Prefilled,
     Samples,
@@ -45,7 +45,7 @@ class Sweep:
     """Holds the settings of a λ sweep.
 
     Attributes:
-        lams: the G values of λ; for M > 1 aligned models each is a tuple of M.
+        lams: the G values of λ; for M > 1 aligned models each is a tuple of M. Empty for a single model.
         num_samples: samples of each document at each λ.
         sampling: sampling settings.
         reward: the reward that scores all samples; None for no scores.
@@ -67,7 +67,7 @@ class Sweep:
     def __post_init__(self):
         checks.check_fields(
             self,
-            lams=LAMBDAS,
+            lams=LAMBDAS if self.lams else checks.sequence(LAMBDA, "()", least=0),
             num_samples=checks.integer(1),
             sampling=checks.instance(Sampling),
             reward=checks.optional(REWARD),
@@ -78,6 +78,12 @@ class Sweep:
         check_sampling(self.sampling)
         if self.reward is not None:
             check_limit(self.reward, self.sampling.max_length)
+
+    @property
+    def hypotheses(self) -> list[tuple[float | list[float] | None, int]]:
+        """λ (None for a single model) and sample number of each hypothesis of a document."""
+        lams = [float(x) if np.ndim(x) == 0 else [float(y) for y in x] for x in self.lams]
+        return [(lam, i) for lam in lams or [None] for i in range(self.num_samples)]
 
 
 def decode(
@@ -122,13 +128,12 @@ def decode(
         "model": fingerprints.describe(model),
         "parameters": fingerprints.hash_arrays((params, reward_params)),
     }
-    numbers = range(sweep.num_samples)
     plan = record_store.Plan(
         settings,
         documents.sha256,
         documents.example_id,
         sweep.batch_size,
-        samples=[(_plain(lam), number) for lam in sweep.lams for number in numbers],
+        samples=sweep.hypotheses,
     )
     return record_store.write(plan, decode_batch, folder, "decoding")
 
@@ -145,7 +150,9 @@ def _sample_batch(model, params, prefills, batch, prompts, keys, sampling) -> Sa
 
 
 def _decode_batch(sample_batch, documents, sweep, to_text, scorer, rows) -> list[dict]:
-    lam, numbers = sweep_hypotheses(sweep.lams, sweep.num_samples, len(rows))
+    lam, numbers = None, np.arange(sweep.num_samples, dtype=np.int32)
+    if sweep.lams:
+        lam, numbers = sweep_hypotheses(sweep.lams, sweep.num_samples, len(rows))
     keys = sequence_keys(sweep.seed, documents.example_id[rows], numbers)
     out = sample_batch(documents.prompts_of(rows, lam), keys, sweep.sampling)
     rewards = _rewards(scorer, documents, rows, out)
@@ -156,22 +163,17 @@ def _decode_batch(sample_batch, documents, sweep, to_text, scorer, rows) -> list
             break  # batch padding
         samples = [
             {
-                "lam": _plain(sweep.lams[k // sweep.num_samples]),
-                "sample": int(numbers[k]),
+                "lam": at,
+                "sample": number,
                 **{name: None if x is None else x[b, k].item() for name, x in rewards.items()},
                 **_describe(out, b, k, to_text),
             }
-            for k in range(len(numbers))
+            for k, (at, number) in enumerate(sweep.hypotheses)
         ]
         for x in samples if sweep.reward is not None else ():
             x |= sweep.reward.text_metrics(x["text"], x["finished"])
         records.append({**document_record(documents, row), "samples": samples})
     return records
-
-
-def _plain(lam: float | Sequence[float]) -> float | list[float]:
-    """Returns λ as Python floats with the value that was given, not rounded to float32."""
-    return float(lam) if np.ndim(lam) == 0 else [float(x) for x in lam]
 
 
 def _rewards(
@@ -193,14 +195,14 @@ def _rewards(
 def _describe(out: Samples, b: int, k: int, to_text: Callable) -> dict:
     """Describes a hypothesis: text, tokens, length without the end token, summed scores (nats)."""
     length = int(out.lengths[b, k])
-    scores = out.scores
+    scores, parts = out.scores, out.scores.part_log_prob
     return {
         "text": to_text(out.tokens[b, k, :length]),
         "tokens": out.tokens[b, k, :length].tolist(),
         "length": length - int(out.finished[b, k]),
         "finished": bool(out.finished[b, k]),
-        "kl": float(scores.kl[b, k].sum()),
+        "kl": None if scores.kl is None else float(scores.kl[b, k].sum()),
         "log_prob": float(scores.log_prob[b, k].sum()),
         "sampling_log_prob": float(scores.sampling_log_prob[b, k].sum()),
-        "part_log_probs": [float(x) for x in scores.part_log_prob[:, b, k].sum(-1)],
+        "part_log_probs": None if parts is None else [float(x) for x in parts[:, b, k].sum(-1)],
     }

@@ -26,7 +26,7 @@ def table(records: Sequence[dict]) -> list[dict]:
         length                  tokens, without the end token
         kl                      KL to the reference in nats per sequence; an unbiased estimate only
                                 at temperature 1 and without truncation
-        rouge1, rouge2, rougeL  ROUGE against the human summary, F1 × 100
+        rouge1, rouge2, rougeL  ROUGE against the human summary, F1 × 100; absent if no document has one
         repetition, distinct2   fractions of word bigrams, see `metrics.ngrams`
         faithful                `words.faithful_fraction` of the text
         coverage, covered       fraction of the document's keywords in the text, and fraction of
@@ -66,7 +66,7 @@ def column_values(records: Sequence[dict]) -> dict[str, list[list[float]]]:
     ]
     first = samples[0][0]
     recorded = [x for x in first if x == "reward" or x.startswith(PART)]
-    recorded += [x for x in ("length", "kl", "forward_tokens") if x in first]
+    recorded += [x for x in ("length", "kl", "forward_tokens") if first.get(x) is not None]
     columns = {name: by_sample(lambda r, s, name=name: float(s[name])) for name in recorded}
     if "in_range" in first:
         columns["in_range_rate"] = by_sample(lambda r, s: float(s["in_range"]))
@@ -75,6 +75,8 @@ def column_values(records: Sequence[dict]) -> dict[str, list[list[float]]]:
     if "keywords" in records[0]:
         columns["coverage"] = by_sample(lambda r, s: words.coverage(s["text"], r["keywords"]))
         columns["covered"] = [[float(x == 1) for x in group] for group in columns["coverage"]]
+    if not any(record["summary"] for record in records):
+        return columns
     texts = [s["text"] for group in samples for s in group]
     references = [r["summary"] for r, group in zip(records, samples, strict=True) for _ in group]
     for name, flat in rouge(references, texts).items():
@@ -83,11 +85,12 @@ def column_values(records: Sequence[dict]) -> dict[str, list[list[float]]]:
 
 
 def write_report(records: Sequence[dict], folder: Path) -> list[dict]:
-    """Writes metrics.json, metrics.csv and sweep.png from the records, and returns `table`."""
+    """Writes metrics.json, metrics.csv and, of a pair, sweep.png from the records; returns `table`."""
     rows = table(records)
     json_files.write(folder / "metrics.json", rows)
     write_csv(folder / "metrics.csv", rows)
-    plots.plot_sweep(rows, folder / "sweep.png")
+    if rows[0]["lam"] is not None:
+        plots.plot_sweep(rows, folder / "sweep.png")
     return rows
 
 
@@ -130,6 +133,8 @@ def cells(rows: Sequence[dict]) -> list[list[str]]:
 
 def format_cell(row: dict, key: str) -> str:
     """Formats an entry of a row, with ± half the width of its confidence interval if it has one."""
+    if row[key] is None:  # λ of a single model
+        return "—"
     if isinstance(row[key], tuple | list):
         return ", ".join(f"{x:g}" for x in row[key])
     error = row.get(f"{key}_ci95")

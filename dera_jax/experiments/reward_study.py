@@ -18,7 +18,6 @@ from typing import Protocol
 from dera_jax import checks
 from dera_jax.checkpoints.learned_rewards import reward_model
 from dera_jax.checkpoints.resources import RunResources
-from dera_jax.data import seqio_tasks
 from dera_jax.decoding.realign import LAMBDA
 from dera_jax.evaluation import sweep, sweep_tables
 from dera_jax.experiments import plots, report
@@ -113,7 +112,7 @@ class LearnedReward:
         """Returns the stage that trains the reward model; checks its task for pairs."""
         # The run is built now, which validates its settings before any stage runs.
         training = self.training(preferences.reward_model(start))
-        seqio_tasks.check_pairs(training.data.task, training.data.split)
+        training.data.check(pairs=True)
         return [Stage(f"reward model {self.name}", experiment / self.name, training.run)]
 
     def reward(self, experiment: Path) -> Reward:

@@ -124,11 +124,11 @@ class SearchExperiment(AlignmentExperiment):
             return self.reference.tokenizer(known)
         return read_tokenizer([folder, self.aligned], known, self.template_from)
 
-    def check_lam(self, lam: float) -> None:
-        """Raises ValueError for a λ other than 0 without an aligned model."""
+    def check_lam(self, name: str, lam: float) -> None:
+        """Raises ValueError, with the field's name, for a λ other than 0 without an aligned model."""
         if lam and self.aligned is None and self.align is None:
             raise ValueError(
-                f"λ = {lam:g} needs an aligned model, and none is given; set "
+                f"{name} = {lam:g} needs an aligned model, and none is given; set "
                 "SearchExperiment.aligned or SearchExperiment.align, or use λ = 0"
             )
 
@@ -151,7 +151,7 @@ class SearchExperiment(AlignmentExperiment):
             FileNotFoundError: a model or a file of a reward is missing.
             ValueError: models, documents and rewards do not fit each other.
         """
-        known, task = self.documents.known_vocabulary(), self.documents.task
+        known, task = self.documents.known_vocabulary(), self.documents.label
         options = {"task": task, "template_from": self.template_from, "dtype": self.dtype}
         loaded = load_models(self._paths(folder), known, **options)
         tokenizer = loaded[0].tokenizer

@@ -279,7 +279,7 @@ class MethodComparison:
         for method in self.methods:
             if isinstance(method, SearchMethod):
                 check_searches({method.name: method.search}, self.reward if method.guided else None)
-            self.setting.check_lam(getattr(method, "lam", 0.0))
+            self.setting.check_lam(f"{type(method).__name__}.lam", getattr(method, "lam", 0.0))
 
     def run(self, folder: Path) -> dict[str, object]:
         """Runs what is unfinished; writes methods.json, .csv, .png, samples.txt and the records."""

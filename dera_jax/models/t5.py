@@ -45,12 +45,18 @@ _DECODER_ATTENTIONS = {
 class T5Config:
     """Sizes of a T5, named as in T5X's T5Config.
 
-    T5 1.0 has mlp_activations ('relu',) and logits_via_embedding True, T5 1.1 has ('gelu',
-    'linear') and False. `dtype` is the type of activations and of operands of matrix products;
-    attention logits and softmax are float32, and parameters keep their own type.
-
-    `start_token` is fed to the decoder first. `end_ids` end a sequence; while they are not known
-    (T5X checkpoints, models to be trained) they are empty, and the vocabulary's end id is used.
+    Attributes:
+        vocab_size: rows of the embedding table.
+        emb_dim, num_heads: width of the model, and its attention heads.
+        num_encoder_layers, num_decoder_layers: layers.
+        head_dim, mlp_dim: widths of an attention head and of the feed-forward layers.
+        mlp_activations: ('relu',) in T5 1.0, ('gelu', 'linear') in T5 1.1.
+        logits_via_embedding: whether the embedding table computes the logits; True in T5 1.0.
+        dropout_rate: rate of dropout in training.
+        dtype: type of activations and of operands of matrix products; attention logits and softmax
+            are float32, and parameters keep their own type.
+        start_token: the id that is fed to the decoder first.
+        end_ids: ids that end a sequence; empty until a vocabulary is known (T5X, models to be trained).
 
     Raises:
         ValueError: naming an invalid field and what it accepts.

@@ -30,6 +30,9 @@ class LengthInRange(Reward):
 
     An output that the length limit truncated scores -1, whatever its length.
 
+    Attributes:
+        low, high: the length range in tokens, the end token excluded.
+
     Raises:
         ValueError: `low` and `high` are not integers with 0 <= low <= high.
     """

@@ -65,8 +65,27 @@ def combined(optimizers: Mapping[str, Optimizer]) -> Optimizer:
     return Optimizer(optax.multi_transform(parts, by_network), first.learning_rate)
 
 
+def warmup(fraction: float, steps: int) -> int:
+    """Returns the number of warm-up steps of a run, rounded.
+
+    Args:
+        fraction: fraction of the updates in which the learning rate rises to its peak.
+        steps: number of updates of the run.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    checks.check("warmup.fraction", fraction, checks.number(least=0, below=1))
+    checks.check("warmup.steps", steps, checks.integer(1))
+    return round(fraction * steps)
+
+
 def constant(peak: float, warmup_steps: int) -> optax.Schedule:
     """Returns a schedule that stays at `peak` after the warm-up.
+
+    Args:
+        peak: the learning rate after the warm-up.
+        warmup_steps: number of updates of the warm-up.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -77,6 +96,10 @@ def constant(peak: float, warmup_steps: int) -> optax.Schedule:
 
 def rsqrt(peak: float, warmup_steps: int) -> optax.Schedule:
     """Returns the schedule peak·√(warmup_steps / step) after the warm-up, as in T5's pre-training.
+
+    Args:
+        peak: the learning rate at the end of the warm-up.
+        warmup_steps: number of updates of the warm-up.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -89,6 +112,12 @@ def rsqrt(peak: float, warmup_steps: int) -> optax.Schedule:
 
 def cosine(peak: float, warmup_steps: int, total_steps: int, final: float = 0.0) -> optax.Schedule:
     """Returns a half-cosine decay from `peak` after the warm-up to `final` at `total_steps`.
+
+    Args:
+        peak: the learning rate at the end of the warm-up.
+        warmup_steps: number of updates of the warm-up.
+        total_steps: number of updates of the run, the warm-up included.
+        final: the learning rate at the end of the run.
 
     Raises:
         ValueError: an argument is out of its range, or `warmup_steps` is not below `total_steps`.
@@ -126,6 +155,13 @@ def adamw(
 
     Weight decay applies to matrices only, not to vectors such as the scales of layer norms.
 
+    Args:
+        learning_rate: the schedule.
+        clip_norm: the largest norm of a gradient; longer ones are scaled down to it.
+        b1: decay rate of the mean of the gradients.
+        b2: decay rate of the mean of their squares.
+        weight_decay: coefficient of the weight decay.
+
     Raises:
         ValueError: an argument is out of its range.
     """
@@ -148,6 +184,11 @@ def adafactor(
     """Returns Adafactor (Shazeer and Stern, 2018) with gradients clipped to the norm `clip_norm`.
 
     As in T5, each update is scaled by the magnitude of the parameter that it changes.
+
+    Args:
+        learning_rate: the schedule.
+        clip_norm: the largest norm of a gradient; longer ones are scaled down to it.
+        decay_rate: exponent of the decay of the mean of squared gradients.
 
     Raises:
         ValueError: an argument is out of its range.

@@ -116,7 +116,12 @@ class Actors:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizers:
-    """Holds the optimizers of policy and value network, whose schedules count minibatches."""
+    """Holds the optimizers of policy and value network, whose schedules count minibatches.
+
+    Attributes:
+        policy: the optimizer of the policy.
+        value: the optimizer of the value network.
+    """
 
     policy: Optimizer
     value: Optimizer

@@ -89,10 +89,9 @@ class PPOTraining:
         )
         self.updates.check_batch(self.data.batch_size)
         self.memory.check_batch(self.data.batch_size // self.updates.minibatches)
-        per_step = self.updates.epochs * self.updates.minibatches
         factors = f"{self.steps} × {self.updates.epochs} × {self.updates.minibatches}"
         name = f"PPOTraining.steps × Updates.epochs × Updates.minibatches ({factors})"
-        self.optimizers.check_warmup(name, self.steps * per_step)
+        self.optimizers.check_warmup(name, num_updates(self.steps, self.updates))
 
     def run(self, folder: Path) -> dict[str, float]:
         """Trains in `folder`, or resumes there; see `align`."""
@@ -131,6 +130,20 @@ class PPOTraining:
         step = partition(ppo.make_step(setup), state, mesh_in_use())
         arguments = state, frozen | {"reward": reward}, batch, key
         return [program_cost("PPO step", networks, tokens, step, *arguments)]
+
+
+def num_updates(steps: int, updates: ppo.Updates) -> int:
+    """Returns the number of updates of a run of PPO, one per minibatch.
+
+    Args:
+        steps: number of rollouts.
+        updates: the updates that are made on each rollout.
+
+    Raises:
+        ValueError: `steps` is not a positive integer.
+    """
+    checks.check("PPOTraining.steps", steps, checks.integer(1))
+    return steps * updates.epochs * updates.minibatches
 
 
 def _batch_shapes(documents: int, inputs: int, targets: int) -> dict[str, object]:

@@ -51,6 +51,9 @@ def reward_model(start: supervised.InitialModel) -> PreferenceStart:
     """Returns a reward model to train: a scalar head that starts at 0 on the model of `start`.
 
     Dropout is not used.
+
+    Args:
+        start: the model that the head is trained on, and with.
     """
     return PreferenceStart(ScalarHead(ValueHead(start.model)), start)
 
@@ -58,7 +61,14 @@ def reward_model(start: supervised.InitialModel) -> PreferenceStart:
 def dpo(start: supervised.InitialModel, beta: float) -> PreferenceStart:
     """Returns a policy to train by DPO: the model of `start`, which is the reference policy too.
 
-    Dropout is not used. `beta` is the KL coefficient; raises ValueError unless it is positive.
+    Dropout is not used.
+
+    Args:
+        start: the reference, from which the policy starts.
+        beta: the KL coefficient.
+
+    Raises:
+        ValueError: `beta` is not a positive number.
     """
     return PreferenceStart(LogRatio(start.model, beta), start)
 

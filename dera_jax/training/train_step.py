@@ -16,7 +16,15 @@ from dera_jax.training.train_state import Batch, Frozen
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """Holds the coefficients of `losses.cross_entropy`; raises ValueError for invalid ones."""
+    """Holds the coefficients of `losses.cross_entropy`.
+
+    Attributes:
+        label_smoothing: probability that is spread evenly over all tokens.
+        z_loss: coefficient of the squared logarithm of the softmax's normalizer.
+
+    Raises:
+        ValueError: a coefficient is out of its range.
+    """
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0

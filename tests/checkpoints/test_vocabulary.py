@@ -149,5 +149,8 @@ def test_the_vocabulary_given_is_taken_unless_the_checkpoint_has_another(file, c
     with pytest.raises(ValueError, match=message):
         resolve_vocabulary(own, fewer, "c", "g")
     plain = SentencePieceVocabulary(file)
+    assert resolve_vocabulary(own, plain, "c", "g") == own  # the checkpoint knows its sentinels
+    with pytest.raises(ValueError, match="c holds its own vocabulary, so leave VOCABULARY and EXT"):
+        resolve_vocabulary(own, fewer, "c", "g")
     with pytest.raises(ValueError, match=r"'\(no such id\)' in c, '<extra_id_6>' in g"):
         resolve_vocabulary(plain, given, "c", "g")

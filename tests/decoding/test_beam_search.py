@@ -118,7 +118,7 @@ def tables() -> Tables:
 
 
 T5_REWARD = Combined((Part("new", Repetition(1), 2.0), Part("length", LengthNear(4), 0.5)))
-T5_SEARCH = Search(8, 3, 5, 2, period=2, reward_weight=1.5)
+T5_SEARCH = Search(8, 3, 5, 2, period=2, reward_weight=1.5, length_penalty=0.6)
 T5_LAMS = 0.0, 0.7
 
 
@@ -214,11 +214,11 @@ def test_without_a_reward_it_is_t5x_s_search(version):
     model, params, g = golden.load(version)
     prompts, keys = golden.prompts(g), sequence_keys(0, np.arange(4), [0])
     search = functools.partial(beam_search, model, params, prompts, keys)
-    found = search(Search(16))
+    found = search(Search(16, length_penalty=0.6))
     compare_with_t5x(found, 0, g["beam4_tokens"], g["beam4_scores"])
     live = version == "v1_1"
     assert found.pool.finished[:, 0, 0].tolist() == [True, not live, True, True]
-    found = search(Search(16, end_ids=(-1,)))
+    found = search(Search(16, length_penalty=0.6, end_ids=(-1,)))
     compare_with_t5x(found, 0, g["beam4_noeos_tokens"], g["beam4_noeos_scores"])
     assert (found.forward_tokens == 16 * 4).all() and found.steps == 16
 
@@ -228,10 +228,10 @@ def test_searches_at_several_lambdas_are_those_of_the_single_models():
     other = jax.tree.map(lambda x: 1.1 * x, params)
     pair, lam = Realigned(model, (model,)), np.broadcast_to(np.float32([0, 1]), (4, 2))
     prompts, keys = golden.prompts(g, lam=lam), sequence_keys(0, np.arange(4), [0, 0])
-    both = beam_search(pair, (params, other), prompts, keys, Search(16))
+    both = beam_search(pair, (params, other), prompts, keys, Search(16, length_penalty=0.6))
     compare_with_t5x(both, 0, g["beam4_tokens"], g["beam4_scores"])
     prompts = prompts.replace(lam=None)
-    alone = beam_search(model, other, prompts, keys[:, :1], Search(16))
+    alone = beam_search(model, other, prompts, keys[:, :1], Search(16, length_penalty=0.6))
     np.testing.assert_array_equal(both.pool.tokens[:, 1], alone.pool.tokens[:, 0])
     np.testing.assert_allclose(both.scores[:, 1], alone.scores[:, 0], atol=1e-4)
     assert (both.pool.tokens[:, 0] != both.pool.tokens[:, 1]).any()

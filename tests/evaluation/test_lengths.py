@@ -26,7 +26,7 @@ class Given:
     """Stands for a split of a task."""
 
     prompts: Prompts
-    task: str = "given"
+    name: str = "the documents of this test"
 
     def known_vocabulary(self) -> None:
         """Of texts."""

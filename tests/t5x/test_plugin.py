@@ -170,6 +170,7 @@ def test_our_greedy_decoding_is_that_of_t5x_at_both_ends(world):
 
 def test_search_and_evolution_inside_t5x(world):
     plain = {"REWARD": "None", "REWARD_WEIGHT": "0.0", "LOOKAHEAD": "0", "PERIOD": "1"}
+    plain["LENGTH_PENALTY"] = "0.6"
     found = world.pair("beams", "gin_configs/t5x/deal.gin", lam=0.0, **plain)
     np.testing.assert_array_equal(found["prediction"], world.golden["beam4_tokens"])
     rewarded = lambda name, *files, **more: world.pair(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dera_jax.data import task_data
+from dera_jax.data import task_data, text_columns
 from dera_jax.data.encoding import Sizes
 from tasks import jsonl
 from tests.texts import BYTES, asked
@@ -121,13 +121,13 @@ def test_summaries_in_some_lines_only(tmp_path, first, second):
 
 
 def test_missing_and_empty_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.jsonl: no such JSONL file"):
+    with pytest.raises(FileNotFoundError, match="nowhere.jsonl: no such file"):
         task_data.epoch(register(str(tmp_path / "nowhere.jsonl")), "train", BYTES, SIZES, 0)
     for empty in ([], ["\n", " \r\n"], ["\ufeff"]):
         path = write(tmp_path / "empty.jsonl", empty)
-        with pytest.raises(ValueError, match="empty.jsonl: the file is empty; expected one JSON"):
+        with pytest.raises(ValueError, match="empty.jsonl: the file is empty"):
             task_data.epoch(register(path), "train", BYTES, SIZES, 0)
-    with pytest.raises(ValueError, match="is a folder; expected a JSONL file"):
+    with pytest.raises(ValueError, match="is a folder; expected a file"):
         task_data.epoch(register(str(tmp_path)), "train", BYTES, SIZES, 0)
 
 
@@ -159,7 +159,7 @@ def test_bad_keywords_are_named_with_their_line(tmp_path, keywords, error, messa
     rows = [PAIRS[0] | {"keywords": ["a"]}, PAIRS[1] | {"keywords": keywords}]
     path = write(tmp_path / "a.jsonl", dump(rows))
     with pytest.raises(error, match=re.escape(message)):
-        jsonl.read(path, need_summaries=True)
+        text_columns.read_summaries(path, need_summaries=True)
 
 
 CASES = Path(__file__).parents[1] / "data" / "jsonl"

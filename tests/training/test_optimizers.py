@@ -61,3 +61,8 @@ def test_gradients_are_clipped_to_their_global_norm(make):
         found.append(updates)
     np.testing.assert_allclose(found[0]["a"], found[1]["a"], rtol=1e-4)
     np.testing.assert_allclose(found[0]["b"], found[1]["b"], rtol=1e-4)
+
+
+def test_the_warm_up_scales_with_the_steps():
+    assert [optimizers.warmup(0.05, steps) for steps in (5, 10, 200, 2000)] == [0, 0, 10, 100]
+    assert optimizers.warmup(0.0, 7) == 0 and optimizers.warmup(0.9, 1000) == 900

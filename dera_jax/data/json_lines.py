@@ -1,4 +1,6 @@
-"""Reads JSON Lines (UTF-8, one JSON object per line); errors name the file and the line.
+"""Reads text files by lines, and JSON Lines (UTF-8, one JSON object per line).
+
+Errors name the file and the line.
 
 A byte-order mark, lines that end in CR LF, a last line without a line end, blank lines at the end,
 and gzip files (with a name that ends in `.gz`) are accepted too.
@@ -8,9 +10,9 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from typing import BinaryIO
 
-import tensorflow as tf
-
+from dera_jax.data.data_files import open_data
 from dera_jax.files import json_files
 
 _EXPECTED = "expected one JSON object per line (JSON Lines)"
@@ -31,12 +33,8 @@ def lines(path: str) -> Iterator[tuple[str, bytes]]:
         ValueError: the path is a folder, or the file is empty, in UTF-16 or UTF-32, a broken gzip
             file, or a gzip file whose name does not end in `.gz`.
     """
-    if not tf.io.gfile.exists(path):
-        raise FileNotFoundError(f"{path}: no such JSONL file")
-    if tf.io.gfile.isdir(path):
-        raise ValueError(f"{path}: is a folder; expected a JSONL file")
     number, blank = 0, []
-    with tf.io.gfile.GFile(path, "rb") as file:
+    with open_data(path) as file:
         try:
             for number, line in enumerate(_unpacked(file, path), start=1):
                 if number == 1:
@@ -50,7 +48,7 @@ def lines(path: str) -> Iterator[tuple[str, bytes]]:
                 f"{path}: not a complete gzip file, {number} lines could be read: {error}"
             ) from error
     if number == len(blank):
-        raise ValueError(f"{path}: the file is empty; {_EXPECTED}")
+        raise ValueError(f"{path}: the file is empty")
 
 
 def read_object(line: bytes, where: str) -> dict[str, object]:
@@ -61,14 +59,7 @@ def read_object(line: bytes, where: str) -> dict[str, object]:
         ValueError: the line is blank, not UTF-8, not valid JSON (NaN is not), or an object repeats
             a key.
     """
-    try:
-        text = line.removeprefix(_BOM).strip(_BLANK).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{where}: not UTF-8 (byte {error.object[error.start]:#04x} at column "
-            f"{error.start + 1}), perhaps Latin-1 or Windows-1252: convert the file, for example "
-            "with `iconv -f WINDOWS-1252 -t UTF-8`"
-        ) from error
+    text = decode(line, where).strip(_BLANK.decode())
     if not text:
         raise ValueError(f"{where}: the line is blank, but other lines follow; {_EXPECTED}")
     try:
@@ -84,7 +75,19 @@ def read_object(line: bytes, where: str) -> dict[str, object]:
     return row
 
 
-def _unpacked(file: tf.io.gfile.GFile, path: str) -> Iterator[bytes]:
+def decode(line: bytes, where: str) -> str:
+    """Return the text of a line without a byte-order mark; raises ValueError if it is not UTF-8."""
+    try:
+        return line.removeprefix(_BOM).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{where}: not UTF-8 (byte {error.object[error.start]:#04x} at column "
+            f"{error.start + 1}), perhaps Latin-1 or Windows-1252: convert the file, for example "
+            "with `iconv -f WINDOWS-1252 -t UTF-8`"
+        ) from error
+
+
+def _unpacked(file: BinaryIO, path: str) -> Iterator[bytes]:
     return gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
 
 
@@ -99,7 +102,7 @@ def _check_start(line: bytes, path: str) -> None:
 
 
 def _reason(text: str, error: json.JSONDecodeError) -> str:
-    if error.msg == "Extra data":  # tf.io.gfile has removed a carriage return, if there was one
+    if error.msg == "Extra data":
         return (
             f"not valid JSON: more than one value on the line; {_EXPECTED}. A file whose lines end "
             "in a carriage return alone is converted by `tr '\\r' '\\n'`"

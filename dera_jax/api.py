@@ -1,0 +1,271 @@
+"""Decodes strings: the models that `dera_jax.load` returns have methods that take and return text.
+
+    pair = dera_jax.load("reference", "aligned")
+    rows = pair.sample(["a document", "another one"], lam=[0, 0.5, 1], num_samples=4)
+    rows.to_pandas()
+
+The methods encode the documents, pad them to few widths, decode them in batches with a progress bar, and return
+one row for each output. The functions of arrays below them (`decoding`, `evaluation`) do the work.
+"""
+
+import dataclasses
+import difflib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from dera_jax.checkpoints import loading
+from dera_jax.checkpoints.default_model import default_model
+from dera_jax.checkpoints.loaded import LoadedModel, ModelPair
+from dera_jax.checkpoints.resources import RunResources
+from dera_jax.data.documents import Documents
+from dera_jax.decoding.beam_search import Search
+from dera_jax.decoding.evolution import Evolution
+from dera_jax.decoding.mutation import InputEdits, Mutator
+from dera_jax.decoding.sampling import Sampling
+from dera_jax.evaluation import methods, sweep_tables
+from dera_jax.evaluation.method_setup import MethodSetup
+from dera_jax.evaluation.populations import EvolutionMethod
+from dera_jax.evaluation.sweep import Sweep, decode
+from dera_jax.rewards.protocol import Reward
+from dera_jax.rewards.scoring import RewardScorer
+from dera_jax.texts import RewardLike, Rows, Texts, TextSettings, as_reward, rows_of
+
+ADAPTERS = Path(str(resources.files("dera_jax"))) / "assets" / "aclsum"  # of SmolLM2
+
+
+class Decoding:
+    """Gives a loaded model or pair the methods on strings.
+
+    `documents` are one string, or an iterable of strings or of dicts with `document` and, optionally,
+    `summary` (a human text, for ROUGE) and `keywords` (a list). `lam` is λ, for a pair only. `reward` is a
+    reward of `dera_jax.rewards` or a Python function of two lists, documents and texts, that returns a number
+    for each text. `settings` are fields of `TextSettings` and of the class that each method names.
+
+    The methods raise ValueError or TypeError if an argument is invalid.
+    """
+
+    def sample(
+        self,
+        documents: Texts,
+        lam: float | Sequence[float] | None = None,
+        num_samples: int = 1,
+        reward: RewardLike = None,
+        max_length: int = 128,
+        **settings,
+    ) -> Rows:
+        """Samples texts of every document at every λ; returns G·num_samples rows for each document.
+
+        Args:
+            documents, reward: see the class.
+            lam: one λ or several, 1 if it is not given; None for a single model.
+            num_samples: samples at each λ.
+            max_length: maximum tokens of a text, the end token included.
+            **settings: fields of `TextSettings` and `Sampling`, such as temperature, top_p, greedy.
+        """
+        return rows_of(self._records(documents, lam, num_samples, reward, max_length, settings))
+
+    def sweep(
+        self,
+        documents: Texts,
+        lam: Sequence[float],
+        num_samples: int = 4,
+        reward: RewardLike = None,
+        max_length: int = 128,
+        **settings,
+    ) -> Rows:
+        """Samples as `sample` does, and returns one row of means for each λ, see `sweep_tables.table`."""
+        records = self._records(documents, lam, num_samples, reward, max_length, settings)
+        return Rows(sweep_tables.table(records))
+
+    def best_of_n(
+        self,
+        documents: Texts,
+        n: int,
+        reward: RewardLike,
+        lam: float | None = None,
+        max_length: int = 128,
+        **settings,
+    ) -> Rows:
+        """Returns the text with the highest reward among n samples of every document.
+
+        Args:
+            documents, reward: see the class.
+            n: samples of each document.
+            lam, max_length: see `sample`; one λ.
+            **settings: fields of `TextSettings`, and `temperature` and `top_k` of `Sampling`.
+        """
+        text, options = _split("best_of_n", settings, TextSettings, methods.SamplingMethod)
+        at = self._one_lam(lam)
+        method = methods.SamplingMethod("best of n", n=n, lam=at or 0.0, best=True, **options)
+        return self._run(method, documents, reward, max_length, text)
+
+    def search(
+        self,
+        documents: Texts,
+        reward: RewardLike,
+        lam: float | None = None,
+        max_length: int = 128,
+        **settings,
+    ) -> Rows:
+        """Runs reward-guided beam search (DeAL) and returns the best text of every document.
+
+        Args:
+            documents, reward: see the class.
+            lam, max_length: see `sample`; one λ.
+            **settings: fields of `TextSettings` and `Search`, such as beams, top_k, lookahead, reward_weight.
+        """
+        text, options = _split("search", settings, TextSettings, Search)
+        settings = {"beams": 4, "top_k": 4, "length_penalty": 0.0, "reward_weight": 1.0} | options
+        search = Search(max_length, **settings)
+        method = methods.SearchMethod("search", search, lam=self._one_lam(lam) or 0.0)
+        return self._run(method, documents, reward, max_length, text)
+
+    def evolve(
+        self,
+        documents: Texts,
+        reward: RewardLike,
+        lam: float | None = None,
+        max_length: int = 128,
+        mutator: Mutator | None = None,
+        **settings,
+    ) -> Rows:
+        """Runs evolutionary decoding (DARWIN) and returns the best text of every document.
+
+        Args:
+            documents, reward: see the class.
+            lam, max_length: see `sample`; one λ.
+            mutator: mutator of prompts (`decoding.mutation`); None for edits of the document.
+            **settings: fields of `TextSettings`, `Evolution` and `Sampling`, such as population, period.
+        """
+        text, options, sampling = _split("evolve", settings, TextSettings, Evolution, Sampling)
+        evolution = Evolution(Sampling(max_length, **sampling), **options)
+        mutator = InputEdits() if mutator is None else mutator
+        method = EvolutionMethod("evolution", evolution, mutator, lam=self._one_lam(lam) or 0.0)
+        return self._run(method, documents, reward, max_length, text)
+
+    def _records(self, documents, lam, num_samples, reward, max_length, settings) -> list[dict]:
+        text, options = _split("sample", settings, TextSettings, Sampling)
+        text = TextSettings(**text)
+        lams = self._lams(lam)
+        reward = as_reward(reward)
+        sampling = Sampling(max_length, **options)
+        sweep = Sweep(lams, num_samples, sampling, reward, text.batch_size, text.seed)
+        read = self._read(documents, reward, text)
+        params = reward and reward.load(RunResources.of(self.tokenizer))
+        return _in_folder(
+            text.folder,
+            lambda folder: decode(
+                self.model, self.params, read, sweep, self.decode, folder, None, params
+            ),
+        )
+
+    def _run(self, method, documents, reward, max_length: int, text: Mapping) -> Rows:
+        """Runs a method of `evaluation.methods` and returns its rows."""
+        reward, text = as_reward(reward), TextSettings(**text)
+        if reward is None:
+            raise ValueError(f"{method.name} needs a reward, which guides it; found None")
+        scorer = RewardScorer(
+            reward, reward.load(RunResources.of(self.tokenizer)), self.tokenizer.decode
+        )
+        setup = MethodSetup(
+            components=self._components(),
+            tokenizer=self.tokenizer,
+            documents=self._read(documents, reward, text),
+            scorer=scorer,
+            measured=scorer,
+            max_length=max_length,
+            batch_size=text.batch_size,
+            seed=text.seed,
+        )
+        records = _in_folder(text.folder, lambda folder: methods.run(method, setup, folder))
+        return rows_of(records, lam=method.lam if len(setup.components) > 1 else None)
+
+    def _read(self, documents: Texts, reward: Reward | None, text: TextSettings) -> Documents:
+        read = text.documents(documents, self.tokenizer)
+        if reward is not None:
+            reward.check_documents(read.texts)
+        return read
+
+    def _one_lam(self, lam: float | None) -> float | None:
+        lams = self._lams(lam)
+        if len(lams) > 1:
+            raise ValueError(f"lam must be one number here; found {lam!r}")
+        return lams[0] if lams else None
+
+
+@dataclasses.dataclass(frozen=True)
+class TextModel(Decoding, LoadedModel):
+    """A model whose methods take and return strings."""
+
+    def _components(self) -> tuple[LoadedModel, ...]:
+        return (self,)
+
+    def _lams(self, lam: float | Sequence[float] | None) -> tuple[float, ...]:
+        if lam is not None:
+            raise ValueError(f"lam is for a pair of models; this is one model; found lam = {lam!r}")
+        return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class TextPair(Decoding, ModelPair):
+    """A reference and aligned models whose methods take and return strings."""
+
+    def _components(self) -> tuple[LoadedModel, ...]:
+        return self.components
+
+    def _lams(self, lam: float | Sequence[float] | None) -> tuple[float, ...]:
+        if lam is None:
+            return (1.0,)
+        return (lam,) if np.ndim(lam) == 0 else tuple(lam)
+
+
+def load(*models: str | Path, **options) -> TextModel | TextPair:
+    """Loads a model, or a reference and aligned models; arguments and errors are those of `loading.load`.
+
+    A path is a folder, a GGUF file, a T5X checkpoint, a LoRA adapter, or a name on the Hugging Face hub.
+    Without a path the models are SmolLM2 and the shipped adapters (`ADAPTERS`).
+
+    Raises:
+        FileNotFoundError: SmolLM2 is to be loaded and is not to be had, see `default_model`.
+    """
+    if not models:
+        models = default_model(), ADAPTERS / "aligned"
+        options = {"reference": ADAPTERS / "reference"} | options
+    loaded = loading.load(*models, **options)
+    kind = TextModel if isinstance(loaded, LoadedModel) else TextPair
+    fields = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)}
+    return kind(**fields)
+
+
+def _in_folder(folder: str | Path | None, run: Callable[[Path], list[dict]]) -> list[dict]:
+    if folder is not None:
+        return run(Path(folder))
+    with tempfile.TemporaryDirectory() as temporary:
+        return run(Path(temporary))
+
+
+def _split(method: str, settings: Mapping[str, object], *classes: type) -> list[dict]:
+    """Distributes settings to the classes that have a field of this name."""
+    names = [[field.name for field in dataclasses.fields(kind)] for kind in classes]
+    given = {
+        "max_length",
+        "name",
+        "lam",
+        "n",
+        "best",
+        "sampling",
+        "mutator",
+    }  # by the method itself
+    known = [name for own in names for name in own if name not in given]
+    for name in settings:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise TypeError(
+                f"{method}() has no setting {name!r}; {hint}It has {', '.join(sorted(known))}"
+            )
+    return [{x: settings[x] for x in own if x in settings} for own in names]

@@ -1,0 +1,99 @@
+"""Describes a run in two lines: its data, models, λ and rewards; its devices and folder."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import gin
+import jax
+
+from dera_jax.bindings import MACRO, Key, value_of
+from dera_jax.data.own_files import SPLITS
+
+_MODELS = ("reference", "aligned", "model", "folder")  # parameters that name a model's folder
+_LAMS = ("lam", "lams", "grid")
+_REWARDS = ("reward", "given")
+_RUN = "dera_jax.configure.run"
+_OWN_FILES = "dera_jax.data.own_files.own_files"
+
+
+def describe_run(bindings: Mapping[Key, object], folder: Path) -> str:
+    """Return the two lines.
+
+    Args:
+        bindings: those that the run reads, see `bindings.reachable_bindings`.
+        folder: the folder of the run.
+    """
+    bindings = {key: x for key, x in bindings.items() if key[1] not in (MACRO, _RUN)}
+    parts = {
+        "data": _data(bindings),
+        "models": _models(bindings),
+        "λ": _lams(bindings),
+        "rewards": _rewards(bindings),
+    }
+    about = [
+        f"{name} {', '.join(found)}" for name, x in parts.items() if (found := [*dict.fromkeys(x)])
+    ]
+    devices = jax.devices()
+    where = f"device {devices[0].device_kind} × {len(devices)}; folder {folder}"
+    return "\n".join(["; ".join(about) or "no data, models, λ or rewards are bound", where])
+
+
+def _data(bindings: Mapping[Key, object]) -> Iterator[str]:
+    """Yield the user's own files or, without any, every task with its split."""
+    own = [(key[2], value_of(x)) for key, x in bindings.items() if key[1] == _OWN_FILES]
+    if files := [path for split, path in own if split in SPLITS and path is not None]:
+        yield from files
+        return
+    for (scope, selector, parameter), value in bindings.items():
+        if parameter == "task" and isinstance(task := value_of(value), str):
+            split = value_of(bindings.get((scope, selector, "split"), _default(selector, "split")))
+            yield f"{task} ({split})"
+
+
+def _default(selector: str, parameter: str) -> object:
+    function = gin.config._REGISTRY[selector].wrapped
+    return inspect.signature(function).parameters[parameter].default
+
+
+def _models(bindings: Mapping[Key, object]) -> Iterator[str]:
+    """Yield the models' folders, named by the macros that set them."""
+    for (_, _, parameter), value in bindings.items():
+        if parameter not in _MODELS:
+            continue
+        is_macro = repr(value).startswith("%")
+        name, model = repr(value)[1:] if is_macro else parameter, value_of(value)
+        if isinstance(model, str) or (is_macro and model is not None):
+            yield f"{name}={model}"
+
+
+def _lams(bindings: Mapping[Key, object]) -> Iterator[str]:
+    for (_, _, parameter), value in bindings.items():
+        if parameter in _LAMS:
+            lams = _evaluated(value_of(value))
+            for lam in lams if isinstance(lams, (tuple, list)) else [lams]:
+                yield f"{lam:g}" if isinstance(lam, (int, float)) else str(lam)
+
+
+def _evaluated(value: object) -> object:
+    is_call = isinstance(value, gin.config.ConfigurableReference) and value.evaluate
+    return value.scoped_configurable_fn() if is_call else value
+
+
+def _rewards(bindings: Mapping[Key, object]) -> Iterator[str]:
+    for (_, _, parameter), value in bindings.items():
+        reward = value_of(value)
+        if parameter in _REWARDS and isinstance(reward, gin.config.ConfigurableReference):
+            yield _call(reward, bindings)
+
+
+def _call(reference: gin.config.ConfigurableReference, bindings: Mapping[Key, object]) -> str:
+    """Return a reward as LengthInRange(low=12, high=17), with its literal arguments alone."""
+    scope, selector = reference.config_key
+    own = {
+        key[2]: value_of(x)
+        for key, x in bindings.items()
+        if key[:2] in ((scope, selector), ("", selector))
+    }
+    literal = [f"{name}={x!r}" for name, x in own.items() if isinstance(x, (bool, int, float, str))]
+    return f"{selector.rpartition('.')[2]}({', '.join(literal)})"

@@ -1,0 +1,176 @@
+"""Turns documents given as strings into encoded ones, and records of outputs into rows.
+
+`api` has the methods on strings that use both.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dera_jax import checks
+from dera_jax.checkpoints.tokenizer import Tokenizer
+from dera_jax.data import encoding
+from dera_jax.data.documents import Documents, documents_of
+from dera_jax.data.example_ids import hashed_id
+from dera_jax.evaluation.sweep import PART
+from dera_jax.prompts import DOCUMENT, Prompt
+from dera_jax.rewards.host import HostReward
+from dera_jax.rewards.protocol import Reward
+
+WIDTH = 64  # prompts are padded to a multiple of this number of tokens
+Texts = str | Mapping[str, str] | Iterable[str | Mapping[str, str]]
+RewardLike = Reward | Callable[[Sequence[str], Sequence[str]], Sequence[float]] | None
+_KEPT = ("text", "reward", "in_range", "kl", "log_prob", "length", "finished", "forward_tokens")
+_ANY_LENGTH = 2**31 - 1
+
+
+class Rows(list):
+    """Holds the outputs of a method as dicts, one for each output.
+
+    Every row has `document`, `lam` (None for a single model), `sample`, `text`, `length` (tokens, without
+    the end token) and `finished` (False where max_length cut the text off); with a reward `reward` and its
+    parts as `reward_<name>`; `summary` and `keywords` if the document has them. Sampled rows also have
+    `log_prob` and, of a pair, `kl`, both in nats and summed over the tokens.
+    """
+
+    def to_pandas(self):
+        """Returns the rows as a `pandas.DataFrame`; raises ImportError if pandas is not installed."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("Rows.to_pandas needs pandas: pip install pandas") from error
+        return pandas.DataFrame(list(self))
+
+    def to_jsonl(self, path: str | Path) -> None:
+        """Writes the rows as JSON Lines."""
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self)
+        Path(path).write_text(lines, encoding="utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSettings:
+    """Configures how documents become prompts and batches.
+
+    Attributes:
+        template: text of the user's message, with the slot {document}.
+        system: text of the system message, for models with a chat template; None for none.
+        max_prompt: maximum tokens of a prompt, at which documents are truncated, with a warning; None
+            truncates nothing.
+        batch_size: documents that are decoded at once.
+        seed: seed of all random draws; an output depends on it, its document and its number alone.
+        folder: folder that keeps the records, so that a run that was stopped resumes; None keeps nothing.
+
+    Raises:
+        ValueError: a field has a wrong type or is out of its range.
+    """
+
+    template: str = DOCUMENT
+    system: str | None = None
+    max_prompt: int | None = None
+    batch_size: int = 8
+    seed: int = 0
+    folder: str | Path | None = None
+
+    def __post_init__(self):
+        positive = checks.integer(1)
+        checks.check_fields(
+            self,
+            max_prompt=checks.optional(positive),
+            batch_size=positive,
+            seed=checks.SEED,
+            folder=checks.optional(checks.PATH),
+        )
+
+    def documents(self, documents: Texts, tokenizer: Tokenizer) -> Documents:
+        """Encodes documents; raises TypeError or ValueError for what is no text, or empty."""
+        rows = [_fields(i, x) for i, x in enumerate(_listed(documents))]
+        if not rows:
+            raise ValueError("documents must have at least one text; found none")
+        prompts = [
+            Prompt(row["document"], self.template, tuple(row["keywords"]), system=self.system)
+            for row in rows
+        ]
+        texts = encoding.TextExamples(
+            text_prompts=prompts,
+            targets=[row["summary"] for row in rows],
+            example_id=np.array([hashed_id(row["document"]) for row in rows], np.int32),
+            rejected=None,
+            notes={encoding.KEYWORDS: ["\n".join(row["keywords"]) for row in rows]}
+            if any(row["keywords"] for row in rows)
+            else {},
+        )
+        size = self.max_prompt or _width(prompts, tokenizer)
+        sizes = encoding.Sizes(size, size)
+        encoded = encoding.encode(texts, tokenizer, sizes)
+        for i, bare in enumerate(encoded.bare):
+            if bare:
+                raise ValueError(
+                    f"max_prompt = {size} leaves no token of document {i}, {rows[i]['document'][:60]!r}; "
+                    "the prompt template alone needs that many"
+                )
+        examples = encoding.examples_of(texts, encoded, sizes, tokenizer.decode, "documents")
+        return documents_of(examples, slice(None))
+
+
+def as_reward(reward: RewardLike) -> Reward | None:
+    """Returns a reward, wrapping a Python function; raises TypeError for anything else."""
+    if reward is None or isinstance(reward, Reward):
+        return reward
+    if isinstance(reward, type) or not callable(reward):
+        raise TypeError(
+            "reward must be a reward of dera_jax.rewards, or a function of two lists (documents and "
+            f"texts) that returns a number for each text; found {reward!r:.80}"
+        )
+    return HostReward(reward)
+
+
+def rows_of(records: Sequence[Mapping], lam: float | None = None) -> Rows:
+    """Returns the rows of records of `sweep.decode` or `methods.run`, whose outputs have λ `lam`."""
+    rows = Rows()
+    for record in records:
+        about = {x: record[x] for x in ("document", "summary", "keywords") if record.get(x)}
+        for number, sample in enumerate(record["samples"]):
+            kept = {
+                name: value
+                for name, value in sample.items()
+                if value is not None and (name in _KEPT or name.startswith(PART))
+            }
+            own = {"lam": sample.get("lam", lam), "sample": sample.get("sample", number)}
+            rows.append(about | own | kept)
+    return rows
+
+
+def _listed(documents: Texts) -> list:
+    if isinstance(documents, str | Mapping):
+        return [documents]
+    if not isinstance(documents, Iterable) or isinstance(documents, bytes):
+        raise TypeError(
+            f"documents must be a string or an iterable of strings; found {documents!r:.80}"
+        )
+    return list(documents)
+
+
+def _fields(i: int, item: object) -> dict[str, object]:
+    """Returns document, summary and keywords of the i-th document."""
+    row = {"document": item} if isinstance(item, str) else item
+    if not isinstance(row, Mapping) or not isinstance(row.get("document"), str):
+        raise TypeError(
+            f"documents[{i}] must be a string, or a dict with a string 'document'; found {item!r:.80}"
+        )
+    unknown = sorted(set(row) - {"document", "summary", "keywords"})
+    if unknown:
+        raise ValueError(
+            f"documents[{i}] has {unknown[0]!r}; known fields are document, summary and keywords"
+        )
+    if not row["document"].strip():
+        raise ValueError(f"documents[{i}] is empty")
+    return {"summary": "", "keywords": ()} | dict(row)
+
+
+def _width(prompts: Sequence[Prompt], tokenizer: Tokenizer) -> int:
+    """Returns the tokens of the longest prompt, rounded up to a multiple of WIDTH."""
+    longest = max(len(tokenizer.encode_prompt(x, _ANY_LENGTH).ids) for x in prompts)
+    return -(-longest // WIDTH) * WIDTH

@@ -1,0 +1,116 @@
+"""Strings in, rows out: the methods of what `dera_jax.load` returns are the functions of arrays below them."""
+
+import json
+
+import numpy as np
+import pytest
+
+import dera_jax
+from dera_jax import demo_t5
+from dera_jax.data.example_ids import hashed_id
+from dera_jax.decoding.sampling import Sampling, sample, sweep_hypotheses
+from dera_jax.models.language_model import Prompts, pad_sequences, sequence_keys
+from dera_jax.rewards.length import LengthInRange
+
+DOCUMENTS = [
+    "flip(m, axis): the shape of the array is preserved, but the elements are reordered.",
+    "sort(a): returns a sorted copy of an array.",
+]
+ASKED = {"template": "summarize: {document}", "max_length": 12}
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return dera_jax.load(demo_t5.ASSETS / "reference", demo_t5.ASSETS / "aligned")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return dera_jax.load(demo_t5.ASSETS / "reference")
+
+
+def near_six(documents, texts):
+    """A reward in Python: as near to six words as possible."""
+    return [-abs(len(text.split()) - 6) for text in texts]
+
+
+def test_samples_are_those_of_the_function_of_arrays(pair):
+    rows = pair.sample(DOCUMENTS, lam=[0, 2], num_samples=2, seed=3, **ASKED)
+    lam, numbers = sweep_hypotheses([0.0, 2.0], 2, batch=2)
+    ids = [pair.encode_prompt(f"summarize: {x}", 64).ids for x in DOCUMENTS]
+    keys = sequence_keys(3, np.array([hashed_id(x) for x in DOCUMENTS], np.int32), numbers)
+    prompts = Prompts(*pad_sequences(ids, 64), lam)
+    out = sample(pair.model, pair.params, prompts, keys, Sampling(12))
+    expected = [
+        (DOCUMENTS[b], (0.0, 2.0)[k // 2], k % 2, pair.decode(out.tokens[b, k].tolist()))
+        for b in range(2)
+        for k in range(4)
+    ]
+    assert [(r["document"], r["lam"], r["sample"], r["text"]) for r in rows] == expected
+    lengths = np.asarray(out.lengths - out.finished).ravel().tolist()
+    assert [row["length"] for row in rows] == lengths
+    np.testing.assert_allclose(
+        [r["kl"] for r in rows], np.sum(out.scores.kl, -1).ravel(), atol=1e-4
+    )
+    assert {"log_prob", "finished"} <= set(rows[0]) and "reward" not in rows[0]
+
+
+def test_one_string_a_generator_and_dicts_are_documents(model):
+    one = model.sample(DOCUMENTS[0], greedy=True, **ASKED)
+    both = model.sample((x for x in DOCUMENTS), greedy=True, batch_size=1, **ASKED)
+    assert [row["text"] for row in one] == [both[0]["text"]] and len(both) == 2
+    assert one[0]["lam"] is None and "kl" not in one[0]
+    rows = model.sample({"document": DOCUMENTS[0], "summary": "flips"}, greedy=True, **ASKED)
+    assert rows[0]["summary"] == "flips" and rows[0]["text"] == one[0]["text"]
+
+
+def test_methods_return_the_best_text(pair, tmp_path):
+    """By a reward in Python; λ is 1 unless it is given, and a folder keeps the records."""
+    samples = pair.sample(DOCUMENTS, num_samples=4, reward=near_six, folder=tmp_path, **ASKED)
+    best = pair.best_of_n(DOCUMENTS, 4, near_six, **ASKED)
+    for i, row in enumerate(best):
+        own = samples[4 * i : 4 * i + 4]
+        assert row["lam"] == own[0]["lam"] == 1.0
+        assert row["reward"] == max(x["reward"] for x in own) == near_six([""], [row["text"]])[0]
+    assert (tmp_path / "records.jsonl").exists()
+    found = pair.search(DOCUMENTS[0], near_six, reward_weight=50.0, lookahead=4, **ASKED)
+    assert found[0]["reward"] >= best[0]["reward"] and found[0]["forward_tokens"] > 0
+    evolved = pair.evolve(DOCUMENTS, near_six, lam=0, population=3, period=4, survivors=1, **ASKED)
+    assert len(evolved) == 2 and evolved[0]["lam"] == 0
+
+
+def test_a_sweep_has_a_row_of_means_for_each_lam(pair, tmp_path):
+    rows = pair.sweep(DOCUMENTS, [0, 1], 2, LengthInRange(4, 8), **ASKED)
+    assert [row["lam"] for row in rows] == [0, 1] and rows[0]["samples"] == 4
+    rows.to_jsonl(tmp_path / "rows.jsonl")
+    assert json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[1])["lam"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"documents": 5}, TypeError, "documents must be a string or an iterable of strings; found 5"),
+        ({"documents": []}, ValueError, "documents must have at least one text"),
+        ({"documents": ["a", " "]}, ValueError, r"documents\[1\] is empty"),
+        ({"documents": [["a"]]}, TypeError, r"documents\[0\] must be a string, or a dict"),
+        ({"documents": {"document": "a", "sumary": ""}}, ValueError, "has 'sumary'; known fields"),
+        ({"temprature": 1}, TypeError, "no setting 'temprature'; did you mean 'temperature'"),
+        ({"reward": 3}, TypeError, "reward must be a reward of dera_jax.rewards, or a function"),
+        ({"lam": [0.5, 0.5]}, ValueError, "Sweep.lams"),
+        ({"lam": [[0.5, 0.5]]}, ValueError, "for M aligned models"),
+        ({"max_prompt": 2}, ValueError, "max_prompt = 2 leaves no token of document 0"),
+        ({"template": "no slot"}, ValueError, "has no slot {document}"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(pair, arguments, error, message):
+    with pytest.raises(error, match=message):
+        pair.sample(**{"documents": DOCUMENTS, **ASKED, **arguments})
+
+
+def test_one_model_has_no_lam_and_a_search_one_only(pair, model):
+    with pytest.raises(ValueError, match="lam is for a pair of models; this is one model"):
+        model.sample(DOCUMENTS, lam=0.5)
+    with pytest.raises(ValueError, match="lam must be one number here"):
+        pair.search(DOCUMENTS, near_six, lam=[0, 1])
+    with pytest.raises(ValueError, match="needs a reward"):
+        pair.best_of_n(DOCUMENTS, 2, None)
