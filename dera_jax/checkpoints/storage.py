@@ -19,10 +19,10 @@ import numpy as np
 import tensorstore as ts
 from jax import Array
 from jax.sharding import Sharding
-from tqdm import tqdm
 
 from dera_jax.files import json_files
 from dera_jax.models.finite import count_not_finite
+from dera_jax.progress_bar import ProgressBar
 
 Index = tuple[slice, ...]
 REAL = tuple(map(np.dtype, ("float64", "float32", "float16", ml_dtypes.bfloat16)))
@@ -215,7 +215,7 @@ def read_arrays(
     """
     placed = {}
     total = sum(x.nbytes for x in arrays.values())
-    with tqdm(total=total, unit="B", unit_scale=True, desc="reading", delay=2) as progress:
+    with ProgressBar(total=total, unit="B", unit_scale=True, desc="reading", delay=2) as progress:
         for name in sorted(arrays, key=lambda name: -arrays[name].nbytes):
             sharding = shardings and shardings[name]
             placed[name] = _place(arrays[name], sharding, np.dtype(dtype))
