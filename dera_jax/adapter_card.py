@@ -46,7 +46,7 @@ HEADER = """# Model card: the shipped adapters of SmolLM2
 
 `python -m dera_jax.adapter_card` writes this page from the records of these runs:
 
-```
+```bash
 {commands}
 ```
 
@@ -65,7 +65,7 @@ about settings.
 
 ## The recipe, as recorded with the weights
 
-```
+```text
 {recipe}
 ```
 """
