@@ -28,6 +28,7 @@ from dera_jax.models.layers import (
     Mlp,
     RelativeBias,
     einsum,
+    write_cache,
 )
 from dera_jax.partitioning import constrain
 
@@ -286,11 +287,6 @@ def _rematerialised(layer: type[nn.Module], remat: str | None) -> type[nn.Module
     train = len(inspect.signature(layer.__call__).parameters) - 1
     policy = getattr(jax.checkpoint_policies, remat)
     return nn.remat(layer, policy=policy, static_argnums=(train,))
-
-
-def write_cache(cache: Array, new: Array, positions: Array) -> Array:
-    """Writes new[B, K, H, N, D] into cache[B, K, H, L, D] at the adjacent slots positions[N]."""
-    return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), positions[0], axis=3)
 
 
 def _attend_own(
