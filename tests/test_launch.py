@@ -154,7 +154,7 @@ def test_what_no_file_defines_is_refused_in_one_line(call, more, argument, messa
 @pytest.mark.parametrize(
     ("more", "argument", "message"),
     [
-        ("", "--gin.LOW=2", "--gin.LOW: this run does not read this binding; remove it; did"),
+        ("", "--gin.LOW=2", "--gin.LOW: this run does not read this binding; remove it$"),
         ("", "--gin.length.LengthInRange.high=7", r"--gin.*high: this run does not read"),
         ("", "--gin.Doubled.upto=7", r"--gin.doubling_job.Doubled.upto: this run does not read"),
         ("UPTOO = 3", "", r"UPTOO in more.gin, line 1: .* not read .*; did you mean UPTO\?$"),
