@@ -2,6 +2,7 @@
 
 adapter_config.json          rank, alpha and targets, and the name of the base
 adapter_model.safetensors    the factors A [r, inputs] and B [outputs, r] of each projection
+chat_template.jinja          the chat template that the adapter was trained with, if any
 card.json                    how the adapter was trained, and the hash of its base (dera_jax only)
 head.safetensors             the head of a reward model (dera_jax only)
 
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import safetensors.flax
 
 from dera_jax.checkpoints import importers
+from dera_jax.checkpoints.chat_template import TEMPLATE
 from dera_jax.checkpoints.model_folder import put_in_place
 from dera_jax.checkpoints.safetensors_file import open_safetensors
 from dera_jax.checkpoints.storage import Folder, StoredArray, prefix_errors, read_arrays
@@ -160,6 +162,7 @@ def save_adapter(
     base: str,
     card: Mapping[str, object],
     dtype: str = "float32",
+    chat_template: str | None = None,
 ) -> None:
     """Writes an adapter that PEFT can load, completely or not at all; an existing folder is replaced.
 
@@ -170,6 +173,7 @@ def save_adapter(
         base: name of the base, as `load` reads it.
         card: any content that JSON can hold.
         dtype: dtype of the stored factors, 'float32' or 'bfloat16'.
+        chat_template: source of the chat template; None for a model without one.
 
     Raises:
         FloatingPointError: a value is NaN or infinite.
@@ -197,6 +201,8 @@ def save_adapter(
             safetensors.flax.save_file(jax.tree.map(jnp.asarray, head), draft / HEAD)
         json_files.write(draft / CONFIG, content, sort_keys=True)
         json_files.write(draft / CARD, dict(card), sort_keys=True)
+        if chat_template is not None:
+            (draft / TEMPLATE).write_bytes(chat_template.encode())
         put_in_place(draft, folder)
 
     write_once(write)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import flax.traverse_util
 import jax.numpy as jnp
+import numpy as np
 import safetensors.flax
 from jax import Array
 
@@ -36,6 +37,8 @@ from dera_jax.models.registry import model_of
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OTHER_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "flax_model.msgpack")
+_HEAD = "lm_head.weight"  # some checkpoints store it although it is tied to the embedding
+_BUFFER = ".rotary_emb.inv_freq"  # RoPE's frequencies in old checkpoints; config.json has the base
 
 
 def config_of(folder: Folder) -> object:
@@ -73,6 +76,9 @@ def open_hugging_face(folder: Folder) -> tuple[object, dict[str, StoredArray], P
         model = ValueHead(model_of(config), pooling)
         names = hugging_face_classifier.names_of(config, importer)
     arrays, accepted, shapes = {}, set(importer.UNUSED), dict(model.param_shapes())
+    is_tied = not pooling and config.logits_via_embedding
+    if is_tied:
+        accepted.add(_HEAD)
     for ours, theirs, inputs in names:
         accepted.update(theirs)
         name = next((name for name in theirs if name in stored), None)
@@ -80,13 +86,14 @@ def open_hugging_face(folder: Folder) -> tuple[object, dict[str, StoredArray], P
             raise ValueError(f"{folder.where}: the parameters lack {theirs[0]!r}")
         arrays[ours] = _imported(stored[name], inputs, shapes[ours])
     parameters = {
-        name for name, x in stored.items() if x.dtype in REAL
+        name for name, x in stored.items() if x.dtype in REAL and not name.endswith(_BUFFER)
     }  # the other arrays are buffers
     if unexpected := sorted(parameters - accepted):
         raise ValueError(
             f"{folder.where}: a model of the sizes in {CONFIG} has no place for {unexpected[0]!r}"
         )
-    importer.check(config, arrays, stored)
+    if is_tied and _HEAD in stored:
+        _check_tied(arrays["token_embedder/embedding"], stored[_HEAD])
     if pooling:
         arrays |= hugging_face_classifier.bias(folder.where)
     return config, arrays, pooling
@@ -148,6 +155,17 @@ def _exported(array: Array, inputs: int) -> Array:
     if inputs <= 0:
         return array.reshape(-1) if inputs else array
     return array.reshape(math.prod(array.shape[:inputs]), -1).T
+
+
+def _check_tied(table: StoredArray, head: StoredArray) -> None:
+    """Raises ValueError unless the stored output kernel is the embedding, as config.json says."""
+    full_index = tuple(slice(0, size) for size in table.shape)
+    same = table.shape == head.shape
+    if not (same and np.array_equal(table.read(full_index), head.read(full_index))):
+        raise ValueError(
+            f"{head.where}: {CONFIG} ties the logits to the embedding (tie_word_embeddings), but this is "
+            "another table; if it belongs to the model, set tie_word_embeddings to false"
+        )
 
 
 def shards_by_array(folder: Folder) -> dict[str, str]:

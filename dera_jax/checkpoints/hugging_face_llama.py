@@ -9,7 +9,6 @@ or of the feed-forward layers, and activations other than SiLU.
 from collections.abc import Iterator, Mapping
 
 from dera_jax import checks
-from dera_jax.checkpoints.storage import StoredArray
 from dera_jax.models.llama_config import LlamaConfig, RopeScaling
 
 CLASSES = {
@@ -179,13 +178,6 @@ def names_of(config: LlamaConfig) -> Iterator[tuple[str, tuple[str, ...], int]]:
         yield "logits/kernel", ("lm_head.weight",), 1
 
 
-def check(
-    config: LlamaConfig, found: Mapping[str, StoredArray], stored: Mapping[str, StoredArray]
-) -> None:
-    """Does nothing, since no array of a Llama checkpoint has a duplicate to compare with."""
-    del config, found, stored
-
-
 def _size(settings: Mapping, name: str, where: str) -> int:
     if not checks.is_size(settings.get(name)):
         raise ValueError(
@@ -195,10 +187,20 @@ def _size(settings: Mapping, name: str, where: str) -> int:
 
 
 def _rope(settings: Mapping, where: str) -> tuple[float, RopeScaling | None]:
-    """Returns base and scaling of RoPE; transformers 5 writes both into `rope_parameters`."""
-    parameters = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    if not isinstance(parameters, Mapping):
-        raise ValueError(f"{where}: rope_parameters is {parameters!r}; it must be an object")  # noqa: TRY004
+    """Returns base and scaling of RoPE; transformers 5 writes both into `rope_parameters`.
+
+    Earlier versions write `rope_theta`, and `rope_scaling` with `rope_type`, or `type` before that.
+    """
+    given = [settings[x] for x in ("rope_parameters", "rope_scaling") if settings.get(x)]
+    if len(given) == 2 and given[0] != given[1]:
+        raise ValueError(
+            f"{where}: rope_parameters and rope_scaling are {given[0]!r} and {given[1]!r}; keep one of them"
+        )
+    parameters = given[0] if given else {}
+    if not isinstance(parameters, Mapping) or parameters.keys() & {_FULL, _SLIDING}:
+        raise ValueError(
+            f"{where}: rope_parameters is {parameters!r}; it must be one object for all layers"
+        )
     if parameters.get("partial_rotary_factor", settings.get("partial_rotary_factor", 1)) != 1:
         raise ValueError(f"{where}: partial_rotary_factor is not supported; RoPE turns whole heads")
     base = parameters.get("rope_theta", settings.get("rope_theta", 10_000.0))

@@ -6,10 +6,7 @@ store both transposed.
 
 from collections.abc import Iterator, Mapping
 
-import numpy as np
-
 from dera_jax import checks
-from dera_jax.checkpoints.storage import StoredArray
 from dera_jax.models.layers import MAX_DISTANCE, NUM_BUCKETS
 from dera_jax.models.t5 import T5Config
 
@@ -26,12 +23,9 @@ _FIXED = {
 _SIZES = (
     "vocab_size", "d_model", "num_heads", "num_layers", "num_decoder_layers", "d_kv", "d_ff",
 )  # fmt: skip
-# Some old files hold these arrays, which the model does not use.
 JOINS_ENDS = False
-UNUSED = (
-    "lm_head.weight",
-    "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
-)
+# Some old files hold this array, which the model does not use.
+UNUSED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 _EMBEDDING, _LOGITS = "token_embedder/embedding", "decoder/logits_dense/kernel"
 
 
@@ -165,22 +159,6 @@ def _layer(stack: str, num_wi: int) -> Iterator[tuple[str, str, int]]:
     yield "pre_mlp_layer_norm/scale", f"{at}.layer_norm.weight", 0
     for name in [*(["wi"] if num_wi == 1 else [f"wi_{i}" for i in range(num_wi)]), "wo"]:
         yield f"mlp/{name}/kernel", f"{at}.DenseReluDense.{name}.weight", 1
-
-
-def check(
-    config: T5Config, found: Mapping[str, StoredArray], stored: Mapping[str, StoredArray]
-) -> None:
-    """Raises ValueError if the embedding is tied and lm_head.weight is stored with other values."""
-    if not config.logits_via_embedding or "lm_head.weight" not in stored:
-        return
-    table, head = found[_EMBEDDING], stored["lm_head.weight"]
-    full_index = tuple(slice(0, size) for size in table.shape)
-    same = table.shape == head.shape
-    if not (same and np.array_equal(table.read(full_index), head.read(full_index))):
-        raise ValueError(
-            f"{head.where}: config.json ties the logits to the embedding (tie_word_embeddings), but "
-            "lm_head.weight is another table"
-        )
 
 
 def special_ids(config: T5Config) -> dict[str, object]:

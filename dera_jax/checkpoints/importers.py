@@ -15,7 +15,6 @@ described       (config, dtype) -> content of config.json, without the special t
 special_ids     config -> special token ids, by their keys in config.json
 JOINS_ENDS      whether the end ids that files name are joined, instead of having to agree
 UNUSED          names of further arrays that a checkpoint may hold and that are not imported
-check           (config, found, stored) -> None; raises ValueError if stored arrays contradict
 """
 
 from collections.abc import Mapping

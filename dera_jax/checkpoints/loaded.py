@@ -132,7 +132,8 @@ class LoadedModel(TextConversion):
             card = {**card, "base": base}
             if not isinstance(params, Adapter):
                 card["head"] = dataclasses.asdict(pooling)
-            save_adapter(folder, self.model, params, base["name"], card, dtype)
+            written = params, base["name"], card, dtype, self.chat_template
+            save_adapter(folder, self.model, *written)
             return
         text = self.vocabulary, params, card, dtype, self.chat_template
         save_model(folder, self.model.config, *text, pooling)

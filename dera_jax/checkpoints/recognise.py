@@ -30,7 +30,7 @@ from dera_jax.checkpoints import (
 )
 from dera_jax.checkpoints.mismatch import check_shapes
 from dera_jax.checkpoints.storage import REAL, Folder, StoredArray, open_folder, prefix_errors
-from dera_jax.checkpoints.vocabulary import Vocabulary
+from dera_jax.checkpoints.vocabulary import Vocabulary, check_known
 from dera_jax.models.heads import Pooling, ValueHead
 from dera_jax.models.registry import model_of
 
@@ -116,8 +116,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 def with_adapter(stored: adapters.StoredAdapter, base: Checkpoint | None = None) -> Checkpoint:
     """Returns the checkpoint of a base with an adapter; without `base`, of the one the adapter names.
 
+    The chat template is the adapter's if its folder has one, since it was trained with that.
+
     Raises:
-        FileNotFoundError, ValueError: as in `loading.load`; or the base is not named, or is an adapter.
+        FileNotFoundError, ValueError: as in `loading.load`; or the base is not named, or is an adapter;
+            or the adapter's folder has a tokenizer with ids that the base's does not have.
     """
     if base is None and not stored.base:
         raise ValueError(
@@ -131,7 +134,15 @@ def with_adapter(stored: adapters.StoredAdapter, base: Checkpoint | None = None)
         )
     with prefix_errors(stored.folder.path(adapters.CARD)):
         head = model_folder.pooling_of(stored.card.get("head")) if stored.has_head else None
-    return dataclasses.replace(base, adapter=stored, card=stored.card, head=head)
+    base = dataclasses.replace(base, adapter=stored, card=stored.card, head=head)
+    own = hugging_face_tokenizer.vocabulary_of(stored.folder)
+    if own and base.vocabulary:
+        check_known(own, base.vocabulary, stored.where, base.where)
+    template = hugging_face_tokenizer.chat_template_of(stored.folder)
+    if template in (None, base.chat_template):
+        return base
+    note = f"{stored.where}: prompts are written by the adapter's own chat template, not the base's"
+    return dataclasses.replace(base, chat_template=template, notes=(*base.notes, note))
 
 
 def open_vocabulary(path: str | Path) -> Vocabulary:

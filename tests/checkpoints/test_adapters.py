@@ -1,5 +1,6 @@
 """Adapter folders are PEFT's, both ways, and name the base that they belong to."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,11 +9,13 @@ import numpy as np
 import peft
 import pytest
 import safetensors.numpy
+import tokenizers
 import torch
 import transformers
 
 from dera_jax.checkpoints import adapters
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
+from dera_jax.checkpoints.hugging_face import save_hugging_face
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.decoding.realign import RealignedAdapters
@@ -26,6 +29,8 @@ from dera_jax.models.language_model import (
 )
 from dera_jax.models.llama_config import LlamaConfig
 from dera_jax.models.llama_lm import Llama
+from tests import tiny
+from tests.checkpoints import chat
 
 ROWS = [[7, 3, 63, 7, 12], [9, 5]]
 PROMPTS = Prompts(*pad_sequences(ROWS, 6))
@@ -145,6 +150,8 @@ def test_what_an_adapter_says_is_used_or_refused(base, tmp_path, settings, messa
         (lambda x: {k: v for k, v in x.items() if "0.self_attn.q_proj" not in k}, "q_proj has no factors, which contradicts"),
         (lambda x: x | {next(iter(x)): np.full_like(x[next(iter(x))], np.nan)}, "NaN or infinite"),
         (lambda x: {}, "there are no factors"),
+        # what PEFT saves beside the factors where tokens were added to the base
+        (lambda x: x | {"base_model.model.model.embed_tokens.weight": np.ones((65, 36), np.float32)}, "embed_tokens.weight' is no factor"),
     ],
 )  # fmt: skip
 def test_every_factor_has_its_place(base, tmp_path, change, message):
@@ -215,6 +222,35 @@ def test_another_base_is_said(folders, capsys):
     assert str(folders / "base") in said and str(folders / "other") in said
     load(folders / "base", folders / "aligned")
     assert "do not apply" not in capsys.readouterr().err
+
+
+def test_prompts_are_those_that_the_adapter_was_trained_with(tmp_path, capsys):
+    """PEFT's folders often hold a tokenizer; a base seldom has the chat template of its adapters."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    config = dataclasses.replace(tiny.LLAMA, vocab_size=512)
+    save_hugging_face(base, config, None, tiny.params(Llama(config)), "float32")
+    settings = (base / "config.json").read_text()
+    (chat.write(base, None) / "config.json").write_text(settings)
+    plain = load(base, lora=lora.LoraConfig(2, 4.0))
+    plain.save(adapter, plain.adapter, {})
+    assert load(adapter).encode_prompt("a", 99) == plain.encode_prompt("a", 99)
+    assert "chat template" not in capsys.readouterr().err
+    chat.write(adapter, "chatml")
+    (adapter / "config.json").unlink()
+    found = load(adapter)
+    assert "the adapter's own chat template, not the base's" in capsys.readouterr().err
+    expected = found.encode_prompt("a", 99)
+    assert found.chat_template == chat.CHATML and expected != plain.encode_prompt("a", 99)
+    assert found.tokenizer.end_id in found.model.end_ids
+    assert load(base, adapter).encode_prompt("a", 99) == expected
+    found.save(tmp_path / "further", found.adapter, {})
+    assert load(tmp_path / "further").encode_prompt("a", 99) == expected
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(adapter / "tokenizer.json"))
+    tokenizer.add_tokens(["<added>"])
+    tokenizer.save(str(adapter / "tokenizer.json"))
+    with pytest.raises(ValueError, match="differ at id .*'<added>' in .*adapter, no such id in"):
+        load(adapter)
 
 
 def test_a_reference_that_is_no_adapter_is_refused(folders):

@@ -141,6 +141,19 @@ def test_the_wavelengths_of_llama_3():
     np.testing.assert_allclose(ratio[18:], 32, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["rope_type", "type"])
+def test_rope_is_read_as_earlier_versions_of_transformers_wrote_it(kind, tmp_path):
+    theirs("llama 3").save_pretrained(tmp_path)
+    expected, file = read_config(tmp_path), tmp_path / "config.json"
+    settings = json.loads(file.read_text())
+    rope = settings.pop("rope_parameters")
+    settings |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+    rope[kind] = rope.pop("rope_type")
+    file.write_text(json.dumps(settings))
+    assert read_config(tmp_path) == expected
+    assert (expected.rope_base, expected.rope_scaling.factor) == (500.0, 4.0)
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
@@ -159,6 +172,23 @@ def test_what_is_not_supported_stops(name, changes, message, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(ValueError, match=message):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "windows"),
+    [
+        ("mistral", {}, (4096, 4096)),  # as transformers' default
+        ("mistral", {"sliding_window": 0}, ()),
+        ("llama 3", {"sliding_window": 8}, ()),  # transformers does not read it
+    ],
+)
+def test_windows_of_all_layers(name, changes, windows, tmp_path):
+    theirs(name).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    settings = json.loads(file.read_text())
+    settings.pop("sliding_window", None)
+    file.write_text(json.dumps(settings | changes))
+    assert read_config(tmp_path).layer_windows == windows
 
 
 def test_a_window_that_is_switched_off_is_none(tmp_path):
