@@ -25,11 +25,11 @@ from dera_jax.rewards import words
 SHOWN = 20  # abstracts whose outputs are listed
 SHOWN_LAMS = (0.0, 1.0, 2.0)
 RUN = "python -m dera_jax.main --gin_file=gin_configs/experiments/aclsum/sweep.gin"
-GREEDY = " --gin.GREEDY=True --gin.SAMPLES=1"
+GREEDY = " --gin.GREEDY=True --gin.SAMPLES=1 --gin.LAMBDAS='(0.0,1.0)'"
 RUNS = {
     "sweep": "",
     "greedy": f"{GREEDY} --gin.MODEL_DIR='\"out/aclsum/greedy\"'",
-    "test": " --gin.SPLIT='\"test\"' --gin.MODEL_DIR='\"out/aclsum/test\"'",
+    "test": " --gin.SPLIT='\"test\"' --gin.LAMBDAS='(0.0,1.0)' --gin.SAMPLES=2 --gin.MODEL_DIR='\"out/aclsum/test\"'",
     "test_greedy": f"{GREEDY} --gin.SPLIT='\"test\"' --gin.MODEL_DIR='\"out/aclsum/test_greedy\"'",
 }
 COLUMNS = (
@@ -98,6 +98,11 @@ def outputs(records: Sequence[dict], lam: float) -> list[list[tuple[str, str, st
     return [[(t, r["document"], r["summary"]) for t in at_lam(r)] for r in records]
 
 
+def lams_of(records: Sequence[dict]) -> list[float]:
+    """Returns the values of λ of the outputs, sorted."""
+    return sorted({x["lam"] for x in records[0]["samples"]})
+
+
 def baselines(records: Sequence[dict]) -> list[str]:
     """Returns the rows of the first and the last sentence of the abstract, and of the human summary."""
     sentences = lambda record: re.split(r"(?<=[.!?])\s+", record["document"].strip())
@@ -114,7 +119,7 @@ def baselines(records: Sequence[dict]) -> list[str]:
 
 def section(title: str, sampled: Sequence[dict], greedy: Sequence[dict]) -> str:
     """Returns the tables of one split as Markdown."""
-    lams = sorted({x["lam"] for x in sampled[0]["samples"]})
+    lams = lams_of(sampled)
     count = sum(x["lam"] == lams[0] for x in sampled[0]["samples"])
     kl = {
         lam: mean_interval([[x["kl"] for x in r["samples"] if x["lam"] == lam] for r in sampled])
@@ -132,7 +137,7 @@ def section(title: str, sampled: Sequence[dict], greedy: Sequence[dict]) -> str:
         f"| {' | '.join(header)} |",
         "|---" * len(header) + "|",
         *baselines(sampled),
-        *(row(f"λ = {lam:g}, greedy", outputs(greedy, lam)) for lam in lams),
+        *(row(f"λ = {lam:g}, greedy", outputs(greedy, lam)) for lam in lams_of(greedy)),
         *(
             row(f"λ = {lam:g}, KL {mean:.2f} ±{half:.2f} nats", outputs(sampled, lam))
             for lam, (mean, half) in kl.items()
