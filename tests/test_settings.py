@@ -51,6 +51,7 @@ from dera_jax.rewards import learned, length, tokens, words
 from dera_jax.rewards.combined import Combined, Part, Statistics
 from dera_jax.rewards.protocol import Reward
 from dera_jax.t5x.decoders import EvolutionDecoder, SampleDecoder, SearchDecoder
+from dera_jax.texts import TextSettings
 from dera_jax.training import distillation, loop, optimizers, ppo, preferences, scorers, supervised
 from dera_jax.training.offline_training import (
     OfflineAlignment,
@@ -105,6 +106,7 @@ MADE = [  # one of each class, whose fields are then changed one by one
     Prompt("a"),
     Pooling("last"),
     TextScorer("folder", 8),
+    TextSettings(),
     MethodSetup((), None, None, None, None, 8, 2, 0),
     SamplingMethod("sampling"),
     SearchMethod("DeAL", SEARCH),
@@ -166,6 +168,8 @@ CHECKED_BY = {
 NOT_SETTINGS = {
     "Adoption": "made by a search from its settings",
     "EncodedExamples": "encoded from texts",
+    "Call": "found in a gin configuration",
+    "Param": "likewise",
     "Tokenizer": "made from a model and its vocabulary",
     "Llama": "its id is a constant",
     "LlamaConfig": "read from config.json too; tests/models/test_llama.py",
