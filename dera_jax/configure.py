@@ -20,6 +20,7 @@ from absl import logging
 
 from dera_jax import checks, partitioning
 from dera_jax.bindings import (
+    References,
     Sources,
     Statement,
     check_macros,
@@ -73,21 +74,19 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
         ImportError: a module that a file imports is not installed.
         OSError: a file does not exist.
     """
-    parsed = read(files, search_paths)
+    found, references = read(files, search_paths)
     with _in_one_line():
         _check_macros(bindings)
         for binding in bindings:
             _bind(binding)
-        known = sources(*parsed, bindings)
+        known = sources(found, references, bindings)
         check_macros(known)
         check_scopes(known)
         gin.finalize()
     return known
 
 
-def read(
-    files: Sequence[str], search_paths: Sequence[str]
-) -> tuple[list[Statement], frozenset[str]]:
+def read(files: Sequence[str], search_paths: Sequence[str]) -> tuple[list[Statement], References]:
     """Parses gin files in order, whose macros need no values yet; see `bindings.statements`.
 
     Raises:
@@ -95,10 +94,10 @@ def read(
     """
     gin.clear_config()
     _look_in([*search_paths, str(PACKAGE)])
-    parsed = statements(files)
+    found, references = statements(files)
     with _in_one_line():
         gin.parse_config_files_and_bindings(files, None, finalize_config=False)
-    return parsed
+    return found, references
 
 
 @contextlib.contextmanager

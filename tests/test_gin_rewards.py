@@ -114,7 +114,6 @@ def test_a_user_s_function_rewards_ppo(reference, user, tmp_path):
         REFERENCE=reference,
         **settings,
         PPO_STEPS=3,
-        POLICY_WARMUP_STEPS=10,
         BETA=0.05,
     )
     rounds = calls_of_my_rewards()[before:]

@@ -104,9 +104,9 @@ MADE = [  # one of each class, whose fields are then changed one by one
     RewardStatistics(nothing, DOCUMENTS, Combined((PART,)), 8, 8, 0),
     Sizes(16, 16),
     Prompt("a"),
-    TextSettings(),
     Pooling("last"),
     TextScorer("folder", 8),
+    TextSettings(),
     MethodSetup((), None, None, None, None, 8, 2, 0),
     SamplingMethod("sampling"),
     SearchMethod("DeAL", SEARCH),
@@ -167,9 +167,9 @@ CHECKED_BY = {
 }
 NOT_SETTINGS = {
     "Adoption": "made by a search from its settings",
-    "Call": "read from gin",
-    "Param": "read from gin and docstrings",
     "EncodedExamples": "encoded from texts",
+    "Call": "found in a gin configuration",
+    "Param": "likewise",
     "Tokenizer": "made from a model and its vocabulary",
     "Llama": "its id is a constant",
     "LlamaConfig": "read from config.json too; tests/models/test_llama.py",
@@ -256,8 +256,8 @@ def refusal(made: object, field: str, wrong: object) -> str:
 def test_invalid_numbers_are_refused_by_name(made):
     for field in number_fields(type(made)):
         for wrong in wrong_values(field):
-            if (type(made).__name__, field.name, wrong) == ("Sweep", "lams", ()):
-                continue  # a single model's
+            if (type(made), field.name, wrong) == (Sweep, "lams", ()):
+                continue  # of a single model, see PairSweep
             said = refusal(made, field.name, wrong)
             named = re.search(rf"{field.name}\b.* must be .*; found {re.escape(repr(wrong))}", said)
             assert named and "\n" not in said, (field.name, wrong, said)
@@ -297,6 +297,16 @@ def test_every_class_of_settings_is_in_the_list():
         (DATA, {"split": "tests"}, "'newswire' has no split 'tests', only"),
         (REWARD, {"low": 3}, "0 <= low <= high; found low 3, high 2"),
         (DECODING, {"aligned": ("a", "b")}, "PairSweep.aligned must be a path"),
+        (
+            DECODING,
+            {"aligned": None},
+            r"PairSweep.aligned must be a path, since .*found None and \(0",
+        ),
+        (
+            DECODING,
+            {"sweep": dataclasses.replace(SWEEP, lams=())},
+            r"Sweep.lams must be a non-empty tuple or list .*; found \(\)",
+        ),
         (
             SETTING,
             {"align": nothing, "aligned": None, "beta": None},

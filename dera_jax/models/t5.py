@@ -48,9 +48,8 @@ class T5Config:
 
     Attributes:
         vocab_size: rows of the embedding table.
-        emb_dim, num_heads: width of the model, and its attention heads.
-        num_encoder_layers, num_decoder_layers: layers.
-        head_dim, mlp_dim: widths of an attention head and of the feed-forward layers.
+        emb_dim, head_dim, mlp_dim: widths of the model, an attention head, the feed-forward layers.
+        num_heads, num_encoder_layers, num_decoder_layers: numbers of attention heads and layers.
         mlp_activations: ('relu',) in T5 1.0, ('gelu', 'linear') in T5 1.1.
         logits_via_embedding: whether the embedding table computes the logits; True in T5 1.0.
         dropout_rate: rate of dropout in training.
