@@ -10,11 +10,13 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 from setuptools import find_packages
 
+from dera_jax import __version__
 from dera_jax.checkpoints import default_model
 from dera_jax.data import aclsum
 
@@ -130,3 +132,14 @@ def test_every_module_is_packaged():
         for path in top.rglob("*.py"):
             package = ".".join(path.relative_to(ROOT).parent.parts)
             assert package in packages, f"{path.parent} has modules but no __init__.py"
+
+
+def test_the_citation_has_the_version_and_the_papers_of_the_documentation():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+    page = (ROOT / "docs" / "citation.md").read_text(encoding="utf-8")
+    cited = [x["identifiers"][0]["value"].removeprefix("arXiv:") for x in citation["references"]]
+    assert re.findall(r"eprint = {(.+)}", page) == cited
+    for paper in citation["references"]:
+        assert paper["title"] in page.replace("{DeAL}", "DeAL")
+        assert all(x["family-names"] + ", " + x["given-names"] in page for x in paper["authors"])
