@@ -28,6 +28,7 @@ PAPERS = [
     {"document": text, "summary": "Does it.", "keywords": [word]}
     for text, word in zip(TEXTS, ["elements", "copy"], strict=True)
 ]
+CHOICES = [{"document": text, "chosen": "Does it.", "rejected": "No."} for text in TEXTS]
 REWARDS = "def short(documents, texts):\n    return [-len(text.split()) for text in texts]\n"
 PAIR = ["--reference", "my_reference", "--aligned", "my_aligned", "--max-length", "6"]
 
@@ -39,7 +40,8 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
     (tmp_path / "abstracts.txt").write_text("\n".join(TEXTS) + "\n")
-    (tmp_path / "papers.jsonl").write_text("".join(json.dumps(x) + "\n" for x in PAPERS))
+    for name, lines in (("papers", PAPERS), ("pairs", CHOICES)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     (tmp_path / "my_rewards.py").write_text(REWARDS)
     for name in ("reference", "aligned"):
         (tmp_path / f"my_{name}").symlink_to(demo_t5.ASSETS / name)
@@ -109,9 +111,8 @@ def test_examples_that_decode(workplace, line):
 @pytest.mark.parametrize("line", OTHER_EXAMPLES)
 def test_other_examples(workplace, line):
     name = line.split()[1]
-    if name in ("params", "report"):
-        pytest.importorskip(f"dera_jax.{name}")
     if name == "report":
+        pytest.importorskip("dera_jax.report")
         run("dera-jax sweep --input papers.jsonl --lam 0,1 --folder sweep", "--max-length", "6")
     more = ["--dry_run"] if name == "train" and "--dry_run" not in line else []
     assert run(line, *more)
@@ -220,9 +221,10 @@ def test_what_is_wrong_is_said(workplace, capsys, line, status, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\n \n", "x has no documents"),
-        (b"\xff\xfe", "x is not UTF-8 text"),
+        (b"\n \n", "x: the file is empty"),
+        (b"good\nb\xffd", "x, line 2: not UTF-8"),
         (b'{"document": "a"}\n\n{"document": ', "x, line 3: not valid JSON"),
+        (b'{"document": "a"}\n["b"]', "x, line 2: expected an object, found list"),
         (b'{"document": "a"}\nplain', "x, line 2: not valid JSON"),
         (b'{"text": "a"}', "x, line 1: expected an object with the field 'document'"),
         (b'{"document": "a", "sumary": "b"}', "x, line 1: unknown field 'sumary'; known are document"),
@@ -232,7 +234,7 @@ def test_what_is_wrong_is_said(workplace, capsys, line, status, message):
 def test_documents_that_cannot_be_read(tmp_path, monkeypatch, content, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
         text_files.read("x")
 
 
@@ -252,11 +254,13 @@ def test_flags_of_runs_are_macros(monkeypatch):
     called = []
     monkeypatch.setattr(main, "main", called.append)
     flags = "--reference my_model --lambdas 0,0.5 --learning-rate=1e-4 --reward @x.Y() --task None"
-    run(f"dera-jax train reward-model {flags} --gin.A.b='\"c\"' --gin_file lora.gin --dry_run")
+    run(
+        f"dera-jax train reward-model {flags} --gin.A.b='\"c\"' --gin_file lora.gin --dry_run --verbose"
+    )
     assert called == [
         ["--gin_file=gin_configs/runs/reward_model.gin", "--gin.REFERENCE='my_model'",
          "--gin.LAMBDAS=(0, 0.5)", "--gin.LEARNING_RATE=0.0001", "--gin.REWARD=@x.Y()", "--gin.TASK=None",
-         '--gin.A.b="c"', "--gin_file=lora.gin", "--dry_run"],
+         '--gin.A.b="c"', "--gin_file=lora.gin", "--dry_run", "--verbose"],
     ]  # fmt: skip
 
 

@@ -189,20 +189,23 @@ _REWARD = (
 )
 _TRAIN = """Trains a model, or does another run of a gin file: RUN is a name that `dera-jax list runs` or
 `dera-jax list experiments` prints, or the path of a gin file. Flags set the file's macros: --learning-rate 1e-4 sets
-LEARNING_RATE. `dera-jax params RUN` lists them. A run that was stopped resumes."""
+LEARNING_RATE, --train my_pairs.jsonl your own data. `dera-jax params RUN` lists them. A run that was stopped resumes."""
 _TRAIN_FLAGS = """
 other flags:
   --gin.NAME=VALUE          bind a macro or a parameter of a function, as in gin
   --gin_file FILE           add a gin file, such as gin_configs/runs/lora.gin; may be repeated
   --gin_search_paths PATHS  folders with gin files, separated by commas
   --dry_run                 print parameters, memory and tokens per step, without running
+  --verbose                 also print the warnings of other packages
 """
 _TRAIN_EXAMPLES = (
-    "dera-jax train newswire/sft --model-dir out/newswire --steps 200",
-    "dera-jax train dpo --reference my_reference --model-dir out/dpo --beta 0.1 --dry_run",
+    "dera-jax train sft --initial-model my_reference --train papers.jsonl --validation papers.jsonl "
+    "--steps 100 --model-dir out/sft",
+    "dera-jax train dpo --reference my_reference --train pairs.jsonl --validation pairs.jsonl --beta 0.1 "
+    "--model-dir out/dpo --dry_run",
 )
 _PARAMS_EXAMPLES = (
-    "dera-jax params newswire/sft",
+    "dera-jax params sft",
     "dera-jax params dpo gin_configs/runs/lora.gin",
 )
 _INSPECTION = (
@@ -285,6 +288,9 @@ def _add_decoding(commands, command: Command) -> None:
         "--input", metavar="FILE", help="documents; without it, they are read from stdin"
     )
     group.add_argument("--output", metavar="FILE", help="write JSON Lines to this file")
+    group.add_argument(
+        "--verbose", action="store_true", help="also print the warnings of other packages"
+    )
     group = own.add_argument_group("decoding")
     reward = Flag("--reward", str, None, _REWARD, required=command.name in _GUIDED)
     for flag in (reward, *command.flags, *_COMMON):

@@ -4,15 +4,26 @@ import argparse
 import sys
 from pathlib import Path
 
-from dera_jax import command_line
+from dera_jax import command_line, log
 from dera_jax.command import text_files
 
-_OWN = ("command", "module", "parser", "reference", "aligned", "input", "output", "reward")
+_OWN = (
+    "command",
+    "module",
+    "parser",
+    "reference",
+    "aligned",
+    "input",
+    "output",
+    "verbose",
+    "reward",
+)
 
 
 def run(options: argparse.Namespace) -> None:
     """Decodes the documents and writes the rows; errors are those of `command_line.run`."""
     _check(options)
+    log.show("verbose" in options)
     command_line.run(lambda: _decode(options), lambda: vars(options).get("folder"))
 
 
@@ -32,14 +43,11 @@ def _decode(options: argparse.Namespace) -> None:
     output = given.get("output")
     if output is not None:
         Path(output).open("a").close()  # raises OSError now, before anything is decoded
-    from absl import logging
-
     from dera_jax import api
     from dera_jax.checkpoints.default_model import located
     from dera_jax.command.named_rewards import reward_of
     from dera_jax.data.aclsum import INSTRUCTIONS
 
-    logging.set_verbosity(logging.WARNING)
     settings = {name: x for name, x in given.items() if name not in _OWN}
     settings["reward"] = reward_of(given.get("reward"))
     paths = [located(given[x]) for x in ("reference", "aligned") if x in given]

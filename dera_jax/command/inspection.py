@@ -25,7 +25,7 @@ def _info(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from dera_jax import report
 
-    report.write(options.name)
+    print(f"wrote {report.write(options.name)}")
 
 
 _COMMANDS = {"list": _list, "info": _info, "report": _report}

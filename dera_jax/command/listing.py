@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dera_jax.command.arguments import KINDS
 
-CONFIGS = Path(__file__).resolve().parents[2] / "gin_configs"
+CONFIGS = Path(__file__).resolve().parents[1] / "gin_configs"
 # In the comment of a file that is a run, and not a part of one: the command that runs it.
 _COMMAND = "-m dera_jax.main --gin_file=gin_configs/"
 RUNNABLE = ("runs", "experiments")  # by `dera-jax train`

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 _FIELDS = {"document": str, "summary": str, "keywords": list}
@@ -21,36 +21,34 @@ def read(path: str | None) -> list[dict]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not UTF-8, has no document, or a line of JSON is not valid.
+        TypeError, ValueError: there is no document, or a line is not UTF-8 or not valid.
     """
-    name = path or "stdin"
-    content = Path(path).read_bytes() if path else sys.stdin.buffer.read()
-    try:
-        lines = content.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8 text: {error}") from error
-    numbered = [(i, line.strip()) for i, line in enumerate(lines, start=1) if line.strip()]
-    if not numbered:
-        raise ValueError(f"{name} has no documents")
-    if not numbered[0][1].startswith("{"):
-        return [{"document": line} for _, line in numbered]
-    return [_fields(f"{name}, line {i}", line) for i, line in numbered]
+    from dera_jax.data import json_lines
+
+    numbered = json_lines.lines(path) if path else _stdin_lines()
+    lines = [(where, x) for where, x in numbered if json_lines.decode(x, where).strip()]
+    if not lines:
+        raise ValueError(f"{path or 'stdin'}: no documents")
+    if json_lines.decode(lines[0][1], lines[0][0]).lstrip().startswith("{"):
+        return [_checked(json_lines.read_object(line, where), where) for where, line in lines]
+    return [{"document": json_lines.decode(line, where).strip()} for where, line in lines]
 
 
-def _fields(where: str, line: str) -> dict:
-    """Returns the object of a line of JSON Lines, checked."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not valid JSON: {error}") from error
-    if not isinstance(row, dict) or "document" not in row:
+def _stdin_lines() -> Iterator[tuple[str, bytes]]:
+    for i, line in enumerate(sys.stdin.buffer, start=1):
+        yield f"stdin, line {i}", line
+
+
+def _checked(row: dict, where: str) -> dict:
+    """Returns the object of a line if its fields are those of a document."""
+    if "document" not in row:
         raise ValueError(f"{where}: expected an object with the field 'document'")
     for name, value in row.items():
         if name not in _FIELDS:
             raise ValueError(f"{where}: unknown field {name!r}; known are {', '.join(_FIELDS)}")
         if not isinstance(value, _FIELDS[name]):
             kind = _FIELDS[name].__name__
-            raise ValueError(f"{where}: {name} must be a {kind}; found {value!r:.80}")  # noqa: TRY004 (of a file)
+            raise TypeError(f"{where}: {name} must be a {kind}; found {value!r:.80}")
     return row
 
 

@@ -12,6 +12,7 @@ from dera_jax import main
 from dera_jax.command.listing import CONFIGS, RUNNABLE, names
 
 _OF_MAIN = ("--gin_file", "--gin_search_paths")
+_SWITCHES = ("--dry_run", "--verbose")  # also of main, without a value
 
 
 def run(options: argparse.Namespace) -> None:
@@ -57,7 +58,7 @@ def main_arguments(arguments: Sequence[str]) -> Iterator[str]:
         flag, equals, value = argument.partition("=")
         if not flag.startswith("--"):
             raise ValueError(f"unexpected {argument!r}; flags follow RUN, such as --steps 100")
-        if flag == "--dry_run" or flag.startswith("--gin."):
+        if flag in _SWITCHES or flag.startswith("--gin."):
             yield argument
             continue
         if not equals:
