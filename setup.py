@@ -45,12 +45,14 @@ EXTRAS = {
         "tensorflow>=2.19",
         "tensorflow-datasets>=4.9.7",
     ],
+    "parquet": ["pyarrow>=18"],  # own files in this format, see dera_jax/data/tables.py
     # Most tests read tasks: .[test,seqio]
     "test": [
         "hypothesis>=6.100",
         "ipykernel>=6.29",
         "nbclient>=0.10",
         "peft>=0.17",
+        "pyarrow>=18",
         "pytest>=8.0",
         "pytest-xdist>=3.6",
         "regex>=2024.11",

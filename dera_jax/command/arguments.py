@@ -199,10 +199,14 @@ other flags:
   --verbose                 also print the warnings of other packages
 """
 _TRAIN_EXAMPLES = (
-    "dera-jax train sft --initial-model my_reference --train papers.jsonl --validation papers.jsonl "
-    "--steps 100 --model-dir out/sft",
-    "dera-jax train dpo --reference my_reference --train pairs.jsonl --validation pairs.jsonl --beta 0.1 "
-    "--model-dir out/dpo --dry_run",
+    (
+        "dera-jax train sft --initial-model my_reference --train papers.jsonl --validation papers.jsonl"
+        " --steps 100 --model-dir out/sft"
+    ),
+    (
+        "dera-jax train dpo --reference my_reference --train pairs.jsonl --validation pairs.jsonl"
+        " --test pairs.jsonl --beta 0.1 --model-dir out/dpo --dry_run"
+    ),
 )
 _PARAMS_EXAMPLES = (
     "dera-jax params sft",

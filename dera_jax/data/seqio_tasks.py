@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FEATURES = ("inputs", "targets")
 REJECTED = "rejected"  # the additional feature of preference tasks
-_OUR_TASKS = "tasks"  # the package that registers this library's tasks when it is imported
+_OUR_TASKS = "dera_jax.tasks"  # the package that registers this library's tasks when it is imported
 
 
 def check_task(task_name: str, *splits: str) -> None:

@@ -28,7 +28,7 @@ def plot_sweep(rows: Sequence[dict], path: Path) -> None:
     lams = [row["lam"] for row in rows]
     first = rows[0]
     shown = [key for key in PANELS if key in first]
-    if all(abs(row["reward"] - row.get("in_range_rate", np.inf) + 1) < 1e-6 for row in rows):
+    if all(abs(row.get("reward", 0) - row.get("in_range_rate", np.inf) + 1) < 1e-6 for row in rows):
         shown.remove("reward")
     size = 2, -(-len(shown) // 2)
     figure, axes = plt.subplots(

@@ -65,7 +65,7 @@ def column_values(records: Sequence[dict]) -> dict[str, list[list[float]]]:
         [metric(r, s) for s in group] for r, group in zip(records, samples, strict=True)
     ]
     first = samples[0][0]
-    recorded = [x for x in first if x == "reward" or x.startswith(PART)]
+    recorded = [x for x in first if x.startswith(PART) or (x == "reward" and first[x] is not None)]
     recorded += [x for x in ("length", "kl", "forward_tokens") if first.get(x) is not None]
     columns = {name: by_sample(lambda r, s, name=name: float(s[name])) for name in recorded}
     if "in_range" in first:
