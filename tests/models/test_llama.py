@@ -301,6 +301,19 @@ def test_norms_are_rounded_before_the_scale_as_in_transformers():
     assert np.mean(np.asarray(found, np.float32) != expected) < 0.01
 
 
+def test_attention_scores_and_softmax_are_float32_in_bfloat16():
+    """Scores of 30, rounded to bfloat16, would be off by 0.1, and the weights by a tenth."""
+    shapes, rng = [(1, 1, 1, 16, 8), (1, 1, 1, 64, 8), (1, 1, 1, 64, 8)], np.random.default_rng(0)
+    drawn = [jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in shapes]
+    queries, keys, values = drawn[0] * 10, *drawn[1:]
+    config = dataclasses.replace(tiny.LLAMA, dtype="bfloat16")
+    found = llama._attend(config, queries, [(keys, values)], np.ones((1, 16, 64), bool))
+    q, k, v = (np.asarray(x, np.float64)[0, 0, 0] for x in (queries, keys, values))
+    weights = np.exp(q @ k.T / np.sqrt(8))
+    expected = weights / weights.sum(-1, keepdims=True) @ v
+    np.testing.assert_allclose(np.asarray(found, np.float64)[0, 0, 0], expected, atol=0.02)
+
+
 def test_angles_of_rope_are_exact_at_late_positions_in_bfloat16():
     config, positions = dataclasses.replace(tiny.LLAMA, dtype="bfloat16"), np.array([4095, 32_767])
     context = llama.context(config, positions, 2, jnp.zeros(1, jnp.int32), 0)
