@@ -45,12 +45,14 @@ EXTRAS = {
         "tensorflow>=2.19",
         "tensorflow-datasets>=4.9.7",
     ],
+    "parquet": ["pyarrow>=18"],  # own files in this format, see dera_jax/data/tables.py
     # Most tests read tasks: .[test,seqio]
     "test": [
         "hypothesis>=6.100",
         "ipykernel>=6.29",
         "nbclient>=0.10",
         "peft>=0.17",
+        "pyarrow>=18",
         "pytest>=8.0",
         "pytest-xdist>=3.6",
         "regex>=2024.11",
@@ -74,8 +76,18 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["dera_jax", "dera_jax.*", "tasks", "tasks.*"]),
-    package_data={"dera_jax": ["assets/**", "experiments/*.html"]},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+    ],
+    # One package, since the names `tasks` and `gin_configs` in site-packages could be somebody else's:
+    # dera_jax/tasks and dera_jax/gin_configs are links to the two folders beside it.
+    packages=find_packages(include=["dera_jax", "dera_jax.*"]),
+    package_data={"dera_jax": ["assets/**", "**/*.html", "gin_configs/**/*.gin"]},
+    entry_points={"console_scripts": ["dera-jax = dera_jax.command:main"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

@@ -29,7 +29,7 @@ import matplotlib.pyplot as plt
 import naive_search
 import numpy as np
 
-import tasks  # noqa: F401 (registers `docstrings`)
+import dera_jax.tasks  # noqa: F401 (registers `docstrings`)
 from dera_jax.checkpoints.loaded import ModelPair
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.resources import RunResources

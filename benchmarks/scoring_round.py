@@ -24,7 +24,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-import tasks  # noqa: F401 (registers `docstrings`)
+import dera_jax.tasks  # noqa: F401 (registers `docstrings`)
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.checkpoints.tokenizer import Tokenizer

@@ -2,7 +2,7 @@
 
     python -m dera_jax.adapter_card
 
-It reads the records of four runs of gin_configs/experiments/aclsum/sweep.gin, whose commands the page
+It reads the records of runs of gin_configs/experiments/aclsum/sweep.gin, whose commands the page
 names; nothing is decoded again.
 """
 
@@ -32,6 +32,7 @@ RUNS = {
     "test": " --gin.SPLIT='\"test\"' --gin.LAMBDAS='(0.0,1.0)' --gin.SAMPLES=2 --gin.MODEL_DIR='\"out/aclsum/test\"'",
     "test_greedy": f"{GREEDY} --gin.SPLIT='\"test\"' --gin.MODEL_DIR='\"out/aclsum/test_greedy\"'",
 }
+_TEST = ("test", "test_greedy")
 COLUMNS = (
     "content words found in the abstract",
     f"{LOW} to {HIGH} words",
@@ -43,9 +44,9 @@ COLUMNS = (
 
 HEADER = """# Model card: the shipped adapters of SmolLM2
 
-`python -m dera_jax.adapter_card` writes this page from the records of four runs:
+`python -m dera_jax.adapter_card` writes this page from the records of these runs:
 
-```
+```bash
 {commands}
 ```
 
@@ -64,7 +65,7 @@ about settings.
 
 ## The recipe, as recorded with the weights
 
-```
+```text
 {recipe}
 ```
 """
@@ -182,14 +183,15 @@ def examples(sampled: Sequence[dict], greedy: Sequence[dict]) -> str:
 
 
 def page(folder: Path) -> str:
-    """Returns the whole page as Markdown; raises FileNotFoundError if a run is missing in `folder`."""
-    records = {name: record_store.read(folder / name) for name in RUNS}
+    """Returns the whole page as Markdown; raises FileNotFoundError if a validation run is missing."""
+    names = [name for name in RUNS if name not in _TEST or (folder / name).exists()]
+    records = {name: record_store.read(folder / name) for name in names}
     cards = {
         name: json.loads((ADAPTERS / name / CARD).read_text()) for name in ("reference", "aligned")
     }
     aligned = cards["aligned"]
     header = HEADER.format(
-        commands="\n".join(RUN + options for options in RUNS.values()),
+        commands="\n".join(RUN + RUNS[name] for name in names),
         samples=aligned["samples"]["per_prompt"],
         penalty=PENALTY,
         low=LOW,
@@ -198,7 +200,9 @@ def page(folder: Path) -> str:
         recipe=json_files.dumps(cards, "the cards", indent=1),
     )
     validation = section("Validation papers", records["sweep"], records["greedy"])
-    test = section("Test papers, scored once", records["test"], records["test_greedy"])
+    test = "The test papers have not been scored; they are to be scored once, for final adapters.\n"
+    if set(_TEST) <= set(names):
+        test = section("Test papers, scored once", records["test"], records["test_greedy"])
     return "\n".join([header, validation, test, examples(records["sweep"], records["greedy"])])
 
 

@@ -24,34 +24,36 @@ _COMMAND_LINE = "on the command line"
 Key = tuple[str, str, str]  # scope (of a macro: its name), complete selector, parameter
 
 
+class References(config_parser.ParserDelegate):
+    """Collects references while files are parsed; the parsed values are not used.
+
+    Attributes:
+        scopes: every scope that a reference opens.
+        macros: every macro that is referred to.
+    """
+
+    def __init__(self):
+        self.scopes: set[str] = set()
+        self.macros: set[str] = set()
+
+    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> None:
+        self.scopes.update(scoped_configurable_name.split("/")[:-1])
+
+    def macro(self, macro_name: str) -> None:
+        self.macros.add(macro_name)
+
+
 @dataclasses.dataclass(frozen=True)
 class Sources:
     """Places of the bindings of a configuration.
 
     Attributes:
         places: "in FILE, line N" or "on the command line" for each binding; the last place counts.
-        scopes: every scope that a reference of any statement opens.
+        references: those of all statements, overridden ones included.
     """
 
     places: Mapping[Key, str]
-    scopes: frozenset[str]
-
-    def from_command_line(self) -> list[Key]:
-        """Return the bindings that were made on the command line."""
-        return [key for key, place in self.places.items() if place == _COMMAND_LINE]
-
-
-class _ScopeCollector(config_parser.ParserDelegate):
-    """Collects the scopes of references while a file is parsed; the parsed values are not used."""
-
-    def __init__(self):
-        self.scopes: set[str] = set()
-
-    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> None:
-        self.scopes.update(scoped_configurable_name.split("/")[:-1])
-
-    def macro(self, macro_name: str) -> None:
-        pass
+    references: References
 
 
 Statement = config_parser.BindingStatement
@@ -73,8 +75,8 @@ class Call:
     evaluated: bool = True
 
 
-def statements(files: Sequence[str]) -> tuple[list[Statement], frozenset[str]]:
-    """Parse the bindings of gin files and of the files they include, in order, and collect scopes.
+def statements(files: Sequence[str]) -> tuple[list[Statement], References]:
+    """Parse the bindings of gin files and of the files they include, in order, and their references.
 
     gin itself parses the same files again, since it does not keep the places of bindings. Missing
     files are skipped here, and gin reports them.
@@ -82,9 +84,9 @@ def statements(files: Sequence[str]) -> tuple[list[Statement], frozenset[str]]:
     Raises:
         ValueError: a file is not valid gin; the message names the line.
     """
-    collector = _ScopeCollector()
-    parsed = [x for file in files for x in _statements(file, collector)]
-    return parsed, frozenset(collector.scopes)
+    references = References()
+    parsed = [x for file in files for x in _statements(file, references)]
+    return parsed, references
 
 
 def path_of(file: str) -> Path | None:
@@ -93,15 +95,15 @@ def path_of(file: str) -> Path | None:
     return next((path for path in places if path.is_file()), None)
 
 
-def _statements(file: str, collector: _ScopeCollector) -> Iterator[Statement]:
+def _statements(file: str, references: References) -> Iterator[Statement]:
     path = path_of(file)
     if path is None:
         return
     with path.open(encoding="utf-8") as lines:
         try:
-            for statement in config_parser.ConfigParser(lines, collector):
+            for statement in config_parser.ConfigParser(lines, references):
                 if isinstance(statement, config_parser.IncludeStatement):
-                    yield from _statements(statement.filename, collector)
+                    yield from _statements(statement.filename, references)
                 elif isinstance(statement, Statement):
                     location = statement.location._replace(filename=file)
                     yield statement._replace(location=location)
@@ -111,20 +113,19 @@ def _statements(file: str, collector: _ScopeCollector) -> Iterator[Statement]:
             raise ValueError(f"{file}, line {error.lineno}: {error.msg}") from error
 
 
-def sources(found: Sequence[Statement], scopes: frozenset[str], bindings: Sequence[str]) -> Sources:
+def sources(found: Sequence[Statement], references: References, bindings: Sequence[str]) -> Sources:
     """Return the places of bindings.
 
     Args:
-        found, scopes: as `statements` returns them. gin must have parsed the files already, so
+        found, references: as `statements` returns them. gin must have parsed the files already, so
             that it knows the names.
         bindings: those of the command line.
     """
     places = {_key(x): f"in {x.location.filename}, line {x.location.line_num}" for x in found}
-    collector = _ScopeCollector()
     for binding in bindings:
-        for statement in config_parser.ConfigParser(binding, collector):
+        for statement in config_parser.ConfigParser(binding, references):
             places[_key(statement)] = _COMMAND_LINE
-    return Sources(places, scopes | collector.scopes)
+    return Sources(places, references)
 
 
 def _key(statement: Statement) -> Key:
@@ -158,11 +159,11 @@ def check_scopes(known: Sources) -> None:
     for key, _ in all_bindings():
         scopes = key[0].split("/") if key[0] and key[1] != MACRO else []
         for scope in scopes:
-            if scope not in known.scopes:
+            if scope not in known.references.scopes:
                 raise ValueError(
                     f"{name_of(key)} {known.places.get(key, '')}: no reference @{scope}/... opens "
                     f"the scope {scope!r}, so that nothing reads this binding"
-                    f"{suggestion(scope, sorted(known.scopes))}"
+                    f"{suggestion(scope, sorted(known.references.scopes))}"
                 )
 
 
@@ -300,7 +301,11 @@ def words(hint: object) -> str:
     if hint in (None, type(None)):
         return "None"
     name = getattr(hint, "__name__", str(hint)).rpartition(".")[2]
-    return name if hint in (int, float, str, bool) else f"a {name} (@function())"
+    return (
+        name
+        if hint in (int, float, str, bool)
+        else f"a{'n' * (name[0] in 'AEIOU')} {name} (@function())"
+    )
 
 
 def place(key: Key, bindings: Mapping[Key, object], known: Sources) -> str:
@@ -321,17 +326,19 @@ def check_read(bindings: Mapping[Key, object], known: Sources) -> None:
         bindings: those that the run reads.
         known: the places of all bindings.
     """
-    used = {name for _, value in all_bindings() for name in macros_in(value)}
-    for key, place in known.places.items():
-        given = place == _COMMAND_LINE
-        is_spare = key[1] != MACRO or key[0] in used or gin.config._CONFIG[key[:2]]["value"] is None
-        if key in bindings or (is_spare and not given):
-            continue
-        near = suggestion(name_of(key), [name_of(x) for x in bindings if x[1] == MACRO])
-        raise ValueError(
-            f"{'--gin.' if given else ''}{name_of(key)}{'' if given else f' {place}'}: this run does "
-            f"not read this binding; remove it{near}"
+    for key, where in known.places.items():
+        given = where == _COMMAND_LINE
+        is_misspelt = (
+            key[1] == MACRO
+            and key[0] not in known.references.macros
+            and gin.config._CONFIG[key[:2]]["value"] is not None
         )
+        if key in bindings or not (given or is_misspelt):
+            continue
+        name = f"--gin.{name_of(key)}" if given else f"{name_of(key)} {where}"
+        near = difflib.get_close_matches(name_of(key), [x[0] for x in bindings if x[1] == MACRO])
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; remove it"
+        raise ValueError(f"{name}: this run does not read this binding{hint}")
 
 
 def related_bindings(

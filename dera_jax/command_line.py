@@ -22,7 +22,7 @@ from pathlib import Path
 from dera_jax import compilation_cache
 
 _PACKAGE = Path(__file__).resolve().parent
-_OURS = (_PACKAGE, _PACKAGE.parent / "tasks")
+_OURS = (_PACKAGE,)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_SPACE_TEXTS = ("No space left on device", "Disk quota exceeded")
 

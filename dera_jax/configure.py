@@ -20,6 +20,7 @@ from absl import logging
 
 from dera_jax import checks, partitioning
 from dera_jax.bindings import (
+    References,
     Sources,
     Statement,
     check_macros,
@@ -44,7 +45,7 @@ _MESH = checks.Check(
     "the devices along 'data' and along 'model', such as (4, 2), or None",
     lambda x: isinstance(x, tuple) and len(x) == 2 and all(map(checks.integer(1).allows, x)),
 )
-REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent  # holds gin_configs; in a clone as a link
 _PYTHON = {"true": "True", "false": "False", "none": "None", "null": "None"}
 _ONE_LINE = 10**6  # one line per binding, so that configurations can be compared line by line
 
@@ -60,7 +61,7 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
     """Parses gin files in order, then bindings; later bindings override earlier ones.
 
     Args:
-        files: paths of gin files, relative to a search path or to the repository.
+        files: paths of gin files, relative to a search path or to this package.
         bindings: 'NAME = value', where NAME is a macro or a parameter.
         search_paths: folders.
 
@@ -73,32 +74,30 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
         ImportError: a module that a file imports is not installed.
         OSError: a file does not exist.
     """
-    parsed = read(files, search_paths)
+    found, references = read(files, search_paths)
     with _in_one_line():
         _check_macros(bindings)
         for binding in bindings:
             _bind(binding)
-        known = sources(*parsed, bindings)
+        known = sources(found, references, bindings)
         check_macros(known)
         check_scopes(known)
         gin.finalize()
     return known
 
 
-def read(
-    files: Sequence[str], search_paths: Sequence[str]
-) -> tuple[list[Statement], frozenset[str]]:
+def read(files: Sequence[str], search_paths: Sequence[str]) -> tuple[list[Statement], References]:
     """Parses gin files in order, whose macros need no values yet; see `bindings.statements`.
 
     Raises:
         ValueError, ImportError, OSError: as in `parse`.
     """
     gin.clear_config()
-    _look_in([*search_paths, str(REPOSITORY)])
-    parsed = statements(files)
+    _look_in([*search_paths, str(PACKAGE)])
+    found, references = statements(files)
     with _in_one_line():
         gin.parse_config_files_and_bindings(files, None, finalize_config=False)
-    return parsed
+    return found, references
 
 
 @contextlib.contextmanager

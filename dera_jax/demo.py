@@ -16,9 +16,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from absl import logging
-
-from dera_jax import command_line, demo_t5
+from dera_jax import command_line, demo_t5, log
 from dera_jax.api import ADAPTERS
 from dera_jax.checkpoints.default_model import default_model
 from dera_jax.checkpoints.loading import load
@@ -33,7 +31,7 @@ from dera_jax.files.destinations import output_folder
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.words import Faithfulness, WordsInRange
 
-INPUTS, MAX_LENGTH, BATCH_SIZE = 448, 48, 8  # tokens of a prompt and of a summary, documents
+INPUTS, MAX_LENGTH, BATCH_SIZE = 320, 48, 8  # tokens of a prompt and of a summary, documents
 LOW, HIGH, PENALTY = 10, 22, 0.5  # of gin_configs/rewards/faithful_words.gin
 WIDTH = 100  # characters of a printed line
 
@@ -46,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the demo; raises as `load`, `run_folder.claim` and `decode` do."""
-    logging.set_verbosity(logging.WARNING)
+    log.show()
     print("Loading SmolLM2-135M-Instruct and two adapters ...", flush=True)
     try:
         base = default_model()

@@ -14,9 +14,8 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from absl import logging
 
-from dera_jax import command_line
+from dera_jax import command_line, log
 from dera_jax.checkpoints.loaded import ModelPair
 from dera_jax.checkpoints.loading import load
 from dera_jax.data import demo_documents
@@ -44,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the demo; raises as `load`, `run_folder.claim` and `decode` do."""
     folder = output_folder(options.output)
-    logging.set_verbosity(logging.WARNING)
+    log.show()
     pair = load(options.reference, options.aligned)
     low, high = pair.cards[1]["length_range"]
     sampling = Sampling(max_length=pair.cards[1]["max_length"])

@@ -8,17 +8,14 @@ The gin files of `gin_configs/runs` and `gin_configs/experiments` configure the 
 import argparse
 from collections.abc import Sequence
 
-from absl import logging
-
-from dera_jax import command_line
+from dera_jax import command_line, log
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line and runs the job; exit statuses are those of `command_line`."""
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.WARNING)
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
+    log.show(options.verbose)
     bindings = [_binding(parser, argument) for argument in rest]
     run = _Run(options, bindings)
     command_line.run(run.launch, run.folder, run.explain)
@@ -78,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
         "--dry_run",
         action="store_true",
         help="check all shapes and print parameters, memory and tokens per step, without running",
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", help="also print the warnings of other packages"
     )
     return parser
 

@@ -199,7 +199,7 @@ def _quoted(text: str) -> str:
 
 def main() -> None:
     """Writes the page for the models that the command line names."""
-    import tasks  # registers `docstrings`
+    from dera_jax.tasks import docstring_corpus  # its package registers `docstrings`
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -212,7 +212,7 @@ def main() -> None:
     logging.set_verbosity(logging.ERROR)
     pair = load(options.reference, options.aligned)
     documents = Split("docstrings", "test", demo_t5.INPUTS).read(pair.tokenizer)
-    corpus_hash = tasks.docstrings.docstring_corpus.shipped()["corpus_hash"]
+    corpus_hash = docstring_corpus.shipped()["corpus_hash"]
     Path(options.output).write_text(card(pair, documents, corpus_hash), encoding="utf-8")
     print(f"wrote {options.output}")
 

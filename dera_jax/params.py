@@ -73,14 +73,17 @@ def params(files: Sequence[str], search_paths: Sequence[str] = (".",)) -> list[P
     Raises:
         ValueError, ImportError, OSError: as in `configure.parse`.
     """
-    statements, _ = configure.read(files, search_paths)
+    statements, references = configure.read(files, search_paths)
     calls = reachable(_starts())
     rows = _parameters([x for x in calls if x.selector not in (MACRO, "gin.constant")])
     read = {x.scopes[0] for x in calls if x.selector == MACRO}
-    used = {name for _, value in all_bindings() for name in macros_in(value)}
     comments = _comments(statements)
     names = dict.fromkeys(key[0] for key, _ in all_bindings() if key[1] == MACRO)
-    macros = [_macro(name, rows, comments) for name in names if name in read or name not in used]
+    macros = [
+        _macro(name, rows, comments)
+        for name in names
+        if name in read or name not in references.macros
+    ]
     return macros + [_parameter(key, value) for key, value in rows.items()]
 
 

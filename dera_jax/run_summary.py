@@ -57,8 +57,10 @@ def _default(selector: str, parameter: str) -> object:
 
 
 def _models(bindings: Mapping[Key, object]) -> Iterator[str]:
-    """Yield the models' folders, named by the macros that set them."""
-    for (_, _, parameter), value in bindings.items():
+    """Yield the models' folders, named by the macros that set them, in the macros' order."""
+    order = [f"%{scope}" for scope, selector in gin.config._CONFIG if selector == MACRO]
+    place = lambda x: order.index(repr(x[1])) if repr(x[1]) in order else len(order)
+    for (_, _, parameter), value in sorted(bindings.items(), key=place):
         if parameter not in _MODELS:
             continue
         is_macro = repr(value).startswith("%")

@@ -16,7 +16,7 @@ import seqio
 import tensorflow as tf
 
 from dera_jax.data import aclsum
-from tasks import jsonl
+from dera_jax.tasks import jsonl
 
 
 def register(

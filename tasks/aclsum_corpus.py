@@ -1,6 +1,6 @@
 """Extracts paragraphs from the full text of ACLSum's training papers.
 
-    python -c "from tasks import aclsum_corpus; print(aclsum_corpus.numbers())"
+    python -c "from dera_jax.tasks import aclsum_corpus; print(aclsum_corpus.numbers())"
 
 prints how many paragraphs are used and why others are not. Papers of the splits validation and test
 of ACLSum are held out: their paragraphs are not read, and a paragraph of a training paper that shares
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dera_jax.data import aclsum
-from tasks import prose_corpus, text
+from dera_jax.tasks import prose_corpus, text
 
 SPLITS = ("train", "validation")
 WORDS = (40, 200)  # of a paragraph, separated by white space; abstracts have 56 to 395

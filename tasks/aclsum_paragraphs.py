@@ -11,7 +11,7 @@ paragraphs is aligned for that prompt.
 import seqio
 
 from dera_jax.data import aclsum
-from tasks import aclsum_corpus, jsonl
+from dera_jax.tasks import aclsum_corpus, jsonl
 
 
 def register(name: str, template: str) -> seqio.Task:

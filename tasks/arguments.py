@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import seqio
 
 from dera_jax.data import text_columns
-from tasks import jsonl, preferences
+from dera_jax.tasks import jsonl, preferences
 
 SPLITS = ("train", "validation", "test")
 TEMPLATE = "rewrite: {document}"

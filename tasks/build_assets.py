@@ -1,17 +1,18 @@
 """Rebuilds the assets `heldout.json` and `docstrings.model` from the installed packages.
 
-    python -m tasks.build_assets        # 10 minutes on 2 cores
+    python -m dera_jax.tasks.build_assets        # 10 minutes on 2 cores
 
 Run it when the pinned versions change. The shipped models must then be retrained.
 """
 
 import json
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 
-from tasks import docstring_corpus, prose_corpus, vocabularies
+from dera_jax.tasks import docstring_corpus, prose_corpus, vocabularies
 
-ASSETS = Path(__file__).parent.parent / "dera_jax" / "assets"
+ASSETS = Path(str(resources.files("dera_jax"))) / "assets"
 _PROSE_STEP = 3  # use every third paragraph; more take long and hardly change the pieces
 
 

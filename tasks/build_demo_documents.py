@@ -1,6 +1,6 @@
 """Rebuilds the documents of the demos, in `dera_jax/assets/aclsum` and `dera_jax/assets/docstrings`.
 
-    python -m tasks.build_demo_documents
+    python -m dera_jax.tasks.build_demo_documents
 
 The abstracts are those of the first sixteen papers of ACLSum's split validation that were published in
 2016 or later: the ACL Anthology has their texts under CC BY 4.0, and earlier ones under a licence that
@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterable, Iterator
 
 from dera_jax.data import aclsum, demo_documents
-from tasks import docstring_corpus, docstrings
-from tasks.build_assets import ASSETS
+from dera_jax.tasks import docstring_corpus, docstrings
+from dera_jax.tasks.build_assets import ASSETS
 
 _NUMBER = 16
 _FIRST_YEAR = 2016

@@ -26,7 +26,7 @@ import tensorflow as tf
 
 from dera_jax.data import text_columns
 from dera_jax.rewards.segmentation import words_of
-from tasks import jsonl
+from dera_jax.tasks import jsonl
 
 TEMPLATE = "generate a sentence with: {document}"
 SPLITS = ("train", "validation", "test")

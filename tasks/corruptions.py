@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from dera_jax.prompts import DOCUMENT
-from tasks import (
+from dera_jax.tasks import (
     docstring_corpus,
     docstrings,
     jsonl,

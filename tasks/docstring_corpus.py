@@ -22,7 +22,7 @@ from pathlib import Path
 
 from nltk.stem.porter import PorterStemmer
 
-from tasks import cache, text
+from dera_jax.tasks import cache, text
 
 PACKAGES = {  # import name -> distributions; the first that is installed gives the version
     "tensorflow": ("tensorflow-cpu", "tensorflow"),

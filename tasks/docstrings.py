@@ -7,7 +7,7 @@ import seqio
 import tensorflow as tf
 
 from dera_jax.data.example_ids import hashed_id
-from tasks import docstring_corpus, jsonl, text
+from dera_jax.tasks import docstring_corpus, jsonl, text
 
 _MOST_KEYWORDS = 3
 _WORDS = """

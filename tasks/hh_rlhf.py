@@ -29,7 +29,7 @@ import tensorflow as tf
 
 from dera_jax.data import text_columns
 from dera_jax.prompts import DOCUMENT
-from tasks import jsonl, preferences
+from dera_jax.tasks import jsonl, preferences
 
 SPLITS = ("train", "validation", "test")
 VALIDATION_FRACTION = 0.05

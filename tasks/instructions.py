@@ -1,6 +1,6 @@
 """Puts instructions before the inputs of a task, so that a model learns to follow them.
 
-    from tasks import instructions
+    from dera_jax.tasks import instructions
     instructions.register("my_news_instructed", "my_news", short=8, long=16)
 
 Tasks `newswire_instructed`, `docstrings_instructed` and `xsum_instructed` are the tasks of the same
@@ -17,7 +17,7 @@ import seqio
 import tensorflow as tf
 
 from dera_jax.data import seqio_tasks
-from tasks import docstrings, jsonl, newswire, xsum  # noqa: F401 (they register tasks)
+from dera_jax.tasks import docstrings, jsonl, newswire, xsum  # noqa: F401 (they register tasks)
 
 SLOT = "{prompt}"  # is replaced by the task's own template
 SHORT = (

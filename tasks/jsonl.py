@@ -1,6 +1,6 @@
 """Registers a seqio task over a user's own files of `{"document": ..., "summary": ...}` lines.
 
-    from tasks import jsonl
+    from dera_jax.tasks import jsonl
     jsonl.register(
         "my_news",
         {"train": "news/train.jsonl", "validation": "news/dev.jsonl", "test": "news/test.jsonl"},

@@ -14,7 +14,7 @@ import sentencepiece
 
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.prompts import DOCUMENT
-from tasks import cache, jsonl, newswire_corpus, newswire_words
+from dera_jax.tasks import cache, jsonl, newswire_corpus, newswire_words
 
 SIZES = {"train": 8000, "validation": 400, "test": 400}
 _SEED = 0

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from tasks import newswire_words as words
+from dera_jax.tasks import newswire_words as words
 
 _SPLIT_BUCKETS = {"validation": (0, 1), "test": (1, 2), "train": (2, 20)}  # of 20
 _SLOT = re.compile(r"{(\w+)}")

@@ -1,6 +1,6 @@
 """Registers tasks of preference pairs: of two responses to a document, `chosen` is preferred.
 
-    from tasks import preferences
+    from dera_jax.tasks import preferences
     preferences.register(
         "my_pairs",
         {"train": "pairs/train.jsonl", "validation": "pairs/dev.jsonl", "test": "pairs/test.jsonl"},
@@ -14,7 +14,7 @@ Every preference task with a split `train` also has its two halves `train_a` and
 by document, since a reward model and the model that evaluates the resulting policy should not be
 trained on the same documents.
 
-`"keywords"` may be a list of strings and `"weight"` a number, as in `tasks.jsonl`. Further keys
+`"keywords"` may be a list of strings and `"weight"` a number, as in `dera_jax.tasks.jsonl`. Further keys
 whose values are strings become fields of the task, and then every line must have them. Other values
 are ignored. An invalid line raises an error with its file and line number. Whether a document
 occurs in two files is not checked.
@@ -28,7 +28,7 @@ import seqio
 
 from dera_jax.data import text_columns
 from dera_jax.data.text_columns import PAIR, Columns
-from tasks import jsonl, text
+from dera_jax.tasks import jsonl, text
 
 FEATURES = ("inputs", "targets", "rejected")
 _OUTPUTS = {"targets": "chosen", "rejected": "rejected"}

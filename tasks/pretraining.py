@@ -1,6 +1,6 @@
 """Registers the seqio task `prose`: self-supervised examples from the prose of installed packages.
 
-Every passage occurs once per epoch, with an objective of `tasks.objectives` that is drawn from the
+Every passage occurs once per epoch, with an objective of `dera_jax.tasks.objectives` that is drawn from the
 seed. Every docstring that is not held out occurs once per epoch as in the task `docstrings`. The
 task yields ids, since spans of ids are corrupted. Another seed draws other objectives and spans.
 """
@@ -15,7 +15,7 @@ import seqio
 import tensorflow as tf
 
 from dera_jax.prompts import DOCUMENT
-from tasks import cache, docstring_corpus, jsonl, objectives, prose_corpus, vocabularies
+from dera_jax.tasks import cache, docstring_corpus, jsonl, objectives, prose_corpus, vocabularies
 
 SPLITS = ("train", "validation")
 PASSAGE = 64  # tokens at most

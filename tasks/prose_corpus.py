@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks import cache, docstring_corpus, text
+from dera_jax.tasks import cache, docstring_corpus, text
 
 _NAMES = """
 absl-py aiofiles array-record astunparse attrs certifi charset-normalizer chex click

@@ -29,7 +29,7 @@ import os
 import seqio
 
 from dera_jax.data import text_columns
-from tasks import jsonl, preferences
+from dera_jax.tasks import jsonl, preferences
 
 SPLITS = ("train", "validation", "test")
 TEMPLATE = "{document}\n\nTL;DR:"
@@ -99,7 +99,7 @@ def _parse_comparison(row: dict[str, object], where: str) -> list[dict[str, str]
 
 
 def _default_folder(task: str) -> str:
-    return jsonl.folder_of("DERA_JAX_TLDR", task, "the files that `tasks.tldr` describes")
+    return jsonl.folder_of("DERA_JAX_TLDR", task, "the files that `dera_jax.tasks.tldr` describes")
 
 
 jsonl.register_pairs(

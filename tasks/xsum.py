@@ -7,7 +7,7 @@ Task `xsum_tfds` reads the data set `xsum` of TensorFlow Datasets, which must be
 first, since TFDS does not download the archive of its texts (see the data set's page).
 
 Both tasks use T5's prefix. Use `register` for your own folder, under another name. A line with an
-empty document raises an error (see `tasks.jsonl`); remove it from the file.
+empty document raises an error (see `dera_jax.tasks.jsonl`); remove it from the file.
 """
 
 import os
@@ -15,7 +15,7 @@ import os
 import seqio
 
 from dera_jax.data import text_columns
-from tasks import jsonl
+from dera_jax.tasks import jsonl
 
 SPLITS = ("train", "validation", "test")
 _TFDS_NAME = "xsum:1.1.0"

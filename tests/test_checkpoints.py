@@ -20,7 +20,7 @@ from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabular
 from dera_jax.models.language_model import next_token_logits
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
-from tasks import vocabularies
+from dera_jax.tasks import vocabularies
 from tests.prompts import whole
 
 CONFIG = T5Config(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dera_jax import configure
+from dera_jax.command import arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -83,11 +84,16 @@ def test_commands_exist(where, words):
     if program == "make":
         targets = set(" ".join(_TARGET.findall((ROOT / "Makefile").read_text())).split())
         assert {word for word in words[1:] if "=" not in word} <= targets
-    if program == "python" and words[1:2] == ["-m"] and words[2] != "pytest":
+    if program == "dera-jax":
+        arguments.parse(words[1:])
+    of_t5x = words[1:3] == ["-m", "t5x.infer"] or words[1:3] == ["-m", "t5x.eval"]  # not installed
+    if program == "python" and words[1:2] == ["-m"] and words[2] != "pytest" and not of_t5x:
         assert importlib.util.find_spec(words[2]), f"{where}: no module {words[2]}"
     if program == "python" and words[1:2] and words[1].endswith(".py"):
         assert (ROOT / words[1]).exists(), f"{where}: no file {words[1]}"
     files = [word.partition("=")[2] for word in words if word.startswith("--gin_file=")]
-    if program == "python" and files:
+    if of_t5x:
+        assert all((ROOT / file).exists() for file in files if file.startswith("gin_configs"))
+    elif program == "python" and files:
         bindings = [word.removeprefix("--gin.").replace("=", " = ", 1) for word in words if word.startswith("--gin.")]  # fmt: skip
         configure.parse(files, bindings, [str(ROOT)])

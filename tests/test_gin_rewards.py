@@ -8,7 +8,7 @@ import gin
 import numpy as np
 import pytest
 
-import tasks  # noqa: F401 (registers `newswire`)
+import dera_jax.tasks  # noqa: F401 (registers `newswire`)
 from dera_jax import configure, main
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
@@ -114,7 +114,6 @@ def test_a_user_s_function_rewards_ppo(reference, user, tmp_path):
         REFERENCE=reference,
         **settings,
         PPO_STEPS=3,
-        POLICY_WARMUP_STEPS=10,
         BETA=0.05,
     )
     rounds = calls_of_my_rewards()[before:]

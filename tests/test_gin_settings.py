@@ -47,7 +47,7 @@ REFUSED = [
     ("sample", "TOP_P", "0", r"Sampling.top_p must be a finite number in \(0, 1\]"),
     ("sample", "TOP_P", "1.5", r"Sampling.top_p must be a finite number in \(0, 1\]"),
     ("sample", "MAX_LENGTH", "0", "Sampling.max_length must be an integer of at least 1"),
-    ("sample", "sampling.Sampling.min_length", "33", r"min_length must be .*\[0, 32\]; found 33"),
+    ("sample", "sampling.Sampling.min_length", "33", r"min_length must be .*\[0, 24\]; found 33"),
     ("sample", "sampling.Sampling.end_ids", "(-5,)", "end_ids must be .*at least -1.*; found .-5"),
     ("sample", "sampling.Sampling.end_ids", "(1.5,)", "end_ids must be .*; found .1.5"),
     ("sample", "sampling.Sampling.end_ids", "1", "end_ids must be .*; found 1"),

@@ -350,7 +350,7 @@ SAVE_STEPS = 5
 """
 
 TASK = """
-from tasks import jsonl
+from dera_jax.tasks import jsonl
 paths = {split: f"{__file__}.{split}" for split in ("train", "validation")}
 jsonl.register("letters", paths, "s: {document}")
 """

@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-import tasks  # noqa: F401 (registers `docstrings`)
+import dera_jax.tasks  # noqa: F401 (registers `docstrings`)
 from dera_jax import demo_t5
 from dera_jax.checkpoints.loading import load
 from dera_jax.data.splits import Split

@@ -7,6 +7,7 @@ python -m dera_jax.checkpoints.convert dera_jax/assets/aligned exported --to hug
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from dera_jax import command_line
@@ -54,7 +55,7 @@ def convert(
         save_hugging_face(Path(target), *content, dtype, loaded.chat_template)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument(
         "--extra_ids", type=int, default=0, help="number of sentinels that the file does not hold"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     arguments = options.source, options.target, options.to, options.dtype
 
     def run() -> None:

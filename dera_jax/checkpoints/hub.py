@@ -32,6 +32,7 @@ from dera_jax.checkpoints.hugging_face_tokens import ADDED, SPECIAL, TOKENIZER
 from dera_jax.checkpoints.json_vocabulary import JSON
 from dera_jax.checkpoints.model_folder import CARD
 from dera_jax.checkpoints.storage import open_folder
+from dera_jax.progress_bar import redraws
 
 # Names of the library start and end with a letter, digit or '_', and have no '--' or '..'.
 _PART = r"\w(?:(?:(?!--|\.\.)[\w.-]){0,94}\w)?"
@@ -134,7 +135,7 @@ def _snapshot(asked: str, repository: str, revision: str | None, patterns: Seque
     from huggingface_hub import errors, snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
-    show = contextlib.nullcontext if sys.stderr.isatty() else disable_progress_bars
+    show = contextlib.nullcontext if redraws() else disable_progress_bars
     try:
         with show():
             return Path(

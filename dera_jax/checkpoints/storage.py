@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from importlib import resources
 from pathlib import Path
 
 import jax
@@ -18,13 +19,14 @@ import numpy as np
 import tensorstore as ts
 from jax import Array
 from jax.sharding import Sharding
-from tqdm import tqdm
 
 from dera_jax.files import json_files
 from dera_jax.models.finite import count_not_finite
+from dera_jax.progress_bar import ProgressBar
 
 Index = tuple[slice, ...]
 REAL = tuple(map(np.dtype, ("float64", "float32", "float16", ml_dtypes.bfloat16)))
+_ASSETS = Path("dera_jax", "assets")
 _LONGEST_JSON = 64 * 2**20  # bytes; longer JSON files are not parsed
 
 
@@ -125,11 +127,21 @@ def open_folder(path: str | Path) -> Folder:
     if "://" not in where:
         if ".." in Path(where).parts:  # tensorstore does not accept ".."
             where = os.path.realpath(where)
+        where = _shipped(where)
         return Folder(where, {"driver": "file", "path": f"{Path(where).absolute()}/"})
     try:
         return Folder(where, ts.KvStore.open(f"{where}/").result().spec().to_json())
     except ValueError as error:
         raise ValueError(f"{where}: no URL that can be read ({error})") from error
+
+
+def _shipped(where: str) -> str:
+    """Returns a local path, of a shipped file in the installed package.
+
+    gin files and documents write "dera_jax/assets/...", which is a path in the folder of a clone only.
+    """
+    inside = Path(where).is_relative_to(_ASSETS) and not Path(where).exists()
+    return str(Path(str(resources.files("dera_jax"))).parent / where) if inside else where
 
 
 def json_object(content: bytes) -> dict:
@@ -203,7 +215,7 @@ def read_arrays(
     """
     placed = {}
     total = sum(x.nbytes for x in arrays.values())
-    with tqdm(total=total, unit="B", unit_scale=True, desc="reading", delay=2) as progress:
+    with ProgressBar(total=total, unit="B", unit_scale=True, desc="reading", delay=2) as progress:
         for name in sorted(arrays, key=lambda name: -arrays[name].nbytes):
             sharding = shardings and shardings[name]
             placed[name] = _place(arrays[name], sharding, np.dtype(dtype))

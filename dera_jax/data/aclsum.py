@@ -3,7 +3,7 @@
 Source: Takeshita et al. 2024, "ACLSum: A New Dataset for Aspect-based Summarization of Scientific
 Publications" (NAACL; data under the MIT licence).
 
-The seqio tasks (`tasks.aclsum`) and scripts without TensorFlow read the same `examples`.
+The seqio tasks (`dera_jax.tasks.aclsum`) and scripts without TensorFlow read the same `examples`.
 """
 
 import dataclasses

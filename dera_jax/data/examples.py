@@ -68,7 +68,7 @@ class Examples:
         summaries: the n untruncated targets as text.
         notes: every other string field of the task, by name, n strings each.
         document: tokens of the untruncated documents, without the prompt template.
-        rejected: tokens [n, T] of rejected responses in preference tasks (`tasks.preferences`),
+        rejected: tokens [n, T] of rejected responses in preference tasks (`dera_jax.tasks.preferences`),
             where `targets` holds the chosen ones; None for other tasks.
         keywords: uint8 [n, W, L] in UTF-8, of tasks with a field `keywords`, one keyword per line.
         weight: float32 [n], weights in training losses, of tasks with a field `weight`; None if

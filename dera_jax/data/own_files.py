@@ -2,7 +2,7 @@
 
 The files are JSON Lines, CSV or Parquet (`tables`), with the columns `document` and `summary`, or
 `document`, `chosen` and `rejected` for preference pairs. They give the same examples, with the same
-ids, as a task that `tasks.jsonl.register` or `tasks.preferences.register` makes of them.
+ids, as a task that `dera_jax.tasks.jsonl.register` or `dera_jax.tasks.preferences.register` makes of them.
 """
 
 import dataclasses
@@ -115,7 +115,7 @@ class OwnFiles:
             TypeError, ValueError: a row is invalid, see `text_columns`; there is no file of the
                 split; or it has no usable example.
         """
-        texts, ids = text_rows.encoded(text_rows.Rows(self._rows(split)), tokenizer, sizes)
+        texts, ids = text_rows.encoded(text_rows.TextRows(self._rows(split)), tokenizer, sizes)
         return encoding.examples_of(texts, ids, sizes, tokenizer.decode, self.title(split))
 
     def _path(self, split: str) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FEATURES = ("inputs", "targets")
 REJECTED = "rejected"  # the additional feature of preference tasks
-_OUR_TASKS = "tasks"  # the package that registers this library's tasks when it is imported
+_OUR_TASKS = "dera_jax.tasks"  # the package that registers this library's tasks when it is imported
 
 
 def check_task(task_name: str, *splits: str) -> None:
@@ -102,7 +102,7 @@ def _read(vocabulary: "seqio.Vocabulary") -> None:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"the task's vocabulary {file} cannot be read ({reason}); register the task with a "
-            "local copy of the file, or use a task of text (tasks.jsonl), which the model encodes"
+            "local copy of the file, or use a task of text (dera_jax.tasks.jsonl), which the model encodes"
         ) from error
 
 
@@ -112,7 +112,7 @@ def check_pairs(task_name: str, split: str) -> None:
     if REJECTED not in features:
         raise ValueError(
             f"task {task_name!r} has no preference pairs: expected a feature {REJECTED!r} (see "
-            f"tasks.preferences), found {sorted(features)}"
+            f"dera_jax.tasks.preferences), found {sorted(features)}"
         )
 
 

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dera_jax.data import json_lines
 from dera_jax.data.data_files import open_data
 
-_LONGEST_CELL = (
-    2**31 - 1
-)  # characters; Python's default of 131,072 is less than some documents have
+# Characters; Python's default of 131,072 is less than some documents have.
+_LONGEST_CELL = 2**31 - 1
 
 Row = dict[str, object]
 Rows = Iterator[tuple[str, Callable[[], Row]]]

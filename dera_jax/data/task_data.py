@@ -215,7 +215,7 @@ def epoch(
     rows = _rows(task, split, sizes, seed)
     if yields_text(task):
         texts, ids = text_rows.encoded(
-            text_rows.Rows(map(text_rows.scalars, rows)), tokenizer, sizes
+            text_rows.TextRows(map(text_rows.scalars, rows)), tokenizer, sizes
         )
     else:
         own, name = known_vocabulary(task_name), f"task {task_name!r}"

@@ -25,8 +25,8 @@ _KNOWN_FIELDS = ("inputs", *COMPLETIONS, "document", "template", WEIGHT)  # all 
 Row = dict[str, object]
 
 
-class Rows(tuple):
-    """Rows as a key of the cache of encoded epochs; most tasks yield equal rows in each epoch."""
+class TextRows(tuple):
+    """TextRows as a key of the cache of encoded epochs; most tasks yield equal rows in each epoch."""
 
     def __hash__(self) -> int:
         return len(self)
@@ -38,7 +38,9 @@ def scalars(row: Row) -> Row:
 
 
 @functools.lru_cache(maxsize=2)
-def encoded(rows: Rows, tokenizer: Tokenizer, sizes: Sizes) -> tuple[TextExamples, EncodedExamples]:
+def encoded(
+    rows: TextRows, tokenizer: Tokenizer, sizes: Sizes
+) -> tuple[TextExamples, EncodedExamples]:
     """Return the examples of rows as text and as ids; raises ValueError for invalid fields."""
     columns = {name: [row[name] for row in rows] for name in COMPLETIONS if name in rows[0]}
     texts = texts_of(rows, [_prompt(row) for row in rows], columns)

@@ -16,6 +16,7 @@ from dera_jax.evaluation.pair_sweep import PairSweep
 from dera_jax.evaluation.tables import align_columns, write_csv
 from dera_jax.files import json_files
 
+NOTE = f"KL bounds in nats. {sweep_tables.INTERVAL_NOTE}"
 _COLUMNS = ("reward", "length (tokens)", "ROUGE-1", "ROUGE-2", "ROUGE-L")
 
 
@@ -111,6 +112,11 @@ def table(records: Sequence[dict], n: int) -> list[dict]:
 
 def format_table(rows: Sequence[dict]) -> str:
     """Formats the rows of `table` for a terminal."""
+    return f"{align_columns(cells(rows))}\n{NOTE}"
+
+
+def cells(rows: Sequence[dict]) -> list[list[str]]:
+    """Returns the head and the lines of the table of `format_table`, as texts."""
     columns = [title for title in _COLUMNS if sweep_tables.COLUMNS[title] in rows[0]]
     head = ["λ", "n", "KL(π_n ‖ π) ≤", "KL(π_n ‖ π_ref) ≤", *columns]
     lines = [
@@ -123,4 +129,4 @@ def format_table(rows: Sequence[dict]) -> str:
         + [sweep_tables.format_cell(row, sweep_tables.COLUMNS[title]) for title in columns]
         for row in rows
     ]
-    return f"{align_columns([head, *lines])}\nKL bounds in nats. {sweep_tables.INTERVAL_NOTE}"
+    return [head, *lines]

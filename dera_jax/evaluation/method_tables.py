@@ -109,6 +109,11 @@ def write_samples(folder: Path, names: Sequence[str], documents: int = 5) -> Non
 
 def format_table(rows: Sequence[Mapping]) -> str:
     """Formats rows of methods for a terminal, with confidence intervals."""
+    return f"{align_columns(cells(rows))}\n{sweep_tables.INTERVAL_NOTE}"
+
+
+def cells(rows: Sequence[Mapping]) -> list[list[str]]:
+    """Returns the head and the lines of the table of `format_table`, as texts."""
     columns = {key: title for key, title in _COLUMNS.items() if key in rows[0]}
     parts = [x for x in rows[0] if x.startswith((sweep.PART, GAP)) and not x.endswith("_ci95")]
     columns |= {x: _title(x) for x in parts if x != sweep.PART + GUIDE}
@@ -116,7 +121,7 @@ def format_table(rows: Sequence[Mapping]) -> str:
         [row[key] if key == "method" else sweep_tables.format_cell(row, key) for key in columns]
         for row in rows
     ]
-    return f"{align_columns([list(columns.values()), *lines])}\n{sweep_tables.INTERVAL_NOTE}"
+    return [list(columns.values()), *lines]
 
 
 def _title(column: str) -> str:

@@ -18,14 +18,14 @@ from dera_jax.evaluation.sweep_tables import format_table, write_report
 from dera_jax.models.language_model import PyTree
 
 
-def default_lams(aligned: str | None, lams: tuple[float, ...]) -> tuple[float, ...]:
+def default_lams(aligned: str | None, of_pair: tuple[float, ...]) -> tuple[float, ...]:
     """Returns the values of λ of a pair, and none for a single model.
 
     Args:
         aligned: model folder of the aligned model; None for the reference alone.
-        lams: the values of λ of a pair.
+        of_pair: the values of λ of a pair.
     """
-    return () if aligned is None else lams
+    return () if aligned is None else of_pair
 
 
 @dataclasses.dataclass(frozen=True)

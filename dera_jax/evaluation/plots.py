@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 
 PANELS = {
-    "in_range_rate": "in-range rate (fraction of outputs)",
     "reward": "mean reward",
+    "in_range_rate": "in-range rate (fraction of outputs)",
+    "reward_faithful": "content words found in the document",
     "length": "mean length (tokens)",
     "kl": "KL to the reference (nats per sequence)",
     "rougeL": "ROUGE-L (F1 × 100)",
@@ -19,13 +21,19 @@ INTERVAL = "error bars: 95 % confidence interval over documents"
 
 
 def plot_sweep(rows: Sequence[dict], path: Path) -> None:
-    """Plots in-range rate (or mean reward), length, KL and ROUGE-L against λ to a PNG file."""
-    figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), sharex=True, layout="constrained")
+    """Plots the columns of PANELS that the rows have against λ to a PNG file.
+
+    The length reward is the in-range rate minus 1, and is not shown beside it.
+    """
     lams = [row["lam"] for row in rows]
     first = rows[0]
     shown = [key for key in PANELS if key in first]
-    if "in_range_rate" in shown:
-        shown.remove("reward")  # it is the in-range rate minus 1
+    if all(abs(row.get("reward", 0) - row.get("in_range_rate", np.inf) + 1) < 1e-6 for row in rows):
+        shown.remove("reward")
+    size = 2, -(-len(shown) // 2)
+    figure, axes = plt.subplots(
+        *size, figsize=(4.5 * size[1], 6.5), sharex=True, squeeze=False, layout="constrained"
+    )
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
     for axis, key in zip(axes.flat, shown, strict=False):

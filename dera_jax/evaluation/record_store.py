@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from dera_jax.files import json_files
 from dera_jax.files.store import Store, open_store
+from dera_jax.progress_bar import ProgressBar
 
 RECORDS = "records.jsonl"
 PLAN, MANIFEST = "shards/plan.json", "shards/manifest.json"
@@ -102,7 +102,7 @@ def write(
     _check_plan(store, plan)
     shards = [_read_shard(store, plan, i) for i in range(len(plan.batches))]
     missing = [i for i, shard in enumerate(shards) if shard is None]
-    for i in tqdm(missing, desc=name, unit="batch", disable=not missing):
+    for i in ProgressBar(missing, desc=name, unit="batch", disable=not missing):
         records = _decode_shard(plan, i, decode)
         if store.create(_key(i), _shard(plan, i, records, store.path(_key(i)))) is None:
             raise FileExistsError(

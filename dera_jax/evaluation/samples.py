@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import numpy as np
-from tqdm import tqdm
 
 from dera_jax.checkpoints.loaded import LoadedModel
 from dera_jax.data.documents import Documents
@@ -11,6 +10,7 @@ from dera_jax.data.splits import Split
 from dera_jax.decoding.sampling import Samples, Sampling, sample
 from dera_jax.evaluation.record_store import full_batches
 from dera_jax.models.language_model import sequence_keys
+from dera_jax.progress_bar import ProgressBar
 
 
 def sample_batches(
@@ -25,7 +25,7 @@ def sample_batches(
     """
     model = model.with_vocabulary(split.known_vocabulary(), split.name)
     documents = split.read(model.tokenizer)
-    for rows in tqdm(full_batches(len(documents.texts), batch_size), unit="batch"):
+    for rows in ProgressBar(full_batches(len(documents.texts), batch_size), unit="batch"):
         keys = sequence_keys(seed, documents.example_id[rows], np.arange(num_samples))
         prompts, sampling = documents.prompts_of(rows), Sampling(max_length)
         yield rows, documents, sample(model.model, model.params, prompts, keys, sampling)

@@ -65,7 +65,7 @@ def column_values(records: Sequence[dict]) -> dict[str, list[list[float]]]:
         [metric(r, s) for s in group] for r, group in zip(records, samples, strict=True)
     ]
     first = samples[0][0]
-    recorded = [x for x in first if x == "reward" or x.startswith(PART)]
+    recorded = [x for x in first if x.startswith(PART) or (x == "reward" and first[x] is not None)]
     recorded += [x for x in ("length", "kl", "forward_tokens") if first.get(x) is not None]
     columns = {name: by_sample(lambda r, s, name=name: float(s[name])) for name in recorded}
     if "in_range" in first:
@@ -112,26 +112,30 @@ COLUMNS = {
 
 
 INTERVAL_NOTE = "± is half the width of the 95 % confidence interval over documents."
-_ONE_DIGIT = ("length", "kl", "rouge1", "rouge2", "rougeL")
+_ONE_DIGIT = ("length", "rouge1", "rouge2", "rougeL")
 _WHOLE = ("forward_tokens",)
 
 
 def format_table(rows: Sequence[dict]) -> str:
     """Formats the rows of `table` for a terminal, with confidence intervals."""
+    return f"{align_columns(cells(rows))}\n{INTERVAL_NOTE}"
+
+
+def cells(rows: Sequence[dict]) -> list[list[str]]:
+    """Returns the head and the lines of the table of `format_table`, as texts."""
     columns = {title: key for title, key in COLUMNS.items() if key in rows[0]}
     if "in_range_rate" in columns.values():
         del columns["faithful words"]  # not needed in the table of a length reward
     parts = [x for x in rows[0] if x.startswith(PART) and not x.endswith("_ci95")]
     columns |= {name: name for name in parts}
-    lines = [[format_cell(row, key) for key in columns.values()] for row in rows]
-    return f"{align_columns([list(columns), *lines])}\n{INTERVAL_NOTE}"
+    return [list(columns), *([format_cell(row, key) for key in columns.values()] for row in rows)]
 
 
 def format_cell(row: dict, key: str) -> str:
     """Formats an entry of a row, with ± half the width of its confidence interval if it has one."""
     if row[key] is None:  # λ of a single model
         return "—"
-    if isinstance(row[key], tuple):
+    if isinstance(row[key], tuple | list):
         return ", ".join(f"{x:g}" for x in row[key])
     error = row.get(f"{key}_ci95")
     digits = 0 if key in _WHOLE else 1 if key in _ONE_DIGIT else 2

@@ -149,6 +149,11 @@ def largest_gap(rows: Sequence[dict], key: str) -> dict:
 
 def format_comparison(rows: Sequence[dict]) -> str:
     """Formats the `comparison` rows of `compare` as a table for a terminal."""
+    return align_columns(cells(rows))
+
+
+def cells(rows: Sequence[dict]) -> list[list[str]]:
+    """Returns the head and the lines of the table of `format_comparison`, as texts."""
     head = ["λ", "β", "reward: DeRa", "retrained", "optimum", "length: DeRa", "retrained"]
     lines = [[*head, "KL: DeRa", "retrained"]]
     for row in rows:
@@ -159,7 +164,7 @@ def format_comparison(rows: Sequence[dict]) -> str:
             [f"{row['lam']:g}", f"{row['beta']:.3g}", *pair("reward", 3)]
             + [f"{row['closed_form_reward']:.3f}", *pair("length", 1), *pair("kl", 2)]
         )
-    return align_columns(lines)
+    return lines
 
 
 def sentences(result: Mapping[str, object]) -> list[str]:

@@ -22,7 +22,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from dera_jax import checks
 from dera_jax.evaluation.tables import align_columns, write_csv
@@ -31,6 +30,7 @@ from dera_jax.models.heads import TabularValue
 from dera_jax.models.language_model import THREEFRY, Prompts
 from dera_jax.models.tabular import TabularLM
 from dera_jax.partitioning import mesh_in_use, partition
+from dera_jax.progress_bar import ProgressBar
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.training import ppo
 
@@ -127,7 +127,7 @@ class ExactWorlds:
                 from the optimal policy at β/λ.
         """
         worlds = [(horizon, seed) for horizon in self.horizons for seed in range(self.worlds)]
-        rows = [row for world in tqdm(worlds, unit="world") for row in self.compare(*world)]
+        rows = [row for world in ProgressBar(worlds, unit="world") for row in self.compare(*world)]
         write_csv(folder / TABLE, rows)
         means = mean_rows(rows)
         plots.plot_exact(means, folder / "exact.png")

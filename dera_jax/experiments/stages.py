@@ -12,7 +12,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from etils import epath
-from tqdm import tqdm
 
 from dera_jax import checks
 from dera_jax.checkpoints.loaded import LoadedModel
@@ -29,6 +28,7 @@ from dera_jax.evaluation.pair_sweep import load
 from dera_jax.files import run_folder
 from dera_jax.models.language_model import TrainableModel, sequence_keys
 from dera_jax.models.registry import model_of
+from dera_jax.progress_bar import ProgressBar
 from dera_jax.rewards.scoring import score
 from dera_jax.training import supervised
 from dera_jax.training.dry_run import (
@@ -53,7 +53,7 @@ class Stage:
 
 def run_all(stages: Sequence[Stage]) -> None:
     """Runs the unfinished stages in order; each reads the outputs of earlier ones."""
-    with tqdm(stages, unit="stage") as progress:
+    with ProgressBar(stages, unit="stage") as progress:
         for stage in progress:
             progress.set_description(stage.name)
             if run_folder.result(stage.folder) is None:

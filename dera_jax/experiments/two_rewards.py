@@ -30,6 +30,8 @@ from dera_jax.training.dry_run import ProgramCost
 from dera_jax.training.ppo_training import MODEL
 
 FIGURE = "frontier.png"
+_WEIGHT = "weight_"  # prefix of the columns of the weights of a trained model
+_DIGITS = {"kl": 2}
 Weights = tuple[float, float]
 
 
@@ -89,7 +91,7 @@ class TwoRewards(SweepExperiment):
         json_files.write(folder / "frontier.json", content)
         write_csv(folder / "frontier.csv", compared)
         plots.plot_two_rewards(rows, trained_rows, names, folder / FIGURE)
-        print(format_compared(compared, names))
+        print(align_columns(compared_cells(compared)))
         return {"compared": compared}
 
     def program_costs(self) -> list[ProgramCost]:
@@ -175,7 +177,7 @@ def compare(
     """
     rows = []
     for weights, records_of_model in trained.items():
-        row = {f"weight_{name}": w for name, w in zip(names, weights, strict=True)}
+        row = {f"{_WEIGHT}{name}": w for name, w in zip(names, weights, strict=True)}
         for key in [*(f"{sweep.PART}{name}" for name in names), "kl", "length"]:
             mixed = _means(dera, key, list(weights))
             retrained = _means(records_of_model, key, 1.0)
@@ -197,20 +199,21 @@ def _means(sampled: Sequence[dict], key: str, lam: float | list[float]) -> list[
     return [sum(group) / len(group) for group in groups]
 
 
-def format_compared(rows: Sequence[dict], names: Sequence[str]) -> str:
-    """Formats the rows of `compare` as a table for a terminal."""
+def compared_cells(rows: Sequence[dict]) -> list[list[str]]:
+    """Returns the head and the lines of the table of the rows of `compare`, as texts."""
+    names = [key.removeprefix(_WEIGHT) for key in rows[0] if key.startswith(_WEIGHT)]
     keys = [*(f"{sweep.PART}{name}" for name in names), "kl"]
     head = [f"weight of {name}" for name in names]
     titles = [key.removeprefix(sweep.PART) for key in keys]
     head += [f"{title}: {source}" for title in titles for source in ("DeRa", "trained", "gap")]
     lines = [
-        [f"{row[f'weight_{name}']:g}" for name in names]
+        [f"{row[f'{_WEIGHT}{name}']:g}" for name in names]
         + [
-            f"{row[f'{source}_{key}']:.3f}"
+            f"{row[f'{source}_{key}']:.{_DIGITS.get(key, 3)}f}"
             + (f" ±{row[f'gap_{key}_ci95'] or 0:.3f}" if source == "gap" else "")
             for key in keys
             for source in ("dera", "trained", "gap")
         ]
         for row in rows
     ]
-    return align_columns([head, *lines])
+    return [head, *lines]

@@ -82,6 +82,16 @@ def low_rank(params: Mapping[str, Array], x: Array, dtype: str) -> Array | float
     return jnp.stack([term(c) for c in range(len(a))], axis=-3)
 
 
+def write_cache(cache: Array, new: Array, slots: Array) -> Array:
+    """Writes new[B, K, heads, N, D] into cache[B, K, heads, L, D] at the adjacent slots[N].
+
+    If they do not all exist, NaN is written, which makes the logits NaN: XLA would move the block back
+    over the keys and values of earlier tokens.
+    """
+    new = jnp.where(slots[-1] < cache.shape[3], new.astype(cache.dtype), jnp.nan)
+    return jax.lax.dynamic_update_slice_in_dim(cache, new, slots[0], axis=3)
+
+
 def rematerialised(layer: Callable, remat: str | None) -> Callable:
     """Wraps a layer in `jax.checkpoint` with the policy named `remat`; None: does not wrap it."""
     if remat is None:

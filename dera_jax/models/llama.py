@@ -27,7 +27,7 @@ import numpy as np
 from flax import struct
 from jax import Array, lax
 
-from dera_jax.models.layers import MASKED, einsum, low_rank, rematerialised
+from dera_jax.models.layers import MASKED, einsum, low_rank, rematerialised, write_cache
 from dera_jax.models.llama_config import LlamaConfig, RopeScaling
 from dera_jax.partitioning import constrain
 
@@ -349,8 +349,7 @@ def _update_cache(cache: KeysValues | None, new: KeysValues, slots: Array) -> Ke
     """Writes new keys and values [B, K, C·G, N, D] into the cache; returns them if there is none."""
     if cache is None:
         return new
-    write = lambda old, x: lax.dynamic_update_slice_in_dim(old, x, slots[0], axis=3)
-    return tuple(map(write, cache, new))
+    return tuple(write_cache(old, x, slots) for old, x in zip(cache, new, strict=True))
 
 
 def _rotate(x: Array, rotation: tuple[Array, Array]) -> Array:

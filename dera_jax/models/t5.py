@@ -28,6 +28,7 @@ from dera_jax.models.layers import (
     Mlp,
     RelativeBias,
     einsum,
+    write_cache,
 )
 from dera_jax.partitioning import constrain
 
@@ -47,19 +48,15 @@ class T5Config:
 
     Attributes:
         vocab_size: rows of the embedding table.
-        emb_dim: width of the model.
-        num_heads: attention heads.
-        num_encoder_layers, num_decoder_layers: layers.
-        head_dim: width of an attention head.
-        mlp_dim: width of the feed-forward layers.
+        emb_dim, head_dim, mlp_dim: widths of the model, an attention head, the feed-forward layers.
+        num_heads, num_encoder_layers, num_decoder_layers: numbers of attention heads and layers.
         mlp_activations: ('relu',) in T5 1.0, ('gelu', 'linear') in T5 1.1.
         logits_via_embedding: whether the embedding table computes the logits; True in T5 1.0.
         dropout_rate: rate of dropout in training.
         dtype: type of activations and of operands of matrix products; attention logits and softmax
             are float32, and parameters keep their own type.
         start_token: the id that is fed to the decoder first.
-        end_ids: ids that end a sequence; empty while they are not known (T5X checkpoints, models to
-            be trained), and the vocabulary's end id is used.
+        end_ids: ids that end a sequence; empty until a vocabulary is known (T5X, models to be trained).
 
     Raises:
         ValueError: naming an invalid field and what it accepts.
@@ -289,11 +286,6 @@ def _rematerialised(layer: type[nn.Module], remat: str | None) -> type[nn.Module
     train = len(inspect.signature(layer.__call__).parameters) - 1
     policy = getattr(jax.checkpoint_policies, remat)
     return nn.remat(layer, policy=policy, static_argnums=(train,))
-
-
-def write_cache(cache: Array, new: Array, positions: Array) -> Array:
-    """Writes new[B, K, H, N, D] into cache[B, K, H, L, D] at the adjacent slots positions[N]."""
-    return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), positions[0], axis=3)
 
 
 def _attend_own(

@@ -163,7 +163,7 @@ class SearchDecoder:
     lookahead: int = 0
     period: int = 1
     reward_weight: float = 0.0
-    length_penalty: float = 0.0
+    length_penalty: float = 0.6  # T5X's
 
     def __post_init__(self):
         checks.check_fields(self, lam=LAMBDA, reward=checks.optional(REWARD))

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import jax
-import seqio
 from flax import core
 from jax import Array
 from t5x import models
@@ -11,6 +10,7 @@ from t5x import models
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.data import seqio_tasks
+from dera_jax.data.seqio_extra import seqio
 from dera_jax.decoding.realign import Realigned
 from dera_jax.models.language_model import PyTree
 from dera_jax.models.t5_lm import T5

@@ -1,4 +1,4 @@
-"""Registers the tasks of `tasks` as T5X reads them: as ids of a vocabulary.
+"""Registers the tasks of `dera_jax.tasks` as T5X reads them: as ids of a vocabulary.
 
     --gin.MIXTURE_OR_TASK_MODULE=\\"dera_jax.t5x.tasks\\" --gin.MIXTURE_OR_TASK_NAME=\\"xsum_ids\\"
 
@@ -9,10 +9,8 @@ vocabulary. Use `register` for another vocabulary.
 import os
 from collections.abc import Mapping
 
-import seqio
-import tensorflow as tf
-
-import tasks  # noqa: F401 (registers the tasks of text)
+import dera_jax.tasks  # noqa: F401 (registers the tasks of text)
+from dera_jax.data.seqio_extra import seqio, tf
 from dera_jax.data.seqio_tasks import yields_text
 
 _T5_PIECES = "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model"

@@ -13,7 +13,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from dera_jax import checks
 from dera_jax.checkpoints.loaded import MODEL as A_MODEL
@@ -30,6 +29,7 @@ from dera_jax.models.language_model import (
 )
 from dera_jax.models.lora import with_base
 from dera_jax.partitioning import mesh_in_use, partition, shard_params
+from dera_jax.progress_bar import ProgressBar
 from dera_jax.rewards.scoring import RewardScorer
 from dera_jax.training import loop
 from dera_jax.training.offline import LogVariance
@@ -233,7 +233,9 @@ def _samples(
     key, parts = jax.random.key(run.seed, impl="threefry2x32"), []
     batches = eval_batches(examples, run.samples.batch_size)
     count = -(-len(examples) // run.samples.batch_size)
-    for i, batch in enumerate(tqdm(batches, total=count, desc=f"samples, {name}", unit="batch")):
+    for i, batch in enumerate(
+        ProgressBar(batches, total=count, desc=f"samples, {name}", unit="batch")
+    ):
         path = folder / f"{name}_{i:05d}.npz"
         if not path.exists():
             keys = sequence_keys(key, batch["example_id"], numbers)

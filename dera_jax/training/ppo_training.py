@@ -136,7 +136,7 @@ def num_updates(steps: int, updates: ppo.Updates) -> int:
     """Returns the number of updates of a run of PPO, one per minibatch.
 
     Args:
-        steps: number of rollouts.
+        steps: number of rollouts, each on one batch of documents.
         updates: the updates that are made on each rollout.
 
     Raises:

@@ -101,7 +101,7 @@ class PreferenceTraining:
 
     Attributes:
         start: the scorer to train and its initial model (`reward_model`, `dpo`).
-        data: a task of pairs (`tasks.preferences`) that has the splits `validation` and `test` too.
+        data: a task of pairs (`dera_jax.tasks.preferences`) that has the splits `validation` and `test` too.
         optimizer: the optimizer.
         steps: number of updates.
         seed: seed of the data order.

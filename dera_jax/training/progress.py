@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 from jax import Array
-from tqdm import tqdm
 
+from dera_jax.progress_bar import ProgressBar
 from dera_jax.training.metric_log import MetricWriter
 
 PERIOD = 10  # steps between two reports
@@ -41,7 +41,7 @@ class Progress:
         self._step = start_step
         self._pending: list[Mapping[str, Array]] = []
         self._since = time.monotonic()
-        self._bar = tqdm(total=total_steps, initial=start_step, unit="step", mininterval=2)
+        self._bar = ProgressBar(total=total_steps, initial=start_step, unit="step", mininterval=2)
 
     def add(self, metrics: Mapping[str, Array]) -> None:
         """Adds the scalar metrics of one step; calls `flush` after every `PERIOD` steps."""
@@ -88,7 +88,7 @@ class Progress:
                 )
         self._writer.write(self._step, {f"validation/{name}": x for name, x in scores.items()})
         summary = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
-        tqdm.write(f"validation after step {self._step}: {summary}")
+        ProgressBar.write(f"validation after step {self._step}: {summary}")
         self._since = time.monotonic()
 
     def close(self) -> None:

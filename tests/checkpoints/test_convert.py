@@ -18,7 +18,7 @@ from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.recognise import open_checkpoint
 from dera_jax.models.t5_lm import T5
-from tasks import vocabularies
+from dera_jax.tasks import vocabularies
 from tests import golden
 
 flat = lambda tree: flax.traverse_util.flatten_dict(tree, sep="/")

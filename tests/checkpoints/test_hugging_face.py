@@ -22,7 +22,7 @@ from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.models.language_model import next_token_logits, sequence_keys
 from dera_jax.models.t5 import T5Config, Transformer
 from dera_jax.models.t5_lm import T5
-from tasks import vocabularies
+from dera_jax.tasks import vocabularies
 from tests import golden, prompts
 
 SIZES = {

@@ -16,7 +16,7 @@ from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabular
 from dera_jax.checkpoints.storage import open_folder
 from dera_jax.checkpoints.tokenizer import tokenizer
 from dera_jax.checkpoints.vocabulary import check_same
-from tasks import vocabularies
+from dera_jax.tasks import vocabularies
 
 EXTRA = 7
 TEXTS = (

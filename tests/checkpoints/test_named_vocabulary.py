@@ -11,7 +11,7 @@ from dera_jax.checkpoints.named_vocabulary import named_vocabulary
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.tokenizer import tokenizer
 from dera_jax.models.llama_lm import Llama
-from tasks import vocabularies
+from dera_jax.tasks import vocabularies
 from tests.tiny import LLAMA, params
 
 

@@ -19,8 +19,8 @@ from dera_jax.data.task_data import TaskData
 from dera_jax.models.language_model import UNUSED_LOGIT
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
+from dera_jax.tasks import vocabularies
 from dera_jax.training.supervised import finished_model, read_for_data
-from tasks import vocabularies
 from tests import golden, prompts
 from tests.compiled import compiled
 

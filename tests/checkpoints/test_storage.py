@@ -27,12 +27,13 @@ from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.safetensors_file import open_safetensors
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
-from dera_jax.checkpoints.storage import open_folder
+from dera_jax.checkpoints.storage import open_folder, read_file
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
-from tasks import vocabularies
+from dera_jax.tasks import vocabularies
 from tests import golden
 
+ASSETS = Path(__file__).resolve().parents[2] / "dera_jax" / "assets"
 flat = lambda tree: flax.traverse_util.flatten_dict(tree, sep="/")
 
 
@@ -159,6 +160,19 @@ def test_a_folder_of_checkpoints_in_a_bucket_stands_for_the_latest(bucket, capsy
     (run / "checkpoint_900" / "checkpoint").write_bytes(b"older, and not to be read")
     assert_equal(load("gs://bucket/run").params, golden.load("v1_1")[1])
     assert "gs://bucket/run/checkpoint_1000: a T5X" in capsys.readouterr().err
+
+
+def test_a_shipped_model_is_found_from_any_folder(tmp_path, monkeypatch):
+    """Under the path it has in a clone, as gin files name it; a file of the user at that path comes first."""
+    monkeypatch.chdir(tmp_path)
+    name = "dera_jax/assets/reference"
+    assert open_folder(name).read("config.json") == (ASSETS / "reference/config.json").read_bytes()
+    assert (
+        read_file("dera_jax/assets/docstrings.model") == (ASSETS / "docstrings.model").read_bytes()
+    )
+    Path(name).mkdir(parents=True)
+    (Path(name) / "config.json").write_bytes(b"the user's")
+    assert open_folder(name).read("config.json") == b"the user's"
 
 
 def test_a_path_that_is_not_in_the_bucket_is_named(bucket):

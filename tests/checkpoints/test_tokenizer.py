@@ -27,7 +27,7 @@ from dera_jax.models.llama_lm import Llama
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.prompts import Prompt
-from tasks import vocabularies
+from dera_jax.tasks import vocabularies
 from tests.tiny import LLAMA, params
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<|user|>")

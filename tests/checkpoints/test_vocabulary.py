@@ -13,7 +13,7 @@ from dera_jax.checkpoints.hugging_face import save_hugging_face
 from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabulary
 from dera_jax.checkpoints.tokenizer import tokenizer
 from dera_jax.checkpoints.vocabulary import is_sentinel, resolve_vocabulary
-from tasks import vocabularies
+from dera_jax.tasks import vocabularies
 from tests import golden
 
 EXTRA = 7

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import tasks  # noqa: F401 (registers `aclsum_outcome` and `docstrings`)
+import dera_jax.tasks  # noqa: F401 (registers `aclsum_outcome` and `docstrings`)
 from dera_jax.data import aclsum, demo_documents
 from dera_jax.data.splits import Split
-from tasks import build_demo_documents, docstring_corpus
+from dera_jax.tasks import build_demo_documents, docstring_corpus
 from tests.texts import ASSETS, BYTES, SHIPPED
 
 ROOT = Path(__file__).resolve().parents[2]

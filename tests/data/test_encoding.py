@@ -18,7 +18,7 @@ from dera_jax.data.splits import Split
 from dera_jax.prompts import Prompt
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.words import KeywordCoverage, WordsInRange
-from tasks import jsonl, preferences
+from dera_jax.tasks import jsonl, preferences
 from tests.texts import BYTES, SHIPPED, asked, plain_ids
 
 PROMPT = "sum: "

@@ -22,7 +22,7 @@ from dera_jax.data.encoding import Sizes
 from dera_jax.data.own_files import NoFileError, OwnFiles, own_files
 from dera_jax.data.splits import Split
 from dera_jax.data.task_data import TaskData
-from tasks import jsonl, preferences
+from dera_jax.tasks import jsonl, preferences
 from tests import words
 from tests.test_gin_settings import RUNS
 from tests.texts import BYTES, asked
@@ -190,14 +190,15 @@ def bound(**macros: object) -> list[str]:
     return [f"--gin.{name}={value!r}" for name, value in macros.items()]
 
 
-def arguments(run: str) -> list[str]:
-    files, bindings = RUNS[run]
+def arguments(run: str, model: str = "no/model") -> list[str]:
+    files, bindings = OF_TASKS[run]
     files = [f"--gin_file=gin_configs/{file}.gin" for file in files]
-    return files + [f"--gin.{name}={x}" for name, x in bindings.items() if name != "TASK"]
+    bindings = {x: value.replace("no/model", model) for x, value in bindings.items() if x != "TASK"}
+    return files + [f"--gin.{name}={x}" for name, x in bindings.items()]
 
 
 MODEL = {"REFERENCE": "'no/model'", "INITIAL_MODEL": "'no/model'"}
-RUNS = {name: run for name, run in RUNS.items() if run[0][0].startswith("runs/")} | {
+OF_TASKS = {name: run for name, run in RUNS.items() if run[0][0] == f"runs/{name}"} | {
     "offline": (["runs/offline"], {"REFERENCE": MODEL["REFERENCE"]}),
     "dpo": (["runs/dpo"], {"REFERENCE": MODEL["REFERENCE"]}),
     "reward_model": (["runs/reward_model"], {"INITIAL_MODEL": MODEL["INITIAL_MODEL"]}),
@@ -213,9 +214,9 @@ READ = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", OF_TASKS)
 def test_every_run_reads_its_splits_and_names_the_one_that_is_missing(run, tmp_path, monkeypatch):
-    """Nothing else is read, and no other split is asked for."""
+    """No parameters are read before, and no other split is asked for."""
     monkeypatch.chdir(ROOT)
     read = [split for split, runs in READ.items() if run in runs]
     files = {split.upper(): write(tmp_path, "csv", PAIRS) for split in READ}
@@ -223,9 +224,9 @@ def test_every_run_reads_its_splits_and_names_the_one_that_is_missing(run, tmp_p
         given = {name: path for name, path in files.items() if name != split.upper()}
         given |= {"MODEL_DIR": f"{tmp_path}/out"}
         with pytest.raises(SystemExit) as stopped:
-            main.main(arguments(run) + bound(**given))
+            main.main(arguments(run, "dera_jax/assets/reference") + bound(**given))
         said = str(stopped.value)
-        assert said.startswith(f"error: gin_configs/{RUNS[run][0][0]}.gin"), said
+        assert said.startswith(f"error: gin_configs/{OF_TASKS[run][0][0]}.gin"), said
         assert f": the split {split!r} is read, but no file" in said and split.upper() in said, said
     with pytest.raises(SystemExit, match="no/model"):  # data are there, the model is not
         given = {split.upper(): files[split.upper()] for split in read}

@@ -1,5 +1,7 @@
 """TensorFlow is imported without accelerators and without log lines, or a sentence says what to install."""
 
+import ast
+import importlib
 import os
 import runpy
 import subprocess
@@ -14,7 +16,7 @@ MODULE = ROOT / "dera_jax" / "data" / "seqio_extra.py"
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
 TASKS = """
-import tasks
+import dera_jax.tasks
 import seqio
 import tensorflow as tf
 print(list(tf.data.Dataset.range(2).as_numpy_iterator()), tf.config.get_visible_devices())
@@ -83,3 +85,35 @@ def test_importing_tasks_prints_nothing():
     )  # fmt: skip
     assert done.returncode == 0 and done.stdout.count("PhysicalDevice(") == 1, done.stderr
     assert done.stderr == ""
+
+
+def imports(path: Path) -> list[str]:
+    """Top-level packages that a file imports, in order, but those for type checkers."""
+    nodes = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+        nodes.append(node)
+    names = [x.name for node in nodes if isinstance(node, ast.Import) for x in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    return [name.partition(".")[0] for name in names]
+
+
+def test_tensorflow_is_imported_by_this_module_first():
+    """The modules of `dera_jax.tasks` import it by name, after their package, which imports this one first."""
+    package = ROOT / "dera_jax"
+    found = [x for x in package.rglob("*.py") if {"tensorflow", "seqio"} & set(imports(x))]
+    for_types = {"task_data.py", "seqio_tasks.py"}  # under TYPE_CHECKING
+    assert [x for x in found if x.parent.name != "tasks" and x.name not in for_types] == [MODULE]
+    lines = (package / "tasks" / "__init__.py").read_text(encoding="utf-8").splitlines()
+    first = next(line for line in lines if line.startswith(("import", "from")))
+    assert first.startswith("from dera_jax.data import seqio_extra")
+
+
+@pytest.mark.parametrize("name", ["tasks", "tasks.newswire"])
+def test_the_tasks_have_one_name(name):
+    """Under another name the same files would register each task again."""
+    with pytest.raises(
+        ImportError, match="^the tasks of dera_jax are the package dera_jax.tasks: "
+    ):
+        importlib.import_module(name)

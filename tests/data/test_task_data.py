@@ -14,7 +14,7 @@ from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.data import examples, seqio_tasks, task_data
 from dera_jax.data.encoding import Sizes
 from dera_jax.data.examples import eval_batches, train_batches
-from tasks import jsonl, preferences
+from dera_jax.tasks import jsonl, preferences
 from tests.texts import BYTES, asked
 
 SIZES = Sizes(12, 6)

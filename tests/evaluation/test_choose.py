@@ -17,7 +17,7 @@ from dera_jax.evaluation.sweep import Sweep
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.rewards.length import LengthInRange
-from tasks import newswire
+from dera_jax.tasks import newswire
 
 CARD = {
     "beta": 0.3,

@@ -14,7 +14,7 @@ from dera_jax.evaluation.lengths import LengthSurvey
 from dera_jax.models.language_model import Prompts, sequence_keys
 from dera_jax.prompts import Prompt
 from dera_jax.rewards.length import optimal_in_range_rate
-from tasks import vocabularies
+from dera_jax.tasks import vocabularies
 from tests import golden, prompts
 
 IDS = np.array([7, 3, 11])

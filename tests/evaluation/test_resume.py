@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import tasks  # noqa: F401 (registers `newswire`, whose vocabulary the models have)
+import dera_jax.tasks  # noqa: F401 (registers `newswire`, whose vocabulary the models have)
 from dera_jax import main
 from dera_jax.evaluation import record_store
 from dera_jax.files.store import Store
@@ -17,7 +17,7 @@ from tests.experiments import small
 DATA = Path(__file__).parent.parent / "data" / "line_separators" / "test.jsonl"
 
 MODULE = """
-from tasks import jsonl
+from dera_jax.tasks import jsonl
 
 jsonl.register("separated", {"test": f"{__file__}.jsonl"})
 

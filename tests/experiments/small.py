@@ -11,9 +11,9 @@ from dera_jax.data.splits import Split
 from dera_jax.data.task_data import TaskData
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
+from dera_jax.tasks import newswire
 from dera_jax.training import optimizers, ppo
 from dera_jax.training.ppo_training import PPOTraining
-from tasks import newswire
 
 CONFIG = T5Config(1024, 16, 2, 1, 1, 8, 32, ("relu",), True)
 DOCUMENTS = Split("newswire", "test", inputs=16, documents=4)

@@ -23,6 +23,7 @@ from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.learned import Entailment
 from dera_jax.rewards.tokens import Repetition
 from dera_jax.rewards.words import Faithfulness
+from dera_jax.tasks import newswire
 from dera_jax.training import (
     metric_log,
     ppo_training,
@@ -31,7 +32,6 @@ from dera_jax.training import (
     validation,
 )
 from dera_jax.training.train_step import Loss
-from tasks import newswire
 from tests.experiments import small
 
 

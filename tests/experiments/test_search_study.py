@@ -209,7 +209,7 @@ def test_all_searches_of_a_study_are_looked_at_first(setting, study):
     with pytest.raises(ValueError, match=r"Search.lookahead must be"):
         late = SearchMethod("DeAL", dataclasses.replace(SEARCH, lookahead=8))
         MethodComparison(setting, Repetition(), (greedy, late))
-    with pytest.raises(ValueError, match="λ = 0.5 needs an aligned model"):
+    with pytest.raises(ValueError, match="lam = 0.5 needs an aligned model"):
         MethodComparison(alone, Repetition(), (greedy, SamplingMethod("DeRa", lam=0.5)))
 
 

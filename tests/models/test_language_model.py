@@ -20,8 +20,9 @@ from dera_jax.models.language_model import (
     sequence_keys,
     take,
 )
+from dera_jax.models.llama_lm import Llama
 from dera_jax.models.tabular import TabularLM
-from tests import golden
+from tests import golden, tiny
 from tests.compiled import compiled
 from tests.compiled import start as begin
 from tests.decoding import worlds
@@ -42,12 +43,21 @@ def realigned_t5():
     return Realigned(model, (model, model)), (params, other, params), prompts.replace(lam=lam)
 
 
+def llama():
+    model = Llama(tiny.LLAMA)
+    return (
+        model,
+        tiny.params(model),
+        Prompts(*pad_sequences([list(range(2, 11)), list(range(20, 28))], 9)),
+    )
+
+
 def tabular():
     model = TabularLM(vocab_size=3, horizon=T + 1, num_inputs=2)
     return model, model.init(jax.random.key(0)), worlds.whole([[0], [1]])
 
 
-MODELS = {"t5": t5, "realigned_t5": realigned_t5, "tabular": tabular}
+MODELS = {"t5": t5, "realigned_t5": realigned_t5, "llama": llama, "tabular": tabular}
 
 
 def start(model, params, prompts, num_hypotheses=K, max_len=T + 2):
@@ -107,6 +117,19 @@ def test_extend_in_two_parts_is_extend_in_one(world):
     twice, both = extend(params, half, fed[..., 4:])
     np.testing.assert_allclose(once.logits, twice.logits, atol=1e-4)
     assert int(whole.position) == int(both.position) == T + 1
+
+
+@pytest.mark.parametrize("name", ["t5", "llama"])
+@pytest.mark.parametrize("num", [1, 2])
+def test_behind_a_full_cache_logits_are_nan(name, num):
+    """Instead of those of a cache whose last tokens were overwritten."""
+    model, params, prompts = MODELS[name]()
+    state = start(model, params, prompts, K, 3)
+    block = lambda n: np.full((B, K, n), 5)
+    output, state = compiled(model, "extend")(params, state, block(3 - num // 2))
+    assert np.isfinite(output.logits).all()
+    output, _ = compiled(model, "extend")(params, state, block(num))
+    assert np.isnan(output.logits).all()
 
 
 def test_rewind_forgets_the_tokens_and_keeps_the_prompt(world):

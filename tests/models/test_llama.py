@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from dera_jax.decoding.sampling import Sampling, sample
-from dera_jax.models import llama_lm
+from dera_jax.models import llama, llama_lm
 from dera_jax.models.language_model import (
     UNUSED_LOGIT,
     Prompts,
@@ -273,7 +274,8 @@ def test_bfloat16_is_as_near_as_transformers_in_bfloat16():
     low = Llama(dataclasses.replace(model.config, dtype="bfloat16"))
     params = tiny.params(model)
     state = start(low, params)
-    assert {x.dtype for x in jax.tree.leaves(state.cache)} == {jnp.dtype("bfloat16")}
+    kept = jax.tree.leaves((state.cache, state.shared[0]))
+    assert {x.dtype for x in kept} == {jnp.dtype("bfloat16")}
     logits, _ = feed(low, params, state, *np.split(TOKENS, T, axis=-1))
     forced = compiled(low, "teacher_forced")(params, start(low, params), TOKENS).logits
     assert logits.dtype == forced.dtype == jnp.float32
@@ -285,6 +287,28 @@ def test_bfloat16_is_as_near_as_transformers_in_bfloat16():
     loss = lambda params: jnp.sum(low.hidden(params, PROMPTS, TOKENS).astype(jnp.float32) ** 3)
     gradients = jax.tree.leaves(jax.jit(jax.grad(loss))(params | {"logits": {}}))
     assert all(np.isfinite(x).all() and np.any(x) for x in gradients)
+
+
+def test_norms_are_rounded_before_the_scale_as_in_transformers():
+    """The other order would round differently at half of the numbers."""
+    x, scale = np.random.default_rng(0).normal(size=(9, 256)), np.linspace(0.2, 2, 256)
+    config = dataclasses.replace(tiny.LLAMA, dtype="bfloat16")
+    found = llama._norm(config, {"scale": jnp.asarray(scale)}, jnp.asarray(x, jnp.bfloat16))
+    norm = LlamaRMSNorm(256, config.norm_epsilon).bfloat16()
+    norm.weight.data = torch.tensor(scale).bfloat16()
+    with torch.no_grad():
+        expected = norm(torch.tensor(x).bfloat16()).float().numpy()
+    assert np.mean(np.asarray(found, np.float32) != expected) < 0.01
+
+
+def test_angles_of_rope_are_exact_at_late_positions_in_bfloat16():
+    config, positions = dataclasses.replace(tiny.LLAMA, dtype="bfloat16"), np.array([4095, 32_767])
+    context = llama.context(config, positions, 2, jnp.zeros(1, jnp.int32), 0)
+    angles = positions[:, None] * config.rope_base ** -(
+        np.arange(0, config.head_dim, 2) / config.head_dim
+    )
+    for found, expected in zip(context.rotation, (np.cos(angles), np.sin(angles)), strict=True):
+        np.testing.assert_allclose(found[0, 0, 0, :, 0], expected, atol=5e-3)
 
 
 def test_ids_beyond_the_vocabulary_are_not_produced():

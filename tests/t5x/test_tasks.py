@@ -5,9 +5,9 @@ import importlib
 import pytest
 import seqio
 
-import tasks  # noqa: F401 (registers those that are taken up)
+import dera_jax.tasks  # noqa: F401 (registers those that are taken up)
 from dera_jax.data.seqio_tasks import yields_text
-from tasks import jsonl, preferences
+from dera_jax.tasks import jsonl, preferences
 
 PLAIN, DIALOGUES = "test_t5x_texts", "test_t5x_dialogues"
 

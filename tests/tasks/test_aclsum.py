@@ -3,7 +3,7 @@
 import pytest
 
 from dera_jax.data import aclsum
-from tasks import aclsum as tasks_aclsum
+from dera_jax.tasks import aclsum as tasks_aclsum
 from tests.texts import asked, read
 
 TASKS = {

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from dera_jax.data import aclsum
-from tasks import aclsum_corpus, text
-from tasks.aclsum_corpus import BodyParagraph
+from dera_jax.tasks import aclsum_corpus, text
+from dera_jax.tasks.aclsum_corpus import BodyParagraph
 from tests.texts import asked, read
 
 PROSE = " ".join(["The model reads every sentence of the paper twice."] * 6)

@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 import seqio
 
-from tasks import corruptions, docstring_corpus, docstrings, newswire, newswire_words
-from tasks.newswire_corpus import check
+from dera_jax.tasks import corruptions, docstring_corpus, docstrings, newswire, newswire_words
+from dera_jax.tasks.newswire_corpus import check
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = ("validation", "test")  # all that is known under other versions of the packages

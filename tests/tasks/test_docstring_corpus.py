@@ -10,8 +10,8 @@ from dera_jax.checkpoints.sentencepiece_vocabulary import SentencePieceVocabular
 from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.data import task_data
 from dera_jax.data.encoding import Sizes
-from tasks import cache, docstring_corpus, docstrings, text, vocabularies
-from tasks.docstring_corpus import DocstringPair
+from dera_jax.tasks import cache, docstring_corpus, docstrings, text, vocabularies
+from dera_jax.tasks.docstring_corpus import DocstringPair
 
 GOOGLE = '''
 class Layer:

@@ -14,7 +14,7 @@ from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.data import task_data
 from dera_jax.data.encoding import Sizes
 from dera_jax.prompts import Prompt
-from tasks import instructions, jsonl, newswire, xsum
+from dera_jax.tasks import instructions, jsonl, newswire, xsum
 from tests.texts import BYTES, asked
 
 SIZES = Sizes(256, 64)

@@ -11,7 +11,7 @@ import pytest
 
 from dera_jax.data import task_data, text_columns
 from dera_jax.data.encoding import Sizes
-from tasks import jsonl
+from dera_jax.tasks import jsonl
 from tests.texts import BYTES, asked
 
 SIZES = Sizes(40, 20)

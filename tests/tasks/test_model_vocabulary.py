@@ -14,7 +14,7 @@ from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.data import task_data
 from dera_jax.data.encoding import Sizes
 from dera_jax.models.t5 import T5Config, param_shapes
-from tasks import jsonl
+from dera_jax.tasks import jsonl
 from tests.texts import plain_ids
 
 TASK = "test_model_vocabulary"

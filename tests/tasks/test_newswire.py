@@ -10,8 +10,8 @@ import pytest
 from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.data import task_data
 from dera_jax.data.encoding import Sizes
-from tasks import newswire, newswire_corpus
-from tasks.newswire_corpus import check, facts_in
+from dera_jax.tasks import newswire, newswire_corpus
+from dera_jax.tasks.newswire_corpus import check, facts_in
 from tests.texts import asked
 
 SIZES = Sizes(64, 32)

@@ -12,7 +12,7 @@ from absl import logging
 
 from dera_jax.data import task_data
 from dera_jax.data.encoding import Sizes
-from tasks import arguments, commongen, hh_rlhf, preferences, tldr
+from dera_jax.tasks import arguments, commongen, hh_rlhf, tldr
 from tests.texts import BYTES, asked
 
 SPLITS = ("train", "validation", "test")
@@ -119,7 +119,9 @@ def test_default_task_reads_the_folder_of_the_environment(task, monkeypatch, tmp
     monkeypatch.setenv(DEFAULTS[task], str(tmp_path))
     for split in SPLITS:
         assert {"document", "summary"} <= rows_of(task, split)[0].keys() or {
-            *preferences.TEXTS
+            "document",
+            "chosen",
+            "rejected",
         } <= rows_of(task, split)[0].keys()
 
 
@@ -317,7 +319,7 @@ def test_hh_rlhf_bad_share_and_missing_file(tmp_path):
         hh_rlhf.register("hh_bad", str(tmp_path), validation_fraction=0.0)
     name = next(_names)
     hh_rlhf.register(name, str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="train.jsonl.gz: no such JSONL file"):
+    with pytest.raises(FileNotFoundError, match="train.jsonl.gz: no such file"):
         rows_of(name, "train")
 
 

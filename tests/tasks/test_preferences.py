@@ -9,7 +9,7 @@ import seqio
 
 from dera_jax.data import task_data
 from dera_jax.data.encoding import Sizes
-from tasks import preferences
+from dera_jax.tasks import preferences
 from tests.texts import BYTES
 
 PAIRS = [

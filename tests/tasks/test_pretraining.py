@@ -6,8 +6,8 @@ import pytest
 
 from dera_jax.data import task_data
 from dera_jax.data.encoding import Sizes
-from tasks import objectives, pretraining, prose_corpus
-from tasks.docstring_corpus import DocstringPair
+from dera_jax.tasks import objectives, pretraining, prose_corpus
+from dera_jax.tasks.docstring_corpus import DocstringPair
 from tests.texts import SHIPPED
 
 V = 400

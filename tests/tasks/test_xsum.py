@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from dera_jax.data import task_data
 from dera_jax.data.encoding import Sizes
-from tasks import xsum
+from dera_jax.tasks import xsum
 from tests.texts import BYTES
 
 SIZES = Sizes(64, 32)

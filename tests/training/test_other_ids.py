@@ -20,9 +20,9 @@ from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.models.language_model import sequence_keys
 from dera_jax.models.t5 import T5Config
 from dera_jax.rewards.length import LengthInRange
+from dera_jax.tasks import jsonl
 from dera_jax.training import optimizers, ppo, ppo_training, supervised, validation
 from dera_jax.training.train_step import Loss
-from tasks import jsonl
 
 TASK = "test_other_ids"
 COLOURS = ("red", "green", "blue")

@@ -14,9 +14,9 @@ from dera_jax.data.task_data import EncodedTask, TaskData
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
 from dera_jax.rewards.length import LengthInRange
+from dera_jax.tasks import newswire
 from dera_jax.training import metric_log, optimizers, ppo
 from dera_jax.training.ppo_training import MODEL, PPOTraining
-from tasks import newswire
 
 STEPS = 4
 

@@ -16,9 +16,9 @@ from dera_jax.checkpoints.orbax import Saving
 from dera_jax.data.task_data import TaskData
 from dera_jax.models.language_model import score
 from dera_jax.models.t5 import T5Config
+from dera_jax.tasks import preferences as pairs_task
 from dera_jax.training import metric_log, optimizers, preferences, scorers, supervised
 from dera_jax.training.losses import bradley_terry
-from tasks import preferences as pairs_task
 from tests import prompts
 from tests.decoding import worlds
 
@@ -233,7 +233,7 @@ def test_the_first_loss_is_that_of_no_knowledge(tmp_path):
 
 
 def test_a_task_without_pairs_is_refused(tmp_path):
-    import tasks  # noqa: F401 (registers newswire)
+    import dera_jax.tasks  # noqa: F401 (registers newswire)
 
     data = TaskData("newswire", inputs=16, targets=4, batch_size=16)
     with pytest.raises(

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-import tasks  # noqa: F401 (registers `newswire`)
+import dera_jax.tasks  # noqa: F401 (registers `newswire`)
 from dera_jax.checkpoints.loading import load
 from dera_jax.data.task_data import EncodedTask
 from dera_jax.models.t5 import T5Config

