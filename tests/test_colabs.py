@@ -17,7 +17,7 @@ PRINTED = {  # what the last steps of each notebook print
     "01_realignment": ["aligned at β = 0.1", "λ = 2 "],
     "02_length_experiment": ["KL(DeRa ‖ retrained)", "λ = 2     in range"],
     "03_reward_guided_search": ["lookahead 8, 4 beams", "λ = 1: coverage"],
-    "04_evolutionary_decoding": ["replacement only", "best instruction: "],
+    "04_evolutionary_decoding": ["replacement only", " under: "],
     "05_your_own_models": ["accuracy on test pairs", "λ = 1    short and right"],
 }
 
