@@ -68,9 +68,9 @@ evidence-mesh: $(TESTABLE)
 evidence-optimised: $(TESTABLE)
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m 'slow or not slow'
 
-# Timings beside other implementations, on an idle machine: some 40 minutes.
+# Timings beside other implementations, on an idle machine: some 55 minutes.
 evidence-benchmarks: $(TESTABLE)
-	for script in decode_speed beam_search_speed evolution_speed scoring_round; do \
+	for script in decode_speed beam_search_speed evolution_speed scoring_round adapter_speed scanned_layers attention_speed; do \
 	  $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 lint: $(TESTABLE)

@@ -177,13 +177,19 @@ def time_table(times: dict[tuple[int, int], dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def memory_table(found: dict[str, dict[str, int]]) -> str:
-    lines = ["| | parameters | state | temporary arrays of a step |", "|---|---|---|---|"]
+def memory_table(found: dict[str, dict[str, int]], logits: int) -> str:
+    """Formats the memory of each case, and the bound of a pair: one model, a second state and logits, 5 %."""
+    lines = ["| | parameters | state | temporary arrays of a step | sum |", "|---" * 5 + "|"]
     for name, sizes in found.items():
-        lines.append(
-            f"| {name} | " + " | ".join(f"{x / 2**20:,.0f} MiB" for x in sizes.values()) + " |"
-        )
-    return "\n".join(lines)
+        cells = (*sizes.values(), sum(sizes.values()))
+        lines.append(f"| {name} | " + " | ".join(f"{x / 2**20:,.0f} MiB" for x in cells) + " |")
+    one, pair = found[ONE], found[PAIR]
+    bound = 1.05 * (sum(one.values()) + one["state"] + logits)
+    more = pair["parameters"] / one["parameters"]
+    return "\n".join(lines) + (
+        f"\n\nParameters of the pair: {more:.3f} × one model. Predicted: at most one model + its state + its "
+        f"logits + 5 % = {bound / 2**20:,.0f} MiB; measured: {sum(pair.values()) / 2**20:,.0f} MiB."
+    )
 
 
 def main() -> None:
@@ -194,7 +200,8 @@ def main() -> None:
     options = parser.parse_args()
     config = dataclasses.replace(CONFIG, num_layers=options.layers)
     times = {rows: measure(config, rows, options.runs) for rows in ROWS}
-    text = f"{time_table(times)}\n\n{memory_table(memory(config, ROWS[-1]))}\n"
+    logits = 4 * config.vocab_size * ROWS[-1][0] * ROWS[-1][1]
+    text = f"{time_table(times)}\n\n{memory_table(memory(config, ROWS[-1]), logits)}\n"
     print(text)
     if options.write:
         command, machine = shlex.join(["python", *sys.argv]), speed_report.described(os.cpu_count())

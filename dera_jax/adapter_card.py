@@ -46,6 +46,7 @@ HEADER = """# Model card: the shipped adapters of SmolLM2
 
 `python -m dera_jax.adapter_card` writes this page from the records of these runs:
 
+<!-- not run: takes longer than a test may -->
 ```bash
 {commands}
 ```

@@ -1,17 +1,22 @@
-"""Registers the seqio task `aclsum_paragraphs`: documents without summaries, for alignment.
+"""Registers seqio tasks of documents without summaries, for alignment.
 
-The documents are paragraphs of the full text of ACLSum's training papers (`aclsum_corpus`). The
+`aclsum_paragraphs` has paragraphs of the full text of ACLSum's training papers (`aclsum_corpus`). The
 splits `train` and `validation` divide these papers, so that both are of the split `train` of the task
-`aclsum`. All targets are empty.
+`aclsum`. `aclsum_documents` has, for training, the abstracts of all training papers and
+SOME_PARAGRAPHS of their paragraphs, at equal distances; for validation the abstracts of the validation
+papers. All targets are empty.
 
 The prompt template is the instruction for the outcome of a paper, so that a policy that is aligned on
-paragraphs is aligned for that prompt.
+these documents is aligned for that prompt.
 """
 
+import numpy as np
 import seqio
 
 from dera_jax.data import aclsum
 from dera_jax.tasks import aclsum_corpus, jsonl
+
+SOME_PARAGRAPHS = 220
 
 
 def register(name: str, template: str) -> seqio.Task:
@@ -33,4 +38,22 @@ def _columns(split: str) -> dict[str, list[str]]:
     }
 
 
+def _abstracts_and_some_paragraphs(split: str) -> dict[str, list[str]]:
+    abstracts = [x.document for x in aclsum.examples(split, ("outcome",))]
+    documents = abstracts + (_some_paragraphs() if split == "train" else [])
+    return {"document": documents, "summary": [""] * len(documents)}
+
+
+def _some_paragraphs() -> list[str]:
+    paragraphs = [x.text for rows in aclsum_corpus.corpus().values() for x in rows]
+    places = np.linspace(0, len(paragraphs) - 1, SOME_PARAGRAPHS).round().astype(int)
+    return [paragraphs[i] for i in places]
+
+
 register("aclsum_paragraphs", aclsum.INSTRUCTIONS["outcome"])
+jsonl.register_pairs(
+    "aclsum_documents",
+    _abstracts_and_some_paragraphs,
+    ("train", "validation"),
+    aclsum.INSTRUCTIONS["outcome"],
+)

@@ -1,11 +1,13 @@
 """Every block of code in README and docs is true: it runs, or its flags, files and names are those of the code."""
 
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -14,27 +16,41 @@ from dera_jax.command import arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NOT_RUN = "# not run: "
-_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(
+    r"(?:^<!-- not run: (\S[^\n]*) -->\n)?^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL
+)
 _TARGET = re.compile(r"^([a-z0-9][a-z0-9 -]*):", re.MULTILINE)
 
 
-def blocks(*languages: str) -> list[tuple[str, str]]:
-    """Where each block of these languages stands, and its text."""
+class Block(NamedTuple):
+    """A block of a page: where it stands, why it is not run (None if it is), its language and text."""
+
+    where: str
+    not_run: str | None
+    language: str
+    text: str
+
+
+def blocks(*languages: str) -> list[Block]:
+    """The blocks of these languages."""
     found = []
     for page in PAGES:
         text = page.read_text("utf-8")
         for match in _BLOCK.finditer(text):
-            if match[1] in languages:
+            if match[2] in languages:
                 line = text[: match.start()].count("\n") + 1
-                found.append((f"{page.relative_to(ROOT)}:{line}", match[2]))
+                found.append(Block(f"{page.relative_to(ROOT)}:{line}", *match.groups()))
     return found
+
+
+SHELL = blocks("bash", "sh", "shell")
+PYTHON = blocks("python")
 
 
 def commands() -> list[tuple[str, list[str]]]:
     """The commands of all shell blocks, split into words."""
     found = []
-    for where, text in blocks("bash", "sh", "shell"):
+    for where, _, _, text in SHELL:
         for line in text.replace("\\\n", " ").splitlines():
             words = shlex.split(line.removeprefix("$ "), comments=True)
             found += [(where, part) for part in _split(words) if part]
@@ -52,29 +68,35 @@ def _split(words: list[str]) -> list[list[str]]:
 
 
 COMMANDS = commands()
-PYTHON = blocks("python")
-RUN = [(where, text) for where, text in PYTHON if NOT_RUN not in text]
+RUN = [block for block in (*SHELL, *PYTHON) if block.not_run is None]
 
 
 def test_pages_have_blocks():
-    assert len(COMMANDS) > 5 and RUN
-    assert all(text.split(NOT_RUN)[1].strip() for _, text in PYTHON if NOT_RUN in text)
+    assert len(COMMANDS) > 5
+    assert {block.language for block in RUN} == {"bash", "python"}
 
 
-@pytest.mark.parametrize(("where", "text"), PYTHON, ids=[x for x, _ in PYTHON])
-def test_python_is_python(where, text):
-    compile(text, where, "exec")
-    for module in re.findall(r"^(?:from|import) (dera_jax[\w.]*|tasks[\w.]*)", text, re.MULTILINE):
-        assert importlib.util.find_spec(module), f"{where}: no module {module}"
+@pytest.mark.parametrize("block", PYTHON, ids=[x.where for x in PYTHON])
+def test_python_is_python(block):
+    compile(block.text, block.where, "exec")
+    modules = r"^(?:from|import) (dera_jax[\w.]*|tasks[\w.]*)"
+    for module in re.findall(modules, block.text, re.MULTILINE):
+        assert importlib.util.find_spec(module), f"{block.where}: no module {module}"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("where", "text"), RUN, ids=[x for x, _ in RUN])
-def test_python_runs(where, text, tmp_path):
-    (tmp_path / "block.py").write_text(text, "utf-8")
-    command = [sys.executable, str(tmp_path / "block.py")]
-    ended = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
-    assert ended.returncode == 0, f"{where}\n{ended.stderr[-2000:]}"
+@pytest.mark.parametrize("block", RUN, ids=[x.where for x in RUN])
+def test_a_block_runs(block, tmp_path):
+    """Also in a folder that holds nothing but a file of the user."""
+    (tmp_path / "mine.jsonl").write_text('{"document": "the parser reads a sentence once."}\n')
+    program = [sys.executable, "-c"] if block.language == "python" else ["bash", "-ec"]
+    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    ended = subprocess.run(
+        [*program, block.text],
+        cwd=tmp_path, text=True, capture_output=True, check=False, env=os.environ | {"PATH": paths},
+    )  # fmt: skip
+    assert ended.returncode == 0, f"{block.where}\n{ended.stderr[-2000:]}"
+    assert ended.stdout
 
 
 @pytest.mark.parametrize(("where", "words"), COMMANDS, ids=[x for x, _ in COMMANDS])

@@ -140,7 +140,7 @@ def test_a_run_of_the_shipped_pair_beside_modules_of_the_same_names(call, tmp_pa
     """gin files, the models they name and the tasks are found, whatever the working directory holds."""
     (tmp_path / "tasks.py").write_text("raise AssertionError('the tasks of the user')")
     (tmp_path / "gin_configs").mkdir()
-    task = ("--gin.TASK='newswire'", "--gin.MODEL_DIR='it'", "--gin.LOW=1", "--gin.HIGH=8")
+    task = ("--gin.TASK='newswire'", "--gin.MODEL_DIR='it'", "--gin.LOW=1", "--gin.HIGH=6")
     call(*RUN, *SHIPPED, *SMALL, *task)
     assert len((tmp_path / "it" / "records.jsonl").read_text().splitlines()) == 2
     assert "import dera_jax.tasks" in (tmp_path / "it" / "config.gin").read_text()

@@ -102,6 +102,18 @@ def test_the_task_has_the_paragraphs_without_summaries():
     assert asked(found) == [template + x.text for x in rows]
 
 
+def test_documents_of_the_alignment_are_abstracts_and_some_paragraphs():
+    abstracts = {split: aclsum.examples(split, ["outcome"]) for split in ("train", "validation")}
+    found = {split: read("aclsum_documents", split, 4000, 8) for split in abstracts}
+    assert found["validation"].documents == [x.document for x in abstracts["validation"]]
+    documents = found["train"].documents
+    assert documents[:100] == [x.document for x in abstracts["train"]]
+    paragraphs = {x.text: x.paper for rows in aclsum_corpus.corpus().values() for x in rows}
+    assert len(documents) == len(set(documents)) == 320
+    assert len({paragraphs[x] for x in documents[100:]}) > 80
+    assert set(found["train"].summaries) == {""}
+
+
 def test_the_numbers_are_those_of_the_corpus():
     said = aclsum_corpus.numbers().splitlines()
     rows = aclsum_corpus.corpus()["validation"]
