@@ -12,7 +12,6 @@ import dataclasses
 import difflib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +31,8 @@ from dera_jax.evaluation.populations import EvolutionMethod
 from dera_jax.evaluation.sweep import Sweep, decode
 from dera_jax.rewards.protocol import Reward
 from dera_jax.rewards.scoring import RewardScorer
+from dera_jax.shipped import ADAPTERS
 from dera_jax.texts import RewardLike, Rows, Texts, TextSettings, as_reward, rows_of
-
-ADAPTERS = Path(str(resources.files("dera_jax"))) / "assets" / "aclsum"  # of SmolLM2
 
 
 class Decoding:
