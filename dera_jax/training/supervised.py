@@ -351,7 +351,7 @@ def train(training: Training, folder: Path) -> dict[str, float]:
 
 def _check_summaries(examples: Examples, name: str) -> None:
     """Raises ValueError if all targets are empty, as those of a task of documents alone."""
-    if not any(examples.summaries) and examples.targets.lengths.max() <= 1:
+    if not examples.has_targets:
         raise ValueError(
             f"{name} has no summaries in the split 'validation', and supervised training learns "
             "them; choose data with summaries"

@@ -106,6 +106,8 @@ def test_only_supervised_training_needs_summaries(tmp_path):
     path = write(tmp_path, "csv", [{"document": "a"}, {"document": "b"}])
     data = TaskData(None, 60, 24, 2, files=OwnFiles(train=path, validation=path))
     assert data.encoded_by(BYTES).read("train").summaries == ["", ""]
+    assert "targets" not in next(data.encoded_by(BYTES).batches(0, 0))  # a reward may ask for them
+    assert Split(None, "train", 60, files=data.files).read(BYTES).targets is None
     data.check("validation")
     message = f"^{path}, line 2: no 'summary'; supervised training needs the columns document, summ"
     with pytest.raises(ValueError, match=message):
