@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from dera_jax.checkpoints.adapters import CARD
-from dera_jax.demo import ADAPTERS, HIGH, LOW, PENALTY
+from dera_jax.demo_smollm2 import HIGH, LOW, PENALTY
 from dera_jax.evaluation import record_store
 from dera_jax.files import json_files
 from dera_jax.metrics.intervals import mean_interval
 from dera_jax.metrics.rouge import ROUGE, rouge
 from dera_jax.rewards import words
+from dera_jax.shipped import ADAPTERS
 
 SHOWN = 20  # abstracts whose outputs are listed
 SHOWN_LAMS = (0.0, 1.0, 2.0)

@@ -31,7 +31,8 @@ class Rows(list):
     """Holds the outputs of a method as dicts, one for each output.
 
     Every row has `document`, `lam` (None for a single model), `sample`, `text`, `length` (tokens, without
-    the end token) and `finished` (False where max_length cut the text off); with a reward `reward` and its
+    the end token), `finished` (False where max_length cut the text off) and `forward_tokens` (tokens that
+    all models processed for it); with a reward `reward` and its
     parts as `reward_<name>`; `summary` and `keywords` if the document has them. Sampled rows also have
     `log_prob` and, of a pair, `kl`, both in nats and summed over the tokens.
     """

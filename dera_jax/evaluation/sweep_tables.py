@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dera_jax.evaluation import plots
 from dera_jax.evaluation.sweep import PART
 from dera_jax.evaluation.tables import align_columns, write_csv
 from dera_jax.files import json_files
@@ -90,6 +89,8 @@ def write_report(records: Sequence[dict], folder: Path) -> list[dict]:
     json_files.write(folder / "metrics.json", rows)
     write_csv(folder / "metrics.csv", rows)
     if rows[0]["lam"] is not None:
+        from dera_jax.evaluation import plots  # imports matplotlib
+
         plots.plot_sweep(rows, folder / "sweep.png")
     return rows
 
