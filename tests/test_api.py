@@ -119,6 +119,8 @@ def test_rows_become_a_data_frame_where_pandas_is_installed(monkeypatch):
         ({"lam": [[0.5, 0.5]]}, ValueError, "for M aligned models"),
         ({"max_prompt": 2}, ValueError, "max_prompt = 2 leaves no token of document 0"),
         ({"template": "no slot"}, ValueError, "has no slot {document}"),
+        ({"template": "{keywords}: {document}"}, ValueError, "has the slot {keywords}, but"),
+        ({"documents": "a\ud83d"}, ValueError, r"documents\[0\]: 'document' is not valid Unicode"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(pair, arguments, error, message):

@@ -194,7 +194,9 @@ def test_a_terminal_gets_a_table(workplace, monkeypatch):
     [
         ("sample --aligned my_aligned --input abstracts.txt", 2, "--aligned needs --reference"),
         ("sample --reference my_reference --lam 1 --input abstracts.txt", 2, "--lam needs --aligned"),
-        ("sample --lam 0;1 --input abstracts.txt", 2, "must be numbers separated by commas"),
+        ("sample --lam 0;1 --input abstracts.txt", 2, "must be finite numbers separated by commas"),
+        ("sample --lam nan --input abstracts.txt", 2, "must be finite numbers separated by commas"),
+        ("sample --temperature inf --input abstracts.txt", 2, "must be a finite number; found 'inf'"),
         ("sample --num-samples 0", 2, "must be an integer of at least 1; found '0'"),
         ("sample --temprature 1", 2, "unrecognized arguments: --temprature 1"),
         ("search --input abstracts.txt", 2, "required: --reward"),
@@ -206,6 +208,7 @@ def test_a_terminal_gets_a_table(workplace, monkeypatch):
         ("sample --input nowhere.txt", "error: nowhere.txt: no such file", "nowhere.txt"),
         ("sample --input abstracts.txt --output no/rows.jsonl", "error: no/rows.jsonl: No such", ""),
         ("sample --input abstracts.txt --reward word", "error: --reward word: unknown; it must", ""),
+        ("sample --input abstracts.txt --reward :f", "error: --reward :f: unknown; it must", ""),
         ("sample --input abstracts.txt --reward words:9", "error: --reward words:9: expected a range", ""),
         ("sample --input abstracts.txt --reward none:f", "error: --reward none:f: no module 'none'", ""),
         ("sample --input abstracts.txt --reward my_rewards:long", "error: --reward my_rewards:long", "no function 'long'"),
@@ -231,9 +234,11 @@ def test_what_is_wrong_is_said(workplace, capsys, line, status, message):
         (b'{"document": "a"}\n\n{"document": ', "x, line 3: not valid JSON"),
         (b'{"document": "a"}\n["b"]', "x, line 2: expected an object, found list"),
         (b'{"document": "a"}\nplain', "x, line 2: not valid JSON"),
-        (b'{"text": "a"}', "x, line 1: expected an object with the field 'document'"),
+        (b'{"summary": "a"}', "x, line 1: key 'document' is missing"),
+        (b'{"document": " "}', "x, line 1: 'document' is empty"),
+        (b'{"document": "\\ud83d"}', "x, line 1: 'document' is not valid Unicode"),
         (b'{"document": "a", "sumary": "b"}', "x, line 1: unknown field 'sumary'; known are document"),
-        (b'{"document": "a", "keywords": "b"}', "x, line 1: keywords must be a list; found 'b'"),
+        (b'{"document": "a", "keywords": "b"}', "x, line 1: 'keywords' must be a list of strings"),
     ],
 )  # fmt: skip
 def test_documents_that_cannot_be_read(tmp_path, monkeypatch, content, message):
@@ -241,6 +246,23 @@ def test_documents_that_cannot_be_read(tmp_path, monkeypatch, content, message):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises((TypeError, ValueError), match=re.escape(message)):
         text_files.read("x")
+
+
+def test_the_name_of_a_file_says_what_it_holds(tmp_path):
+    (tmp_path / "a.csv").write_text('document,keywords\n"a, b",c;d\n')
+    assert text_files.read(f"{tmp_path}/a.csv") == [{"document": "a, b", "keywords": ["c", "d"]}]
+    (tmp_path / "a.json").write_text('[{"document": "a"}]')
+    with pytest.raises(TypeError, match="a.json, line 1: expected an object, found list"):
+        text_files.read(f"{tmp_path}/a.json")
+
+
+@pytest.mark.parametrize("line", ["list", "--help", "params sft"])
+def test_the_reader_of_a_pipe_may_stop_early(line):
+    """As `head` does; the reader ends here before anything is written."""
+    command = [sys.executable, "-m", "dera_jax", *line.split()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 0
 
 
 def test_errors_of_a_users_reward_keep_their_traceback(workplace):
