@@ -85,25 +85,40 @@ def outputs(page, name: str) -> list[str]:
     return section.text.split("\n")
 
 
+def select(page, label: str) -> None:
+    Select(page.find_element(By.ID, "source")).select_by_visible_text(label)
+
+
+def test_the_page_begins_with_the_last_source_and_the_aligned_model_or_the_largest_lambda(page):
+    assert outputs(page, "baseline")[0] == "DeRa, λ = 0 (reference)"
+    assert outputs(page, "selected")[0] == "retrained, λ = 2"
+
+
 def test_the_slider_moves_lambda(page):
+    select(page, "DeRa")
     slider = page.find_element(By.ID, "lam")
+    slider.send_keys(Keys.HOME)
     seen = []
     for key in ("", Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT):
         slider.send_keys(key)
         seen.append([text(page, "value"), *outputs(page, "selected")])
     notes = ["reward -1.00 · 5 tokens · KL 0.00 nats", "reward 0.00 · 5 tokens · KL 0.67 nats"]
-    assert seen[0] == ["0", "DeRa, λ = 0", "text 0 at 0 0", notes[0]]
+    assert seen[0] == ["0", "DeRa, λ = 0 (reference)", "text 0 at 0 0", notes[0]]
     assert seen[1][:3] == ["0.5", "DeRa, λ = 0.5", f"{HOSTILE} 0"]
     cut = f"{notes[1]} · cut off at the length limit"
     assert seen[2] == seen[3] == ["2", "DeRa, λ = 2", "text 0 at 2 0", cut]
-    assert outputs(page, "baseline") == ["DeRa, λ = 0", "text 0 at 0 0", notes[0]]
+    assert outputs(page, "baseline") == ["DeRa, λ = 0 (reference)", "text 0 at 0 0", notes[0]]
 
 
 def test_the_selector_changes_the_method_and_keeps_lambda(page):
-    page.find_element(By.ID, "lam").send_keys(Keys.ARROW_RIGHT)
-    Select(page.find_element(By.ID, "source")).select_by_visible_text("retrained")
+    page.find_element(By.ID, "lam").send_keys(Keys.ARROW_LEFT)
+    select(page, "DeRa")
+    assert outputs(page, "selected")[0] == "DeRa, λ = 0.5"
+    select(page, "retrained")
     assert outputs(page, "selected")[0] == "retrained, λ = 0.5"
-    page.find_element(By.ID, "previous").click()  # document 2, which the second folder does not have
+    page.find_element(
+        By.ID, "previous"
+    ).click()  # document 2, which the second folder does not have
     assert outputs(page, "selected")[1] == "no output of this document"
 
 
@@ -116,7 +131,7 @@ def test_the_documents_can_be_leafed_through(page):
 
 
 def test_texts_of_a_model_are_shown_and_never_run(page):
-    page.find_element(By.ID, "lam").send_keys(Keys.ARROW_RIGHT)
+    page.find_element(By.ID, "lam").send_keys(Keys.ARROW_LEFT)
     assert outputs(page, "selected")[1] == f"{HOSTILE} 0"
     assert page.title == "λ & <length>"
     assert not page.find_elements(By.TAG_NAME, "b") and not page.find_elements(By.TAG_NAME, "i")

@@ -104,14 +104,14 @@ def test_sources_are_methods_or_more_lambda_and_join_by_document(tmp_path):
     assert [x["label"] for x in found["sources"]] == ["a", "b"]
     first, second = found["documents"]
     assert [len(x) for x in first["outputs"][0]] == [4, 4, 4]
-    assert [[x["text"] for x in at] for at in second["outputs"][1]][0] == ["text 1 at 0 0"]
+    assert next([x["text"] for x in at] for at in second["outputs"][1]) == ["text 1 at 0 0"]
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda f: None, "has no records to report: neither shards/manifest.json nor report.json. "
-                         "Expected the folder of a finished run that decoded"),
+        (lambda f: None, ("has no records to report: neither shards/manifest.json nor report.json. "
+                         "Expected the folder of a finished run that decoded")),
         (lambda f: f.rmdir(), "is not a folder; expected that of a finished run"),
         (lambda f: (folders.write_sweep(f) / record_store.MANIFEST).unlink(),
          "has records of a run that has not ended; start the run again"),

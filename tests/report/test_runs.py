@@ -24,7 +24,10 @@ from dera_jax.texts import TextSettings
 from tests.report import folders
 
 DOCUMENTS = [
-    {"document": "flip(m, axis): reverses the order of the elements.", "summary": "flips an array."},
+    {
+        "document": "flip(m, axis): reverses the order of the elements.",
+        "summary": "flips an array.",
+    },
     {"document": "sort(a): returns a sorted copy of an array.", "summary": "sorts an array."},
 ]
 MODELS = [str(demo_t5.ASSETS / name) for name in ("reference", "aligned")]
@@ -126,10 +129,13 @@ def texts(found: dict) -> set[str]:
 
 
 METHODS = {
-    "sample": (dict(lam=[0, 2], num_samples=2), {"": ["0", "2"]}),
-    "best_of_n": (dict(n=2, reward=words), {"best of n": [""]}),
-    "search": (dict(reward=words, beams=2, top_k=2), {"search": [""]}),
-    "evolve": (dict(reward=words, population=2, survivors=1, period=3), {"evolution": [""]}),
+    "sample": ({"lam": [0, 2], "num_samples": 2}, {"": ["0", "2"]}),
+    "best_of_n": ({"n": 2, "reward": words}, {"best of n": [""]}),
+    "search": ({"reward": words, "beams": 2, "top_k": 2}, {"search": [""]}),
+    "evolve": (
+        {"reward": words, "population": 2, "survivors": 1, "period": 3},
+        {"evolution": [""]},
+    ),
 }
 
 
