@@ -99,7 +99,7 @@ def write_report(records: Sequence[dict], folder: Path) -> list[dict]:
 def content(records: Sequence[dict]) -> ReportContent:
     """Returns what the report of a sweep, or of samples of one model, shows."""
     rows = table(records)
-    title = "Samples of one model" if rows[0]["lam"] is None else "Samples at each λ"
+    title = "Sweep over λ" if len(rows) > 1 else "Samples"
     tables = [ReportTable("Means", cells(rows), INTERVAL_NOTE)]
     return ReportContent(title, tables, sentences(rows), [OutputSource("", ".")])
 

@@ -43,7 +43,7 @@ def write(folder: str | Path) -> Path:
         title=html.escape(content.title),
         about=_definitions(about(folder, plans)),
         findings="".join(f"<li>{html.escape(x)}</li>" for x in content.findings),
-        figures="\n".join(map(_figure, sorted(folder.glob("*.png")))),
+        figures=_figures(sorted(folder.glob("*.png"))),
         tables="\n".join(map(_table, content.tables)),
         hidden="" if sources else "hidden",
         limits=html.escape(outputs.limits(sources, len(documents)) if sources else ""),
@@ -71,7 +71,12 @@ def _definitions(lines: Mapping[str, str]) -> str:
     )
 
 
-def _figure(path: Path) -> str:
+def _figures(paths: Sequence[Path]) -> str:
+    images = "\n".join(map(_image, paths))
+    return f'<h2>Figures</h2>\n<div class="figures">\n{images}\n</div>' if paths else ""
+
+
+def _image(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
 
