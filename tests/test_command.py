@@ -271,6 +271,11 @@ def test_errors_of_a_users_reward_keep_their_traceback(workplace):
         run("dera-jax best-of-n --n 2 --reward my_rewards:short --input abstracts.txt", *PAIR)
 
 
+def test_the_first_lam_may_be_negative():
+    assert arguments.parse(["sample", "--lam", "-1,0.5"]).lam == (-1.0, 0.5)
+    assert arguments.parse(["search", "--reward", "x", "--lam", "-1"]).lam == -1.0
+
+
 def test_rewards_by_name():
     assert named_rewards.reward_of("length:3-8") == LengthInRange(3, 8)
     assert named_rewards.reward_of(None) is None

@@ -5,6 +5,8 @@ Flags that are not given are absent from the options, so that the library's own 
 
 import argparse
 import math
+import re
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -239,12 +241,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         Options with `command`, `module` (the module of this package that runs it), `parser` (the command's),
         and for the commands that pass arguments on, `rest`.
     """
-    options, rest = parser().parse_known_args(argv)
+    options, rest = parser().parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
     if options.module in _PASSES_ON:
         options.rest = rest
     elif rest:
         options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return options
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """Returns the arguments with "--lam=-1,2" for "--lam", "-1,2", which looks like a flag to argparse."""
+    joined = []
+    for argument in argv:
+        if joined and joined[-1] == "--lam" and re.match(r"-[\d.]", argument):
+            joined[-1] = f"--lam={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def parser() -> argparse.ArgumentParser:

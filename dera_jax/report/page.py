@@ -84,6 +84,7 @@ def _image(path: Path) -> str:
 def _table(table: ReportTable) -> str:
     row = lambda tag, cells: "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
     head, *lines = table.cells
+    head = [name.replace("-", "\N{NON-BREAKING HYPHEN}") for name in head]  # ROUGE-1 in one line
     body = "".join(f"<tr>{row('td', line)}</tr>" for line in lines)
     note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
     title = f"<h3>{html.escape(table.title)}</h3>"
