@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dera_jax import report
 from dera_jax.checkpoints import loading
-from dera_jax.checkpoints.default_model import default_model
+from dera_jax.checkpoints.default_model import default_model, public_name
 from dera_jax.checkpoints.loaded import LoadedModel, ModelPair
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.data.documents import Documents
@@ -42,6 +43,9 @@ class Decoding:
     `summary` (a human text, for ROUGE) and `keywords` (a list). `lam` is λ, for a pair only. `reward` is a
     reward of `dera_jax.rewards` or a Python function of two lists, documents and texts, that returns a number
     for each text. `settings` are fields of `TextSettings` and of the class that each method names.
+
+    With `folder`, a method keeps its records there and writes report.html, a page with outputs, means
+    and figures; a call that was stopped resumes.
 
     The methods raise ValueError or TypeError if an argument is invalid.
     """
@@ -156,12 +160,14 @@ class Decoding:
         sweep = Sweep(lams, num_samples, sampling, reward, text.batch_size, text.seed)
         read = self._read(documents, reward, text)
         params = reward and reward.load(RunResources.of(self.tokenizer))
-        records = _in_folder(
-            text.folder,
-            lambda folder: decode(
-                self.model, self.params, read, sweep, self.decode, folder, None, params
-            ),
-        )
+
+        def run(folder: Path) -> list[dict]:
+            return decode(self.model, self.params, read, sweep, self.decode, folder, None, params)
+
+        records = _in_folder(text.folder, run)
+        if text.folder is not None:
+            sweep_tables.write_report(records, Path(text.folder))
+            self._report(Path(text.folder))
         return _with_costs(records, read.prompts.lengths, methods.num_models(self.model))
 
     def _run(self, method, documents, reward, max_length: int, text: Mapping) -> Rows:
@@ -183,6 +189,8 @@ class Decoding:
             seed=text.seed,
         )
         records = _in_folder(text.folder, lambda folder: methods.run(method, setup, folder))
+        if text.folder is not None:
+            self._report(Path(text.folder))
         return rows_of(records, lam=method.lam if len(setup.components) > 1 else None)
 
     def _read(self, documents: Texts, reward: Reward | None, text: TextSettings) -> Documents:
@@ -190,6 +198,10 @@ class Decoding:
         if reward is not None:
             reward.check_documents(read.texts)
         return read
+
+    def _report(self, folder: Path) -> None:
+        report.record_about(folder, ["documents given as strings"], self.names)
+        report.write(folder)
 
     def _one_lam(self, lam: float | None) -> float | None:
         lams = self._lams(lam)
@@ -200,7 +212,9 @@ class Decoding:
 
 @dataclasses.dataclass(frozen=True)
 class TextModel(Decoding, LoadedModel):
-    """A model whose methods take and return strings."""
+    """A model whose methods take and return strings; `names` is what it was loaded from."""
+
+    names: tuple[str, ...] = ()
 
     def _components(self) -> tuple[LoadedModel, ...]:
         return (self,)
@@ -213,7 +227,9 @@ class TextModel(Decoding, LoadedModel):
 
 @dataclasses.dataclass(frozen=True)
 class TextPair(Decoding, ModelPair):
-    """A reference and aligned models whose methods take and return strings."""
+    """A reference and aligned models whose methods take and return strings; `names` as of TextModel."""
+
+    names: tuple[str, ...] = ()
 
     def _components(self) -> tuple[LoadedModel, ...]:
         return self.components
@@ -239,7 +255,22 @@ def load(*models: str | Path, **options) -> TextModel | TextPair:
     loaded = loading.load(*models, **options)
     kind = TextModel if isinstance(loaded, LoadedModel) else TextPair
     fields = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)}
-    return kind(**fields)
+    return kind(**fields, names=_names(models, options.get("reference")))
+
+
+def _names(models: Sequence[str | Path], reference: str | Path | None) -> tuple[str, ...]:
+    """Returns what was loaded, each with its role, for reports."""
+    first, *aligned = map(_name, models)
+    roles = [f"reference={first}" if aligned else f"model={first}"]
+    if reference is not None:
+        roles = [f"base={first}", f"reference={reference}"]
+    return (*roles, *(f"aligned={name}" for name in aligned))
+
+
+def _name(model: str | Path) -> str:
+    """Returns the path as given, or the public name of a model that a package holds."""
+    known = public_name(model)
+    return str(model) if known == str(Path(model).absolute()) else known
 
 
 def _in_folder(folder: str | Path | None, run: Callable[[Path], list[dict]]) -> list[dict]:

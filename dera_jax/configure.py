@@ -18,7 +18,7 @@ from typing import Protocol
 import gin
 from absl import logging
 
-from dera_jax import checks, partitioning
+from dera_jax import checks, partitioning, report
 from dera_jax.bindings import (
     References,
     Sources,
@@ -37,7 +37,7 @@ from dera_jax.bindings import (
 from dera_jax.command_line import unwrapped
 from dera_jax.files import run_folder
 from dera_jax.files.destinations import check_one_process, output_folder
-from dera_jax.run_summary import describe_run
+from dera_jax.run_summary import describe_run, run_facts
 from dera_jax.training.dry_run import format_costs
 
 _RUN = "dera_jax.configure.run"
@@ -184,14 +184,30 @@ def _run(job: Job, folder: str, dry_run: bool) -> None:
             )
         print(format_costs(job.program_costs()))
         return
-    where = output_folder(folder)
-    print(describe_run(reachable_bindings(_RUN), where), flush=True)
+    where, bindings = output_folder(folder), reachable_bindings(_RUN)
+    print(describe_run(bindings, where), flush=True)
     with run_folder.claim(where, _settings()):
         if run_folder.result(where) is None:
             run_folder.finish(where, job.run(where))
         else:
             logging.warning("%s: this run has already ended; nothing to do", where)
-    print(f"{where}: {run_folder.result(where)}")
+        if report.has_report(where) and not (where / report.PAGE).exists():
+            facts = run_facts(bindings)
+            report.record_about(where, facts["data"], facts["models"])
+            report.write(where)
+    print(closing_line(where))
+
+
+def closing_line(folder: Path) -> str:
+    """Return the numbers of a run's result, without tables, and where its results are."""
+    result = run_folder.result(folder)
+    numbers = [
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in result.items()
+        if isinstance(value, int | float | str)
+    ]
+    page = [f"report: {folder / report.PAGE}"] if (folder / report.PAGE).exists() else []
+    return "; ".join([*numbers, f"results: {folder / run_folder.RESULT}", *page])
 
 
 def _settings() -> str:

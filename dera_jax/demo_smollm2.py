@@ -4,15 +4,14 @@ import argparse
 import sys
 import textwrap
 
-from dera_jax import demo_t5, log
-from dera_jax.checkpoints.default_model import default_model
+from dera_jax import demo_t5, log, report
+from dera_jax.checkpoints.default_model import default_model, public_name
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.data import demo_documents
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.evaluation.sweep import Sweep, decode
 from dera_jax.evaluation.sweep_tables import format_table, write_report
-from dera_jax.experiments import report
 from dera_jax.files import run_folder
 from dera_jax.files.destinations import output_folder
 from dera_jax.rewards.combined import Combined, Part
@@ -49,8 +48,10 @@ def run(options: argparse.Namespace) -> None:
             pair.model, pair.params, documents, sweep, pair.decode, folder, None, params
         )
         rows = write_report(records, folder)
-        title, figures = "Realigned summaries of scientific abstracts", [folder / "sweep.png"]
-        report.write(folder / "report.html", title, facts, figures, rows, records)
+        data = f"{len(documents.texts)} abstracts of ACLSum's validation papers"
+        names = [f"base={public_name(base)}", f"reference={options.reference}"]
+        report.record_about(folder, [data], [*names, f"aligned={options.aligned}"])
+        report.write(folder)
     print(format_table(rows))
     for record in records[: options.shown]:
         print(side_by_side(record))

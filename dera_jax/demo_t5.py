@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dera_jax import command_line, log
+from dera_jax import command_line, log, report
 from dera_jax.checkpoints.loaded import ModelPair
 from dera_jax.checkpoints.loading import load
 from dera_jax.data import demo_documents
@@ -57,11 +57,17 @@ def run(options: argparse.Namespace) -> None:
     with run_folder.claim(folder, config):
         records = decode(pair.model, pair.params, documents, sweep, pair.decode, folder)
         rows = write_report(records, folder)
+        names = [f"reference={options.reference}", f"aligned={options.aligned}"]
+        report.record_about(folder, [f"{len(documents.texts)} held-out docstrings"], names)
+        report.write(folder)
     print(format_table(rows))
     for record in records[: options.shown]:
         print(side_by_side(record))
     check_endpoints(pair, documents, sweep)
-    print(f"records.jsonl, metrics.json, metrics.csv and sweep.png are in {folder}")
+    print(
+        f"{folder} has records.jsonl, metrics.json, metrics.csv, sweep.png, and report.html, which shows "
+        "every document with a slider for λ"
+    )
 
 
 def side_by_side(record: dict) -> str:

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import gin
-import jax
 
+from dera_jax import report
 from dera_jax.bindings import MACRO, Key, value_of
 from dera_jax.data.own_files import SPLITS
 
@@ -25,19 +25,21 @@ def describe_run(bindings: Mapping[Key, object], folder: Path) -> str:
         bindings: those that the run reads, see `bindings.reachable_bindings`.
         folder: the folder of the run.
     """
-    bindings = {key: x for key, x in bindings.items() if key[1] not in (MACRO, _RUN)}
-    parts = {
-        "data": _data(bindings),
-        "models": _models(bindings),
-        "λ": _lams(bindings),
-        "rewards": _rewards(bindings),
-    }
-    about = [
-        f"{name} {', '.join(found)}" for name, x in parts.items() if (found := [*dict.fromkeys(x)])
-    ]
-    devices = jax.devices()
-    where = f"device {devices[0].device_kind} × {len(devices)}; folder {folder}"
+    parts = run_facts(bindings)
+    about = [f"{name} {', '.join(found)}" for name, found in parts.items() if found]
+    where = f"device {report.device()}; folder {folder}"
     return "\n".join(["; ".join(about) or "no data, models, λ or rewards are bound", where])
+
+
+def run_facts(bindings: Mapping[Key, object]) -> dict[str, list[str]]:
+    """Return data, models, λ and rewards of a run, each named once.
+
+    Args:
+        bindings: as of `describe_run`.
+    """
+    bindings = {key: x for key, x in bindings.items() if key[1] not in (MACRO, _RUN)}
+    parts = {"data": _data, "models": _models, "λ": _lams, "rewards": _rewards}
+    return {name: [*dict.fromkeys(found(bindings))] for name, found in parts.items()}
 
 
 def _data(bindings: Mapping[Key, object]) -> Iterator[str]:

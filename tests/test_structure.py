@@ -10,9 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     "shipped", "log", "progress_bar", "checks", "files", "compilation_cache", "command_line", "prompts", "partitioning",
     "models", "rewards", "decoding", "checkpoints", "metrics", "data", "tasks", "training",
-    "evaluation", "texts", "api", "experiments", "t5x", "bindings", "run_summary", "configure", "params", "main", "demo_t5", "demo_smollm2",
-    "demo",
-    "model_card", "adapter_card", "report", "command", "__main__",
+    "evaluation", "report", "texts", "api", "experiments", "t5x", "bindings", "run_summary", "configure", "params", "main", "demo_t5",
+    "demo_smollm2", "demo", "model_card", "adapter_card", "command", "__main__",
 )  # fmt: skip
 MOST_LINES = 400
 MOST_PARAMETERS = 8

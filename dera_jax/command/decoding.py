@@ -43,7 +43,7 @@ def _decode(options: argparse.Namespace) -> None:
     output = given.get("output")
     if output is not None:
         Path(output).open("a").close()  # raises OSError now, before anything is decoded
-    from dera_jax import api
+    from dera_jax import api, report
     from dera_jax.checkpoints.default_model import located
     from dera_jax.command.named_rewards import reward_of
     from dera_jax.data.aclsum import INSTRUCTIONS
@@ -55,3 +55,5 @@ def _decode(options: argparse.Namespace) -> None:
         settings = {"template": INSTRUCTIONS["outcome"]} | settings
     method = getattr(api.load(*paths), options.command.replace("-", "_"))
     text_files.write(method(documents, **settings), output, options.command)
+    if "folder" in given:
+        print(f"report: {Path(given['folder']) / report.PAGE}", file=sys.stderr)

@@ -11,9 +11,10 @@ import numpy as np
 
 from dera_jax import checks
 from dera_jax.decoding.best_of_n import kl_bound, winners
-from dera_jax.evaluation import plots, sweep_tables
+from dera_jax.evaluation import report_content, sweep_tables
 from dera_jax.evaluation.pair_sweep import PairSweep
-from dera_jax.evaluation.tables import align_columns, write_csv
+from dera_jax.evaluation.report_content import OutputSource, ReportContent, ReportTable
+from dera_jax.evaluation.tables import write_csv
 from dera_jax.files import json_files
 
 NOTE = f"KL bounds in nats. {sweep_tables.INTERVAL_NOTE}"
@@ -55,7 +56,7 @@ class BestOf:
             )
 
     def run(self, folder: Path) -> dict[str, object]:
-        """Writes all samples (see `record_store`) and best_of_n.json, .csv and .png; resumes.
+        """Writes all samples (see `record_store`), best_of_n.json, .csv and .png and report.json; resumes.
 
         Returns:
             `documents`, the number of documents, and `best_of`, the rows of `table` for all n.
@@ -64,8 +65,10 @@ class BestOf:
         rows = [row for n in self.sizes for row in table(records, n)]
         json_files.write(folder / "best_of_n.json", rows)
         write_csv(folder / "best_of_n.csv", rows)
+        from dera_jax.evaluation import plots  # imports matplotlib
+
         plots.plot_best_of(rows, folder / "best_of_n.png")
-        print(format_table(rows))
+        report_content.conclude(content(rows, self.sizes), folder)
         return {"documents": len(records), "best_of": rows}
 
 
@@ -110,18 +113,35 @@ def table(records: Sequence[dict], n: int) -> list[dict]:
     return rows
 
 
-def format_table(rows: Sequence[dict]) -> str:
-    """Formats the rows of `table` for a terminal."""
-    return f"{align_columns(cells(rows))}\n{NOTE}"
+def content(rows: Sequence[dict], sizes: Sequence[int]) -> ReportContent:
+    """Returns what the report shows: the rows of `table` for all n, and the outputs for each n."""
+    table_of_all = ReportTable("Means for each λ and n", cells(rows), NOTE)
+    sources = [OutputSource("one sample" if n == 1 else f"best of {n}", ".", n) for n in sizes]
+    return ReportContent("Best-of-n", [table_of_all], sentences(rows), sources)
+
+
+def sentences(rows: Sequence[dict]) -> list[str]:
+    """Returns for each λ a sentence on what the largest n gains over the smallest."""
+    lines = []
+    for lam in sorted({row["lam"] for row in rows}):
+        own = sorted((row for row in rows if row["lam"] == lam), key=lambda row: row["n"])
+        first, last = own[0], own[-1]
+        at = "" if lam is None else f"λ = {lam:g}: "
+        rewards = [
+            f"{sweep_tables.format_cell(x, 'reward')} for n = {x['n']}" for x in (first, last)
+        ]
+        bound = f"KL to the reference of at most {last['kl_most']:.2f} nats"
+        lines.append(f"{at}mean reward {', '.join(dict.fromkeys(rewards))}, with a {bound}.")
+    return lines
 
 
 def cells(rows: Sequence[dict]) -> list[list[str]]:
-    """Returns the head and the lines of the table of `format_table`, as texts."""
+    """Returns the head and the lines of the table of all rows, as texts."""
     columns = [title for title in _COLUMNS if sweep_tables.COLUMNS[title] in rows[0]]
     head = ["λ", "n", "KL(π_n ‖ π) ≤", "KL(π_n ‖ π_ref) ≤", *columns]
     lines = [
         [
-            "—" if row["lam"] is None else f"{row['lam']:g}",
+            sweep_tables.lam_text(row["lam"]),
             str(row["n"]),
             f"{row['kl_bound']:.2f}",
             f"{row['kl_most']:.2f}",

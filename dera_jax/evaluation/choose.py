@@ -14,8 +14,9 @@ import numpy as np
 
 from dera_jax import checks
 from dera_jax.decoding.realign import LAMBDA
-from dera_jax.evaluation import plots, sweep_tables
+from dera_jax.evaluation import report_content, sweep_tables
 from dera_jax.evaluation.pair_sweep import PairSweep
+from dera_jax.evaluation.report_content import OutputSource, ReportContent, ReportTable
 from dera_jax.evaluation.tables import write_csv
 from dera_jax.files import json_files
 
@@ -123,7 +124,7 @@ class Choice:
             )
 
     def run(self, folder: Path) -> dict[str, object]:
-        """Runs all sweeps; writes each round's records and choice.json, .csv and .png.
+        """Runs all sweeps; writes each round's records, choice.json, .csv and .png, and report.json.
 
         Returns:
             `rule` in words; `lam`; `beta`, None for λ = 0, where no β is worth training; and
@@ -153,9 +154,10 @@ class Choice:
         result |= {"beta_0": card["beta"], "rows": rows, "training_the_grid": cost}
         json_files.write(folder / "choice.json", result)
         write_csv(folder / "choice.csv", rows)
+        from dera_jax.evaluation import plots  # imports matplotlib
+
         plots.plot_choice(rows, best, self.rule.limit(reference), folder / "choice.png")
-        print(sweep_tables.format_table(rows))
-        print("\n".join(describe_choice(result)))
+        report_content.conclude(content(result), folder)
         return {key: result[key] for key in ("rule", "lam", "beta", "training_the_grid")}
 
 
@@ -189,6 +191,17 @@ def training_cost(card: Mapping, lams: Sequence[float]) -> dict[str, int]:
         "texts": runs * card["step"] * card["data"]["batch_size"] * updates["rollouts"],
         "updates": runs * card["step"] * updates["epochs"] * updates["minibatches"],
     }
+
+
+def content(result: Mapping) -> ReportContent:
+    """Returns what the report shows of the result of a choice: every λ, and the outputs of all rounds."""
+    cells = sweep_tables.cells(result["rows"])
+    allowed = ["within the limit", *("yes" if row["allowed"] else "no" for row in result["rows"])]
+    lines = [[*line, cell] for line, cell in zip(cells, allowed, strict=True)]
+    table = ReportTable("Means for each λ", lines, sweep_tables.INTERVAL_NOTE)
+    rounds = sorted({row["round"] for row in result["rows"]})
+    sources = [OutputSource("", f"round_{number}") for number in rounds]
+    return ReportContent("Choice of λ", [table], describe_choice(result), sources)
 
 
 def describe_choice(result: Mapping) -> list[str]:

@@ -17,7 +17,8 @@ import numpy as np
 from dera_jax.evaluation import methods, record_store, sweep, sweep_tables
 from dera_jax.evaluation.method_setup import MethodSetup
 from dera_jax.evaluation.methods import Method
-from dera_jax.evaluation.tables import align_columns, write_csv
+from dera_jax.evaluation.report_content import OutputSource, ReportContent, ReportTable
+from dera_jax.evaluation.tables import write_csv
 from dera_jax.files import json_files
 from dera_jax.files.store import write_file
 from dera_jax.metrics import intervals
@@ -88,10 +89,9 @@ def _column(folder: Path, key: str, method: str) -> list[float]:
 
 
 def write(folder: Path, table: str, rows: Sequence[Mapping]) -> None:
-    """Writes the rows as <table>.json and <table>.csv, and prints them."""
+    """Writes the rows as <table>.json and <table>.csv."""
     json_files.write(folder / f"{table}.json", rows)
     write_csv(folder / f"{table}.csv", rows)
-    print(format_table(rows))
 
 
 def write_samples(folder: Path, names: Sequence[str], documents: int = 5) -> None:
@@ -107,13 +107,42 @@ def write_samples(folder: Path, names: Sequence[str], documents: int = 5) -> Non
     write_file(folder / "samples.txt", "\n".join(lines).encode())
 
 
-def format_table(rows: Sequence[Mapping]) -> str:
-    """Formats rows of methods for a terminal, with confidence intervals."""
-    return f"{align_columns(cells(rows))}\n{sweep_tables.INTERVAL_NOTE}"
+def content(
+    title: str, tables: Mapping[str, Sequence[Mapping]], headlines: Sequence[str] = ("reward",)
+) -> ReportContent:
+    """Returns what the report of a comparison shows.
+
+    Args:
+        title: title of the report.
+        tables: rows of methods, by the title of their table.
+        headlines: the columns of the first table that the sentences are about.
+    """
+    shown = [
+        ReportTable(name, cells(rows), sweep_tables.INTERVAL_NOTE) for name, rows in tables.items()
+    ]
+    names = dict.fromkeys(row["method"] for rows in tables.values() for row in rows)
+    sources = [OutputSource(name, str(method_folder(Path(), name))) for name in names]
+    return ReportContent(title, shown, sentences(next(iter(tables.values())), headlines), sources)
+
+
+def sentences(rows: Sequence[Mapping], headlines: Sequence[str]) -> list[str]:
+    """Returns sentences on the methods with the highest values of columns, and on the cheapest one."""
+
+    def line(what: str, row: Mapping, key: str) -> str:
+        value = f"{_COLUMNS.get(key, _title(key))} {sweep_tables.format_cell(row, key)}"
+        tokens = f"{row['forward_tokens']:,.0f} tokens processed per output"
+        return f"{what}: {row['method']}, with {value} and {tokens}."
+
+    highest = {key: max(rows, key=lambda row, key=key: row[key]) for key in headlines}
+    cheapest = min(rows, key=lambda row: row["forward_tokens"])
+    return [
+        *(line(f"Highest {_COLUMNS.get(x, _title(x))}", row, x) for x, row in highest.items()),
+        line("Fewest tokens", cheapest, headlines[0]),
+    ]
 
 
 def cells(rows: Sequence[Mapping]) -> list[list[str]]:
-    """Returns the head and the lines of the table of `format_table`, as texts."""
+    """Returns the head and the lines of a table of methods, as texts."""
     columns = {key: title for key, title in _COLUMNS.items() if key in rows[0]}
     parts = [x for x in rows[0] if x.startswith((sweep.PART, GAP)) and not x.endswith("_ci95")]
     columns |= {x: _title(x) for x in parts if x != sweep.PART + GUIDE}

@@ -1,10 +1,11 @@
 """Computes and writes the table of a λ sweep, one row for each λ, from its records."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from dera_jax.evaluation.report_content import OutputSource, ReportContent, ReportTable
 from dera_jax.evaluation.sweep import PART
 from dera_jax.evaluation.tables import align_columns, write_csv
 from dera_jax.files import json_files
@@ -84,15 +85,47 @@ def column_values(records: Sequence[dict]) -> dict[str, list[list[float]]]:
 
 
 def write_report(records: Sequence[dict], folder: Path) -> list[dict]:
-    """Writes metrics.json, metrics.csv and, of a pair, sweep.png from the records; returns `table`."""
+    """Writes metrics.json, metrics.csv and, of numbers λ, sweep.png; returns `table`."""
     rows = table(records)
     json_files.write(folder / "metrics.json", rows)
     write_csv(folder / "metrics.csv", rows)
-    if rows[0]["lam"] is not None:
+    if isinstance(rows[0]["lam"], float):
         from dera_jax.evaluation import plots  # imports matplotlib
 
         plots.plot_sweep(rows, folder / "sweep.png")
     return rows
+
+
+def content(records: Sequence[dict]) -> ReportContent:
+    """Returns what the report of a sweep, or of samples of one model, shows."""
+    rows = table(records)
+    title = "Sweep over λ" if len(rows) > 1 else "Samples"
+    tables = [ReportTable("Means", cells(rows), INTERVAL_NOTE)]
+    return ReportContent(title, tables, sentences(rows), [OutputSource("", ".")])
+
+
+def sentences(rows: Sequence[dict]) -> list[str]:
+    """Returns sentences on how reward, its parts, length, KL and ROUGE-L change with λ."""
+    parts = [x for x in rows[0] if x.startswith(PART) and not x.endswith("_ci95")]
+    titles = {"reward": "Mean reward", "in_range_rate": "In-range rate"}
+    titles |= {name: f"Part {name.removeprefix(PART)}" for name in parts}
+    titles |= {"length": "Mean length in tokens", "kl": "KL to the reference in nats"}
+    titles |= {"rougeL": "ROUGE-L"}
+    return changes(rows, {key: title for key, title in titles.items() if key in rows[0]})
+
+
+def changes(rows: Sequence[dict], titles: Mapping[str, str]) -> list[str]:
+    """Returns for each column in `titles` a sentence on its first, last and largest value over λ."""
+    if len(rows) == 1:
+        return [f"{title}: {format_cell(rows[0], key)}." for key, title in titles.items()]
+    at = lambda row, key: f"{format_cell(row, key)} at λ = {lam_text(row['lam'])}"
+    lines = []
+    for key, title in titles.items():
+        largest = max(rows, key=lambda row, key=key: row[key])
+        ends = [at(rows[0], key), at(rows[-1], key)]
+        between = "" if largest in (rows[0], rows[-1]) else f"; the largest is {at(largest, key)}"
+        lines.append(f"{title}: {', '.join(ends)}{between}.")
+    return lines
 
 
 COLUMNS = {
@@ -134,11 +167,16 @@ def cells(rows: Sequence[dict]) -> list[list[str]]:
 
 def format_cell(row: dict, key: str) -> str:
     """Formats an entry of a row, with ± half the width of its confidence interval if it has one."""
-    if row[key] is None:  # λ of a single model
-        return "—"
-    if isinstance(row[key], tuple | list):
-        return ", ".join(f"{x:g}" for x in row[key])
+    if key == "lam":
+        return lam_text(row[key])
     error = row.get(f"{key}_ci95")
     digits = 0 if key in _WHOLE else 1 if key in _ONE_DIGIT else 2
     text = f"{row[key]:.{digits}f}"
     return text if error is None else f"{text} ±{error:.{digits}f}"
+
+
+def lam_text(lam: float | Sequence[float] | None) -> str:
+    """Formats λ, of several aligned models too; a dash for None, a single model."""
+    if lam is None:
+        return "—"
+    return ", ".join(f"{x:g}" for x in lam) if isinstance(lam, Sequence) else f"{lam:g}"

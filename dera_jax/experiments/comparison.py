@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dera_jax.evaluation import sweep_tables
-from dera_jax.evaluation.tables import align_columns, write_csv
+from dera_jax.evaluation.tables import write_csv
 from dera_jax.experiments import plots
 from dera_jax.files import json_files
 from dera_jax.metrics import intervals
@@ -147,13 +147,8 @@ def largest_gap(rows: Sequence[dict], key: str) -> dict:
     return {"lam": row["lam"], "gap": row[f"gap_{key}"], "ci95": row[f"gap_{key}_ci95"]}
 
 
-def format_comparison(rows: Sequence[dict]) -> str:
-    """Formats the `comparison` rows of `compare` as a table for a terminal."""
-    return align_columns(cells(rows))
-
-
 def cells(rows: Sequence[dict]) -> list[list[str]]:
-    """Returns the head and the lines of the table of `format_comparison`, as texts."""
+    """Returns the head and the lines of the table of the `comparison` rows of `compare`, as texts."""
     head = ["λ", "β", "reward: DeRa", "retrained", "optimum", "length: DeRa", "retrained"]
     lines = [[*head, "KL: DeRa", "retrained"]]
     for row in rows:

@@ -16,7 +16,7 @@ Axes: P prefixes, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dera_jax import checks
-from dera_jax.evaluation.tables import align_columns, write_csv
+from dera_jax.evaluation.report_content import ReportContent, ReportTable, conclude
+from dera_jax.evaluation.tables import write_csv
 from dera_jax.experiments import plots, trees
 from dera_jax.models.heads import TabularValue
 from dera_jax.models.language_model import THREEFRY, Prompts
@@ -117,7 +118,7 @@ class ExactWorlds:
         checks.check_distinct("ExactWorlds.lams", self.lams)
 
     def run(self, folder: Path) -> dict[str, object]:
-        """Writes exact.csv (a row per reference, horizon, aligned policy and λ) and exact.png.
+        """Writes exact.csv (a row per reference, horizon, aligned policy and λ), exact.png, report.json.
 
         Returns:
             The row of means over references with the largest KL(token ‖ sequence mixture).
@@ -131,8 +132,11 @@ class ExactWorlds:
         write_csv(folder / TABLE, rows)
         means = mean_rows(rows)
         plots.plot_exact(means, folder / "exact.png")
-        print(format_rows(means))
-        return {"farthest": max(means, key=lambda row: row["kl_token_sequence"])}
+        farthest = max(means, key=lambda row: row["kl_token_sequence"])
+        table = ReportTable("Means over references", cells(means))
+        title = "Token mixture, sequence mixture and retrained policy"
+        conclude(ReportContent(title, [table], [_in_words(farthest)], []), folder)
+        return {"farthest": farthest}
 
     def compare(self, horizon: int, seed: int) -> list[dict]:
         """Returns the rows of the random reference with this horizon and seed."""
@@ -223,8 +227,14 @@ def mean_rows(rows: Sequence[dict]) -> list[dict]:
     ]
 
 
-def format_rows(means: Sequence[dict]) -> str:
-    """Formats the rows of `mean_rows` as a table for a terminal."""
-    lines = [list(means[0])]
-    lines += [[f"{x:.5g}" if isinstance(x, float) else str(x) for x in m.values()] for m in means]
-    return align_columns(lines)
+def _in_words(row: Mapping) -> str:
+    return (
+        f"The largest mean KL of the token mixture to the sequence mixture is {row['kl_token_sequence']:.3g} "
+        f"nats, at horizon {row['horizon']} and λ = {row['lam']:g} (aligned policy: {row['aligned']})."
+    )
+
+
+def cells(means: Sequence[dict]) -> list[list[str]]:
+    """Returns the head and the lines of a table of the rows of `mean_rows`, as texts."""
+    text = lambda x: f"{x:.5g}" if isinstance(x, float) else str(x)
+    return [list(means[0]), *([text(x) for x in row.values()] for row in means)]

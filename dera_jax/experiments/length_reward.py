@@ -18,8 +18,9 @@ import numpy as np
 from dera_jax import checks
 from dera_jax.checkpoints.loading import load
 from dera_jax.decoding.realign import LAMBDA
+from dera_jax.evaluation import report_content
 from dera_jax.evaluation.lengths import LengthSurvey
-from dera_jax.experiments import comparison, report
+from dera_jax.experiments import comparison
 from dera_jax.experiments.alignment_experiment import SweepExperiment
 from dera_jax.experiments.stages import Stage, read_records, run_all
 from dera_jax.files import run_folder
@@ -73,7 +74,7 @@ class LengthReward(SweepExperiment):
             )
 
     def run(self, folder: Path) -> dict[str, object]:
-        """Runs all unfinished stages and writes figures, CSV files and report.html to `folder`.
+        """Runs all unfinished stages and writes figures, CSV files and report.json to `folder`.
 
         Returns:
             The largest gaps between DeRa and the retrained models; comparison.json has all results.
@@ -131,17 +132,22 @@ class LengthReward(SweepExperiment):
         rates = np.asarray(run_folder.result(folder / "reference")["rates"])
         result = comparison.compare(dera, retrained, rates, self.beta, self.seeds)
         comparison.write(result, dera, retrained, folder)
-        report.write(
-            folder / "report.html",
-            title="DeRa and the length reward",
-            facts=comparison.sentences(result),
-            figures=[folder / name for name in comparison.FIGURES],
-            rows=result["comparison"],
-            records=read_records(folder / f"dera_seed_{self.seeds[0]}"),
-        )
-        print(comparison.format_comparison(result["comparison"]))
-        print("\n".join(comparison.sentences(result)))
+        report_content.conclude(self._content(result), folder)
         return result
+
+    def _content(self, result: Mapping) -> report_content.ReportContent:
+        seed = self.seeds[0]
+        policies = {"DeRa": f"dera_seed_{seed}"}
+        policies |= {
+            f"retrained, λ = {lam:g}": f"retrained_lam_{lam:g}_seed_{seed}" for lam in self._grid
+        }
+        cells = comparison.cells(result["comparison"])
+        return report_content.ReportContent(
+            title="DeRa and the length reward",
+            tables=[report_content.ReportTable("DeRa and models retrained at β₀/λ", cells)],
+            findings=comparison.sentences(result),
+            sources=[report_content.OutputSource(*policy) for policy in policies.items()],
+        )
 
     @property
     def _grid(self) -> tuple[float, ...]:

@@ -33,6 +33,7 @@ from dera_jax.decoding.search import Guide
 from dera_jax.evaluation import record_store
 from dera_jax.evaluation.method_setup import MethodSetup
 from dera_jax.evaluation.method_tables import (
+    content,
     method_folder,
     paired_difference,
     run_method,
@@ -41,6 +42,7 @@ from dera_jax.evaluation.method_tables import (
 )
 from dera_jax.evaluation.methods import SamplingMethod, SearchMethod, num_models
 from dera_jax.evaluation.populations import TRACE, EvolutionMethod, replacement_statistics
+from dera_jax.evaluation.report_content import conclude
 from dera_jax.experiments import lineage, plots, population_plots
 from dera_jax.experiments.search_experiment import (
     Budget,
@@ -130,7 +132,7 @@ class PopulationStudy:
         check_searches({f"{n} beams": self._search(n) for n in (1, *self.beams)}, self.reward)
 
     def run(self, folder: Path) -> dict[str, object]:
-        """Runs what is unfinished and writes tables (JSON, CSV), figures, lineages and samples.txt.
+        """Runs what is unfinished; writes tables (JSON, CSV), figures, lineages, samples.txt, report.json.
 
         Returns:
             The rows of both tables. gap_to_darwin and gap_to_mutation_only are differences in the
@@ -157,6 +159,8 @@ class PopulationStudy:
         population_plots.plot_cost(costs, self.headline, self.title, folder / "cost.png")
         write_samples(folder, [row["method"] for row in rows])
         self._write_lineages(folder)
+        tables = {"Methods": rows, "DARWIN: one setting varied": effects}
+        conclude(content(self.title, tables, [self.headline]), folder)
         return {"methods": rows, "effects": effects}
 
     def program_costs(self) -> list[ProgramCost]:

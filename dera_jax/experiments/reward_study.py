@@ -19,8 +19,8 @@ from dera_jax import checks
 from dera_jax.checkpoints.learned_rewards import reward_model
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.decoding.realign import LAMBDA
-from dera_jax.evaluation import sweep, sweep_tables
-from dera_jax.experiments import plots, report
+from dera_jax.evaluation import report_content, sweep, sweep_tables
+from dera_jax.experiments import plots
 from dera_jax.experiments.alignment_experiment import SweepExperiment
 from dera_jax.experiments.stages import Stage, read_records, run_all
 from dera_jax.rewards.combined import Combined, Part
@@ -166,7 +166,7 @@ class RewardStudy(SweepExperiment):
             )
 
     def run(self, folder: Path) -> dict[str, object]:
-        """Runs all unfinished stages; writes metrics.json, .csv, sweep.png, parts.png, report.html.
+        """Runs all unfinished stages; writes metrics.json, .csv, sweep.png, parts.png, report.json.
 
         Returns:
             The rows of `sweep_tables.table`.
@@ -177,16 +177,14 @@ class RewardStudy(SweepExperiment):
         rows = sweep_tables.write_report(decoded, folder)
         names = [part.name for part in self.criteria]
         plots.plot_parts(rows, names, folder / FIGURE)
-        print(sweep_tables.format_table(rows))
-        report.write(
-            folder / "report.html",
-            title=self.title,
-            facts=sentences(rows, self.criteria),
-            figures=[folder / FIGURE, folder / "sweep.png"],
-            rows=rows,
-            records=decoded,
+        table = report_content.ReportTable(
+            "Means for each λ", sweep_tables.cells(rows), sweep_tables.INTERVAL_NOTE
         )
-        print("\n".join(sentences(rows, self.criteria)))
+        findings = sentences(rows, self.criteria)
+        sources = [report_content.OutputSource("", "dera")]
+        report_content.conclude(
+            report_content.ReportContent(self.title, [table], findings, sources), folder
+        )
         return {"lambda": rows}
 
     def stages(self, folder: Path) -> list[Stage]:
@@ -244,13 +242,7 @@ def sentences(rows: Sequence[dict], criteria: Sequence[Criterion]) -> list[str]:
     """Returns sentences on how each part, faithfulness and ROUGE-L change with λ."""
     names = {f"{sweep.PART}{part.name}": _title(part) for part in criteria}
     names |= {"faithful": "fraction of content words that are in the document", "rougeL": "ROUGE-L"}
-    first, last = rows[0], rows[-1]
-    return [
-        f"{title}: {sweep_tables.format_cell(first, key)} at λ = {first['lam']:g}, "
-        f"{sweep_tables.format_cell(last, key)} at λ = {last['lam']:g}; the maximum is "
-        f"{max(row[key] for row in rows):.2f} at λ = {max(rows, key=lambda r: r[key])['lam']:g}."
-        for key, title in names.items()
-    ]
+    return sweep_tables.changes(rows, names)
 
 
 def _title(part: Criterion) -> str:

@@ -23,12 +23,15 @@ from dera_jax.decoding.realign import LAMBDA
 from dera_jax.evaluation.method_setup import MethodSetup, check_prompt
 from dera_jax.evaluation.method_tables import (
     check_names,
+    content,
     paired_difference,
     run_method,
     write,
     write_samples,
 )
 from dera_jax.evaluation.methods import Method, SamplingMethod, SearchMethod, num_models
+from dera_jax.evaluation.report_content import conclude
+from dera_jax.evaluation.sweep import PART
 from dera_jax.experiments import plots
 from dera_jax.experiments.search_experiment import (
     Budget,
@@ -99,7 +102,7 @@ class SearchStudy:
         check_searches(self._searches(), self.reward)
 
     def run(self, folder: Path) -> dict[str, object]:
-        """Runs what is unfinished and writes tables (JSON, CSV), two figures and samples.txt.
+        """Runs what is unfinished and writes tables (JSON, CSV), figures, samples.txt and report.json.
 
         Returns:
             The rows of both tables. gap_to_deal, gap_to_no_reward and gap_to_first_lookahead are
@@ -120,6 +123,8 @@ class SearchStudy:
         plain = next(row for row in rows if row["method"] == _PLAIN)
         plots.plot_search_grid(grid, plain, self.headline, self.title, folder / "grid.png")
         write_samples(folder, [row["method"] for row in rows])
+        tables = {"Methods": rows, "DeAL: reward weights and lookaheads": grid}
+        conclude(content(self.title, tables, [self.headline]), folder)
         return {"methods": rows, "grid": grid}
 
     def program_costs(self) -> list[ProgramCost]:
@@ -222,7 +227,7 @@ class TradeOff:
         check_searches({"DeAL": self.search}, self.mixed(0.5))
 
     def run(self, folder: Path) -> dict[str, object]:
-        """Runs what is unfinished and writes trade_off.json, .csv, .png and samples.txt."""
+        """Runs what is unfinished; writes trade_off.json, .csv, .png, samples.txt and report.json."""
         reward = self.mixed(0.5)
         self.setting.check(reward)
         run_all(self.setting.stages(folder, reward))
@@ -239,6 +244,8 @@ class TradeOff:
         names = [part.name for part in self.parts]
         plots.plot_trade_off(rows, names, self.title, folder / "trade_off.png")
         write_samples(folder, [row["method"] for row in rows])
+        columns = [f"{PART}{name}" for name in names]
+        conclude(content(self.title, {"Trade-off of two rewards": rows}, columns), folder)
         return {"trade_off": rows}
 
     def mixed(self, mix: float) -> Combined:
@@ -282,7 +289,7 @@ class MethodComparison:
             self.setting.check_lam(f"{type(method).__name__}.lam", getattr(method, "lam", 0.0))
 
     def run(self, folder: Path) -> dict[str, object]:
-        """Runs what is unfinished; writes methods.json, .csv, .png, samples.txt and the records."""
+        """Runs what is unfinished; writes records, methods.json, .csv, .png, samples.txt, report.json."""
         self.setting.check(self.reward)
         run_all(self.setting.stages(folder, self.reward))
         setup = self.setting.setup(folder, self.reward)
@@ -290,4 +297,5 @@ class MethodComparison:
         write(folder, "methods", rows)
         plots.plot_methods(rows, "reward", "Mean reward", folder / "methods.png")
         write_samples(folder, [row["method"] for row in rows])
+        conclude(content("Comparison of decoding methods", {"Methods": rows}), folder)
         return {"methods": rows}

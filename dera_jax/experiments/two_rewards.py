@@ -18,8 +18,9 @@ from pathlib import Path
 
 from dera_jax import checks
 from dera_jax.checkpoints.resources import RunResources
-from dera_jax.evaluation import sweep, sweep_tables
-from dera_jax.evaluation.tables import align_columns, write_csv
+from dera_jax.evaluation import report_content, sweep, sweep_tables
+from dera_jax.evaluation.sweep_tables import lam_text
+from dera_jax.evaluation.tables import write_csv
 from dera_jax.experiments import plots
 from dera_jax.experiments.alignment_experiment import SweepExperiment
 from dera_jax.experiments.stages import Stage, read_records, run_all
@@ -74,7 +75,7 @@ class TwoRewards(SweepExperiment):
             )
 
     def run(self, folder: Path) -> dict[str, object]:
-        """Runs all unfinished stages and writes frontier.png, frontier.json and frontier.csv.
+        """Runs all unfinished stages and writes frontier.png, frontier.json, frontier.csv, report.json.
 
         Returns:
             The rows of `compare`.
@@ -91,7 +92,7 @@ class TwoRewards(SweepExperiment):
         json_files.write(folder / "frontier.json", content)
         write_csv(folder / "frontier.csv", compared)
         plots.plot_two_rewards(rows, trained_rows, names, folder / FIGURE)
-        print(align_columns(compared_cells(compared)))
+        report_content.conclude(self._content(compared), folder)
         return {"compared": compared}
 
     def program_costs(self) -> list[ProgramCost]:
@@ -132,6 +133,19 @@ class TwoRewards(SweepExperiment):
             for w in self._weights
         ]
         return [*self.reference.stages(folder), *runs, dera, *sampled]
+
+    def _content(self, compared: Sequence[dict]) -> report_content.ReportContent:
+        policies = {"DeRa": "dera"}
+        policies |= {
+            f"trained, weights {lam_text(w)}": f"sampled_{_name(w)}" for w in self._weights
+        }
+        cells = compared_cells(compared)
+        return report_content.ReportContent(
+            title=f"Trade-off of {' and '.join(part.name for part in self.parts)}",
+            tables=[report_content.ReportTable("DeRa and trained models", cells)],
+            findings=sentences(compared),
+            sources=[report_content.OutputSource(*policy) for policy in policies.items()],
+        )
 
     @property
     def _weights(self) -> list[Weights]:
@@ -197,6 +211,21 @@ def _means(sampled: Sequence[dict], key: str, lam: float | list[float]) -> list[
     """Returns for each document the mean of `key` over its samples at λ."""
     groups = [[s[key] for s in record["samples"] if s["lam"] == lam] for record in sampled]
     return [sum(group) / len(group) for group in groups]
+
+
+def sentences(rows: Sequence[dict]) -> list[str]:
+    """Returns a sentence on the largest gap between DeRa and a trained model in each column."""
+    lines = []
+    for key in [x.removeprefix("dera_") for x in rows[0] if x.startswith("dera_")]:
+        row = max(rows, key=lambda row, key=key: abs(row[f"gap_{key}"]))
+        weights = lam_text([x for name, x in row.items() if name.startswith(_WEIGHT)])
+        error = row[f"gap_{key}_ci95"]
+        interval = "" if error is None else f" ± {error:.3f}"
+        lines.append(
+            f"Largest gap between DeRa and the trained models in {key.removeprefix(sweep.PART)}: "
+            f"{row[f'gap_{key}']:+.3f}{interval}, at weights {weights}."
+        )
+    return lines
 
 
 def compared_cells(rows: Sequence[dict]) -> list[list[str]]:

@@ -5,8 +5,10 @@ import csv
 import numpy as np
 import pytest
 
+from dera_jax import report
 from dera_jax.experiments import exact, trees
 from dera_jax.training import optimizers, ppo
+from tests.report import folders
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,9 @@ def worlds() -> exact.ExactWorlds:
 @pytest.mark.slow
 def test_what_the_worlds_say(worlds, tmp_path):
     worlds.run(tmp_path)
+    page = report.write(tmp_path)  # without outputs
+    assert folders.data(page) == {"sources": [], "documents": []}
+    assert len(folders.tables(page)[0]) == 1 + 2 * 3 * 2 and "hidden>" in page.read_text()
     assert (tmp_path / "exact.png").stat().st_size > 10_000
     with open(tmp_path / exact.TABLE, encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))

@@ -7,12 +7,14 @@ import shutil
 import numpy as np
 import pytest
 
+from dera_jax import report
 from dera_jax.evaluation.lengths import LengthSurvey
 from dera_jax.experiments.comparison import FIGURES
 from dera_jax.experiments.length_reward import LengthReward
 from dera_jax.experiments.stages import Reference
 from dera_jax.rewards.length import LengthInRange
 from tests.experiments import small
+from tests.report import folders
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,11 @@ def test_a_stopped_experiment_goes_on_and_ends_the_same(experiment, tmp_path):
     whole = json.loads((tmp_path / "whole" / "comparison.json").read_text())
     assert ended["largest_gap_reward"]["lam"] == 0.5
     names = {path.name for path in (tmp_path / "whole").iterdir()}
-    assert names >= {*FIGURES, "report.html", "comparison.csv", "slopes.csv", "lengths.csv"}
+    assert names >= {*FIGURES, "report.json", "comparison.csv", "slopes.csv", "lengths.csv"}
+    shown = folders.data(report.write(tmp_path / "whole"))
+    assert {x["label"]: x["lams"] for x in shown["sources"]} == {
+        "DeRa": ["0", "0.5", "1"], "retrained, λ = 0.5": ["1"], "retrained, λ = 1": ["1"],
+    }  # fmt: skip
     assert [row["lam"] for row in whole["comparison"]] == [0.5, 1.0]
     assert {(row["beta"], row["seed"]) for row in whole["slopes"]} == {
         (beta, seed) for beta in (0.3, 0.6) for seed in (0,)

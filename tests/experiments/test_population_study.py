@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from dera_jax import report
 from dera_jax.decoding.beam_search import Search
 from dera_jax.decoding.evolution import Evolution
 from dera_jax.decoding.mutation import TemplateBank
@@ -16,6 +17,7 @@ from dera_jax.experiments.search_experiment import SearchExperiment
 from dera_jax.experiments.stages import Reference
 from dera_jax.rewards.tokens import Repetition
 from tests.experiments import small
+from tests.report import folders
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,8 @@ def study(tmp_path_factory) -> PopulationStudy:
 @pytest.mark.evidence
 def test_every_method_answers_with_as_many_positions(study, tmp_path):
     found = study.run(tmp_path)
+    shown = [x["label"] for x in folders.data(report.write(tmp_path))["sources"]]
+    assert shown[:2] == ["greedy", "sampling"] and "DARWIN, period 8" in shown
     rows = {row["method"]: row for row in found["methods"]}
     darwin = rows["DARWIN"]
     assert darwin["reward"] > rows["sampling"]["reward"]

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from dera_jax import report
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.checkpoints.tokenizer import Tokenizer
@@ -33,6 +34,7 @@ from dera_jax.training import (
 )
 from dera_jax.training.train_step import Loss
 from tests.experiments import small
+from tests.report import folders
 
 
 def on_pairs(split: str, seed: int):
@@ -97,7 +99,12 @@ def test_a_study_measures_every_part_and_optimises_those_with_a_weight(
     logged = metric_log.read(tmp_path / "ppo")[-1]
     assert {"training/reward_proxy", "training/reward_repeated"} <= set(logged)
     assert "training/reward_judge" not in logged
-    for name in ("report.html", "sweep.png", FIGURE, "metrics.json"):
+    page = report.write(tmp_path)
+    assert folders.data(page)["sources"] == [{"label": "", "lams": ["0", "1"]}]
+    assert any(
+        x.startswith("Part held_out (held out, measured only): ") for x in folders.findings(page)
+    )
+    for name in ("report.json", "sweep.png", FIGURE, "metrics.json"):
         assert (tmp_path / name).stat().st_size > 0
     trained = {p.parent.name for p in tmp_path.glob("*/best")}
     assert trained == {"proxy", "held_out"}

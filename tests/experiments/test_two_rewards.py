@@ -5,12 +5,14 @@ import json
 
 import pytest
 
+from dera_jax import report
 from dera_jax.experiments.stages import Reference, read_records
 from dera_jax.experiments.two_rewards import FIGURE, TwoRewards
 from dera_jax.rewards.combined import Part
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.words import Faithfulness
 from tests.experiments import small
+from tests.report import folders
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,9 @@ def experiment(tmp_path_factory) -> TwoRewards:
 @pytest.mark.evidence
 def test_the_grid_ends_in_the_single_models(experiment, tmp_path):
     compared = experiment.run(tmp_path)["compared"]
+    sources = folders.data(report.write(tmp_path))["sources"]
+    assert [x["label"] for x in sources][:2] == ["DeRa", "trained, weights 1, 0"]
+    assert sources[0]["lams"][:2] == ["0, 0", "0, 0.5"] and len(sources[0]["lams"]) == 9
     pairs = {(a, b) for a in experiment.grid for b in experiment.grid}
     dera = read_records(tmp_path / "dera")
     found = {tuple(s["lam"]) for record in dera for s in record["samples"]}

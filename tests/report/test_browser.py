@@ -9,35 +9,25 @@ from matplotlib import pyplot as plt
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
 
-from dera_jax.experiments import report
-
-HOSTILE = "</script><script>document.title = 'owned'</script><b>bold</b> & \"quoted\" ${name}"
-LAMS = (0.0, 0.5, 2.0)
-
-
-def record(i: int) -> dict:
-    texts = {0.0: f"the reference says {i}", 0.5: HOSTILE, 2.0: "longer " * 4 + str(i)}
-    samples = [
-        {"lam": lam, "text": texts[lam], "reward": -1.0 if lam < 2 else 0.0, "length": n, "kl": 0.1}
-        for n, lam in enumerate(LAMS, start=3)
-    ]
-    return {"document": f"<i>document</i> {i}", "summary": f"human {i}", "samples": samples * 2}
+from dera_jax import report
+from dera_jax.evaluation import report_content
+from dera_jax.evaluation.report_content import OutputSource, ReportContent, ReportTable
+from tests.report import folders
+from tests.report.folders import HOSTILE
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("a report")
+    folder = folders.write_sweep(tmp_path_factory.mktemp("a report"), samples=1)
+    folders.write_sweep(folder / "other", documents=2, samples=1)
     plt.imsave(folder / "figure.png", np.zeros((4, 4)))
-    report.write(
-        folder / "report.html",
-        title="λ & <length>",
-        facts=["1 < 2", HOSTILE],
-        figures=[folder / "figure.png"],
-        rows=[{"lam": 0.5, "gap_reward": -0.0123}, {"lam": 2.0, "gap_reward": HOSTILE}],
-        records=[record(i) for i in range(3)],
-    )
-    return folder / "report.html"
+    table = ReportTable("Means", [["λ", "gap"], ["0.5", HOSTILE]])
+    sources = [OutputSource("DeRa", "."), OutputSource("retrained", "other")]
+    content = ReportContent("λ & <length>", [table], ["1 < 2", HOSTILE], sources)
+    report_content.conclude(content, folder)
+    return report.write(folder)
 
 
 @pytest.fixture(scope="module")
@@ -89,30 +79,69 @@ def test_it_opens_from_disk_without_an_error_or_a_request(page):
     assert page.execute_script("return arguments[0].naturalWidth", image) == 4
 
 
+def outputs(page, name: str) -> list[str]:
+    """The heading, text and note of the outputs on one side."""
+    section = page.find_element(By.ID, name)
+    return section.text.split("\n")
+
+
+def select(page, label: str) -> None:
+    Select(page.find_element(By.ID, "source")).select_by_visible_text(label)
+
+
+def test_the_page_begins_with_the_last_source_and_the_aligned_model_or_the_largest_lambda(page):
+    assert outputs(page, "baseline")[0] == "DeRa, λ = 0 (reference)"
+    assert outputs(page, "selected")[0] == "retrained, λ = 2"
+
+
 def test_the_slider_moves_lambda(page):
+    select(page, "DeRa")
     slider = page.find_element(By.ID, "lam")
+    slider.send_keys(Keys.HOME)
     seen = []
     for key in ("", Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT):
         slider.send_keys(key)
-        seen.append([text(page, name) for name in ("value", "realigned", "reward", "length")])
-    assert seen[0] == ["0", "the reference says 0", "-1", "3 tokens"]
-    assert seen[1] == ["0.5", HOSTILE, "-1", "4 tokens"]
-    assert seen[2] == seen[3] == ["2", "longer longer longer longer 0", "0", "5 tokens"]
-    assert text(page, "reference") == "the reference says 0"
+        seen.append([text(page, "value"), *outputs(page, "selected")])
+    notes = ["reward -1.00 · 5 tokens · KL 0.00 nats", "reward 0.00 · 5 tokens · KL 0.67 nats"]
+    assert seen[0] == ["0", "DeRa, λ = 0 (reference)", "text 0 at 0 0", notes[0]]
+    assert seen[1][:3] == ["0.5", "DeRa, λ = 0.5", f"{HOSTILE} 0"]
+    cut = f"{notes[1]} · cut off at the length limit"
+    assert seen[2] == seen[3] == ["2", "DeRa, λ = 2", "text 0 at 2 0", cut]
+    assert outputs(page, "baseline") == ["DeRa, λ = 0 (reference)", "text 0 at 0 0", notes[0]]
+
+
+def test_the_selector_changes_the_method_and_keeps_lambda(page):
+    page.find_element(By.ID, "lam").send_keys(Keys.ARROW_LEFT)
+    select(page, "DeRa")
+    assert outputs(page, "selected")[0] == "DeRa, λ = 0.5"
+    select(page, "retrained")
+    assert outputs(page, "selected")[0] == "retrained, λ = 0.5"
+    page.find_element(
+        By.ID, "previous"
+    ).click()  # document 2, which the second folder does not have
+    assert outputs(page, "selected")[1] == "no output of this document"
 
 
 def test_the_documents_can_be_leafed_through(page):
     page.find_element(By.ID, "previous").click()
-    assert (text(page, "place"), text(page, "summary")) == ("3 of 3", "human 2")
+    assert (text(page, "place"), text(page, "human")) == ("3 of 3", "human 2")
     page.find_element(By.ID, "next").click()
     page.find_element(By.ID, "next").click()
     assert (text(page, "place"), text(page, "document")) == ("2 of 3", "<i>document</i> 1")
 
 
 def test_texts_of_a_model_are_shown_and_never_run(page):
-    page.find_element(By.ID, "lam").send_keys(Keys.ARROW_RIGHT)
-    assert text(page, "realigned") == HOSTILE
+    page.find_element(By.ID, "lam").send_keys(Keys.ARROW_LEFT)
+    assert outputs(page, "selected")[1] == f"{HOSTILE} 0"
     assert page.title == "λ & <length>"
     assert not page.find_elements(By.TAG_NAME, "b") and not page.find_elements(By.TAG_NAME, "i")
     assert HOSTILE in [item.text for item in page.find_elements(By.TAG_NAME, "li")]
     assert HOSTILE in [cell.text for cell in page.find_elements(By.TAG_NAME, "td")]
+
+
+@pytest.mark.parametrize("width", [1200, 400])
+def test_nothing_is_wider_than_the_window(page, width):
+    """Wide tables scroll in their own box."""
+    page.set_window_size(width, 900)
+    widths = page.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
+    assert widths[0] <= widths[1]
