@@ -55,8 +55,10 @@ def _listed(entries: Sequence[str]) -> str:
 
 def _lams(plan: Mapping) -> Iterator[str]:
     settings = plan["settings"]
-    lams = settings["sweep"]["lams"] if "sweep" in settings else [settings["method"].get("lam")]
-    yield from (lam_text(lam) for lam in lams if lam is not None)
+    if "sweep" in settings:
+        yield from map(lam_text, settings["sweep"]["lams"])
+    elif len(settings["models"]) > 1:  # a single model has no λ
+        yield lam_text(settings["method"].get("lam"))
 
 
 def _rewards(plan: Mapping) -> Iterator[str]:

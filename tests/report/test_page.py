@@ -140,7 +140,7 @@ def test_the_package_is_a_command(tmp_path, capsys):
 
 def test_no_figure_library_is_imported_for_a_page(tmp_path):
     folders.write_sweep(tmp_path)
-    code = "import sys; from dera_jax import report; report.write(sys.argv[1]); print('matplotlib' in sys.modules)"
+    code = "import sys; from dera_jax import api, report; report.write(sys.argv[1]); print('matplotlib' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True)  # fmt: skip
     assert ended.stdout.split() == ["False"]
 

@@ -157,12 +157,15 @@ def test_a_method_on_strings_leaves_a_page_in_its_folder(name, pair, tmp_path):
     assert about["λ"] == ("0, 2" if name == "sample" else "1")
 
 
-def test_a_single_model_has_no_slider(tmp_path):
-    dera_jax.load(MODELS[0]).sample(DOCUMENTS, max_length=LENGTH, folder=tmp_path)
-    found = folders.data(tmp_path / report.PAGE)
-    assert found["sources"] == [{"label": "", "lams": [""]}]
-    about = folders.about(tmp_path / report.PAGE)
-    assert about["models"] == f"model={MODELS[0]}" and "λ" not in about
+def test_a_single_model_has_no_lambda(tmp_path):
+    model = dera_jax.load(MODELS[0])
+    model.sample(DOCUMENTS, max_length=LENGTH, folder=tmp_path / "a")
+    model.best_of_n(DOCUMENTS, 2, words, max_length=LENGTH, folder=tmp_path / "b")
+    for folder, label in (("a", ""), ("b", "best of n")):
+        page = tmp_path / folder / report.PAGE
+        assert folders.data(page)["sources"] == [{"label": label, "lams": [""]}]
+        about = folders.about(page)
+        assert about["models"] == f"model={MODELS[0]}" and "λ" not in about
 
 
 def test_a_run_ends_with_where_its_page_is(tmp_path, capsys):
