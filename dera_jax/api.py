@@ -12,7 +12,6 @@ import dataclasses
 import difflib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +32,8 @@ from dera_jax.evaluation.populations import EvolutionMethod
 from dera_jax.evaluation.sweep import Sweep, decode
 from dera_jax.rewards.protocol import Reward
 from dera_jax.rewards.scoring import RewardScorer
+from dera_jax.shipped import ADAPTERS
 from dera_jax.texts import RewardLike, Rows, Texts, TextSettings, as_reward, rows_of
-
-ADAPTERS = Path(str(resources.files("dera_jax"))) / "assets" / "aclsum"  # of SmolLM2
 
 
 class Decoding:
@@ -121,6 +119,7 @@ class Decoding:
             documents, reward: see the class.
             lam, max_length: see `sample`; one λ.
             **settings: fields of `TextSettings` and `Search`, such as beams, top_k, lookahead, reward_weight.
+                The records in `folder` also have `n_best`, the final hypotheses of every document.
         """
         text, options = _split("search", settings, TextSettings, Search)
         settings = {"beams": 4, "top_k": 4, "length_penalty": 0.0, "reward_weight": 1.0} | options
@@ -144,6 +143,7 @@ class Decoding:
             lam, max_length: see `sample`; one λ.
             mutator: mutator of prompts (`decoding.mutation`); None for edits of the document.
             **settings: fields of `TextSettings`, `Evolution` and `Sampling`, such as population, period.
+                The records in `folder` also have `evolution`, the history of every population.
         """
         text, options, sampling = _split("evolve", settings, TextSettings, Evolution, Sampling)
         evolution = Evolution(Sampling(max_length, **sampling), **options)
@@ -168,7 +168,7 @@ class Decoding:
         if text.folder is not None:
             sweep_tables.write_report(records, Path(text.folder))
             self._report(Path(text.folder))
-        return records
+        return _with_costs(records, read.prompts.lengths, methods.num_models(self.model))
 
     def _run(self, method, documents, reward, max_length: int, text: Mapping) -> Rows:
         """Runs a method of `evaluation.methods` and returns its rows."""
@@ -278,6 +278,21 @@ def _in_folder(folder: str | Path | None, run: Callable[[Path], list[dict]]) -> 
         return run(Path(folder))
     with tempfile.TemporaryDirectory() as temporary:
         return run(Path(temporary))
+
+
+def _with_costs(records: list[dict], prompts: Sequence[int], models: int) -> list[dict]:
+    """Returns the records with forward_tokens for each sample, as `methods.run` counts them.
+
+    Args:
+        records: of `sweep.decode`.
+        prompts: number of tokens of each record's prompt.
+        models: number of models that process each token.
+    """
+    cost = lambda x, prompt: models * (int(prompt) + x["length"] + x["finished"])
+    return [
+        record | {"samples": [x | {"forward_tokens": cost(x, n)} for x in record["samples"]]}
+        for record, n in zip(records, prompts, strict=True)
+    ]
 
 
 def _split(method: str, settings: Mapping[str, object], *classes: type) -> list[dict]:

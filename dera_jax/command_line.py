@@ -11,6 +11,7 @@ Exit statuses:
 import contextlib
 import errno
 import gc
+import os
 import signal
 import sys
 import sysconfig
@@ -50,6 +51,9 @@ def run(
         try:
             compilation_cache.enable()
             command()
+            sys.stdout.flush()
+        except BrokenPipeError:
+            close_stdout()
         except (KeyboardInterrupt, Exception) as error:
             # Some libraries turn an interrupt during a conversion into another error.
             if received or isinstance(error, KeyboardInterrupt):
@@ -64,6 +68,11 @@ def run(
         sys.exit(128 + number)
     if line is not None:
         sys.exit(line)
+
+
+def close_stdout() -> None:
+    """Ends the output without an error: its reader, such as `head`, has what it needs."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

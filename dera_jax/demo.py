@@ -1,6 +1,6 @@
 """Summarizes sixteen abstracts of ACLSum at several λ, with SmolLM2 and the shipped adapters.
 
-    python -m dera_jax.demo
+    dera-jax demo
 
 The reference adapter writes one sentence about a paper's outcome; the aligned adapter was trained from it
 to be faithful to the abstract, with 10 to 22 words. Prints a table of the reward, its parts, length, KL
@@ -12,101 +12,26 @@ If it cannot be had, the demo of the two small T5 models runs instead (`dera_jax
 """
 
 import argparse
-import sys
-import textwrap
 from collections.abc import Sequence
 
-from dera_jax import command_line, demo_t5, log, report
-from dera_jax.api import ADAPTERS
-from dera_jax.checkpoints.default_model import default_model, public_name
-from dera_jax.checkpoints.loading import load
-from dera_jax.checkpoints.resources import RunResources
-from dera_jax.data import demo_documents
-from dera_jax.decoding.sampling import Sampling
-from dera_jax.evaluation.sweep import Sweep, decode
-from dera_jax.evaluation.sweep_tables import format_table, write_report
-from dera_jax.files import run_folder
-from dera_jax.files.destinations import output_folder
-from dera_jax.rewards.combined import Combined, Part
-from dera_jax.rewards.words import Faithfulness, WordsInRange
-
-INPUTS, MAX_LENGTH, BATCH_SIZE = 320, 48, 8  # tokens of a prompt and of a summary, documents
-LOW, HIGH, PENALTY = 10, 22, 0.5  # of gin_configs/rewards/faithful_words.gin
-WIDTH = 100  # characters of a printed line
+from dera_jax import command_line
+from dera_jax.shipped import ADAPTERS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; errors end the program with a message."""
     options = _parser().parse_args(argv)
-    command_line.run(lambda: run(options), lambda: options.output)
+    command_line.run(lambda: _run(options), lambda: options.output)
 
 
-def run(options: argparse.Namespace) -> None:
-    """Runs the demo; raises as `load`, `run_folder.claim` and `decode` do."""
-    log.show()
-    print("Loading SmolLM2-135M-Instruct and two adapters ...", flush=True)
-    try:
-        base = default_model()
-    except FileNotFoundError as error:
-        print(f"{error}\nThe demo of two small T5 models follows instead.", file=sys.stderr)
-        demo_t5.main(["--output", options.output])
-        return
-    folder = output_folder(options.output)
-    pair = load(base, options.aligned, reference=options.reference)
-    documents = demo_documents.abstracts(pair.tokenizer, INPUTS)
-    words = Part("words", WordsInRange(LOW, HIGH, hard=True), PENALTY)
-    reward = Combined((Part("faithful", Faithfulness()), words))
-    sampling = Sampling(MAX_LENGTH)
-    sweep = Sweep(tuple(options.lam), options.samples, sampling, reward, BATCH_SIZE, options.seed)
-    facts = _facts(len(documents.texts), sweep, pair.cards[1]["beta"])
-    print("\n".join(facts))
-    config = "".join(f"{k} = {v!r}\n" for k, v in sorted(vars(options).items()))
-    with run_folder.claim(folder, config):
-        params = reward.load(RunResources.of(pair.tokenizer))
-        records = decode(
-            pair.model, pair.params, documents, sweep, pair.decode, folder, None, params
-        )
-        rows = write_report(records, folder)
-        data = f"{len(documents.texts)} abstracts of ACLSum's validation papers"
-        names = [f"base={public_name(base)}", f"reference={options.reference}"]
-        report.record_about(folder, [data], [*names, f"aligned={options.aligned}"])
-        report.write(folder)
-    print(format_table(rows))
-    for record in records[: options.shown]:
-        print(side_by_side(record))
-    print(
-        f"\n{folder} has records.jsonl (all samples), metrics.json, metrics.csv, sweep.png, and "
-        "report.html, which shows every abstract with a slider for λ."
-    )
+def _run(options: argparse.Namespace) -> None:
+    from dera_jax import demo_smollm2  # here, so that --help needs no JAX
 
-
-def _facts(num_documents: int, sweep: Sweep, beta: float) -> list[str]:
-    """Returns sentences that say what is decoded, and by which reward."""
-    lams, samples = len(sweep.lams), sweep.num_samples
-    documents = f"{num_documents} abstracts of ACLSum's validation papers"
-    reward = "Reward: the fraction of content words that occur in the abstract"
-    models = "λ = 0 is the reference, λ = 1 the model that was aligned to this reward"
-    return [
-        f"{documents}, {lams} λ × {samples} samples of each at temperature 1.",
-        f"{reward}, minus {PENALTY} unless the summary has {LOW} to {HIGH} words.",
-        f"{models} at KL coefficient β = {beta:g}.",
-    ]
-
-
-def side_by_side(record: dict) -> str:
-    """Formats a document, its human summary and its first sample at every λ for a terminal."""
-    lines = ["", textwrap.fill(record["document"], WIDTH)]
-    first = [sample for sample in record["samples"] if sample["sample"] == 0]
-    summaries = {"human": record["summary"]} | {f"λ = {s['lam']:g}": s["text"] for s in first}
-    width = max(map(len, summaries))
-    for name, text in summaries.items():
-        indents = f"  {name:>{width}}  ", " " * (width + 4)
-        lines.append(textwrap.fill(text, WIDTH, initial_indent=indents[0], subsequent_indent=indents[1]))  # fmt: skip
-    return "\n".join(lines)
+    demo_smollm2.run(options)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dera_jax.demo", description=__doc__,
+    parser = argparse.ArgumentParser(prog="dera-jax demo", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--output", default="out/demo", help="folder for the results")
     parser.add_argument("--lam", type=float, nargs="+", default=[0, 0.5, 1, 2], metavar="λ",

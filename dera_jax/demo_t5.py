@@ -10,8 +10,6 @@ on two CPU cores.
 import argparse
 import textwrap
 from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 
@@ -27,8 +25,8 @@ from dera_jax.files import run_folder
 from dera_jax.files.destinations import output_folder
 from dera_jax.models.language_model import sequence_keys
 from dera_jax.rewards.length import LengthInRange
+from dera_jax.shipped import ASSETS
 
-ASSETS = Path(str(resources.files("dera_jax"))) / "assets"
 INPUTS = 80  # maximum number of input tokens with which the shipped models were trained
 BATCH_SIZE = 16
 WIDTH = 100  # characters of a printed line

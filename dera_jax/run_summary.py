@@ -14,6 +14,7 @@ _MODELS = ("reference", "aligned", "model", "folder")  # parameters that name a 
 _LAMS = ("lam", "lams", "grid")
 _REWARDS = ("reward", "given")
 _RUN = "dera_jax.configure.run"
+_SUM, _PART = "dera_jax.rewards.combined.Combined", "dera_jax.rewards.combined.Part"
 _OWN_FILES = "dera_jax.data.own_files.own_files"
 
 
@@ -76,7 +77,11 @@ def _lams(bindings: Mapping[Key, object]) -> Iterator[str]:
         if parameter in _LAMS:
             lams = _evaluated(value_of(value))
             for lam in lams if isinstance(lams, (tuple, list)) else [lams]:
-                yield f"{lam:g}" if isinstance(lam, (int, float)) else str(lam)
+                yield _number(lam)
+
+
+def _number(value: object) -> str:
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
 def _evaluated(value: object) -> object:
@@ -85,10 +90,19 @@ def _evaluated(value: object) -> object:
 
 
 def _rewards(bindings: Mapping[Key, object]) -> Iterator[str]:
-    for (_, _, parameter), value in bindings.items():
+    """Yield every reward; of a sum, the names and weights of its parts alone."""
+    for (scope, selector, parameter), value in bindings.items():
         reward = value_of(value)
-        if parameter in _REWARDS and isinstance(reward, gin.config.ConfigurableReference):
+        if selector == _PART:
+            if parameter == "name":
+                weight = value_of(bindings.get((scope, selector, "weight"), 1.0))
+                yield f"{reward} (weight {_number(weight)})"
+        elif parameter in _REWARDS and _is_single(reward):
             yield _call(reward, bindings)
+
+
+def _is_single(reward: object) -> bool:
+    return isinstance(reward, gin.config.ConfigurableReference) and reward.config_key[1] != _SUM
 
 
 def _call(reference: gin.config.ConfigurableReference, bindings: Mapping[Key, object]) -> str:

@@ -15,6 +15,8 @@ from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.data import encoding
 from dera_jax.data.documents import Documents, documents_of
 from dera_jax.data.example_ids import hashed_id
+from dera_jax.data.text_columns import check_unicode
+from dera_jax.evaluation.method_setup import check_prompt
 from dera_jax.evaluation.sweep import PART
 from dera_jax.prompts import DOCUMENT, Prompt
 from dera_jax.rewards.host import HostReward
@@ -31,7 +33,8 @@ class Rows(list):
     """Holds the outputs of a method as dicts, one for each output.
 
     Every row has `document`, `lam` (None for a single model), `sample`, `text`, `length` (tokens, without
-    the end token) and `finished` (False where max_length cut the text off); with a reward `reward` and its
+    the end token), `finished` (False where max_length cut the text off) and `forward_tokens` (tokens that
+    all models processed for it); with a reward `reward` and its
     parts as `reward_<name>`; `summary` and `keywords` if the document has them. Sampled rows also have
     `log_prob` and, of a pair, `kl`, both in nats and summed over the tokens.
     """
@@ -89,6 +92,8 @@ class TextSettings:
         rows = [_fields(i, x) for i, x in enumerate(_listed(documents))]
         if not rows:
             raise ValueError("documents must have at least one text; found none")
+        has_keywords = any(row["keywords"] for row in rows)
+        check_prompt(self.template, has_keywords)
         prompts = [
             Prompt(row["document"], self.template, tuple(row["keywords"]), system=self.system)
             for row in rows
@@ -99,7 +104,7 @@ class TextSettings:
             example_id=np.array([hashed_id(row["document"]) for row in rows], np.int32),
             rejected=None,
             notes={encoding.KEYWORDS: ["\n".join(row["keywords"]) for row in rows]}
-            if any(row["keywords"] for row in rows)
+            if has_keywords
             else {},
         )
         size = self.max_prompt or _width(prompts, tokenizer)
@@ -167,6 +172,7 @@ def _fields(i: int, item: object) -> dict[str, object]:
         )
     if not row["document"].strip():
         raise ValueError(f"documents[{i}] is empty")
+    check_unicode(row["document"], "document", f"documents[{i}]")
     return {"summary": "", "keywords": ()} | dict(row)
 
 

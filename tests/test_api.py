@@ -1,6 +1,8 @@
 """Strings in, rows out: the methods of what `dera_jax.load` returns are the functions of arrays below them."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ import dera_jax
 from dera_jax import demo_t5
 from dera_jax.data.example_ids import hashed_id
 from dera_jax.decoding.sampling import Sampling, sample, sweep_hypotheses
+from dera_jax.evaluation import record_store
 from dera_jax.models.language_model import Prompts, pad_sequences, sequence_keys
 from dera_jax.rewards.length import LengthInRange
+from dera_jax.texts import Rows
 
 DOCUMENTS = [
     "flip(m, axis): the shape of the array is preserved, but the elements are reordered.",
@@ -53,6 +57,9 @@ def test_samples_are_those_of_the_function_of_arrays(pair):
         [r["kl"] for r in rows], np.sum(out.scores.kl, -1).ravel(), atol=1e-4
     )
     assert {"log_prob", "finished"} <= set(rows[0]) and "reward" not in rows[0]
+    prompts = [len(x) for x in ids for _ in range(4)]
+    costs = [2 * (n + length) for n, length in zip(prompts, out.lengths.ravel(), strict=True)]
+    assert [row["forward_tokens"] for row in rows] == costs  # of both models
 
 
 def test_one_string_a_generator_and_dicts_are_documents(model):
@@ -73,7 +80,10 @@ def test_methods_return_the_best_text(pair, tmp_path):
         assert row["lam"] == own[0]["lam"] == 1.0
         assert row["reward"] == max(x["reward"] for x in own) == near_six([""], [row["text"]])[0]
     assert (tmp_path / "records.jsonl").exists()
-    found = pair.search(DOCUMENTS[0], near_six, reward_weight=50.0, lookahead=4, **ASKED)
+    weight, folder = {"reward_weight": 50.0, "lookahead": 4}, tmp_path / "search"
+    found = pair.search(DOCUMENTS[0], near_six, folder=folder, **weight, **ASKED)
+    (record,) = record_store.read(folder)
+    assert record["n_best"][0]["text"] == found[0]["text"] and "n_best" not in found[0]
     assert found[0]["reward"] >= best[0]["reward"] and found[0]["forward_tokens"] > 0
     evolved = pair.evolve(DOCUMENTS, near_six, lam=0, population=3, period=4, survivors=1, **ASKED)
     assert len(evolved) == 2 and evolved[0]["lam"] == 0
@@ -84,6 +94,15 @@ def test_a_sweep_has_a_row_of_means_for_each_lam(pair, tmp_path):
     assert [row["lam"] for row in rows] == [0, 1] and rows[0]["samples"] == 4
     rows.to_jsonl(tmp_path / "rows.jsonl")
     assert json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[1])["lam"] == 1
+
+
+def test_rows_become_a_data_frame_where_pandas_is_installed(monkeypatch):
+    rows = Rows([{"text": "a"}])
+    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=lambda x: ("frame", x)))
+    assert rows.to_pandas() == ("frame", [{"text": "a"}])
+    monkeypatch.setitem(sys.modules, "pandas", None)  # as if it were not installed
+    with pytest.raises(ImportError, match="needs pandas: pip install pandas$"):
+        rows.to_pandas()
 
 
 @pytest.mark.parametrize(
@@ -100,6 +119,8 @@ def test_a_sweep_has_a_row_of_means_for_each_lam(pair, tmp_path):
         ({"lam": [[0.5, 0.5]]}, ValueError, "for M aligned models"),
         ({"max_prompt": 2}, ValueError, "max_prompt = 2 leaves no token of document 0"),
         ({"template": "no slot"}, ValueError, "has no slot {document}"),
+        ({"template": "{keywords}: {document}"}, ValueError, "has the slot {keywords}, but"),
+        ({"documents": "a\ud83d"}, ValueError, r"documents\[0\]: 'document' is not valid Unicode"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(pair, arguments, error, message):

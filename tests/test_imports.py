@@ -20,6 +20,15 @@ HEAVY = {
     "tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "gin", "t5x", "orbax",
     "huggingface_hub",
 }  # fmt: skip
+LATER = {
+    "matplotlib",
+    "nltk",
+    "rouge_score",
+    "scipy",
+    "optax",
+    "orbax",
+    "huggingface_hub",
+}  # when used
 MAX_SECONDS = 3.0
 
 PROBE = """
@@ -90,6 +99,11 @@ def test_importing_the_package_loads_nothing_but_python():
 def test_import_loads_no_data_or_config_library(name):
     loaded = HEAVY & set(import_in_new_process(name, "all")["roots"])
     assert not loaded, f"importing {name} loads {sorted(loaded)}"
+
+
+def test_loading_models_needs_neither_figures_nor_rouge():
+    loaded = LATER & set(import_in_new_process("dera_jax.api")["roots"])
+    assert not loaded, f"importing dera_jax.api loads {sorted(loaded)}"
 
 
 def test_warm_import_of_the_decoder_is_fast():

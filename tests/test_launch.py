@@ -302,6 +302,10 @@ FILES = {
         ["runs/ppo"],
         "data docstrings (train); models REFERENCE=a; rewards LengthInRange(low=12, high=17)",
     ),
+    "ppo, a sum": (
+        ["runs/ppo", "rewards/faithful_words"],
+        "data docstrings (train); models REFERENCE=a; rewards words (weight 0.5), faithful (weight 1)",
+    ),
 }
 
 

@@ -48,7 +48,7 @@ class Words:
     targets: int = 8
     batch_size: int = 8
 
-    def check(self, *splits, pairs=False):
+    def check(self, *splits, pairs=False, summaries=False):
         assert set(splits) <= {"train", "validation", "test"}
 
     def known_vocabulary(self):

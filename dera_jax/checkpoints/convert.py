@@ -1,21 +1,20 @@
 """Convert a supported checkpoint to a dera_jax or a Hugging Face transformers folder.
 
-python -m dera_jax.checkpoints.convert gs://bucket/t5_1_1_small/checkpoint_1000000 t5_small \
+dera-jax convert gs://bucket/t5_1_1_small/checkpoint_1000000 t5_small \
     --vocabulary sentencepiece.model
-python -m dera_jax.checkpoints.convert dera_jax/assets/aligned exported --to hugging_face
+dera-jax convert dera_jax/assets/aligned exported --to hugging_face
 """
 
 import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dera_jax import command_line
-from dera_jax.checkpoints.hugging_face import save_hugging_face
-from dera_jax.checkpoints.loading import load, read_config
-from dera_jax.checkpoints.named_vocabulary import BYTES, named_vocabulary
-from dera_jax.checkpoints.vocabulary import Vocabulary
-from dera_jax.files.destinations import output_folder
+
+if TYPE_CHECKING:
+    from dera_jax.checkpoints.vocabulary import Vocabulary
 
 KINDS = ("dera_jax", "hugging_face")
 DTYPES = ("float32", "bfloat16")
@@ -26,7 +25,7 @@ def convert(
     target: str,
     to: str = KINDS[0],
     dtype: str = DTYPES[0],
-    vocabulary: Vocabulary | None = None,
+    vocabulary: "Vocabulary | None" = None,
 ) -> None:
     """Converts a checkpoint and writes it to `target`, completely or not at all.
 
@@ -42,6 +41,11 @@ def convert(
         FileNotFoundError, ValueError: as in `loading.load`.
         ValueError, OSError: as in `output_folder`.
     """
+    # Imported here, so that --help needs no JAX.
+    from dera_jax.checkpoints.hugging_face import save_hugging_face
+    from dera_jax.checkpoints.loading import load, read_config
+    from dera_jax.files.destinations import output_folder
+
     if output_folder(target).exists():
         raise FileExistsError(f"{target} exists; choose another folder, or remove it")
     loaded = load(source, vocabulary=vocabulary, dtype=dtype)
@@ -58,7 +62,9 @@ def convert(
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="dera-jax convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "source",
@@ -75,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--vocabulary",
         help="vocabulary of a checkpoint that holds none: a SentencePiece file (….model), a "
-        f"tokenizer.json, '{BYTES}' for ByT5, a model folder, or owner/name on the Hugging Face hub",
+        "tokenizer.json, 'bytes' for ByT5, a model folder, or owner/name on the Hugging Face hub",
     )
     parser.add_argument(
         "--extra_ids", type=int, default=0, help="number of sentinels that the file does not hold"
@@ -84,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = options.source, options.target, options.to, options.dtype
 
     def run() -> None:
+        from dera_jax.checkpoints.named_vocabulary import named_vocabulary
+
         convert(*arguments, named_vocabulary(options.vocabulary, options.extra_ids))
 
     command_line.run(run, lambda: options.target)

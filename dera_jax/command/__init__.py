@@ -5,12 +5,20 @@ Arguments are parsed before anything large is imported. Errors and exit statuses
 """
 
 import importlib
+import sys
 from collections.abc import Sequence
 
 from dera_jax.command import arguments
+from dera_jax.command_line import close_stdout
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses a command line and runs its command."""
-    options = arguments.parse(argv)
-    importlib.import_module(f"dera_jax.command.{options.module}").run(options)
+    try:
+        try:
+            options = arguments.parse(argv)
+            importlib.import_module(f"dera_jax.command.{options.module}").run(options)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        close_stdout()

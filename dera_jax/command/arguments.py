@@ -4,6 +4,9 @@ Flags that are not given are absent from the options, so that the library's own 
 """
 
 import argparse
+import math
+import re
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -53,19 +56,26 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
 def _number(text: str) -> float:
     try:
-        return float(text)
+        return _finite(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number; found {text!r}") from None
+        raise argparse.ArgumentTypeError(f"must be a finite number; found {text!r}") from None
 
 
 def _numbers(text: str) -> tuple[float, ...]:
     try:
-        return tuple(map(float, text.split(",")))
+        return tuple(map(_finite, text.split(",")))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"must be numbers separated by commas, such as 0,0.5,1; found {text!r}"
+            f"must be finite numbers separated by commas, such as 0,0.5,1; found {text!r}"
         ) from None
 
 
@@ -177,8 +187,8 @@ _TOP_EXAMPLES = (
 )
 _INPUT = """
 The input has one document in each line, or JSON Lines: objects with the string `document` and optionally
-`summary` (a human text, for ROUGE) and `keywords` (a list, for the reward of this name). The output is a table on a
-terminal, and JSON Lines in a pipe or with --output.
+`summary` (a human text, for ROUGE) and `keywords` (a list, for the reward of this name). Files in CSV (.csv) and
+Parquet (.parquet) have such columns. The output is a table on a terminal, and JSON Lines in a pipe or with --output.
 
 Without --reference the models are SmolLM2-135M-Instruct with the shipped adapters, which summarize the outcome of a
 scientific paper, and the template is the one that they were trained with."""
@@ -231,12 +241,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         Options with `command`, `module` (the module of this package that runs it), `parser` (the command's),
         and for the commands that pass arguments on, `rest`.
     """
-    options, rest = parser().parse_known_args(argv)
+    options, rest = parser().parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
     if options.module in _PASSES_ON:
         options.rest = rest
     elif rest:
         options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return options
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """Returns the arguments with "--lam=-1,2" for "--lam", "-1,2", which looks like a flag to argparse."""
+    joined = []
+    for argument in argv:
+        if joined and joined[-1] == "--lam" and re.match(r"-[\d.]", argument):
+            joined[-1] = f"--lam={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def parser() -> argparse.ArgumentParser:

@@ -30,7 +30,7 @@ def reward_of(text: str | None) -> Reward | Callable | None:
         return _RANGES[name](*map(int, bounds.groups()))
     if text in _PLAIN:
         return _PLAIN[text]()
-    if not argument:
+    if not argument or not all(part.isidentifier() for part in name.split(".")):
         known = [*(f"{x}:LOW-HIGH" for x in _RANGES), *_PLAIN, "MODULE:FUNCTION"]
         raise ValueError(f"--reward {text}: unknown; it must be one of {', '.join(known)}")
     return _function(text, name, argument)

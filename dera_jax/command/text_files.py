@@ -1,18 +1,20 @@
 """Reads the documents of a command, and writes the rows that it returns.
 
-Documents are lines of text, or JSON Lines if the first one begins with a brace. Rows are a table on a
+Documents are lines of text, JSON Lines if the first one begins with a brace or the name of the file says
+so, or the rows of a CSV or Parquet file. Rows are a table on a
 terminal, and JSON Lines elsewhere.
 """
 
 import json
-import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-_FIELDS = {"document": str, "summary": str, "keywords": list}
+_FIELDS = ("document", "summary", "keywords")
+_TABLES = (".csv", ".csv.gz", ".parquet")
+_JSON = (".jsonl", ".jsonl.gz", ".json")
 _SHOWN = 300  # characters of a document in a table
 
 
@@ -23,13 +25,16 @@ def read(path: str | None) -> list[dict]:
         OSError: the file cannot be read.
         TypeError, ValueError: there is no document, or a line is not UTF-8 or not valid.
     """
-    from dera_jax.data import json_lines
+    from dera_jax.data import json_lines, tables
 
+    if path and path.endswith(_TABLES):
+        return [_checked(parse(), where) for where, parse in tables.rows(path)]
     numbered = json_lines.lines(path) if path else _stdin_lines()
     lines = [(where, x) for where, x in numbered if json_lines.decode(x, where).strip()]
     if not lines:
         raise ValueError(f"{path or 'stdin'}: no documents")
-    if json_lines.decode(lines[0][1], lines[0][0]).lstrip().startswith("{"):
+    first = json_lines.decode(lines[0][1], lines[0][0]).lstrip()
+    if first.startswith("{") or (path and path.endswith(_JSON)):
         return [_checked(json_lines.read_object(line, where), where) for where, line in lines]
     return [{"document": json_lines.decode(line, where).strip()} for where, line in lines]
 
@@ -41,14 +46,14 @@ def _stdin_lines() -> Iterator[tuple[str, bytes]]:
 
 def _checked(row: dict, where: str) -> dict:
     """Returns the object of a line if its fields are those of a document."""
-    if "document" not in row:
-        raise ValueError(f"{where}: expected an object with the field 'document'")
-    for name, value in row.items():
+    from dera_jax.data import text_columns
+
+    for name in row:
         if name not in _FIELDS:
             raise ValueError(f"{where}: unknown field {name!r}; known are {', '.join(_FIELDS)}")
-        if not isinstance(value, _FIELDS[name]):
-            kind = _FIELDS[name].__name__
-            raise TypeError(f"{where}: {name} must be a {kind}; found {value!r:.80}")
+    for name in ("document", *(["summary"] if row.get("summary", "") != "" else [])):
+        text_columns.text_of(row, name, where)
+    text_columns.keywords_of(row, where)
     return row
 
 
@@ -66,15 +71,7 @@ def write(rows: Sequence[Mapping], output: str | None, command: str) -> None:
     if sys.stdout.isatty():
         print(_sweep_table(rows) if command == "sweep" else table(rows, _columns()))
     elif output is None:
-        _print_to_pipe(lines)
-
-
-def _print_to_pipe(lines: str) -> None:
-    try:
         sys.stdout.write(lines)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has what it needs
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _columns() -> int:

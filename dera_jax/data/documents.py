@@ -89,7 +89,7 @@ def documents_of(examples: Examples, rows: np.ndarray | slice) -> Documents:
         example_id=selected.example_id,
         text_prompts=selected.text_prompts,
         summaries=selected.summaries,
-        targets=selected.targets,
+        targets=selected.targets if selected.has_targets else None,
         keywords=selected.keywords,
         document=selected.document,
     )

@@ -120,6 +120,11 @@ class Examples:
         """Return the n untruncated documents as strings."""
         return [prompt.document for prompt in self.text_prompts]
 
+    @property
+    def has_targets(self) -> bool:
+        """Whether a target has more than its end token; False for documents without summaries."""
+        return any(self.summaries) or bool(self.targets.lengths.max() > 1)
+
     def at(self, rows: np.ndarray | slice) -> "Examples":
         """Return the examples of these rows."""
         numbers = np.arange(len(self))[rows]
@@ -163,9 +168,9 @@ def train_batches(
         process: index and number of processes; by default those of JAX.
 
     Yields:
-        Dictionaries with inputs (`Prompts`), targets (`Padded`), example_id int32 and weight
-        float32 of B / processes examples, with `document`, `rejected` and `keywords` where the
-        examples have them, and with `documents` (strings) if requested. Concatenated over the
+        Dictionaries with inputs (`Prompts`), example_id int32 and weight float32 of B / processes
+        examples, with targets (`Padded`), `document`, `rejected` and `keywords` where the examples
+        have them, and with `documents` (strings) if requested. Concatenated over the
         processes, the rows are the batch. Inputs are padded to the smallest width that fits the
         longest input of the whole batch, see `language_model.trim_padding`.
 
@@ -283,7 +288,9 @@ def _columns(examples: Examples) -> dict[str, object]:
 
 
 def _arrays(examples: Examples) -> Batch:
-    return {name: x for name, x in _columns(examples).items() if x is not None}
+    """Return the columns that the examples have; documents without summaries have no targets."""
+    absent = () if examples.has_targets else ("targets",)
+    return {k: x for k, x in _columns(examples).items() if x is not None and k not in absent}
 
 
 def _take(arrays: Batch, order: np.ndarray, offset: np.ndarray) -> Batch:

@@ -1,12 +1,12 @@
 """Reads a user's own files, one per split, in place of a seqio task and without TensorFlow.
 
-The files are JSON Lines, CSV or Parquet (`tables`), with the columns `document` and `summary`, or
-`document`, `chosen` and `rejected` for preference pairs. They give the same examples, with the same
+The files are JSON Lines, CSV or Parquet (`tables`), with the columns `document` and, for supervised
+training, `summary`, or `document`, `chosen` and `rejected` for preference pairs. They give the same examples, with the same
 ids, as a task that `dera_jax.tasks.jsonl.register` or `dera_jax.tasks.preferences.register` makes of them.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -76,21 +76,29 @@ class OwnFiles:
         """Return paths, template and names of columns, for the model card."""
         return {**self._paths(), "template": self.template, "columns": dict(self.columns)}
 
-    def check(self, *splits: str, pairs: bool = False) -> None:
-        """Check that there is a file of each split and, if `pairs`, that the files hold pairs.
+    def check(self, *splits: str, pairs: bool = False, summaries: bool = False) -> None:
+        """Check that there is a file of each split, and the columns of its first row.
+
+        Args:
+            *splits: some of `SPLITS`.
+            pairs: whether the files must hold preference pairs.
+            summaries: whether they must hold summaries, or pairs, whose chosen responses are read as
+                summaries.
 
         Raises:
             NoFileError: there is no file of a split.
-            ValueError: a file holds no preference pairs.
+            ValueError: a file lacks a column; or as `tables.first_row`. The message names the line.
         """
         for split in splits:
-            path = self._path(split)
-            if pairs and not self._has_pairs(path):
-                raise ValueError(
-                    f"{path}: preference pairs need the columns {', '.join(PAIR)}; found "
-                    f"{', '.join(tables.first_row(path, self.columns))}. COLUMNS may name others, "
-                    "such as {'chosen': 'better'}"
+            where, row = tables.first_row(self._path(split), self.columns)
+            if pairs:
+                _check_columns(where, row, PAIR, "preference pairs need")
+            elif summaries and not _is_pair(row):
+                _check_columns(
+                    where, row, (*text_columns.DOCUMENT, "summary"), "supervised training needs"
                 )
+            else:
+                _check_columns(where, row, text_columns.DOCUMENT, "every run needs")
 
     def title(self, split: str) -> str:
         """Return the path of a split, or the split's name if it has none, for messages."""
@@ -128,18 +136,14 @@ class OwnFiles:
             "file too"
         )
 
-    def _has_pairs(self, path: str) -> bool:
-        return {"chosen", "rejected"} <= tables.first_row(path, self.columns).keys()
-
     def _rows(self, split: str) -> list[text_rows.Row]:
         path = self._path(split)
-        if self._has_pairs(path):
+        if _is_pair(tables.first_row(path, self.columns)[1]):
             columns = text_columns.read_pairs(path, self.columns)
             columns = text_columns.with_ids(columns, PAIR)
             columns["targets"] = columns.pop("chosen")
         else:
-            needed = split in text_columns.NEED_SUMMARIES
-            columns = text_columns.read_summaries(path, needed, self.columns)
+            columns = text_columns.read_summaries(path, False, self.columns)
             columns = text_columns.with_ids(columns, text_columns.DOCUMENT)
             columns["targets"] = columns.pop("summary")
         rows = zip(*columns.values(), strict=True)
@@ -151,6 +155,20 @@ class OwnFiles:
             "template": self.template,
             "example_id": np.int32(row["example_id"]),
         }
+
+
+def _is_pair(row: tables.Row) -> bool:
+    return {"chosen", "rejected"} <= row.keys()
+
+
+def _check_columns(where: str, row: tables.Row, names: Sequence[str], who: str) -> None:
+    """Raise ValueError unless a row has these columns, which `who` ("a run needs") reads."""
+    for name in names:
+        if name not in row:
+            raise ValueError(
+                f"{where}: no {name!r}; {who} the columns {', '.join(names)}; found "
+                f"{', '.join(row)}. COLUMNS may name others, such as {{{name!r}: 'text'}}"
+            )
 
 
 _NAMES = checks.Check(

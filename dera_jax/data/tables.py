@@ -40,10 +40,10 @@ def rows(path: str, names: Mapping[str, str] | None = None) -> Rows:
         yield where, functools.partial(_row, parse, names or {}, where, read is _csv_rows)
 
 
-def first_row(path: str, names: Mapping[str, str] | None = None) -> Row:
-    """Returns the first row of a file; raises as `rows` and its `parse`."""
-    _, parse = next(rows(path, names))
-    return parse()
+def first_row(path: str, names: Mapping[str, str] | None = None) -> tuple[str, Row]:
+    """Returns the place of the first row of a file, and the row; raises as `rows` and its `parse`."""
+    where, parse = next(rows(path, names))
+    return where, parse()
 
 
 def _row(parse: Callable[[], Row], names: Mapping[str, str], where: str, is_text: bool) -> Row:

@@ -54,8 +54,12 @@ class SeqioTask:
         """Return the name of the task for error messages."""
         return f"task {self.label!r}"
 
-    def check(self, *splits: str, pairs: bool = False) -> None:
-        """Raise ValueError unless the task has these splits and, if `pairs`, preference pairs."""
+    def check(self, *splits: str, pairs: bool = False, summaries: bool = False) -> None:
+        """Raise ValueError unless the task has these splits and, if `pairs`, preference pairs.
+
+        Whether it has summaries is known when it is read.
+        """
+        del summaries
         check_task(self.label, *splits)
         if pairs:
             check_pairs(self.label, splits[0])
@@ -115,9 +119,10 @@ class TaskData:
         )
         self.check(self.split)
 
-    def check(self, *splits: str, pairs: bool = False) -> None:
-        """Raise ValueError unless the data have these splits and, if `pairs`, preference pairs."""
-        self.source.check(*({self.split: None} | dict.fromkeys(splits)), pairs=pairs)
+    def check(self, *splits: str, pairs: bool = False, summaries: bool = False) -> None:
+        """Check the split to train on and others, see `check` of `source`."""
+        known = {self.split: None} | dict.fromkeys(splits)
+        self.source.check(*known, pairs=pairs, summaries=summaries)
 
     @property
     def source(self) -> SeqioTask | OwnFiles:

@@ -14,7 +14,7 @@ from dera_jax.rewards.segmentation import words_of
 
 DOCUMENT = ("document",)
 PAIR = ("document", "chosen", "rejected")
-NEED_SUMMARIES = ("train", "validation")  # splits
+NEED_SUMMARIES = ("train", "validation")  # splits of the seqio tasks that read such files
 _MAX_REASONS = 10  # errors of skipped rows that the warning shows
 _OWN_FIELDS = ("inputs", "targets", "example_id", "template", "keep_end")
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from dera_jax.files import json_files
 from dera_jax.files.store import Store, open_store
+from dera_jax.partitioning import DATA, mesh_in_use
 from dera_jax.progress_bar import ProgressBar
 
 RECORDS = "records.jsonl"
@@ -72,8 +73,11 @@ class Plan:
 def full_batches(n: int, size: int) -> list[np.ndarray]:
     """Returns row numbers 0..n-1 in batches [size].
 
-    The last batch is padded with row n - 1, so that all have one shape and compile once.
+    The last batch is padded with row n - 1, so that all have one shape and compile once. Where n is below
+    `size`, the only batch is not padded, except to a multiple of the devices along 'data'.
     """
+    devices = mesh_in_use().shape[DATA]
+    size = min(size, -(-n // devices) * devices)
     return [np.minimum(np.arange(i, i + size), n - 1) for i in range(0, n, size)]
 
 
@@ -84,7 +88,7 @@ def write(
 
     Args:
         plan: the records to write.
-        decode: returns the records of a batch of row numbers [batch_size]; repeated rows give one.
+        decode: returns the records of a batch of row numbers; repeated rows give one.
         folder: folder for the records of this plan only.
         name: label of the progress bar.
 

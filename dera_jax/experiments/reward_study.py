@@ -112,7 +112,6 @@ class LearnedReward:
         """Returns the stage that trains the reward model; checks its task for pairs."""
         # The run is built now, which validates its settings before any stage runs.
         training = self.training(preferences.reward_model(start))
-        training.data.check(pairs=True)
         return [Stage(f"reward model {self.name}", experiment / self.name, training.run)]
 
     def reward(self, experiment: Path) -> Reward:

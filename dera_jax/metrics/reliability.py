@@ -9,7 +9,6 @@ Axes: n pairs.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 BINS = 10
@@ -110,6 +109,8 @@ def _format_accuracy(x: Mapping) -> str:
 
 def plot(report: Mapping, path: Path) -> None:
     """Plots accuracy against confidence and the number of pairs in each bin, as a PNG."""
+    import matplotlib.pyplot as plt
+
     table = report["bins"]
     x = [row["confidence"] for row in table]
     figure, (above, below) = plt.subplots(

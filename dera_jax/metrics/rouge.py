@@ -1,10 +1,9 @@
-"""Computes ROUGE for text in any script."""
+"""Computes ROUGE for text in any script.
 
-from collections.abc import Sequence
+rouge-score and nltk, which take a second to import, are imported when ROUGE is computed.
+"""
 
-from nltk.stem.porter import PorterStemmer
-from rouge_score import rouge_scorer
-from rouge_score.tokenizers import Tokenizer
+from collections.abc import Callable, Sequence
 
 from dera_jax.log import warn_once
 from dera_jax.rewards.segmentation import words_of
@@ -12,8 +11,8 @@ from dera_jax.rewards.segmentation import words_of
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
-class RougeWords(Tokenizer):
-    """Splits text into the words of `segmentation` and also at "_", for ROUGE.
+class RougeWords:
+    """Tokenizer of rouge-score that splits text into the words of `segmentation` and also at "_".
 
     On ASCII text the result equals that of rouge-score's tokenizer, which drops all other letters.
 
@@ -22,11 +21,17 @@ class RougeWords(Tokenizer):
     """
 
     def __init__(self, stem: bool = False):
-        self._stem = PorterStemmer().stem if stem else str
+        self._stem = _porter_stem() if stem else str
 
     def tokenize(self, text: str) -> list[str]:
         parts = [part for word in words_of(text) for part in word.split("_") if part]
         return [self._stem(part) if len(part) > 3 else part for part in parts]
+
+
+def _porter_stem() -> Callable[[str], str]:
+    from nltk.stem.porter import PorterStemmer
+
+    return PorterStemmer().stem
 
 
 def rouge(
@@ -44,6 +49,8 @@ def rouge(
         stem: whether stems of words are compared instead of words. T5 does not stem; most papers on
             summarization do, and their numbers are higher by 2 to 3 points.
     """
+    from rouge_score import rouge_scorer
+
     _warn_of_wordless(references, texts)
     scorer = rouge_scorer.RougeScorer(ROUGE, tokenizer=RougeWords(stem))
     scores = [scorer.score(*pair) for pair in zip(references, texts, strict=True)]

@@ -107,8 +107,9 @@ class TokenOverlap(Reward):
         """Implements `protocol.Reward`; raises ValueError if the task has no targets."""
         if source.targets is None:
             raise ValueError(
-                "TokenOverlap needs a target for each document, and this task has no targets: add "
-                "the field `targets` to the task, or choose another reward"
+                "TokenOverlap needs a summary for each document, and these documents have none: add "
+                "the column `summary` to your files, or the field `targets` to the task, or choose "
+                "another reward"
             )
         size = tokens.shape[-1]
         counted = length_mask(lengths - finished, size) & (tokens != params)

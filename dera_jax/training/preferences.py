@@ -16,6 +16,7 @@ from dera_jax.checkpoints.loading import load_trained
 from dera_jax.checkpoints.model_folder import restore_replaced
 from dera_jax.checkpoints.orbax import Saving
 from dera_jax.data.examples import Examples, select_columns, spread_batches
+from dera_jax.data.own_files import NoFileError
 from dera_jax.files import json_files
 from dera_jax.metrics import reliability
 from dera_jax.models.finite import check_values
@@ -101,7 +102,8 @@ class PreferenceTraining:
 
     Attributes:
         start: the scorer to train and its initial model (`reward_model`, `dpo`).
-        data: a task of pairs (`dera_jax.tasks.preferences`) that has the splits `validation` and `test` too.
+        data: a task of pairs (`dera_jax.tasks.preferences`) that has the splits `validation` and `test` too,
+            or files of pairs, of which `test` may be absent.
         optimizer: the optimizer.
         steps: number of updates.
         seed: seed of the data order.
@@ -136,8 +138,17 @@ class PreferenceTraining:
             memory=checks.instance(Memory),
         )
         self.memory.check_batch(self.data.batch_size)
-        self.data.check("validation", "test", pairs=True)
+        self.data.check("validation", pairs=True)
+        self.has_test()  # a file without pairs is an error now
         self.optimizer.check_warmup("PreferenceTraining.steps", self.steps)
+
+    def has_test(self) -> bool:
+        """Returns whether there are test pairs: only a user's own files may lack them."""
+        try:
+            self.data.check("test", pairs=True)
+        except NoFileError:
+            return False
+        return True
 
     def run(self, folder: Path) -> dict[str, object]:
         """Trains in `folder`, or resumes there; see `train`."""
@@ -173,10 +184,11 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
     """Trains in `folder`, or resumes there, and evaluates the best model on the split `test`.
 
     Writes `best` (the model of the lowest validation loss), `checkpoints`, `metrics.jsonl`,
-    TensorBoard events, and the evaluation of the best model, `test.json` and `calibration.png`.
+    TensorBoard events, and the evaluation of the best model, `test.json` and `calibration.png`; without
+    the split `test` of a user's own files, there is no such evaluation.
 
     Returns:
-        `best_loss`, `best_step`, `test` (see `reliability.summary`) and `left_out` (the number of
+        `best_loss`, `best_step`, `test` (see `reliability.summary`; absent without that split) and `left_out` (the number of
         pairs that were not used, by split and reason, see `encoding`).
 
     Raises:
@@ -184,13 +196,16 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
         ValueError: the task has no pairs, or has another vocabulary than the model.
     """
     task, scorer, settings = training.data, training.start.scorer, training.validation
-    task.check(pairs=True)
     origin = supervised.read_for_data(training.start.start, task)
     if isinstance(scorer, LogRatio):  # restrict the policy to the ids of the vocabulary
         scorer = dataclasses.replace(scorer, model=origin.model)
     data = task.encoded_by(origin.tokenizer)
     held_out = data.read("validation").at(slice(settings.examples))
-    test = data.read("test")  # before training, so that a missing split is an error now
+    test = (
+        data.read("test") if training.has_test() else None
+    )  # before training, so that its errors come now
+    if test is None:
+        print("no file is given for the split 'test' (TEST): the best model is not tested on pairs")
     params = shard_params(origin.model, origin.trainable)
     initial = shard_params(scorer.network, scorer.init(params))
     frozen = origin.frozen | {"reference": scorer.fixed(params)}
@@ -227,18 +242,16 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
             keep=save_best,
         ),
     )
-    init = lambda key: scorer.init(origin.model.init(key))
-    best = full(load_trained(folder / BEST, origin, init, task.name))
-    report = reliability.summary(margins_of(best, test), test.notes)
-    write_once(lambda: json_files.write(folder / "test.json", report))
-    write_once(lambda: reliability.plot(report, folder / "calibration.png"))
-    print(reliability.format_summary(report))
-    return {
-        "best_loss": float(tracked.best_loss),
-        "best_step": int(tracked.best_step),
-        "test": {name: x for name, x in report.items() if name != "bins"},
-        "left_out": data.left_out(),
-    }
+    result = {"best_loss": float(tracked.best_loss), "best_step": int(tracked.best_step)}
+    if test is not None:
+        init = lambda key: scorer.init(origin.model.init(key))
+        best = full(load_trained(folder / BEST, origin, init, task.name))
+        report = reliability.summary(margins_of(best, test), test.notes)
+        write_once(lambda: json_files.write(folder / "test.json", report))
+        write_once(lambda: reliability.plot(report, folder / "calibration.png"))
+        print(reliability.format_summary(report))
+        result["test"] = {name: x for name, x in report.items() if name != "bins"}
+    return result | {"left_out": data.left_out()}
 
 
 _margin_of = jax.jit(margin_of, static_argnums=0)

@@ -67,8 +67,8 @@ class TrainingData(Protocol):
     targets: int
     batch_size: int
 
-    def check(self, *splits: str, pairs: bool = False) -> None:
-        """Raises ValueError unless these splits exist and, if `pairs`, hold preference pairs."""
+    def check(self, *splits: str, pairs: bool = False, summaries: bool = False) -> None:
+        """Raises ValueError unless these splits exist and hold preference pairs or summaries, if asked."""
 
     def known_vocabulary(self) -> Vocabulary | None:
         """Returns the vocabulary of data of ids, or one for models without their own, or None."""
@@ -145,7 +145,7 @@ class Training:
             memory=checks.instance(Memory),
         )
         self.memory.check_batch(self.data.batch_size)
-        self.data.check("validation")
+        self.data.check("validation", summaries=True)
         self.optimizer.check_warmup("Training.steps", self.steps)
 
     def run(self, folder: Path) -> dict[str, float]:
@@ -314,6 +314,7 @@ def train(training: Training, folder: Path) -> dict[str, float]:
     origin = read_for_data(training.start, training.data)
     data = training.data.encoded_by(origin.tokenizer)
     examples = data.read("validation").at(slice(training.validation.examples))
+    _check_summaries(examples, training.data.name)
     validator = Validator(
         origin.model,
         examples,
@@ -346,6 +347,15 @@ def train(training: Training, folder: Path) -> dict[str, float]:
         ),
     )
     return {"best_loss": float(tracked.best_loss), "best_step": int(tracked.best_step)}
+
+
+def _check_summaries(examples: Examples, name: str) -> None:
+    """Raises ValueError if all targets are empty, as those of a task of documents alone."""
+    if not examples.has_targets:
+        raise ValueError(
+            f"{name} has no summaries in the split 'validation', and supervised training learns "
+            "them; choose data with summaries"
+        )
 
 
 def _save_best(

@@ -17,6 +17,7 @@ import pytest
 from pyarrow import Table, parquet
 
 from dera_jax import main
+from dera_jax.checkpoints import loading
 from dera_jax.data import tables, task_data
 from dera_jax.data.encoding import Sizes
 from dera_jax.data.own_files import NoFileError, OwnFiles, own_files
@@ -101,11 +102,21 @@ def test_columns_with_other_names(tmp_path, kind):
         absent.epoch("test", BYTES, SIZES)
 
 
-def test_a_file_without_summaries_is_for_the_test_split(tmp_path):
+def test_only_supervised_training_needs_summaries(tmp_path):
     path = write(tmp_path, "csv", [{"document": "a"}, {"document": "b"}])
-    assert OwnFiles(test=path).epoch("test", BYTES, SIZES).summaries == ["", ""]
-    with pytest.raises(ValueError, match="line 2: key 'summary' is missing"):
-        OwnFiles(train=path).epoch("train", BYTES, SIZES)
+    data = TaskData(None, 60, 24, 2, files=OwnFiles(train=path, validation=path))
+    assert data.encoded_by(BYTES).read("train").summaries == ["", ""]
+    assert "targets" not in next(data.encoded_by(BYTES).batches(0, 0))  # a reward may ask for them
+    assert Split(None, "train", 60, files=data.files).read(BYTES).targets is None
+    data.check("validation")
+    message = f"^{path}, line 2: no 'summary'; supervised training needs the columns document, summ"
+    with pytest.raises(ValueError, match=message):
+        data.check("validation", summaries=True)
+    pairs = OwnFiles(train=write(tmp_path, "csv", PAIRS))  # the chosen responses are summaries
+    TaskData(None, 60, 24, 2, files=pairs).check(summaries=True)
+    no_documents = OwnFiles(test=write(tmp_path, "jsonl", [{"text": "a"}]))
+    with pytest.raises(ValueError, match="line 1: no 'document'; every run needs.*found text. COL"):
+        Split(None, "test", 60, files=no_documents)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +144,7 @@ def test_a_bad_line_of_csv_is_named(tmp_path, text, message):
 
 def test_a_document_may_be_longer_than_the_csv_module_expects(tmp_path):
     path = write(tmp_path, "csv", [{"document": "a" * 200_000}])
-    assert tables.first_row(path) == {"document": "a" * 200_000}
+    assert tables.first_row(path) == (f"{path}, line 2", {"document": "a" * 200_000})
 
 
 def test_parquet_files_that_cannot_be_read(tmp_path, monkeypatch):
@@ -179,7 +190,7 @@ def test_a_run_needs_the_files_that_it_reads(tmp_path):
     with pytest.raises(NoFileError, match="the splits train, validation, test; found 'tests'"):
         Split(None, "tests", 8, files=data.files)
     with pytest.raises(
-        ValueError, match="pairs need the columns document, chosen, rejected; found"
+        ValueError, match="line 1: no 'chosen'; preference pairs need the columns document, chosen"
     ):
         data.check(pairs=True)
     pairs = OwnFiles(train=write(tmp_path, "parquet", PAIRS))
@@ -210,7 +221,7 @@ OF_TASKS = {name: run for name, run in RUNS.items() if run[0][0] == f"runs/{name
 READ = {
     "train": ("sft", "ppo", "warm_start", "offline", "dpo", "reward_model", "lengths", "statistics"),
     "validation": ("choose", "sft", "offline", "dpo", "reward_model"),
-    "test": ("sample", "sweep", "best_of_n", "beam_search", "evolution", "dpo", "reward_model"),
+    "test": ("sample", "sweep", "best_of_n", "beam_search", "evolution"),
 }  # fmt: skip
 
 
@@ -231,6 +242,19 @@ def test_every_run_reads_its_splits_and_names_the_one_that_is_missing(run, tmp_p
     with pytest.raises(SystemExit, match="no/model"):  # data are there, the model is not
         given = {split.upper(): files[split.upper()] for split in read}
         main.main(arguments(run) + bound(**given, MODEL_DIR=f"{tmp_path}/out"))
+
+
+@pytest.mark.parametrize("run", ["sft", "dpo", "ppo", "sweep"])
+def test_a_missing_column_is_named_before_models_are_loaded(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(loading, "read_arrays", None)
+    rows = {"sft": [{"document": "a"}], "dpo": ROWS}.get(run, [{"text": "a"}])
+    column = {"sft": "summary", "dpo": "chosen"}.get(run, "document")
+    files = {split.upper(): write(tmp_path, "jsonl", rows) for split in READ}
+    with pytest.raises(SystemExit, match=f"{tmp_path}.*, line 1: no '{column}'"):
+        main.main(
+            arguments(run, "dera_jax/assets/reference") + bound(MODEL_DIR=f"{tmp_path}/o", **files)
+        )
 
 
 WITHOUT = """

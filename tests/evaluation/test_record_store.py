@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,6 +83,16 @@ def test_a_run_killed_at_any_write_ends_as_one_left_alone(survived, whole, tmp_p
     write(tmp_path / "run")
     found = {name: x for name, x in files(tmp_path / "run").items() if ".__lock" not in name}
     assert found == files(whole)
+
+
+def test_only_several_batches_are_padded(monkeypatch):
+    batches = [rows.tolist() for rows in record_store.full_batches(5, 3)]
+    assert batches == [[0, 1, 2], [3, 4, 4]]
+    assert [rows.tolist() for rows in record_store.full_batches(1, 8)] == [[0]]
+    assert [rows.tolist() for rows in record_store.full_batches(3, 8)] == [[0, 1, 2]]
+    monkeypatch.setattr(record_store, "mesh_in_use", lambda: SimpleNamespace(shape={"data": 2}))
+    assert [rows.tolist() for rows in record_store.full_batches(3, 8)] == [[0, 1, 2, 2]]
+    assert [rows.tolist() for rows in record_store.full_batches(7, 8)] == [[0, 1, 2, 3, 4, 5, 6, 6]]
 
 
 def test_only_missing_shards_are_decoded(whole):

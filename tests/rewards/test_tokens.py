@@ -92,7 +92,7 @@ def test_token_overlap_of_another_end_token():
 
 def test_a_task_without_targets_is_refused():
     _, *arguments = batch()
-    with pytest.raises(ValueError, match="this task has no targets"):
+    with pytest.raises(ValueError, match="these documents have none: add the column `summary`"):
         TokenOverlap()(None, Source(prompts.whole(np.ones((3, 4)))), *arguments)
 
 

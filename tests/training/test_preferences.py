@@ -13,6 +13,7 @@ import pytest
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.loading import load, load_params, read_value_head
 from dera_jax.checkpoints.orbax import Saving
+from dera_jax.data.own_files import OwnFiles
 from dera_jax.data.task_data import TaskData
 from dera_jax.models.language_model import score
 from dera_jax.models.t5 import T5Config
@@ -183,6 +184,23 @@ def test_a_reward_model_learns_what_was_chosen_for(tmp_path):
     assert good > bad + 1
     with pytest.raises(ValueError, match="holds a reward model"):
         load(tmp_path / "best")
+
+
+def test_without_a_test_file_nothing_is_tested_and_a_line_says_so(tmp_path, capsys):
+    for split, rows in (("train", 64), ("validation", 16)):
+        lines = [{"document": f"a{i:04}", "chosen": "b!", "rejected": "b?"} for i in range(rows)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    files = OwnFiles(f"{tmp_path}/train.jsonl", f"{tmp_path}/validation.jsonl")
+    data = TaskData(None, inputs=24, targets=4, batch_size=16, files=files)
+    result = training(preferences.reward_model, data=data, steps=2).run(tmp_path / "out")
+    assert result.keys() == {"best_loss", "best_step", "left_out"}
+    assert "the split 'test' (TEST): the best model is not tested" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "test.json").exists()
+    summaries = tmp_path / "summaries.jsonl"
+    summaries.write_text('{"document": "a", "summary": "b"}\n')
+    data = dataclasses.replace(data, files=dataclasses.replace(files, test=str(summaries)))
+    with pytest.raises(ValueError, match="summaries.jsonl, line 1: no 'chosen'"):
+        training(preferences.reward_model, data=data)
 
 
 @pytest.mark.slow

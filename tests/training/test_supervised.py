@@ -18,6 +18,7 @@ from dera_jax.data.task_data import TaskData
 from dera_jax.models.language_model import next_token_logits
 from dera_jax.models.t5 import T5Config
 from dera_jax.models.t5_lm import T5
+from dera_jax.tasks import jsonl
 from dera_jax.training import metric_log, optimizers, supervised, validation
 from dera_jax.training.train_state import make_step, new_state
 from dera_jax.training.train_step import CrossEntropy, Loss
@@ -140,6 +141,19 @@ def test_a_model_smaller_than_the_vocabulary_is_refused(tmp_path):
         ValueError, match=r"has 259 ids, the model's tables only 200.*raise vocab_size"
     ):
         training(start=small).run(tmp_path)
+
+
+def test_data_without_summaries_are_refused(tmp_path):
+    """A model of them would learn to write nothing."""
+    rows = {"document": ["a", "b"], "summary": ["", ""]}
+    jsonl.register_pairs(
+        "test_documents", lambda split: rows, ["train", "validation"], "{document}"
+    )
+    data = TaskData("test_documents", inputs=12, targets=6, batch_size=2)
+    start = supervised.new_model(CONFIG, seed=0, vocabulary=ByteVocabulary())
+    with pytest.raises(ValueError, match="'test_documents' has no summaries in the split 'validat"):
+        training(start=start, data=data).run(tmp_path)
+    seqio.TaskRegistry.remove("test_documents")
 
 
 @pytest.mark.slow
