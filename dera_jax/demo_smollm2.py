@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
         base = default_model()
     except FileNotFoundError as error:
         print(f"{error}\nThe demo of two small T5 models follows instead.", file=sys.stderr)
-        demo_t5.main(["--output", options.output])
+        demo_t5.main(["--output", f"{options.output}_t5"])
         return
     folder = output_folder(options.output)
     pair = load(base, options.aligned, reference=options.reference)
