@@ -162,8 +162,10 @@ def rows_of(out: Path, table: str) -> list[dict]:
 
 def test_dpo(family, dpo):
     reports = metric_log.read(dpo)
-    losses = [x["training/loss"] for x in reports if "training/loss" in x]
-    assert losses[-1] < losses[0] and losses[-1] < 0.9 * math.log(2)
+    last = [x for x in reports if "training/loss" in x][-1]
+    assert last["training/loss"] < 0.9 * math.log(2) and last["training/accuracy"] > 0.8
+    result = json.loads((dpo / "result.json").read_text())
+    assert result["best_loss"] < math.log(2) and math.isfinite(result["test"]["loss"])
     window = WINDOW if family == "mistral" else None
     assert set(read_config(dpo / "best").windows) == {window}
 
