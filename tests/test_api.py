@@ -71,6 +71,7 @@ def test_one_string_a_generator_and_dicts_are_documents(model):
     assert rows[0]["summary"] == "flips" and rows[0]["text"] == one[0]["text"]
 
 
+@pytest.mark.slow
 def test_methods_return_the_best_text(pair, tmp_path):
     """By a reward in Python; λ is 1 unless it is given, and a folder keeps the records."""
     samples = pair.sample(DOCUMENTS, num_samples=4, reward=near_six, folder=tmp_path, **ASKED)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
 PAGES = ROOT / "out" / "colabs"
 PRINTED = {  # what the last steps of each notebook print
-    "01_realignment": ["aligned at β = 0.1", "λ = 2 "],
+    "01_realignment": ["aligned at β = 0.05", "λ = 2 "],
     "02_length_experiment": ["KL(DeRa ‖ retrained)", "λ = 2     in range"],
     "03_reward_guided_search": ["lookahead 8, 4 beams", "λ = 1: coverage"],
     "04_evolutionary_decoding": ["replacement only", " under: "],

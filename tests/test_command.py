@@ -134,7 +134,7 @@ def test_the_demo_is_an_example(workplace, monkeypatch):
 
     monkeypatch.setattr(demo_smollm2, "default_model", missing)
     assert "in-range rate" in run("dera-jax demo", "--output", "out")
-    assert (workplace / "out" / "metrics.csv").exists()
+    assert (workplace / "out_t5" / "metrics.csv").exists()
 
 
 def test_rows_are_those_of_the_library(workplace):

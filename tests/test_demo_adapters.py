@@ -42,7 +42,7 @@ def test_without_smollm2_the_t5_pair_runs(monkeypatch, capsys, tmp_path):
     calls = []
     monkeypatch.setattr(demo_smollm2.demo_t5, "main", calls.append)
     demo.main(["--output", str(tmp_path / "out")])
-    assert calls == [["--output", str(tmp_path / "out")]]
+    assert calls == [["--output", str(tmp_path / "out_t5")]]
     assert default_model.COMMAND in capsys.readouterr().err
 
 

@@ -284,6 +284,7 @@ def test_a_dry_run_tells_what_the_experiment_needs(
 SCORED = ["PPO step", "DeRa sweep, a batch", "scoring, a batch"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.evidence)])
 @pytest.mark.parametrize(
     ("name", "last"),

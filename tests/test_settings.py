@@ -166,6 +166,7 @@ CHECKED_BY = {
     Evolution: check_evolution,
 }
 NOT_SETTINGS = {
+    "OutputSource": "made by what writes a report",
     "Adoption": "made by a search from its settings",
     "EncodedExamples": "encoded from texts",
     "Call": "found in a gin configuration",

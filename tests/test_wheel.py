@@ -143,4 +143,3 @@ def test_a_run_of_the_shipped_pair_beside_modules_of_the_same_names(call, tmp_pa
     task = ("--gin.TASK='newswire'", "--gin.MODEL_DIR='it'", "--gin.LOW=1", "--gin.HIGH=6")
     call(*RUN, *SHIPPED, *SMALL, *task)
     assert len((tmp_path / "it" / "records.jsonl").read_text().splitlines()) == 2
-    assert "import dera_jax.tasks" in (tmp_path / "it" / "config.gin").read_text()

@@ -93,7 +93,7 @@ def sampling_notes(file: GgufFile) -> tuple[str, ...]:
     They would make the sampled distribution another one than the models' mixture.
     """
     found = [f"{key} {x}" for key, x in file.fields.items() if key.startswith("general.sampling.")]
-    note = f"{file.where}: {', '.join(found)} are not applied; bind them in the run"
+    note = f"{file.where}: {', '.join(found)} are not applied; set them in the run to apply them"
     return (note,) if found else ()
 
 

@@ -101,7 +101,7 @@ def sampling_notes(folder: Folder) -> tuple[str, ...]:
     """
     settings = optional_json(folder, GENERATION)
     found = [f"{x} {settings[x]}" for x, off in _SAMPLING.items() if settings.get(x, off) != off]
-    note = f"{folder.path(GENERATION)}: {', '.join(found)} are not applied; bind them in the run"
+    note = f"{folder.path(GENERATION)}: {', '.join(found)} are not applied; set them in the run to apply them"
     return (note,) if found else ()
 
 

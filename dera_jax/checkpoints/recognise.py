@@ -35,6 +35,7 @@ from dera_jax.models.heads import Pooling, ValueHead
 from dera_jax.models.registry import model_of
 
 _STEP = re.compile(r"checkpoint_(\d+)/")
+GGUF = "GGUF"  # the kind of a checkpoint in a GGUF file
 _MODELS_OF_RUNS = ("best", "aligned")  # model folders inside the folders of training runs
 _OTHER_FILES = {
     ".model": "a SentencePiece model (a vocabulary)",
@@ -208,7 +209,7 @@ def _open_gguf(path: Folder) -> Checkpoint:
     file = gguf_file.open_gguf(path.local())
     config, arrays = gguf_llama.open_llama(file, gguf_tokenizer.end_ids(file))
     return Checkpoint(
-        "GGUF",
+        GGUF,
         path.where,
         config,
         arrays,

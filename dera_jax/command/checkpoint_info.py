@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from dera_jax.checkpoints.adapters import FACTORS, StoredAdapter
 from dera_jax.checkpoints.default_model import located
+from dera_jax.checkpoints.importers import importer_of
 from dera_jax.checkpoints.loaded import restrict_to_vocabulary
-from dera_jax.checkpoints.recognise import Checkpoint, open_checkpoint
+from dera_jax.checkpoints.recognise import GGUF, Checkpoint, open_checkpoint
 from dera_jax.checkpoints.safetensors_file import open_safetensors
 from dera_jax.checkpoints.storage import StoredArray
 from dera_jax.checkpoints.vocabulary import NO_PIECE
@@ -27,14 +28,16 @@ def _rows(checkpoint: Checkpoint) -> dict[str, str]:
     rows = {
         "checkpoint": adapter.where if adapter else checkpoint.where,
         "format": "LoRA adapter" if adapter else checkpoint.kind,
-        "architecture": f"{family_of(config).name}{', a reward model' if checkpoint.head else ''}",
-        "sizes": ", ".join(f"{x} {value}" for x, value in _sizes(config).items()),
+        "architecture": f"{_architecture(config)}{', a reward model' if checkpoint.head else ''}",
+        "sizes": ", ".join(f"{x} {_shown(x, value)}" for x, value in _sizes(config).items()),
         "parameters": _num_parameters(checkpoint.arrays),
         "step": str(checkpoint.card.get("step", "not recorded")),
         "vocabulary": _vocabulary(checkpoint),
         "end ids": _end_ids(checkpoint),
         "chat template": "none" if template is None else f"{len(template):,} characters",
     }
+    if checkpoint.notes:
+        rows["notes"] = "; ".join(checkpoint.notes)
     return rows | (_adapter_rows(adapter, checkpoint) if adapter else {})
 
 
@@ -50,6 +53,23 @@ def _adapter_rows(adapter: StoredAdapter, base: Checkpoint) -> dict[str, str]:
 def _targets(settings: Mapping) -> str:
     targets = settings["target_modules"]
     return targets if isinstance(targets, str) else ", ".join(sorted(targets))
+
+
+def _architecture(config: object) -> str:
+    """Returns the name in transformers of the architecture, if it has one, and the family's name."""
+    family = family_of(config).name
+    try:
+        name = importer_of(config).described(config, "float32")["model_type"]
+    except ValueError:  # options that no architecture of transformers has
+        return family
+    return family if name == family else f"{name}, of the family {family}"
+
+
+def _shown(name: str, value: object) -> str:
+    """Returns the text of a value; an attention window that all layers have is written once."""
+    if name == "layer_windows" and len(set(value)) == 1:
+        return f"{value[0]} in all layers"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _sizes(config: object) -> dict[str, object]:
@@ -70,6 +90,8 @@ def _vocabulary(checkpoint: Checkpoint) -> str:
         return "none in the checkpoint"
     pieces = checkpoint.vocabulary.pieces
     file = checkpoint.vocabulary.described()["file"] or "bytes"
+    if checkpoint.kind == GGUF:
+        file = "inside the GGUF file"
     return f"{file}, {sum(x != NO_PIECE for x in pieces):,} ids"
 
 

@@ -58,7 +58,9 @@ class EvolutionInputs:
     def __post_init__(self):
         """Raises ValueError unless there are B example ids and a guide for B documents."""
         batch = len(self.prompts)
-        checks.check_array("Questions.example_ids", self.example_ids, "ids", np.integer, B=batch)
+        checks.check_array(
+            "EvolutionInputs.example_ids", self.example_ids, "ids", np.integer, B=batch
+        )
         self.guide.check(batch)
 
 

@@ -99,7 +99,9 @@ def write_samples(folder: Path, names: Sequence[str], documents: int = 5) -> Non
     records = {name: record_store.read(method_folder(folder, name)) for name in names}
     lines = []
     for i, record in enumerate(records[names[0]][:documents]):
-        lines += [f"document: {record['document']}", f"human: {record['summary']}"]
+        lines.append(f"document: {record['document']}")
+        if record["summary"]:
+            lines.append(f"human: {record['summary']}")
         if "keywords" in record:
             lines.append(f"keywords: {', '.join(record['keywords'])}")
         lines += [f"{name}: {records[name][i]['samples'][0]['text']}" for name in names]

@@ -191,23 +191,24 @@ def plot_methods(rows: Sequence[dict], key: str, title: str, path: Path) -> None
     """Plots the headline metric, ROUGE-L and the cost of every method, a line for each method.
 
     Args:
-        rows: rows of `method_tables.run_method`.
+        rows: rows of `method_tables.run_method`; without ROUGE-L, which needs summaries, there is no
+            panel for it.
         key: column of the headline metric.
         title: title of the figure.
         path: path of the PNG file.
     """
+    columns = _columns(rows, key, "rougeL", "forward_tokens")
     size = (11, 1.4 + 0.3 * len(rows))
-    figure, axes = plt.subplots(1, 3, figsize=size, sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(columns), figsize=size, sharey=True, layout="constrained")
     places = range(len(rows))
-    for axis, column in zip(axes, (key, "rougeL", "forward_tokens"), strict=True):
+    for axis, column in zip(axes, columns, strict=True):
         errors = [row[f"{column}_ci95"] or 0 for row in rows]
         axis.errorbar([row[column] for row in rows], places, xerr=errors, fmt="o", capsize=3)
+        axis.set_xlabel(TITLES.get(column, column))
         axis.grid(alpha=0.3)
-    axes[0].set_xlabel(TITLES.get(key, key))
-    axes[1].set_xlabel(TITLES["rougeL"])
-    axes[2].set_xlabel("tokens processed per output")
-    axes[2].set_xscale("log")
-    axes[2].xaxis.set_minor_formatter("")  # labels of minor ticks would overlap in a wide decade
+    axes[-1].set_xlabel("tokens processed per output")
+    axes[-1].set_xscale("log")
+    axes[-1].xaxis.set_minor_formatter("")  # labels of minor ticks would overlap in a wide decade
     axes[0].set_yticks(places, [row["method"] for row in rows])
     axes[0].invert_yaxis()
     figure.suptitle(_title_of(title, rows))
@@ -215,18 +216,26 @@ def plot_methods(rows: Sequence[dict], key: str, title: str, path: Path) -> None
     plt.close(figure)
 
 
+def _columns(rows: Sequence[dict], *columns: str) -> list[str]:
+    """Returns the columns that the rows have."""
+    return [column for column in columns if column in rows[0]]
+
+
 def plot_search_grid(rows: Sequence[dict], plain: dict, key: str, title: str, path: Path) -> None:
     """Plots the headline metric and ROUGE-L against the reward weight, a curve for each lookahead.
 
     Args:
-        rows: rows of `method_tables.run_method` with `weight` and `lookahead` (tokens).
+        rows: rows of `method_tables.run_method` with `weight` and `lookahead` (tokens); without
+            ROUGE-L, which needs summaries, there is no panel for it.
         plain: the row of beam search without a reward.
         key: column of the headline metric.
         title: title of the figure.
         path: path of the PNG file.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    for axis, column in zip(axes, (key, "rougeL"), strict=True):
+    columns = _columns(rows, key, "rougeL")
+    size = (5 * len(columns), 4.2)
+    figure, axes = plt.subplots(1, len(columns), figsize=size, squeeze=False, layout="constrained")
+    for axis, column in zip(axes[0], columns, strict=True):
         for i, lookahead in enumerate(sorted({row["lookahead"] for row in rows})):
             own = [row for row in rows if row["lookahead"] == lookahead]
             cost = sum(row["forward_tokens"] for row in own) / len(own)
@@ -240,7 +249,7 @@ def plot_search_grid(rows: Sequence[dict], plain: dict, key: str, title: str, pa
         axis.set_xscale("log")
         axis.set_ylabel(TITLES.get(column, column))
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+    axes[0, 0].legend(fontsize=8)
     figure.suptitle(_title_of(title, rows))
     figure.savefig(path, dpi=120)
     plt.close(figure)

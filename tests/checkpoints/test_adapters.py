@@ -205,6 +205,7 @@ def test_a_pair_on_one_base_is_the_pair_of_merged_models(folders, tmp_path):
         assert all(x.base.params["token_embedder"]["embedding"] is table for x in pair.components)
 
 
+@pytest.mark.slow
 def test_no_adapter_means_the_base_itself(folders):
     pair = load(folders / "base", folders / "aligned")
     assert isinstance(pair.model, RealignedAdapters)

@@ -1,6 +1,7 @@
 """GGUF files: the models of Hugging Face's folders, from files that the package `gguf` wrote."""
 
 import dataclasses
+import tracemalloc
 
 import gguf
 import jax
@@ -12,7 +13,7 @@ import transformers
 
 from dera_jax.checkpoints import gguf_file, recognise
 from dera_jax.checkpoints.loading import load, read_config
-from dera_jax.checkpoints.storage import Folder
+from dera_jax.checkpoints.storage import Folder, read_arrays
 from dera_jax.models.language_model import Prompts, next_token_logits, pad_sequences
 from tests.checkpoints import gguf_models as files
 from tests.checkpoints.gguf_models import KINDS
@@ -106,6 +107,22 @@ def test_a_vector_is_one_row_of_blocks(tmp_path):
     expected = gguf.dequantize(gguf.quantize(vector, KINDS.Q8_0), KINDS.Q8_0)
     array = gguf_file.open_gguf(path).tensors["x"]
     np.testing.assert_array_equal(array.read((slice(3, 40),)), expected[3:40])
+
+
+def test_one_tensor_at_a_time_is_dequantized_in_memory(tmp_path):
+    """NumPy's arrays are counted, JAX's are not; one of eight tensors takes 1 MiB as float32."""
+    kind, size = KINDS["Q8_0"], 2**20
+    blocks = gguf.quantize(np.ones((512, 512), np.float32), kind)
+    stored = {f"x{i}": (blocks, kind) for i in range(8)}
+    tensors = gguf_file.open_gguf(files.write(tmp_path / "m.gguf", "llama", {}, stored)).tensors
+    tracemalloc.start()
+    try:
+        found = read_arrays(tensors, None, "bfloat16")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(found) == 8 and size < peak < 4 * size
+    assert all((x == 1).all() for x in found.values())
 
 
 def test_metadata_are_those_that_the_package_reads(tmp_path):

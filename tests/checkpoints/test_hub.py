@@ -27,7 +27,10 @@ from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.named_vocabulary import named_vocabulary
 from dera_jax.models.llama_lm import Llama
-from tests import stub_hub
+from dera_jax.models.t5_lm import T5
+from dera_jax.tasks import newswire
+from tests import stub_hub, tiny
+from tests.experiments import small
 from tests.tiny import LLAMA, params
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,6 +131,19 @@ def test_a_name_is_loaded_as_its_folder_and_nothing_else_is_downloaded(served, f
     assert served.downloaded() == READ
     shown = capsys.readouterr().err
     assert f"{NAME}@{commit}: a Hugging Face checkpoint" in shown and "%|" not in shown
+
+
+def test_a_t5_comes_with_its_sentencepiece_model(served, tmp_path):
+    """As google/flan-t5-small does, which has no chat template."""
+    model = T5(small.CONFIG)
+    save_hugging_face(
+        tmp_path / "t5", small.CONFIG, newswire.vocabulary(), tiny.params(model), "float32"
+    )
+    served.push(NAME, tmp_path / "t5")
+    found, expected = load(NAME), load(tmp_path / "t5")
+    assert_equal(found.params, expected.params)
+    assert "spiece.model" in served.downloaded() and "tokenizer.json" not in served.downloaded()
+    assert found.encode_prompt("two words", 9) == expected.encode_prompt("two words", 9)
 
 
 def test_a_second_load_downloads_nothing(served, folder):

@@ -138,6 +138,7 @@ def test_shards_and_bfloat16(tmp_path):
     compare(loaded, reference.to(torch.float32))
 
 
+@pytest.mark.slow
 def test_what_is_exported_computes_the_same_in_torch_and_comes_back(tmp_path):
     for version in golden.VERSIONS:
         model, params, _ = golden.load(version)

@@ -30,6 +30,7 @@ def rows(name: str) -> list[dict]:
     return [json.loads(x) for x in (ASSETS / name).read_text("utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_the_files_are_those_that_the_installed_packages_give():
     assert rows(demo_documents.ABSTRACTS) == build_demo_documents.abstract_rows()
     assert rows(demo_documents.DOCSTRINGS) == build_demo_documents.docstring_rows()

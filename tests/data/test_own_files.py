@@ -266,6 +266,7 @@ main.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_runs_without_tensorflow_from_another_folder(tmp_path):
     reference = words.drawn("t5")
     reference.save(tmp_path / "model", reference.params, {})

@@ -82,6 +82,7 @@ def positions_by_trace(setup, details, row, read) -> int:
     return fed
 
 
+@pytest.mark.slow
 def test_what_is_counted(setup):
     never = dataclasses.replace(EVOLUTION, sampling=Sampling(LENGTH, end_ids=(-1,)))
     answers = EvolutionMethod("DARWIN", never, Unchanged()).answer(setup, ROWS)

@@ -128,6 +128,7 @@ def test_adapters_on_one_base_are_the_merged_models(name):
         close(mine.parts, other.parts, tolerance_of(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_adapters_on_one_base_decode_the_same_tokens(name):
     """Samples with their scores, and a beam search, which reorders the state."""
@@ -145,6 +146,7 @@ def test_adapters_on_one_base_decode_the_same_tokens(name):
     np.testing.assert_array_equal(mine.pool.tokens, other.pool.tokens)
 
 
+@pytest.mark.slow
 def test_at_zero_and_one_the_mixture_is_the_component():
     """Bit for bit, as the definition of λ promises."""
     model = MODELS["llama"]
@@ -157,6 +159,7 @@ def test_at_zero_and_one_the_mixture_is_the_component():
         np.testing.assert_array_equal(output.logits[:, k], output.parts[k][:, k])
 
 
+@pytest.mark.slow
 def test_gradients_are_of_adapters_only():
     model = MODELS["llama"]
     base, adapter = tiny.params(model), adapter_of(MODELS["llama"], 1)

@@ -221,6 +221,7 @@ def test_rollouts_of_ppo_are_the_same_whatever_pads_the_prompts(padding):
     jax.tree.map(np.testing.assert_array_equal, found, rollout())
 
 
+@pytest.mark.slow
 def test_lengths_are_read():
     """Else the tests above would not fail either."""
     batch = plain()

@@ -186,6 +186,7 @@ def test_the_first_update_starts_at_ratio_one(t5):
     assert 0 < float(metrics["entropy"]) < np.log(actors.model.vocab_size)
 
 
+@pytest.mark.slow
 def test_minibatches_add_up_to_the_batch(t5):
     params = t5[3]
     experience, _ = first_rollout(t5, params)

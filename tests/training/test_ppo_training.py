@@ -86,6 +86,7 @@ def test_a_run_that_died_ends_with_the_same_bits(alignment, tmp_path, monkeypatc
     assert scores.keys() == expected_scores.keys()
 
 
+@pytest.mark.slow
 def test_the_card_says_how_it_was_made(alignment, tmp_path):
     short = dataclasses.replace(alignment, steps=1)
     scores = short.run(tmp_path / "run")

@@ -170,6 +170,7 @@ def dpo(start):
     return preferences.dpo(start, beta=0.5)
 
 
+@pytest.mark.slow
 def test_a_reward_model_learns_what_was_chosen_for(tmp_path):
     result = training(preferences.reward_model).run(tmp_path)
     assert result["test"]["accuracy"] == 1 and result["test"]["pairs"] == 40

@@ -112,6 +112,7 @@ def test_validation_loss_is_the_mean_over_target_tokens(tmp_path):
     assert best.card["validation"]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_trainer_learns_what_the_input_says(tmp_path):
     """One of four words of 4 tokens: who does not read the input stays above ln(4) / 4 = 0.35."""
     training(steps=250, validation=validation.Validation(period=250, examples=1024)).run(tmp_path)
