@@ -170,11 +170,11 @@ def sentences(result: Mapping[str, object]) -> list[str]:
     lines = []
     for key, unit in units.items():
         largest = largest_gap(rows, key)
-        error = largest["ci95"]
-        interval = "" if error is None else f" ± {error:.3f}"
+        error, digits = largest["ci95"], 2 if key == "kl" else 3
+        interval = "" if error is None else f" ± {error:.{digits}f}"
         lines.append(
             f"Largest gap between DeRa and the retrained models in {names[key]}: "
-            f"{largest['gap']:+.3f}{interval}{unit}, at λ = {largest['lam']:g}."
+            f"{largest['gap']:+.{digits}f}{interval}{unit}, at λ = {largest['lam']:g}."
         )
     for row in result["slopes"]:
         lines.append(f"PPO at β = {row['beta']:.3g}, seed {row['seed']}: {_slope_in_words(row)}.")

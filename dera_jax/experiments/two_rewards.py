@@ -219,11 +219,11 @@ def sentences(rows: Sequence[dict]) -> list[str]:
     for key in [x.removeprefix("dera_") for x in rows[0] if x.startswith("dera_")]:
         row = max(rows, key=lambda row, key=key: abs(row[f"gap_{key}"]))
         weights = lam_text([x for name, x in row.items() if name.startswith(_WEIGHT)])
-        error = row[f"gap_{key}_ci95"]
-        interval = "" if error is None else f" ± {error:.3f}"
+        error, digits = row[f"gap_{key}_ci95"], _DIGITS.get(key, 3)
+        interval = "" if error is None else f" ± {error:.{digits}f}"
         lines.append(
             f"Largest gap between DeRa and the trained models in {key.removeprefix(sweep.PART)}: "
-            f"{row[f'gap_{key}']:+.3f}{interval}, at weights {weights}."
+            f"{row[f'gap_{key}']:+.{digits}f}{interval}, at weights {weights}."
         )
     return lines
 
@@ -239,7 +239,11 @@ def compared_cells(rows: Sequence[dict]) -> list[list[str]]:
         [f"{row[f'{_WEIGHT}{name}']:g}" for name in names]
         + [
             f"{row[f'{source}_{key}']:.{_DIGITS.get(key, 3)}f}"
-            + (f" ±{row[f'gap_{key}_ci95'] or 0:.3f}" if source == "gap" else "")
+            + (
+                f" ±{row[f'gap_{key}_ci95'] or 0:.{_DIGITS.get(key, 3)}f}"
+                if source == "gap"
+                else ""
+            )
             for key in keys
             for source in ("dera", "trained", "gap")
         ]
