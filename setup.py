@@ -26,6 +26,7 @@ REQUIRES = [
     "numpy>=2.0",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.20",
+    "pandas>=2.2",
     "protobuf>=5.26",
     "rouge-score>=0.1.2",
     "safetensors>=0.5",
@@ -46,7 +47,6 @@ EXTRAS = {
         "tensorflow-datasets>=4.9.7",
     ],
     "parquet": ["pyarrow>=18"],  # own files in this format, see dera_jax/data/tables.py
-    "pandas": ["pandas>=2.2"],  # `Rows.to_pandas` of dera_jax/texts.py
     # Most tests read tasks: .[test,seqio]
     "test": [
         "hypothesis>=6.100",

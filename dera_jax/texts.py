@@ -40,11 +40,9 @@ class Rows(list):
     """
 
     def to_pandas(self):
-        """Returns the rows as a `pandas.DataFrame`; raises ImportError if pandas is not installed."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("Rows.to_pandas needs pandas: pip install pandas") from error
+        """Returns the rows as a `pandas.DataFrame`."""
+        import pandas  # takes a moment
+
         return pandas.DataFrame(list(self))
 
     def to_jsonl(self, path: str | Path) -> None:

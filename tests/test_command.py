@@ -118,7 +118,6 @@ def test_examples_that_decode(workplace, line):
 def test_other_examples(workplace, line):
     name = line.split()[1]
     if name == "report":
-        pytest.importorskip("dera_jax.report")
         run("dera-jax sweep --input papers.jsonl --lam 0,1 --folder sweep", "--max-length", "6")
     more = ["--dry_run"] if name == "train" and "--dry_run" not in line else []
     assert run(line, *more)

@@ -87,11 +87,7 @@ def test_the_package_imports_nothing_that_only_an_extra_installs():
                 if not owned & available:
                     found.setdefault(root, []).append(path.name)
     found.pop("seqio")  # for type checkers
-    for name in (
-        "pandas",
-        "pyarrow",
-        "wandb",
-    ):  # where a user asks for them; errors say how to install them
+    for name in ("pyarrow", "wandb"):  # where a user asks for them; errors say how to install them
         found.pop(name)
     assert found == {}
 

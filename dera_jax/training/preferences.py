@@ -188,8 +188,8 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
     the split `test` of a user's own files, there is no such evaluation.
 
     Returns:
-        `best_loss`, `best_step`, `test` (see `reliability.summary`; absent without that split) and `left_out` (the number of
-        pairs that were not used, by split and reason, see `encoding`).
+        `best_loss`, `best_step`, `test` (see `reliability.summary`; absent without that split) and
+        `left_out` (the number of pairs that were not used, by split and reason, see `encoding`).
 
     Raises:
         FloatingPointError: as `loop.run`, or the margin of a pair is not finite.
@@ -201,9 +201,8 @@ def train(training: PreferenceTraining, folder: Path) -> dict[str, object]:
         scorer = dataclasses.replace(scorer, model=origin.model)
     data = task.encoded_by(origin.tokenizer)
     held_out = data.read("validation").at(slice(settings.examples))
-    test = (
-        data.read("test") if training.has_test() else None
-    )  # before training, so that its errors come now
+    # Read before training, so that its errors come now.
+    test = data.read("test") if training.has_test() else None
     if test is None:
         print("no file is given for the split 'test' (TEST): the best model is not tested on pairs")
     params = shard_params(origin.model, origin.trainable)
