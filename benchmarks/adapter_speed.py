@@ -12,10 +12,7 @@ Axes: B prompts, K hypotheses, S prompt length, T new tokens.
 
 import argparse
 import dataclasses
-import os
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -204,9 +201,7 @@ def main() -> None:
     text = f"{time_table(times)}\n\n{memory_table(memory(config, ROWS[-1]), logits)}\n"
     print(text)
     if options.write:
-        command, machine = shlex.join(["python", *sys.argv]), speed_report.described(os.cpu_count())
-        page = PAGE.format(command=command, machine=machine, text=text)
-        (speed_report.RESULTS / "adapter_speed.md").write_text(page, encoding="utf-8")
+        speed_report.write_page("adapter_speed.md", PAGE, text=text)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,7 @@ check that their outputs agree. `--write` puts the table into docs/results.
 """
 
 import argparse
-import os
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -91,9 +88,7 @@ def main() -> None:
     table = "\n".join(lines)
     print(table)
     if options.write:
-        command, machine = shlex.join(["python", *sys.argv]), speed_report.described(os.cpu_count())
-        page = PAGE.format(command=command, machine=machine, table=table)
-        (speed_report.RESULTS / "attention_speed.md").write_text(page, encoding="utf-8")
+        speed_report.write_page("attention_speed.md", PAGE, table=table)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,7 @@ agree. `--write` puts the table into docs/results.
 
 import argparse
 import functools
-import os
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -132,9 +129,9 @@ def main() -> None:
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     print(table)
     if options.write:
-        page = PAGE.format(
-            command=shlex.join(["python", *sys.argv]),
-            machine=speed_report.described(os.cpu_count()),
+        speed_report.write_page(
+            "scanned_layers.md",
+            PAGE,
             layers=CONFIG.num_layers,
             step=STEP_ROWS,
             slots=SLOTS,
@@ -143,7 +140,6 @@ def main() -> None:
             length=LENGTH,
             table=table,
         )
-        (speed_report.RESULTS / "scanned_layers.md").write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 import os
 import platform
+import shlex
 import statistics
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -67,6 +69,13 @@ def machine(threads: int) -> dict:
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
     }
+
+
+def write_page(name: str, page: str, **fields: object) -> None:
+    """Writes a page of docs/results whose text has the slots {command}, {machine} and those of `fields`."""
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    text = page.format(command=command, machine=described(os.cpu_count()), **fields)
+    (RESULTS / name).write_text(text, encoding="utf-8")
 
 
 def described(threads: int) -> str:
