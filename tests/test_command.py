@@ -5,8 +5,10 @@ import importlib.util
 import inspect
 import io
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -304,7 +306,25 @@ def test_lists_name_runs_and_no_parts_of_runs():
     assert "deal/study" not in listing.names("experiments")
     for name in (*listing.names("runs"), *listing.names("experiments")):
         assert training.gin_file(name).endswith(".gin")
-    assert "  bank " in listing.text(None) and "docstrings" in listing.text("tasks").split()
+    assert "  bank, edits, " in listing.text(None) and "docstrings" in listing.text("tasks").split()
+
+
+def test_list_fits_the_terminal(monkeypatch):
+    in_a_pipe = listing.text("runs")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((90, 24)))
+    _, *lines = listing.text("runs").splitlines()
+    assert max(map(len, lines)) <= 90
+    assert " ".join(" ".join(lines).split()) == " ".join(
+        " ".join(in_a_pipe.splitlines()[1:]).split()
+    )
+
+
+@pytest.mark.parametrize(("name", "hint"), [("search", "dera-jax search"), ("evolve", "dera-jax evolve"), ("smaple", "sample")])  # fmt: skip
+def test_train_says_what_else_was_meant(name, hint):
+    """`runs/search.gin` exists, as a part of runs."""
+    with pytest.raises(ValueError, match=f"no run is called '{name}'; did you mean .{hint}"):
+        training.gin_file(name)
 
 
 def test_info_describes_a_checkpoint(workplace):

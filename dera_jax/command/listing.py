@@ -4,6 +4,9 @@
 """
 
 import re
+import shutil
+import sys
+import textwrap
 from pathlib import Path
 
 from dera_jax.command.arguments import KINDS
@@ -13,7 +16,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "gin_configs"
 _COMMAND = "-m dera_jax.main --gin_file=gin_configs/"
 RUNNABLE = ("runs", "experiments")  # by `dera-jax train`
 _USES = {
-    "runs": "dera-jax train NAME",
+    "runs": "dera-jax train NAME; on documents of your own, the commands sample, sweep, best-of-n, search (DeAL), evolve (DARWIN)",
     "experiments": "dera-jax train NAME",
     "tasks": "dera-jax train RUN --task NAME",
     "models": "architectures to train from scratch: --gin_file gin_configs/models/NAME.gin",
@@ -47,21 +50,34 @@ def tasks() -> list[str]:
 
 
 def text(kind: str | None) -> str:
-    """Returns what `dera-jax list KIND` prints; None for all kinds but tasks, which import TensorFlow."""
+    """Returns what `dera-jax list KIND` prints; None for the names of all kinds but tasks, which import TensorFlow."""
     if kind is not None:
-        return _section(kind)
-    parts = [_section(x) for x in KINDS if x != "tasks"]
-    return "\n\n".join([*parts, "tasks: `dera-jax list tasks` lists them, and imports TensorFlow"])
+        return f"{_heading(kind)}\n{_table(dict.fromkeys(tasks(), '') if kind == 'tasks' else descriptions(kind))}"
+    parts = [f"{_heading(x)}\n{_wrapped(', '.join(names(x)), '  ')}" for x in KINDS if x != "tasks"]
+    return "\n\n".join(
+        [*parts, "`dera-jax list KIND` describes them; `dera-jax list tasks` imports TensorFlow"]
+    )
 
 
-def _section(kind: str) -> str:
-    listed = "\n".join(f"  {x}" for x in tasks()) if kind == "tasks" else _table(descriptions(kind))
-    return f"{kind} ({_USES[kind]})\n{listed}"
+def _heading(kind: str) -> str:
+    return f"{kind} ({_USES[kind]})"
 
 
 def _table(rows: dict[str, str]) -> str:
-    width = max(map(len, rows))
-    return "\n".join(f"  {name:{width}}  {about}" for name, about in rows.items())
+    width = max(map(len, rows)) + 4
+    lines = (
+        _wrapped(f"  {name}".ljust(width) + about, " " * width) for name, about in rows.items()
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _wrapped(text: str, indent: str) -> str:
+    """Returns a text in lines of the terminal's width, and in one line in a pipe."""
+    text = text if text.startswith(" ") else indent + text
+    if not sys.stdout.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(text, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _comment(path: Path) -> str:

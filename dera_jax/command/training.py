@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dera_jax import main
 from dera_jax.command.listing import CONFIGS, RUNNABLE, names
 
+_COMMANDS = {"search": "beam-search", "evolve": "evolution"}  # whose runs have other names
 _OF_MAIN = ("--gin_file", "--gin_search_paths")
 _SWITCHES = ("--dry_run", "--verbose")  # also of main, without a value
 
@@ -38,12 +39,15 @@ def gin_file(run: str) -> str:
     """
     if run.endswith(".gin"):
         return run
+    known = {name: folder for folder in RUNNABLE for name in names(folder)}
     stem = run.replace("-", "_")
-    for folder in RUNNABLE:
-        if (CONFIGS / folder / f"{stem}.gin").exists():
+    for name, folder in known.items():
+        if name.replace("-", "_") == stem:
             return f"{CONFIGS.name}/{folder}/{stem}.gin"
-    close = difflib.get_close_matches(run, [x for kind in RUNNABLE for x in names(kind)], 1)
+    close = difflib.get_close_matches(run, known, 1)
     hint = f"did you mean {close[0]!r}? " if close else ""
+    if run in _COMMANDS:
+        hint = f"did you mean `dera-jax {run}`, or the run {_COMMANDS[run]!r}? "
     raise ValueError(f"no run is called {run!r}; {hint}`dera-jax list runs` lists them")
 
 
