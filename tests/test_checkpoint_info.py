@@ -44,7 +44,7 @@ def test_the_name_in_transformers_is_said(tmp_path, changes, architecture, sizes
 def test_sampling_fields_are_said_not_to_be_applied(tmp_path):
     save_hugging_face(tmp_path / "m", tiny.LLAMA, None, tiny.params(Llama(tiny.LLAMA)), "float32")
     (tmp_path / "m" / "generation_config.json").write_text(json.dumps({"top_p": 0.8}))
-    assert "top_p 0.8 are not applied" in rows(tmp_path / "m")["notes"]
+    assert "top_p 0.8: not applied; set" in rows(tmp_path / "m")["notes"]
 
 
 def test_the_vocabulary_of_a_gguf_file_is_inside_of_it(tmp_path):

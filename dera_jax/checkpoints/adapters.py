@@ -38,10 +38,10 @@ _PREFIX = "base_model.model."
 _SUFFIXES = {LORA_A: "lora_A.weight", LORA_B: "lora_B.weight"}
 _USED = (
     "peft_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora", "rank_pattern",
-    "alpha_pattern", "target_modules", "layers_to_transform", "layers_pattern", "exclude_modules",
+    "alpha_pattern", "target_modules", "layers_to_transform", "layers_pattern", "exclude_modules", "revision",
 )  # fmt: skip
 # Settings of the training that made the adapter, which its factors do not depend on any more.
-_PAST = ("inference_mode", "revision", "auto_mapping", "task_type", "peft_version", "lora_dropout", "loftq_config", "megatron_core", "qalora_group_size", "ensure_weight_tying", "runtime_config")  # fmt: skip
+_PAST = ("inference_mode", "auto_mapping", "task_type", "peft_version", "lora_dropout", "loftq_config", "megatron_core", "qalora_group_size", "ensure_weight_tying", "runtime_config")  # fmt: skip
 _STARTS = (
     True,
     False,
@@ -73,7 +73,13 @@ class StoredAdapter:
     @property
     def base(self) -> str | None:
         """Name of the base that the adapter was trained on, as `load` reads it."""
-        return self.settings.get("base_model_name_or_path")
+        name = self.settings.get("base_model_name_or_path")
+        return f"{name}@{self.revision}" if name and self.revision else name
+
+    @property
+    def revision(self) -> str | None:
+        """Branch, tag or commit of the base on the hub; None if the adapter names none."""
+        return self.settings.get("revision")
 
     @property
     def has_head(self) -> bool:

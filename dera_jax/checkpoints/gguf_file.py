@@ -15,6 +15,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from dera_jax.checkpoints import sampling_fields
 from dera_jax.checkpoints.storage import Index, StoredArray, explain_read_errors, prefix_errors
 
 SUFFIX = ".gguf"
@@ -88,13 +89,9 @@ def open_gguf(path: str | Path) -> GgufFile:
 
 
 def sampling_notes(file: GgufFile) -> tuple[str, ...]:
-    """Returns a sentence about the file's sampling fields, which are not applied.
-
-    They would make the sampled distribution another one than the models' mixture.
-    """
-    found = [f"{key} {x}" for key, x in file.fields.items() if key.startswith("general.sampling.")]
-    note = f"{file.where}: {', '.join(found)} are not applied; set them in the run to apply them"
-    return (note,) if found else ()
+    """Returns sentences about the file's sampling fields, which are not applied."""
+    found = {key: x for key, x in file.fields.items() if key.startswith("general.sampling.")}
+    return sampling_fields.notes(file.where, found)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,6 @@ from dera_jax.checkpoints.hugging_face_tokenizer import (
     GENERATION,
     has_tokenizer,
     save_tokenizer,
-    special_ids,
 )
 from dera_jax.checkpoints.safetensors_file import open_safetensors
 from dera_jax.checkpoints.storage import REAL, Folder, StoredArray, prefix_errors
@@ -50,8 +49,9 @@ def config_of(folder: Folder) -> object:
     """
     settings, where = folder.read_json(CONFIG), folder.path(CONFIG)
     importer = importers.by_model_type(settings.get("model_type"), where)
+    ids = importer.token_ids(folder)
     with prefix_errors(where):
-        return importer.config_of(settings, where, *special_ids(folder, importer.JOINS_ENDS))
+        return importer.config_of(settings, where, **ids)
 
 
 def open_hugging_face(folder: Folder) -> tuple[object, dict[str, StoredArray], Pooling | None]:

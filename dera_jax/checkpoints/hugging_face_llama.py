@@ -9,6 +9,8 @@ or of the feed-forward layers, and activations other than SiLU.
 from collections.abc import Iterator, Mapping
 
 from dera_jax import checks
+from dera_jax.checkpoints.hugging_face_tokenizer import end_ids
+from dera_jax.checkpoints.storage import Folder
 from dera_jax.models.llama_config import LlamaConfig, RopeScaling
 
 CLASSES = {
@@ -22,7 +24,6 @@ CLASSIFIERS = tuple(
 )
 MODEL_TYPES = tuple(CLASSES)
 UNUSED = ()
-JOINS_ENDS = True  # of base and chat models; a chat template's end of turn comes in `loading`
 _FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 _SIZES = {
     "vocab_size": "vocab_size",
@@ -40,21 +41,29 @@ _SCALING = {
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
-def config_of(
-    settings: Mapping, where: str, start_token: int, end_ids: tuple[int, ...]
-) -> LlamaConfig:
+def token_ids(folder: Folder) -> dict[str, object]:
+    """Returns the end ids of a folder's files; a decoder-only model is fed no start or padding token.
+
+    Base and chat models may name different ends, which are joined; a chat template's end of turn comes in
+    `loading`.
+
+    Raises:
+        ValueError: as `hugging_face_tokenizer.end_ids`.
+    """
+    return {"end_ids": end_ids(folder, joined=True)}
+
+
+def config_of(settings: Mapping, where: str, end_ids: tuple[int, ...]) -> LlamaConfig:
     """Returns the configuration that a config.json describes.
 
     Args:
         settings: content of the file.
         where: path of the file, for error messages.
-        start_token: not used, since a decoder-only model is fed the prompt's last token first.
         end_ids: the folder's end-of-sequence ids.
 
     Raises:
         ValueError: the value of a key is not supported.
     """
-    del start_token
     for name, expected in _FIXED.items():
         if settings.get(name, expected) != expected:
             raise ValueError(

@@ -7,6 +7,8 @@ store both transposed.
 from collections.abc import Iterator, Mapping
 
 from dera_jax import checks
+from dera_jax.checkpoints.hugging_face_tokenizer import end_ids, start_id
+from dera_jax.checkpoints.storage import Folder
 from dera_jax.models.layers import MAX_DISTANCE, NUM_BUCKETS
 from dera_jax.models.t5 import T5Config
 
@@ -23,10 +25,18 @@ _FIXED = {
 _SIZES = (
     "vocab_size", "d_model", "num_heads", "num_layers", "num_decoder_layers", "d_kv", "d_ff",
 )  # fmt: skip
-JOINS_ENDS = False
 # Some old files hold this array, which the model does not use.
 UNUSED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 _EMBEDDING, _LOGITS = "token_embedder/embedding", "decoder/logits_dense/kernel"
+
+
+def token_ids(folder: Folder) -> dict[str, object]:
+    """Returns the ids of the decoder's start token and of the end tokens that a folder's files name.
+
+    Raises:
+        ValueError: as `hugging_face_tokenizer.end_ids` and `start_id`.
+    """
+    return {"start_token": start_id(folder), "end_ids": end_ids(folder, joined=False)}
 
 
 def config_of(

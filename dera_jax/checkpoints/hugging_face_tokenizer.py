@@ -16,6 +16,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from dera_jax.checkpoints import sampling_fields
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.chat_template import TEMPLATE, stored_template
 from dera_jax.checkpoints.hugging_face_pieces import (
@@ -39,7 +40,6 @@ from dera_jax.files import json_files
 CONFIG, GENERATION = "config.json", "generation_config.json"
 PIECES = "spiece.model"
 _SENTINELS = 100  # number of sentinels if tokenizer_config.json has no extra_ids
-_SAMPLING = {"temperature": 1, "top_p": 1, "top_k": 0, "repetition_penalty": 1}  # without effect
 _BEGIN = ("bos_token", None)
 _NAMES = {"end": ("eos_token", "</s>"), "padding": ("pad_token", "<pad>"), "unknown": ("unk_token", "<unk>")}  # fmt: skip
 
@@ -95,14 +95,9 @@ def chat_template_of(folder: Folder) -> str | None:
 
 
 def sampling_notes(folder: Folder) -> tuple[str, ...]:
-    """Returns a sentence about the sampling fields of generation_config.json, which are not applied.
-
-    They would make the sampled distribution another one than the models' mixture.
-    """
-    settings = optional_json(folder, GENERATION)
-    found = [f"{x} {settings[x]}" for x, off in _SAMPLING.items() if settings.get(x, off) != off]
-    note = f"{folder.path(GENERATION)}: {', '.join(found)} are not applied; set them in the run to apply them"
-    return (note,) if found else ()
+    """Returns sentences about the sampling fields of generation_config.json, which are not applied."""
+    fields = sampling_fields.effective(optional_json(folder, GENERATION))
+    return sampling_fields.notes(folder.path(GENERATION), fields)
 
 
 def has_tokenizer(folder: Folder) -> bool:
@@ -120,14 +115,23 @@ def no_vocabulary(folder: Folder) -> str:
     )
 
 
-def special_ids(folder: Folder, joins_ends: bool = False) -> tuple[int, tuple[int, ...]]:
-    """Returns the decoder's start token id and the end token ids; () if no file gives end tokens.
-
-    Without decoder_start_token_id, the padding id is the start token, as in every T5.
+def end_ids(folder: Folder, joined: bool) -> tuple[int, ...]:
+    """Returns the end token ids; () if no file gives any.
 
     Args:
         folder: the model's folder.
-        joins_ends: whether the end ids of several files are joined. Otherwise they must agree.
+        joined: whether the end ids of several files are joined. Otherwise they must agree.
+
+    Raises:
+        ValueError: two files contradict each other, or name something else than token ids.
+    """
+    return _special_ids(folder, "eos_token_id", joined)
+
+
+def start_id(folder: Folder) -> int:
+    """Returns the id of the decoder's start token of an encoder-decoder.
+
+    Without decoder_start_token_id, it is the padding id, as in every T5.
 
     Raises:
         ValueError: there are several start or padding tokens, or two files contradict each other.
@@ -138,8 +142,7 @@ def special_ids(folder: Folder, joins_ends: bool = False) -> tuple[int, tuple[in
     for key, ids in (("pad_token_id", padding), ("decoder_start_token_id", start)):
         if len(ids) > 1:
             raise ValueError(f"{folder.where}: {key} lists the ids {list(ids)}; it must be one id")
-    first = start or padding or (0,)
-    return first[0], _special_ids(folder, "eos_token_id", joins_ends)
+    return (start or padding or (0,))[0]
 
 
 def save_tokenizer(folder: Path, vocabulary: Vocabulary, chat_template: str | None = None) -> None:

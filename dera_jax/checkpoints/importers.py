@@ -5,7 +5,8 @@ An importer is a module for one family of models. It has
 CLASSES         the class of transformers that loads such a model, by model_type
 CLASSIFIERS     the classes of transformers that are supported as reward models
 MODEL_TYPES     the values of model_type in Hugging Face's config.json
-config_of       (settings, where, start_token, end_ids) -> configuration, from a config.json
+token_ids       folder -> the special token ids of its files, as arguments of `config_of`
+config_of       (settings, where, token ids) -> configuration, from a config.json
 names_of        config -> (dera_jax name, transformers names, number of input axes) per parameter;
                 of several transformers names the first is written. The leading input axes of the
                 dera_jax parameter are the columns of a matrix that transformers stores as
@@ -13,7 +14,6 @@ names_of        config -> (dera_jax name, transformers names, number of input ax
                 axes are stored as one
 described       (config, dtype) -> content of config.json, without the special token ids
 special_ids     config -> special token ids, by their keys in config.json
-JOINS_ENDS      whether the end ids that files name are joined, instead of having to agree
 UNUSED          names of further arrays that a checkpoint may hold and that are not imported
 """
 

@@ -68,8 +68,8 @@ class Base:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """The hash of its parameters in float32."""
-        return fingerprints.hash_arrays(jax.tree.map(lambda x: x.astype("float32"), self.params))
+        """The hash of its parameters in bfloat16, which is the same in whatever dtype they were loaded."""
+        return fingerprints.hash_arrays(jax.tree.map(lambda x: x.astype("bfloat16"), self.params))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,11 +11,16 @@ import jax
 from jax import Array
 
 from dera_jax import checks, partitioning
-from dera_jax.checkpoints import adapters, hub
+from dera_jax.checkpoints import adapters
 from dera_jax.checkpoints.default_model import public_name
 from dera_jax.checkpoints.loaded import Base, LoadedModel, ModelPair, restrict_to_vocabulary
 from dera_jax.checkpoints.mismatch import check_shapes
-from dera_jax.checkpoints.recognise import Checkpoint, open_checkpoint, with_adapter
+from dera_jax.checkpoints.recognise import (
+    Checkpoint,
+    open_adapter,
+    open_checkpoint,
+    with_adapter,
+)
 from dera_jax.checkpoints.shared_tokenizer import (
     share_tokenizer,
     source_index,
@@ -56,7 +61,8 @@ def load(
         model: the only model, or the reference: path or URL of a folder, or of a checkpoint in one
             file; or the name of a model on the Hugging Face hub, see `hub`.
         aligned: paths or names of the aligned models, whose kinds of checkpoint may differ. A LoRA
-            adapter behind a model without an adapter is used with that model as its base.
+            adapter behind a model without an adapter is used with that model as its base. With
+            `reference`, they are adapters of `model`, or its path for the model itself.
         reference: a LoRA adapter of `model` that is the reference in its place; None for `model`.
         vocabulary: vocabulary of the models; needed where the checkpoints hold none.
         dtype: dtype of the parameters in memory and of activations, 'float32' or 'bfloat16', see
@@ -203,23 +209,13 @@ def _load(
 def _open_all(paths: Sequence[str | Path], base: str | Path | None) -> list[Checkpoint]:
     """Open checkpoints and attach adapters to their bases, see `load_models`."""
     if base is not None:
-        found = open_checkpoint(base)
-        return [with_adapter(_open_adapter(path), found) for path in paths]
+        found, itself = open_checkpoint(base), str(base)
+        return [found if str(x) == itself else with_adapter(open_adapter(x), found) for x in paths]
     first, *others = map(open_checkpoint, paths)
     if first.adapter or first.head:
         return [first, *others]
     rebased = (with_adapter(x.adapter, first) if x.adapter else x for x in others)
     return [first, *rebased]
-
-
-def _open_adapter(path: str | Path) -> adapters.StoredAdapter:
-    folder = open_folder(hub.download(path).path if hub.is_hub_name(path) else path)
-    if not adapters.is_adapter(folder):
-        raise ValueError(
-            f"{path} is no LoRA adapter: it has no {adapters.CONFIG}. With load.reference, reference and "
-            "aligned models must be adapters of the first model"
-        )
-    return adapters.open_adapter(folder)
 
 
 def _adapted(loaded: LoadedModel, checkpoint: Checkpoint) -> LoadedModel:

@@ -94,14 +94,13 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         FileNotFoundError, ValueError: as in `loading.load`.
     """
-    if hub.is_hub_name(path):
-        found = hub.download(path)
-        folder, of_hub = open_folder(found.path), lambda x: _of_hub(x, found)
-    else:
-        folder, of_hub = open_folder(path), lambda x: x
+    folder, found = _open(path)
     if adapters.is_adapter(folder):
-        return with_adapter(adapters.open_adapter(folder))
-    checkpoint = of_hub(_recognise(folder))
+        return with_adapter(_adapter(folder, found))
+    checkpoint = _recognise(folder)
+    if found:  # its name on the hub and its commit, instead of a folder in the cache
+        card = checkpoint.card | _source(found)
+        checkpoint = dataclasses.replace(checkpoint, where=found.pinned, card=card)
     model = model_of(checkpoint.config)
     model = ValueHead(model, checkpoint.head) if checkpoint.head else model
     check_shapes(checkpoint.shapes, model.param_shapes(), checkpoint.where)
@@ -112,6 +111,21 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
                 f"{', '.join(map(str, REAL))}: quantized weights have to be dequantized first"
             )
     return checkpoint
+
+
+def open_adapter(path: str | Path) -> adapters.StoredAdapter:
+    """Opens the adapter at a path, without its base.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `loading.load`; or there is no adapter.
+    """
+    folder, found = _open(path)
+    if not adapters.is_adapter(folder):
+        raise ValueError(
+            f"{path} is no LoRA adapter: it has no {adapters.CONFIG}. With load.reference, reference and "
+            "aligned models must be adapters of the first model, or that model itself"
+        )
+    return _adapter(folder, found)
 
 
 def with_adapter(stored: adapters.StoredAdapter, base: Checkpoint | None = None) -> Checkpoint:
@@ -127,6 +141,11 @@ def with_adapter(stored: adapters.StoredAdapter, base: Checkpoint | None = None)
         raise ValueError(
             f"{stored.where}: {adapters.CONFIG} names no base (base_model_name_or_path); load it as "
             "load(base, adapter)"
+        )
+    if base is None and stored.revision and not hub.is_hub_name(stored.base):
+        raise ValueError(
+            f"{stored.where}: {adapters.CONFIG} names a revision of the base ({stored.base}), which is no model of "
+            "the hub; load it as load(base, adapter)"
         )
     base = base or open_checkpoint(default_model.located(stored.base))
     if base.adapter or base.head:
@@ -169,10 +188,19 @@ def _required(vocabulary: Vocabulary | None, problem: str) -> Vocabulary:
     return vocabulary
 
 
-def _of_hub(checkpoint: Checkpoint, found: hub.HubModel) -> Checkpoint:
-    """Return the checkpoint with its name on the hub and its commit, instead of a cache folder."""
-    source = {"imported_from": found.name, "revision": found.revision}
-    return dataclasses.replace(checkpoint, where=found.pinned, card=checkpoint.card | source)
+def _open(path: str | Path) -> tuple[Folder, hub.HubModel | None]:
+    """Open a path, or what is downloaded of a name on the hub; the second result is None for a path."""
+    found = hub.download(path) if hub.is_hub_name(path) else None
+    return open_folder(found.path if found else path), found
+
+
+def _adapter(folder: Folder, found: hub.HubModel | None) -> adapters.StoredAdapter:
+    stored = adapters.open_adapter(folder)
+    return dataclasses.replace(stored, card=stored.card | _source(found)) if found else stored
+
+
+def _source(found: hub.HubModel) -> dict[str, str]:
+    return {"imported_from": found.name, "revision": found.revision}
 
 
 def _recognise(folder: Folder) -> Checkpoint:

@@ -221,8 +221,11 @@ def test_another_base_is_said(folders, capsys):
     said = capsys.readouterr().err
     assert "was trained on" in said and "the numbers of its card do not apply" in said
     assert str(folders / "base") in said and str(folders / "other") in said
-    load(folders / "base", folders / "aligned")
+    for dtype in ("float32", "bfloat16"):
+        load(folders / "base", folders / "aligned", dtype=dtype)
     assert "do not apply" not in capsys.readouterr().err
+    load(folders / "other", folders / "aligned", dtype="bfloat16")
+    assert "do not apply" in capsys.readouterr().err
 
 
 def test_prompts_are_those_that_the_adapter_was_trained_with(tmp_path, capsys):
@@ -252,6 +255,14 @@ def test_prompts_are_those_that_the_adapter_was_trained_with(tmp_path, capsys):
     tokenizer.save(str(adapter / "tokenizer.json"))
     with pytest.raises(ValueError, match="differ at id .*'<added>' in .*adapter, no such id in"):
         load(adapter)
+
+
+@pytest.mark.parametrize("order", [("base", "reference"), ("reference", "base")])
+def test_a_component_may_be_the_base_itself(folders, order):
+    reference, aligned = order
+    pair = load(folders / "base", folders / aligned, reference=folders / reference)
+    assert isinstance(pair.model, RealignedAdapters)
+    assert [x.adapter is None for x in pair.components] == [x == "base" for x in order]
 
 
 def test_a_reference_that_is_no_adapter_is_refused(folders):

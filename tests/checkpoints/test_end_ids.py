@@ -4,11 +4,13 @@ import dataclasses
 import json
 
 import pytest
+import transformers
 
 from dera_jax.checkpoints.convert import convert
 from dera_jax.checkpoints.hugging_face import save_hugging_face
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.resources import RunResources
+from dera_jax.checkpoints.sampling_fields import FIELDS, effective
 from dera_jax.models.llama_lm import Llama
 from dera_jax.prompts import Prompt
 from tests.checkpoints import chat
@@ -78,11 +80,34 @@ def test_ids_beyond_the_model_are_refused_by_name(tmp_path):
 
 
 def test_sampling_fields_of_a_checkpoint_are_named_and_not_applied(tmp_path, capsys):
-    load(model(tmp_path / "m", repetition_penalty=1.05, top_p=0.8, top_k=20, temperature=1.0))
+    """Those that a run can set, and those that nothing here can apply."""
+    fields = {"top_p": 0.8, "top_k": 20, "temperature": 1.0, "min_p": 0.1, "suppress_tokens": [1]}
+    load(model(tmp_path / "m", repetition_penalty=1.05, **fields))
     printed = capsys.readouterr().err
-    assert "top_p 0.8, top_k 20, repetition_penalty 1.05 are not applied" in printed
-    load(model(tmp_path / "n", repetition_penalty=1.0, top_p=1.0))
+    assert (
+        "generation_config.json: top_k 20, top_p 0.8: not applied; set them in the run" in printed
+    )
+    unsupported = "min_p 0.1, repetition_penalty 1.05, suppress_tokens [1]"
+    assert f"{unsupported}: not applied, and not supported" in printed
+    load(model(tmp_path / "n", repetition_penalty=1.0, top_p=1.0, temperature=None, num_beams=1))
     assert "not applied" not in capsys.readouterr().err
+
+
+def test_the_fields_are_those_of_transformers():
+    """Each exists there, and has no effect by default."""
+    default = transformers.GenerationConfig()
+    unknown = {x for x in FIELDS if not hasattr(default, x)}
+    assert not unknown & set(FIELDS) - {"top_h"}
+    assert not effective(default.to_dict() | {"temperature": 1.0})
+
+
+@pytest.mark.parametrize("config", [{"pad_token_id": -1}, {"pad_token_id": 0}])
+def test_a_decoder_only_model_needs_no_padding_id(tmp_path, config):
+    """Llama 1 has −1, and two files may disagree."""
+    folder = model(tmp_path / "m", pad_token_id=3)
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(described | config))
+    assert load(folder).model.vocab_size
 
 
 def test_rewards_know_what_ends_an_answer(tmp_path):

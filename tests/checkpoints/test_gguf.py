@@ -306,4 +306,4 @@ def test_big_endian_files_are_not_read_as_little_endian(tmp_path):
 def test_sampling_settings_of_a_file_are_printed_and_not_applied(tmp_path, capsys):
     changes = {"general.sampling.temp": 0.5}
     load(files.write_model(tmp_path / "m.gguf", "llama", **changes))
-    assert "general.sampling.temp 0.5 are not applied" in capsys.readouterr().err
+    assert "general.sampling.temp 0.5: not applied; set" in capsys.readouterr().err

@@ -26,6 +26,7 @@ from dera_jax.checkpoints.json_vocabulary import JsonVocabulary
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.named_vocabulary import named_vocabulary
+from dera_jax.models import lora
 from dera_jax.models.llama_lm import Llama
 from dera_jax.models.t5_lm import T5
 from dera_jax.tasks import newswire
@@ -316,6 +317,32 @@ def test_an_adapter_is_downloaded_with_its_configuration(served, tmp_path):
     served.push("someone/old", copy(files, tmp_path / "old", "*.safetensors"))
     with pytest.raises(FileNotFoundError, match=r"no adapter_model\.safetensors.*with peft"):
         hub.download("someone/old")
+
+
+def test_an_adapter_names_the_revision_of_its_base(served, folder, tmp_path):
+    """As PEFT does; its card has its own name and commit."""
+    first = served.push(NAME, folder, branch="v1")
+    newer = tmp_path / "newer"
+    save_hugging_face(
+        newer, LLAMA, vocabulary(tmp_path / "words"), params(Llama(LLAMA), seed=5), "float32"
+    )
+    served.push(NAME, newer)
+    started = load(f"{NAME}@v1", lora=lora.LoraConfig(2, 4.0))
+    started.save(tmp_path / "adapter", started.adapter, {})
+    settings = tmp_path / "adapter/adapter_config.json"
+    content = json.loads(settings.read_text()) | {"base_model_name_or_path": NAME, "revision": "v1"}
+    settings.write_text(json.dumps(content))
+    commit = served.push("someone/adapter", tmp_path / "adapter")
+    found = load("someone/adapter")
+    assert found.base.name == f"{NAME}@{first}"
+    assert_equal(found.base.params, params(Llama(LLAMA)))
+    assert found.card["imported_from"] == "someone/adapter" and found.card["revision"] == commit
+    settings.write_text(json.dumps(content | {"base_model_name_or_path": str(folder)}))
+    with pytest.raises(
+        ValueError, match=r"a revision of the base \(.*model@v1\), which is no model of the hub"
+    ):
+        load(tmp_path / "adapter")
+    assert load(folder, tmp_path / "adapter")
 
 
 FAILURES = {

@@ -87,6 +87,9 @@ def test_a_tied_output_kernel_may_be_stored_if_it_is_the_embedding(tmp_path):
     found = load(tmp_path)
     kernel, table = found.params["logits"]["kernel"], found.params["token_embedder"]["embedding"]
     np.testing.assert_array_equal(kernel, table.T + 1)
+    edit(tmp_path, lambda arrays: {name: x for name, x in arrays.items() if name != head})
+    with pytest.raises(ValueError, match="the parameters lack 'lm_head.weight'"):
+        load(tmp_path)
 
 
 def test_frequencies_of_rope_that_old_checkpoints_store_are_left_out(tmp_path):
