@@ -211,11 +211,9 @@ def _open_all(paths: Sequence[str | Path], base: str | Path | None) -> list[Chec
     if base is not None:
         found, itself = open_checkpoint(base), str(base)
         return [found if str(x) == itself else with_adapter(open_adapter(x), found) for x in paths]
-    first, *others = map(open_checkpoint, paths)
-    if first.adapter or first.head:
-        return [first, *others]
-    rebased = (with_adapter(x.adapter, first) if x.adapter else x for x in others)
-    return [first, *rebased]
+    first = open_checkpoint(paths[0])
+    shared = None if first.adapter or first.head else first
+    return [first, *(open_checkpoint(path, shared) for path in paths[1:])]
 
 
 def _adapted(loaded: LoadedModel, checkpoint: Checkpoint) -> LoadedModel:

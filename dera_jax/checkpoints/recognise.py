@@ -86,17 +86,21 @@ class Checkpoint:
         return {name: x.shape for name, x in self.arrays.items()}
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, base: Checkpoint | None = None) -> Checkpoint:
     """Opens the checkpoint at a path and checks that its arrays match its configuration.
 
     No model is built or traced for this check, because an untrusted file may claim any sizes.
+
+    Args:
+        path: the checkpoint.
+        base: of an adapter, the base in place of the one that it names.
 
     Raises:
         FileNotFoundError, ValueError: as in `loading.load`.
     """
     folder, found = _open(path)
     if adapters.is_adapter(folder):
-        return with_adapter(_adapter(folder, found))
+        return with_adapter(_adapter(folder, found), base)
     checkpoint = _recognise(folder)
     if found:  # its name on the hub and its commit, instead of a folder in the cache
         card = checkpoint.card | _source(found)
