@@ -58,11 +58,17 @@ ACLSum (Takeshita et al., NAACL 2024; MIT) to write one sentence about challenge
 adapter `aligned` was trained from it by {samples} samples for each training abstract and for each of 220 paragraphs of the training papers, drawn
 once (`dera_jax/training/offline.py`), for a reward of which both parts can be seen in a text: the fraction of its content words that occur in
 the document, minus {penalty} unless it has {low} to {high} words, at β = {beta}. They are for trying out decoding-time realignment on
-a CPU. Their sentences are readable and often wrong about the paper; do not rely on them. Faithfulness here is only that words occur in
-the abstract.
+a CPU. Faithfulness here is only that words occur in the abstract.
+
+Do not rely on the sentences: they are readable and often wrong about the paper. In the twenty abstracts at the end of this page, read by one person,
+the sentence is supported by its abstract in 11 cases (reference, greedy), 1 (λ = 0), 6 (λ = 1) and 10 (λ = 2, mostly by saying little, such as that a
+method outperforms others). It contradicts the abstract in 3, 1, 3 and 3 cases. The others invent something or make no sense.
 
 Made by `gin_configs/experiments/aclsum/reference.gin` and `aligned.gin` on 2 CPU cores; `aligned` needs 25 minutes for its samples and 37 for its
-160 steps. After `reference` was trained, the quotation marks of five
+160 steps. Samples that are drawn once fit that time, where PPO would draw new ones at every step; the log-variance loss learns from bad samples as
+well, and is not bounded by what the best of 16 samples has, as distillation of redrawn samples and DPO on ranked ones are (KL at most log 16). 16 samples of 320 prompts were
+better than 32 samples of the 100 abstracts alone: on validation prompts they explain 0.36 of the reward's variance, at β = 0.05; the latter explained 0.24,
+at β = 0.1. After `reference` was trained, the quotation marks of five
 training abstracts were mended in the data, so the first recipe makes nearly, not exactly, this adapter. Training and validation papers alone decided
 about settings.
 
