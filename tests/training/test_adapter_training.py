@@ -1,5 +1,6 @@
 """Every trainer trains an adapter, and heads, on a frozen base, and saves them alone."""
 
+import dataclasses
 import functools
 import os
 import signal
@@ -12,13 +13,17 @@ import pytest
 
 from dera_jax.checkpoints.adapters import open_adapter, read_adapter, read_head
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
+from dera_jax.checkpoints.loaded import LoadedModel
 from dera_jax.checkpoints.loading import load, load_params
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.storage import open_folder
-from dera_jax.decoding.realign import RealignedAdapters
-from dera_jax.files import json_files
+from dera_jax.decoding.realign import Realigned, RealignedAdapters
+from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.models.heads import ValueHead
-from dera_jax.models.lora import LoraConfig
+from dera_jax.models.language_model import Prompts, sequence_keys
+from dera_jax.models.lora import LoraConfig, attach
+from dera_jax.training import optimizers, ppo
+from dera_jax.training.metric_log import read as read_metrics
 from dera_jax.training.train_state import new_state
 from tests import words
 
@@ -79,16 +84,46 @@ def test_the_adapter_alone_is_trained_and_saved(name, base, tmp_path):
 
 
 @pytest.mark.parametrize("base", ["llama"], indirect=True)
-def test_dpo_starts_at_ln_2_from_the_adapter_it_started_from(base, tmp_path):
-    """Its reference is that adapter: "adapter off" would be the base, and the loss another one."""
-    words.sft("llama").run(tmp_path / "sft")
-    started = load(tmp_path / "sft" / "best")
-    begin = words.supervised.InitialModel(started.model, lambda: started, ByteVocabulary())
-    dpo = words.pairs(words.preferences.dpo(begin, 0.1))
-    dpo.run(tmp_path / "dpo")
-    lines = (tmp_path / "dpo" / "metrics.jsonl").read_text().splitlines()
-    first = json_files.parse(lines[0].encode())
-    assert first["training/loss"] == pytest.approx(np.log(2), abs=0.02)
+@pytest.mark.parametrize(
+    ("name", "metric", "expected"),
+    [
+        ("dpo", "training/loss", np.log(2)),
+        ("ppo", "training/kl", 0.0),
+        pytest.param("distillation", "training/kl", 0.0, marks=pytest.mark.slow),
+        ("offline", "training/log_ratio", 0.0),
+    ],
+)
+def test_the_reference_is_the_adapter_that_training_started_from(
+    name, metric, expected, base, tmp_path, monkeypatch
+):
+    """Not the base, "adapter off". Without updates the policy stays where the reference is."""
+    still = optimizers.adamw(optimizers.constant(1e-12, 1), clip_norm=1.0, weight_decay=0.0)
+    monkeypatch.setattr(words, "RATE", still)
+    monkeypatch.setattr(words, "RATES", ppo.Optimizers(still, still))
+    started = far_from_its_base(base)
+    monkeypatch.setattr(words, "drawn", lambda family: started)
+    words.TRAINERS[name]("llama").run(tmp_path)
+    reports = read_metrics(tmp_path)
+    found = [x[metric] for x in reports if metric in x]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert found
+
+
+def far_from_its_base(base) -> LoadedModel:
+    """The model with an adapter that changes what it says by more than a nat."""
+    started = DRAWN("llama").with_new_adapter(LORA, base)
+    adapter = jax.tree.map(lambda x: x + 0.3, started.adapter)
+    found = dataclasses.replace(
+        started, adapter=adapter, params=attach(started.base.params, adapter)
+    )
+    pair = Realigned(found.model, (found.model,))
+    prompts = Prompts(
+        np.full((1, 3), 70, np.int32), np.full(1, 3, np.int32), np.ones((1, 1), np.float32)
+    )
+    keys = sequence_keys(0, np.arange(1, dtype=np.int32), np.arange(8))
+    out = sample(pair, (started.base.params, found.params), prompts, keys, Sampling(8))
+    assert np.sum(out.scores.kl, -1).mean() > 1
+    return found
 
 
 @pytest.mark.parametrize("base", ["llama"], indirect=True)
