@@ -14,6 +14,7 @@ from dera_jax.models.language_model import (
     pad_sequences,
     sequence_keys,
 )
+from tests.greedy import check_greedy
 
 SUBJECTS = (
     "the sea", "bread", "old maps", "a bicycle", "winter", "the number 12345", "rain in Lisbon", "honey bees",
@@ -29,8 +30,6 @@ STYLES = (
     "{}?",
     "Explain to a child of eight years, who asks many questions: {}",
 )
-SLOW, EVIDENCE = pytest.mark.slow, pytest.mark.evidence
-NEAR_TIE = 1e-3  # of the spread of logits, between the first and the second token
 
 
 def prompts_of(model, number):
@@ -64,34 +63,15 @@ def test_logits_are_transformers(both):
         np.testing.assert_allclose(logits, expected, atol=1e-4 * expected.std(), rtol=0)
 
 
-@pytest.mark.parametrize("number", [pytest.param(10, marks=SLOW), pytest.param(50, marks=EVIDENCE)])
-def test_greedy_text_is_transformers(both, number):
-    """64 tokens of each prompt, ours in one batch; where one differs, two tokens are nearly as likely.
-
-    Each of our tokens is theirs after the tokens before it, so that one pass over the text shows
-    what decoding it step by step would.
-    """
+@pytest.mark.slow
+def test_greedy_text_is_transformers(both):
+    """64 tokens of each of 50 prompts, ours in one batch; at a near-tie, two tokens are nearly as likely."""
     ours, theirs = both
-    rows = prompts_of(ours, number)
+    rows = prompts_of(ours, len(SUBJECTS))
     prompts = Prompts(*pad_sequences(rows, max(map(len, rows))))
-    keys = sequence_keys(0, np.arange(number), [0])
+    keys = sequence_keys(0, np.arange(len(rows)), [0])
     found = sample(ours.model, ours.params, prompts, keys, Sampling(64, greedy=True))
-    near_ties = 0
-    for row, tokens, length in zip(rows, found.tokens[:, 0], found.lengths[:, 0], strict=True):
-        text = np.asarray(tokens)[: int(length)]
-        with torch.no_grad():
-            logits = theirs(torch.tensor([[*row, *text]])).logits[0, len(row) - 1 : -1].numpy()
-        different = np.flatnonzero(logits.argmax(-1) != text)
-        if different.size:
-            near_ties += 1
-            _check_near_tie(logits[different[0]], int(text[different[0]]), int(different[0]))
-    assert near_ties <= number // 10
-
-
-def _check_near_tie(logits, token: int, place: int) -> None:
-    """Print where a text differs first; raise AssertionError unless it is a near-tie."""
-    gap = (logits.max() - logits[token]) / logits.std()
-    print(
-        f"near-tie at token {place}: {token} and {logits.argmax()}, {gap:.1e} of the spread apart"
-    )
-    assert gap < NEAR_TIE
+    tokens, lengths = np.asarray(found.tokens[:, 0]), np.asarray(found.lengths[:, 0])
+    texts = [text[:length] for text, length in zip(tokens, lengths, strict=True)]
+    assert len(rows) == 50 and sum(lengths) > 2000
+    assert check_greedy(theirs, rows, texts) < 10
