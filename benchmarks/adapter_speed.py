@@ -33,7 +33,6 @@ CONFIG = LlamaConfig(
     49152, 576, 9, 3, 30, 64, 1536, rope_base=100_000.0, logits_via_embedding=True, end_ids=(2,)
 )
 ROWS = ((1, 1), (16, 1), (8, 10))  # (B, K)
-TORCH_ROWS = ROWS[:2]  # torch would hold the prompts of 80 hypotheses 80 times
 PROMPT, NEW, RANK, LAM = 128, 32, 8, 0.5
 ONE, PAIR, TWO, TORCH = "one model", "pair on one base", "two full models", "transformers and torch"
 
@@ -96,8 +95,11 @@ def stepper(case: Case, config: LlamaConfig, rows: tuple[int, int]) -> Callable[
     return lambda: np.asarray(decode(case.params, state))
 
 
-def torch_stepper(config: LlamaConfig, batch: int) -> Callable[[], np.ndarray]:
-    """The same with transformers: two full models, whose logits are mixed at every step."""
+def torch_stepper(config: LlamaConfig, rows: tuple[int, int]) -> Callable[[], np.ndarray]:
+    """The same with transformers: two full models, whose logits are mixed at every step.
+
+    Each of the B·K hypotheses has a cache of its own with the prompt, as in `generate`.
+    """
     settings = transformers.LlamaConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.emb_dim,
@@ -109,7 +111,8 @@ def torch_stepper(config: LlamaConfig, batch: int) -> Callable[[], np.ndarray]:
         tie_word_embeddings=True,
     )
     networks = [transformers.LlamaForCausalLM(settings).eval() for _ in range(2)]
-    ids = torch.tensor(prompts_of(config, batch, None).tokens, dtype=torch.long)
+    repeated = np.repeat(prompts_of(config, rows[0], None).tokens, rows[1], axis=0)
+    ids = torch.tensor(repeated, dtype=torch.long)
     with torch.inference_mode():
         caches = [x(ids[:, :-1], use_cache=True).past_key_values for x in networks]
 
@@ -133,8 +136,7 @@ def torch_stepper(config: LlamaConfig, batch: int) -> Callable[[], np.ndarray]:
 def measure(config: LlamaConfig, rows: tuple[int, int], runs: int) -> dict[str, float]:
     """Returns the median milliseconds of a step of each case, timed in turn."""
     calls = {name: stepper(case, config, rows) for name, case in cases(config).items()}
-    if rows in TORCH_ROWS:
-        calls[TORCH] = torch_stepper(config, rows[0])
+    calls[TORCH] = torch_stepper(config, rows)
     tokens = {name: call() for name, call in calls.items()}  # compiles
     if not np.array_equal(tokens[PAIR], tokens[TWO]):
         raise RuntimeError(f"the pair on one base has other tokens than two models at {rows}")
@@ -166,10 +168,9 @@ def time_table(times: dict[tuple[int, int], dict[str, float]]) -> str:
     names = f"{ONE} | {PAIR} | {TWO} | {TORCH}"
     lines = [f"| B × K | {names} | pair / one | two / pair | torch / pair |", "|---" * 8 + "|"]
     for (batch, hypotheses), found in times.items():
-        cells = [f"{found[x]:.1f}" if x in found else "" for x in (ONE, PAIR, TWO, TORCH)]
-        ratios = [found[PAIR] / found[ONE], found[TWO] / found[PAIR]]
-        ratios += [found[TORCH] / found[PAIR]] if TORCH in found else []
-        cells += [f"{x:.2f}" for x in ratios] + [""] * (3 - len(ratios))
+        cells = [f"{found[x]:.1f}" for x in (ONE, PAIR, TWO, TORCH)]
+        ratios = [found[PAIR] / found[ONE], found[TWO] / found[PAIR], found[TORCH] / found[PAIR]]
+        cells += [f"{x:.2f}" for x in ratios]
         lines.append(f"| {batch} × {hypotheses} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
