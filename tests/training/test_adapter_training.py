@@ -107,6 +107,9 @@ def test_the_reference_is_the_adapter_that_training_started_from(
     found = [x[metric] for x in reports if metric in x]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert found
+    result = open_adapter(open_folder(words.result_of(name, tmp_path)))
+    near = functools.partial(np.testing.assert_allclose, atol=1e-6)
+    jax.tree.map(near, read_adapter(result, started.model), started.adapter)
 
 
 def far_from_its_base(base) -> LoadedModel:
