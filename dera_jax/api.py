@@ -30,10 +30,19 @@ from dera_jax.evaluation import methods, sweep_tables
 from dera_jax.evaluation.method_setup import MethodSetup
 from dera_jax.evaluation.populations import EvolutionMethod
 from dera_jax.evaluation.sweep import Sweep, decode
+from dera_jax.prompts import DOCUMENT
 from dera_jax.rewards.protocol import Reward
 from dera_jax.rewards.scoring import RewardScorer
 from dera_jax.shipped import ADAPTERS
-from dera_jax.texts import RewardLike, Rows, Texts, TextSettings, as_reward, rows_of
+from dera_jax.texts import (
+    RewardLike,
+    Rows,
+    Texts,
+    TextSettings,
+    as_reward,
+    rows_of,
+    trained_template,
+)
 
 
 class Decoding:
@@ -153,7 +162,7 @@ class Decoding:
 
     def _records(self, documents, lam, num_samples, reward, max_length, settings) -> list[dict]:
         text, options = _split("sample", settings, TextSettings, Sampling)
-        text = TextSettings(**text)
+        text = self._text_settings(text)
         lams = self._lams(lam)
         reward = as_reward(reward)
         sampling = Sampling(max_length, **options)
@@ -167,12 +176,12 @@ class Decoding:
         records = _in_folder(text.folder, run)
         if text.folder is not None:
             sweep_tables.write_report(records, Path(text.folder))
-            self._report(Path(text.folder))
+            self._report(text)
         return _with_costs(records, read.prompts.lengths, methods.num_models(self.model))
 
     def _run(self, method, documents, reward, max_length: int, text: Mapping) -> Rows:
         """Runs a method of `evaluation.methods` and returns its rows."""
-        reward, text = as_reward(reward), TextSettings(**text)
+        reward, text = as_reward(reward), self._text_settings(text)
         if reward is None:
             raise ValueError(f"{method.name} needs a reward, which guides it; found None")
         scorer = RewardScorer(
@@ -190,7 +199,7 @@ class Decoding:
         )
         records = _in_folder(text.folder, lambda folder: methods.run(method, setup, folder))
         if text.folder is not None:
-            self._report(Path(text.folder))
+            self._report(text)
         return rows_of(records, lam=method.lam if len(setup.components) > 1 else None)
 
     def _read(self, documents: Texts, reward: Reward | None, text: TextSettings) -> Documents:
@@ -199,9 +208,17 @@ class Decoding:
             reward.check_documents(read.texts)
         return read
 
-    def _report(self, folder: Path) -> None:
-        report.record_about(folder, ["documents given as strings"], self.names)
-        report.write(folder)
+    def _text_settings(self, settings: Mapping) -> TextSettings:
+        text = TextSettings(**settings)
+        if text.template is not None:
+            return text
+        template = trained_template([x.card for x in self._components()])
+        return dataclasses.replace(text, template=template)
+
+    def _report(self, text: TextSettings) -> None:
+        data = ["documents given as strings", f"prompts {text.template or DOCUMENT!r}"]
+        report.record_about(Path(text.folder), [*data, f"seed {text.seed}"], self.names)
+        report.write(Path(text.folder))
 
     def _one_lam(self, lam: float | None) -> float | None:
         lams = self._lams(lam)
@@ -210,11 +227,14 @@ class Decoding:
         return lams[0] if lams else None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class TextModel(Decoding, LoadedModel):
     """A model whose methods take and return strings; `names` is what it was loaded from."""
 
     names: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"TextModel({', '.join(self.names)})"
 
     def _components(self) -> tuple[LoadedModel, ...]:
         return (self,)
@@ -225,11 +245,14 @@ class TextModel(Decoding, LoadedModel):
         return ()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class TextPair(Decoding, ModelPair):
     """A reference and aligned models whose methods take and return strings; `names` as of TextModel."""
 
     names: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"TextPair({', '.join(self.names)})"
 
     def _components(self) -> tuple[LoadedModel, ...]:
         return self.components

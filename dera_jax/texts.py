@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -56,7 +57,8 @@ class TextSettings:
     """Configures how documents become prompts and batches.
 
     Attributes:
-        template: text of the user's message, with the slot {document}.
+        template: text of the user's message, with the slot {document}; None for the one that the models
+            were trained with on files, as their cards say, or else the bare document.
         system: text of the system message, for models with a chat template; None for none.
         max_prompt: maximum tokens of a prompt, at which documents are truncated, with a warning; None
             truncates nothing.
@@ -68,7 +70,7 @@ class TextSettings:
         ValueError: a field has a wrong type or is out of its range.
     """
 
-    template: str = DOCUMENT
+    template: str | None = None
     system: str | None = None
     max_prompt: int | None = None
     batch_size: int = 8
@@ -91,9 +93,10 @@ class TextSettings:
         if not rows:
             raise ValueError("documents must have at least one text; found none")
         has_keywords = any(row["keywords"] for row in rows)
-        check_prompt(self.template, has_keywords)
+        template = DOCUMENT if self.template is None else self.template
+        check_prompt(template, has_keywords)
         prompts = [
-            Prompt(row["document"], self.template, tuple(row["keywords"]), system=self.system)
+            Prompt(row["document"], template, tuple(row["keywords"]), system=self.system)
             for row in rows
         ]
         texts = encoding.TextExamples(
@@ -116,6 +119,28 @@ class TextSettings:
                 )
         examples = encoding.examples_of(texts, encoded, sizes, tokenizer.decode, "documents")
         return documents_of(examples, slice(None))
+
+
+def trained_template(cards: Sequence[Mapping]) -> str | None:
+    """Returns the prompt template of the files that models were trained on, and says that it is used.
+
+    Args:
+        cards: cards of the reference and of the aligned models. Of several templates, the last is used.
+
+    Returns:
+        None if no card names a template.
+    """
+    named = [card.get("data", {}).get("files", {}).get("template") for card in cards]
+    named = [x for x in named if x]
+    if not named:
+        return None
+    others = [repr(x) for x in dict.fromkeys(named) if x != named[-1]]
+    also = f" (another model was trained with {', '.join(others)})" if others else ""
+    print(
+        f"prompts are written as in training: {named[-1]!r}{also}; `template` sets another",
+        file=sys.stderr,
+    )
+    return named[-1]
 
 
 def as_reward(reward: RewardLike) -> Reward | None:

@@ -1,6 +1,9 @@
 """Strings in, rows out: the methods of what `dera_jax.load` returns are the functions of arrays below them."""
 
+import dataclasses
+import importlib.util
 import json
+import linecache
 
 import numpy as np
 import pytest
@@ -11,8 +14,9 @@ from dera_jax.data.example_ids import hashed_id
 from dera_jax.decoding.sampling import Sampling, sample, sweep_hypotheses
 from dera_jax.evaluation import record_store
 from dera_jax.models.language_model import Prompts, pad_sequences, sequence_keys
+from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.length import LengthInRange
-from dera_jax.texts import Rows
+from dera_jax.texts import Rows, trained_template
 
 DOCUMENTS = [
     "flip(m, axis): the shape of the array is preserved, but the elements are reordered.",
@@ -93,6 +97,54 @@ def test_a_sweep_has_a_row_of_means_for_each_lam(pair, tmp_path):
     assert [row["lam"] for row in rows] == [0, 1] and rows[0]["samples"] == 4
     rows.to_jsonl(tmp_path / "rows.jsonl")
     assert json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[1])["lam"] == 1
+
+
+def test_prompts_are_those_of_the_training_on_files(model, capsys):
+    """As the card says, which is printed; `template` sets another, and no card means the document."""
+    card = {"data": {"files": {"template": "summarize: {document}"}}}
+    trained = dataclasses.replace(model, card=card)
+    texts = lambda m, **more: [
+        x["text"] for x in m.sample(DOCUMENTS, max_length=12, greedy=True, **more)
+    ]
+    asked = texts(model, template="summarize: {document}")
+    assert "prompts are written" not in capsys.readouterr().err
+    assert texts(trained) == asked
+    assert "as in training: 'summarize: {document}'" in capsys.readouterr().err
+    bare = texts(model)
+    assert bare == texts(trained, template="{document}") and bare != asked
+    assert "prompts are written" not in capsys.readouterr().err
+
+
+def test_templates_of_several_models():
+    card = lambda template: {"data": {"files": {"template": template}}}
+    assert trained_template([{}, {"data": {"task": "x"}}]) is None
+    assert trained_template([card("a {document}"), {}]) == "a {document}"
+    assert trained_template([card("a {document}"), card("b {document}")]) == "b {document}"
+
+
+def test_a_reward_that_was_edited_is_another_run(model, tmp_path):
+    """Its records would be those of the earlier function."""
+    sample = lambda reward: model.sample(
+        DOCUMENTS, reward=reward, folder=tmp_path / "kept", **ASKED
+    )
+    versions = []
+    for goal in (6, 9):
+        (tmp_path / "edited.py").write_text(
+            f"def near(documents, texts):\n    return [-abs(len(x) - {goal}) for x in texts]\n"
+        )
+        spec = importlib.util.spec_from_file_location("edited", tmp_path / "edited.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        linecache.clearcache()
+        versions.append(HostReward(module.near))
+    assert sample(versions[0]) == sample(versions[0])
+    with pytest.raises(FileExistsError, match=r"reward\.source_sha256 is .* there, .* now"):
+        sample(versions[1])
+
+
+def test_a_pair_is_printed_in_one_line(pair, model):
+    assert repr(pair).startswith("TextPair(reference=") and len(repr(pair)) < 300
+    assert repr(model).startswith("TextModel(model=") and len(repr(model)) < 200
 
 
 def test_rows_become_a_data_frame():

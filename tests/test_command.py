@@ -12,17 +12,20 @@ import shutil
 import subprocess
 import sys
 
+import gin
 import jax
 import pytest
 
-from dera_jax import api, command, demo_smollm2, demo_t5, main
+from dera_jax import api, command, configure, demo_smollm2, demo_t5, main
 from dera_jax.checkpoints.recognise import open_checkpoint
 from dera_jax.command import arguments, listing, named_rewards, text_files, training
 from dera_jax.data.aclsum import INSTRUCTIONS
 from dera_jax.decoding.beam_search import Search
 from dera_jax.decoding.evolution import Evolution
 from dera_jax.decoding.sampling import Sampling
+from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.length import LengthInRange
+from dera_jax.rewards.words import WordsInRange
 from dera_jax.shipped import ADAPTERS
 from dera_jax.texts import TextSettings
 
@@ -238,7 +241,6 @@ def test_what_is_wrong_is_said(workplace, capsys, line, status, message):
         (b'{"summary": "a"}', "x, line 1: key 'document' is missing"),
         (b'{"document": " "}', "x, line 1: 'document' is empty"),
         (b'{"document": "\\ud83d"}', "x, line 1: 'document' is not valid Unicode"),
-        (b'{"document": "a", "sumary": "b"}', "x, line 1: unknown field 'sumary'; known are document"),
         (b'{"document": "a", "keywords": "b"}', "x, line 1: 'keywords' must be a list of strings"),
     ],
 )  # fmt: skip
@@ -247,6 +249,18 @@ def test_documents_that_cannot_be_read(tmp_path, monkeypatch, content, message):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises((TypeError, ValueError), match=re.escape(message)):
         text_files.read("x")
+
+
+def test_columns_that_are_not_read_are_named(tmp_path, capsys):
+    """A file of pairs or with ids can be decoded, and a misspelt column is seen."""
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"document": "a", "id": 3}\n{"document": "b", "sumary": "c"}\n')
+    assert text_files.read(str(file)) == [{"document": "a"}, {"document": "b"}]
+    said = capsys.readouterr().err
+    assert said == f"{file}: not read: id, sumary; known are document, summary, keywords\n"
+    (tmp_path / "a.csv").write_text("document,id\na,3\n")
+    assert text_files.read(f"{tmp_path}/a.csv") == [{"document": "a"}]
+    assert "not read: id" in capsys.readouterr().err
 
 
 def test_the_name_of_a_file_says_what_it_holds(tmp_path):
@@ -277,7 +291,26 @@ def test_the_first_lam_may_be_negative():
     assert arguments.parse(["search", "--reward", "x", "--lam", "-1"]).lam == -1.0
 
 
+def test_training_takes_a_reward_by_name(workplace, monkeypatch):
+    """As decoding does, a function of the working folder among them."""
+    called = []
+    monkeypatch.setattr(main, "main", called.append)
+    run("dera-jax train ppo --reward my_rewards:short --reference my_model --model-dir out")
+    ((file, *arguments),) = called
+    files = [x.partition("=")[2] for x in (file, *arguments) if x.startswith("--gin_file=")]
+    bindings = [
+        x.removeprefix("--gin.").replace("=", " = ", 1) for x in arguments if x.startswith("--gin.")
+    ]
+    configure.parse(files, bindings, ["."])
+    reward = gin.get_configurable("dera_jax.training.ppo.AlignmentObjective")().reward
+    assert isinstance(reward, HostReward) and reward.fn.__name__ == "short"
+    gin.clear_config()
+
+
 def test_rewards_by_name():
+    with pytest.raises(ValueError, match="give the module without .py, my_rewards:short"):
+        named_rewards.reward_of("my_rewards.py:short")
+    assert named_rewards.named_reward("words:3-8") == WordsInRange(3, 8)
     assert named_rewards.reward_of("length:3-8") == LengthInRange(3, 8)
     assert named_rewards.reward_of(None) is None
     assert named_rewards.reward_of("json:dumps") is json.dumps

@@ -177,6 +177,7 @@ def test_every_reward_file_makes_a_reward(file, reference, tmp_path):
         "AT_MOST": 27,
         "REWARD_MODEL": str(tmp_path / "scalar"),
         "ENTAILMENT_MODEL": reference,
+        "REWARD_NAME": "words:10-22",
     }
     bindings = [
         f"{name} = {value!r}"

@@ -21,7 +21,7 @@ def public_name(path: str | Path) -> str:
     It is the hub name for the default model in its package, and the absolute path of other local
     paths.
     """
-    if Path(path) in _packaged():
+    if Path(path).absolute() in _packaged():
         return HUB_NAME
     return str(Path(path).absolute() if Path(path).exists() else path)
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.protocol import Reward
 from dera_jax.rewards.words import Faithfulness, KeywordCoverage, WordsInRange
@@ -30,10 +31,18 @@ def reward_of(text: str | None) -> Reward | Callable | None:
         return _RANGES[name](*map(int, bounds.groups()))
     if text in _PLAIN:
         return _PLAIN[text]()
+    if name.endswith(".py"):
+        raise ValueError(f"--reward {text}: give the module without .py, {name[:-3]}:{argument}")
     if not argument or not all(part.isidentifier() for part in name.split(".")):
         known = [*(f"{x}:LOW-HIGH" for x in _RANGES), *_PLAIN, "MODULE:FUNCTION"]
         raise ValueError(f"--reward {text}: unknown; it must be one of {', '.join(known)}")
     return _function(text, name, argument)
+
+
+def named_reward(name: str) -> Reward:
+    """Returns the reward of this name, for gin; raises ValueError as `reward_of`."""
+    reward = reward_of(name)
+    return reward if isinstance(reward, Reward) else HostReward(reward)
 
 
 def _function(text: str, module: str, name: str) -> Callable:

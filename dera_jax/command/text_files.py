@@ -28,14 +28,18 @@ def read(path: str | None) -> list[dict]:
     from dera_jax.data import json_lines, tables
 
     if path and path.endswith(_TABLES):
-        return [_checked(parse(), where) for where, parse in tables.rows(path)]
+        rows = [(where, parse()) for where, parse in tables.rows(path)]
+        _say_unread([row for _, row in rows], path)
+        return [_checked(row, where) for where, row in rows]
     numbered = json_lines.lines(path) if path else _stdin_lines()
     lines = [(where, x) for where, x in numbered if json_lines.decode(x, where).strip()]
     if not lines:
         raise ValueError(f"{path or 'stdin'}: no documents")
     first = json_lines.decode(lines[0][1], lines[0][0]).lstrip()
     if first.startswith("{") or (path and path.endswith(_JSON)):
-        return [_checked(json_lines.read_object(line, where), where) for where, line in lines]
+        rows = [(where, json_lines.read_object(line, where)) for where, line in lines]
+        _say_unread([row for _, row in rows], path)
+        return [_checked(row, where) for where, row in rows]
     return [{"document": json_lines.decode(line, where).strip()} for where, line in lines]
 
 
@@ -48,13 +52,20 @@ def _checked(row: dict, where: str) -> dict:
     """Returns the object of a line if its fields are those of a document."""
     from dera_jax.data import text_columns
 
-    for name in row:
-        if name not in _FIELDS:
-            raise ValueError(f"{where}: unknown field {name!r}; known are {', '.join(_FIELDS)}")
     for name in ("document", *(["summary"] if row.get("summary", "") != "" else [])):
         text_columns.text_of(row, name, where)
     text_columns.keywords_of(row, where)
-    return row
+    return {name: x for name, x in row.items() if name in _FIELDS}
+
+
+def _say_unread(rows: Sequence[Mapping], path: str | None) -> None:
+    """Print the names of columns that are not read, which may be misspelt."""
+    names = dict.fromkeys(name for row in rows for name in row if name not in _FIELDS)
+    if names:
+        print(
+            f"{path or 'stdin'}: not read: {', '.join(names)}; known are {', '.join(_FIELDS)}",
+            file=sys.stderr,
+        )
 
 
 def write(rows: Sequence[Mapping], output: str | None, command: str) -> None:

@@ -12,6 +12,7 @@ from dera_jax import main
 from dera_jax.command.listing import CONFIGS, RUNNABLE, names
 
 _COMMANDS = {"search": "beam-search", "evolve": "evolution"}  # whose runs have other names
+_NAMED_REWARD = "gin_configs/rewards/named.gin"
 _OF_MAIN = ("--gin_file", "--gin_search_paths")
 _SWITCHES = ("--dry_run", "--verbose")  # also of main, without a value
 
@@ -69,7 +70,12 @@ def main_arguments(arguments: Sequence[str]) -> Iterator[str]:
             value = next(rest, None)
         if value is None:
             raise ValueError(f"{flag} needs a value")
-        yield f"{flag}={value}" if flag in _OF_MAIN else f"--gin.{_macro(flag)}={_gin_value(value)}"
+        if flag == "--reward" and not value.startswith(("@", "%")):
+            yield from (f"--gin_file={_NAMED_REWARD}", f"--gin.REWARD_NAME={value!r}")
+        elif flag in _OF_MAIN:
+            yield f"{flag}={value}"
+        else:
+            yield f"--gin.{_macro(flag)}={_gin_value(value)}"
 
 
 def _macro(flag: str) -> str:

@@ -51,7 +51,7 @@ def plot_sweep(rows: Sequence[dict], path: Path) -> None:
     for axis in axes[1]:
         axis.set_xlabel("λ")
     figure.suptitle(
-        f"DeRa on {first['documents']} held-out documents, "
+        f"DeRa on {first['documents']} documents, "
         f"{first['samples'] // first['documents']} samples each\n({INTERVAL})"
     )
     figure.savefig(path, dpi=120)

@@ -76,7 +76,7 @@ def _call(described: Mapping) -> str:
     literal = [
         f"{name}={value!r}"
         for name, value in described.items()
-        if name != "type" and isinstance(value, (bool, int, float, str))
+        if name not in ("type", "source_sha256") and isinstance(value, (bool, int, float, str))
     ]
     return f"{described['type']}({', '.join(literal)})"
 

@@ -5,6 +5,9 @@ never from inside a compiled program.
 """
 
 import dataclasses
+import functools
+import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -20,12 +23,20 @@ class HostReward(Reward):
     `documents` and `texts` are lists of equal length, where a document is repeated for each of its
     outputs. A document is the task's complete input text, instruction included and untruncated. An
     output text may be empty.
+
+    Attributes:
+        fn: the function.
+        source_sha256: hash of its source, so that records of an earlier version are not taken for its own;
+            what it calls is not part of it.
     """
 
     fn: Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+    source_sha256: str = dataclasses.field(init=False, compare=False)
 
     def __post_init__(self):
         checks.check_fields(self, fn=checks.FUNCTION)
+        digest = hashlib.sha256(_source(self.fn).encode()).hexdigest()
+        object.__setattr__(self, "source_sha256", digest)
 
     @property
     def on_host(self) -> bool:
@@ -82,3 +93,15 @@ class HostReward(Reward):
     @property
     def _name(self) -> str:
         return getattr(self.fn, "__qualname__", repr(self.fn))
+
+
+def _source(fn: Callable) -> str:
+    """Returns the source of a function, or its code where there is no source, as in an interactive session."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    fn = fn if hasattr(fn, "__code__") or hasattr(fn, "__func__") else type(fn)
+    try:
+        return inspect.getsource(fn)
+    except (OSError, TypeError):
+        code = getattr(fn, "__code__", None)
+        return repr(code and (code.co_code, code.co_names, code.co_varnames))

@@ -36,6 +36,7 @@ from dera_jax.training.train_step import CrossEntropy, Loss
 from dera_jax.training.validation import Validation, Validator
 
 BEST = "best"  # folder of the model with the lowest validation loss
+_T5_DROPOUT = 0.1  # T5's rate in fine-tuning (Raffel et al., 2020, section 3.1.2)
 _RUN = ("dropout_rate", "dtype")  # fields of a model configuration that each run sets anew
 
 
@@ -219,7 +220,7 @@ def new_model(
 
 
 def finished_model(
-    folder: str, dropout_rate: float, lora: LoraConfig | None = None
+    folder: str, dropout_rate: float | None, lora: LoraConfig | None = None
 ) -> InitialModel:
     """Returns a trained model from its folder, to be trained further.
 
@@ -227,19 +228,21 @@ def finished_model(
 
     Args:
         folder: path or name of the model, see `loading.load`.
-        dropout_rate: the dropout rate of the training; LoRA factors have no dropout of their own.
+        dropout_rate: the dropout rate of the training; None for T5's 0.1, or 0 for a model without
+            dropout. LoRA factors have no dropout of their own.
         lora: configuration of a new adapter to train in place of the model's own parameters.
 
     Raises:
         ValueError: `dropout_rate` is not in [0, 1), or is above 0 for a model without dropout; or
             `lora` is given for a folder with an adapter.
     """
-    rate = checks.number(least=0, below=1)
+    rate = checks.optional(checks.number(least=0, below=1))
     dropout_rate = checks.check("finished_model.dropout_rate", dropout_rate, rate)
     checkpoint = open_checkpoint(folder)
     config = checkpoint.config
     if hasattr(config, "dropout_rate"):
-        config = dataclasses.replace(config, dropout_rate=dropout_rate)
+        chosen = _T5_DROPOUT if dropout_rate is None else dropout_rate
+        config = dataclasses.replace(config, dropout_rate=chosen)
     elif dropout_rate:
         raise ValueError(
             f"finished_model.dropout_rate must be 0 for {folder}, since {type(config).__name__} "
