@@ -93,7 +93,13 @@ _GREEDY = Flag("--greedy", None, None, "take the most likely token instead of sa
 _COMMON = (
     Flag("--max-length", _positive, 128, "maximum tokens of an output, with its end token"),
     Flag("--max-prompt", _positive, None, "truncate documents so that prompts have this many tokens"),
-    Flag("--template", str, None, "text of the user's message, with the slot {document}"),
+    Flag(
+        "--template",
+        str,
+        None,
+        "text of the user's message, with the slot {document}; without it, the one that the models were "
+        "trained with on files, else the bare document",
+    ),
     Flag("--system", str, None, "text of the system message, for models with a chat template"),
     Flag("--batch-size", _positive, 8, "documents decoded at once"),
     Flag("--seed", int, 0, "seed of all PRNG keys"),
