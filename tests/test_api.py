@@ -142,6 +142,14 @@ def test_a_reward_that_was_edited_is_another_run(model, tmp_path):
         sample(versions[1])
 
 
+def test_a_reward_without_source_is_known_by_its_code():
+    """As in an interactive session; a constant of a function inside of it counts too."""
+    made = lambda source: HostReward(eval(source, {}))
+    inner = "lambda documents, texts: [(lambda x: -abs(len(x) - {}))(x) for x in texts]"
+    first, same, other = (made(inner.format(x)).source_sha256 for x in (6, 6, 9))
+    assert first == same != other
+
+
 def test_a_pair_is_printed_in_one_line(pair, model):
     assert repr(pair).startswith("TextPair(reference=") and len(repr(pair)) < 300
     assert repr(model).startswith("TextModel(model=") and len(repr(model)) < 200

@@ -28,18 +28,14 @@ def read(path: str | None) -> list[dict]:
     from dera_jax.data import json_lines, tables
 
     if path and path.endswith(_TABLES):
-        rows = [(where, parse()) for where, parse in tables.rows(path)]
-        _say_unread([row for _, row in rows], path)
-        return [_checked(row, where) for where, row in rows]
+        return _documents([(where, parse()) for where, parse in tables.rows(path)], path)
     numbered = json_lines.lines(path) if path else _stdin_lines()
     lines = [(where, x) for where, x in numbered if json_lines.decode(x, where).strip()]
     if not lines:
         raise ValueError(f"{path or 'stdin'}: no documents")
     first = json_lines.decode(lines[0][1], lines[0][0]).lstrip()
     if first.startswith("{") or (path and path.endswith(_JSON)):
-        rows = [(where, json_lines.read_object(line, where)) for where, line in lines]
-        _say_unread([row for _, row in rows], path)
-        return [_checked(row, where) for where, row in rows]
+        return _documents([(where, json_lines.read_object(x, where)) for where, x in lines], path)
     return [{"document": json_lines.decode(line, where).strip()} for where, line in lines]
 
 
@@ -48,24 +44,25 @@ def _stdin_lines() -> Iterator[tuple[str, bytes]]:
         yield f"stdin, line {i}", line
 
 
-def _checked(row: dict, where: str) -> dict:
-    """Returns the object of a line if its fields are those of a document."""
+def _documents(rows: Sequence[tuple[str, dict]], path: str | None) -> list[dict]:
+    """Return the documents of rows with their places; print the columns not read, which may be misspelt."""
+    names = dict.fromkeys(name for _, row in rows for name in row if name not in _FIELDS)
+    if names:
+        print(
+            f"{path or 'stdin'}: not read: {', '.join(names)}; known are {', '.join(_FIELDS)}",
+            file=sys.stderr,
+        )
+    return [_document(row, where) for where, row in rows]
+
+
+def _document(row: dict, where: str) -> dict:
+    """Return the fields of a document, which must be there and valid."""
     from dera_jax.data import text_columns
 
     for name in ("document", *(["summary"] if row.get("summary", "") != "" else [])):
         text_columns.text_of(row, name, where)
     text_columns.keywords_of(row, where)
     return {name: x for name, x in row.items() if name in _FIELDS}
-
-
-def _say_unread(rows: Sequence[Mapping], path: str | None) -> None:
-    """Print the names of columns that are not read, which may be misspelt."""
-    names = dict.fromkeys(name for row in rows for name in row if name not in _FIELDS)
-    if names:
-        print(
-            f"{path or 'stdin'}: not read: {', '.join(names)}; known are {', '.join(_FIELDS)}",
-            file=sys.stderr,
-        )
 
 
 def write(rows: Sequence[Mapping], output: str | None, command: str) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import types
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -103,5 +104,11 @@ def _source(fn: Callable) -> str:
     try:
         return inspect.getsource(fn)
     except (OSError, TypeError):
-        code = getattr(fn, "__code__", None)
-        return repr(code and (code.co_code, code.co_names, code.co_varnames))
+        return repr(_code(getattr(fn, "__code__", None)))
+
+
+def _code(code: object) -> object:
+    """Returns what a function's code does, with that of the functions inside of it; other constants as they are."""
+    if not isinstance(code, types.CodeType):
+        return code
+    return code.co_code, code.co_names, code.co_varnames, [_code(x) for x in code.co_consts]
