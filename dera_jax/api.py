@@ -227,7 +227,7 @@ class Decoding:
         return lams[0] if lams else None
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True)
 class TextModel(Decoding, LoadedModel):
     """A model whose methods take and return strings; `names` is what it was loaded from."""
 
@@ -245,7 +245,7 @@ class TextModel(Decoding, LoadedModel):
         return ()
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True)
 class TextPair(Decoding, ModelPair):
     """A reference and aligned models whose methods take and return strings; `names` as of TextModel."""
 
