@@ -110,10 +110,14 @@ def test_a_vector_is_one_row_of_blocks(tmp_path):
 
 
 def test_one_tensor_at_a_time_is_dequantized_in_memory(tmp_path):
-    """NumPy's arrays are counted, JAX's are not; one of eight tensors takes 1 MiB as float32."""
-    kind, size = KINDS["Q8_0"], 2**20
+    """Of sixteen tensors one takes 1 MiB as float32 and half of it as bfloat16.
+
+    NumPy's memory is counted. JAX keeps a NumPy array that happens to be aligned in place of a copy,
+    so that between none and all of the results are in the count.
+    """
+    kind, size, count = KINDS["Q8_0"], 2**20, 16
     blocks = gguf.quantize(np.ones((512, 512), np.float32), kind)
-    stored = {f"x{i}": (blocks, kind) for i in range(8)}
+    stored = {f"x{i}": (blocks, kind) for i in range(count)}
     tensors = gguf_file.open_gguf(files.write(tmp_path / "m.gguf", "llama", {}, stored)).tensors
     tracemalloc.start()
     try:
@@ -121,7 +125,7 @@ def test_one_tensor_at_a_time_is_dequantized_in_memory(tmp_path):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert len(found) == 8 and size < peak < 4 * size
+    assert len(found) == count and size < peak < (count // 2 + 4) * size
     assert all((x == 1).all() for x in found.values())
 
 
