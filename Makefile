@@ -62,7 +62,7 @@ evidence-conformance: $(TESTABLE)
 
 # Every trainer and decoding method on five meshes of 8 virtual devices, a fully sharded one among them: 23 minutes.
 evidence-mesh: $(TESTABLE)
-	$(PYTEST) -m evidence tests/test_meshes.py
+	$(PYTEST) -m evidence tests/test_meshes.py tests/test_collectives.py
 
 # All tests with programs compiled as users compile them: 50 minutes by estimate.
 evidence-optimised: $(TESTABLE)

@@ -71,9 +71,10 @@ class Decoding:
         """Samples texts of every document at every λ; returns G·num_samples rows for each document.
 
         Args:
-            documents, reward: see the class.
+            documents: a string, or several; dicts may have a `summary` and `keywords` beside the `document`.
             lam: one λ or several, 1 if it is not given; None for a single model.
             num_samples: samples at each λ.
+            reward: a reward of `dera_jax.rewards`, or a function of the lists of documents and texts.
             max_length: maximum tokens of a text, the end token included.
             **settings: fields of `TextSettings` and `Sampling`, such as temperature, top_p, greedy.
         """
@@ -88,7 +89,12 @@ class Decoding:
         max_length: int = 128,
         **settings,
     ) -> Rows:
-        """Samples as `sample` does, and returns one row of means for each λ, see `sweep_tables.table`."""
+        """Samples as `sample` does, with its arguments, and returns one row of means for each λ.
+
+        Means are of reward, length in tokens, KL to the reference in nats, ROUGE where documents have a
+        summary, and more, each with half its 95 % confidence interval (`<name>_ci95`), see
+        `sweep_tables.table`.
+        """
         records = self._records(documents, lam, num_samples, reward, max_length, settings)
         return Rows(sweep_tables.table(records))
 
@@ -104,9 +110,11 @@ class Decoding:
         """Returns the text with the highest reward among n samples of every document.
 
         Args:
-            documents, reward: see the class.
+            documents: a string, or several; dicts may have a `summary` and `keywords` beside the `document`.
             n: samples of each document.
-            lam, max_length: see `sample`; one λ.
+            reward: a reward of `dera_jax.rewards`, or a function of the lists of documents and texts.
+            lam: one λ, 1 if it is not given; None for a single model.
+            max_length: maximum tokens of a text, the end token included.
             **settings: fields of `TextSettings`, and `temperature` and `top_k` of `Sampling`.
         """
         text, options = _split("best_of_n", settings, TextSettings, methods.SamplingMethod)
@@ -125,8 +133,10 @@ class Decoding:
         """Runs reward-guided beam search (DeAL) and returns the best text of every document.
 
         Args:
-            documents, reward: see the class.
-            lam, max_length: see `sample`; one λ.
+            documents: a string, or several; dicts may have a `summary` and `keywords` beside the `document`.
+            reward: a reward of `dera_jax.rewards`, or a function of the lists of documents and texts.
+            lam: one λ, 1 if it is not given; None for a single model.
+            max_length: maximum tokens of a text, the end token included.
             **settings: fields of `TextSettings` and `Search`, such as beams, top_k, lookahead, reward_weight.
                 The records in `folder` also have `n_best`, the final hypotheses of every document.
         """
@@ -148,8 +158,10 @@ class Decoding:
         """Runs evolutionary decoding (DARWIN) and returns the best text of every document.
 
         Args:
-            documents, reward: see the class.
-            lam, max_length: see `sample`; one λ.
+            documents: a string, or several; dicts may have a `summary` and `keywords` beside the `document`.
+            reward: a reward of `dera_jax.rewards`, or a function of the lists of documents and texts.
+            lam: one λ, 1 if it is not given; None for a single model.
+            max_length: maximum tokens of a text, the end token included.
             mutator: mutator of prompts (`decoding.mutation`); None for edits of the document.
             **settings: fields of `TextSettings`, `Evolution` and `Sampling`, such as population, period.
                 The records in `folder` also have `evolution`, the history of every population.
@@ -271,7 +283,13 @@ def load(*models: str | Path, **options) -> TextModel | TextPair:
 
     Raises:
         FileNotFoundError: SmolLM2 is to be loaded and is not to be had, see `default_model`.
+        TypeError: `aligned` is given by name.
     """
+    if "aligned" in options:
+        raise TypeError(
+            "aligned models follow the reference without a name: load('my_reference', 'my_aligned'); "
+            f"found aligned={options['aligned']!r}"
+        )
     if not models:
         models = default_model(), ADAPTERS / "aligned"
         options = {"reference": ADAPTERS / "reference"} | options

@@ -9,6 +9,7 @@ gin. A run file binds its job and its folder:
 """
 
 import contextlib
+import difflib
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +39,7 @@ from dera_jax.command_line import unwrapped
 from dera_jax.files import run_folder
 from dera_jax.files.destinations import check_one_process, output_folder
 from dera_jax.run_summary import describe_run, run_facts
+from dera_jax.training import metric_log
 from dera_jax.training.dry_run import format_costs
 
 _RUN = "dera_jax.configure.run"
@@ -46,6 +48,13 @@ _MESH = checks.Check(
     lambda x: isinstance(x, tuple) and len(x) == 2 and all(map(checks.integer(1).allows, x)),
 )
 PACKAGE = Path(__file__).resolve().parent  # holds gin_configs; in a clone as a link
+_JOB = "configure.run.job"  # which a file sets that is a run by itself
+_ADDED = ("runs", "rewards", "mutators")  # folders of files that are added to others
+_OTHER_NAMES = {
+    "INITIAL_MODEL": "REFERENCE",
+    "REFERENCE": "INITIAL_MODEL",
+    "MODEL": "INITIAL_MODEL",
+}
 _PYTHON = {"true": "True", "false": "False", "none": "None", "null": "None"}
 _ONE_LINE = 10**6  # one line per binding, so that configurations can be compared line by line
 
@@ -189,6 +198,7 @@ def _run(job: Job, folder: str, dry_run: bool) -> None:
     with run_folder.claim(where, _settings()):
         if run_folder.result(where) is None:
             run_folder.finish(where, job.run(where))
+            _plot_training(where)
         else:
             logging.warning("%s: this run has already ended; nothing to do", where)
         if report.has_report(where) and not (where / report.PAGE).exists():
@@ -196,6 +206,14 @@ def _run(job: Job, folder: str, dry_run: bool) -> None:
             report.record_about(where, facts["data"], facts["models"])
             report.write(where)
     print(closing_line(where))
+
+
+def _plot_training(folder: Path) -> None:
+    """Writes curves.png of a training run."""
+    if (folder / metric_log.FILE).exists():
+        from dera_jax.training import curves  # imports matplotlib
+
+        curves.plot([folder], folder / "curves.png")
 
 
 def closing_line(folder: Path) -> str:
@@ -242,8 +260,31 @@ def _check_macros(bindings: Sequence[str]) -> None:
         name = binding.partition("=")[0].strip()
         if "." not in name and name not in known:
             raise ValueError(
-                f"--gin.{name}: no gin file defines the macro {name!r}{suggestion(name, known)}"
+                f"--gin.{name}: no gin file defines the macro {name!r}{_macro_hint(name, known)}"
             )
+
+
+def _macro_hint(name: str, known: Sequence[str]) -> str:
+    """Return similar macros, or the file to be added that has this one, to be appended to a message."""
+    initials = lambda macro: "".join(word[:1] for word in macro.split("_"))
+    same = [_OTHER_NAMES.get(name), *(x for x in known if initials(x) == name)]
+    similar = [x for x in same if x in known]
+    files = [] if similar else _files_with(name)
+    if files:
+        return f"; {files[0]} has it, add it by --gin_file"
+    if similar := similar or difflib.get_close_matches(name, known):
+        return f"; did you mean {' or '.join(similar)}?"
+    return f"; `dera-jax params` lists the {len(known)} that there are"
+
+
+def _files_with(macro: str) -> list[str]:
+    """Return the gin files that are added to runs, and define a macro."""
+    paths = [
+        x for folder in _ADDED for x in sorted((PACKAGE / "gin_configs" / folder).glob("*.gin"))
+    ]
+    texts = {str(x.relative_to(PACKAGE)): x.read_text(encoding="utf-8") for x in paths}
+    defines = re.compile(rf"^{re.escape(macro)} = ", re.MULTILINE)
+    return [x for x, text in texts.items() if _JOB not in text and defines.search(text)]
 
 
 def _bind(binding: str) -> None:

@@ -12,15 +12,17 @@ If it cannot be had, the demo of the two small T5 models runs instead (`dera_jax
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from dera_jax import command_line
+from dera_jax.lam_option import joined_lams, numbers
 from dera_jax.shipped import ADAPTERS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; errors end the program with a message."""
-    options = _parser().parse_args(argv)
+    options = _parser().parse_args(joined_lams(sys.argv[1:] if argv is None else argv))
     command_line.run(lambda: _run(options), lambda: options.output)
 
 
@@ -34,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dera-jax demo", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--output", default="out/demo", help="folder for the results")
-    parser.add_argument("--lam", type=float, nargs="+", default=[0, 0.5, 1, 2], metavar="λ",
+    parser.add_argument("--lam", type=numbers, default=(0, 0.5, 1, 2), metavar="X,X",
                         help="mixing coefficients; 0: reference, 1: aligned model")  # fmt: skip
     parser.add_argument("--samples", type=int, default=1, help="samples per document and λ")
     parser.add_argument("--shown", type=int, default=16, help="number of documents to print")

@@ -52,9 +52,9 @@ def run(options: argparse.Namespace) -> None:
         names = [f"base={public_name(base)}", f"reference={options.reference}"]
         report.record_about(folder, [data], [*names, f"aligned={options.aligned}"])
         report.write(folder)
-    print(format_table(rows))
     for record in records[: options.shown]:
         print(side_by_side(record))
+    print(f"\n{format_table(rows)}")
     print(
         f"\n{folder} has records.jsonl (all samples), metrics.json, metrics.csv, sweep.png, and "
         "report.html, which shows every abstract with a slider for λ."
@@ -72,6 +72,7 @@ def _facts(num_documents: int, sweep: Sweep, beta: float) -> list[str]:
         f"{documents}, at {lams} λ {samples} of each at temperature 1.",
         f"{reward}, minus {PENALTY} unless the summary has {LOW} to {HIGH} words.",
         f"{models} at KL coefficient β = {beta:g}.",
+        "The first of the batches takes longest, since programs are compiled for it.",
     ]
 
 

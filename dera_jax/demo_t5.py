@@ -8,6 +8,7 @@ on two CPU cores.
 """
 
 import argparse
+import sys
 import textwrap
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ from dera_jax.evaluation.sweep import Sweep, decode
 from dera_jax.evaluation.sweep_tables import format_table, write_report
 from dera_jax.files import run_folder
 from dera_jax.files.destinations import output_folder
+from dera_jax.lam_option import joined_lams, numbers
 from dera_jax.models.language_model import sequence_keys
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.shipped import ASSETS
@@ -34,7 +36,7 @@ WIDTH = 100  # characters of a printed line
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; errors end the program with a message."""
-    options = _parser().parse_args(argv)
+    options = _parser().parse_args(joined_lams(sys.argv[1:] if argv is None else argv))
     command_line.run(lambda: run(options), lambda: options.output)
 
 
@@ -106,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dera_jax.demo_t5", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--output", default="out/demo", help="folder for the results")
-    parser.add_argument("--lam", type=float, nargs="+", default=[0, 0.25, 0.5, 1, 2], metavar="λ",
+    parser.add_argument("--lam", type=numbers, default=(0, 0.25, 0.5, 1, 2), metavar="X,X",
                         help="mixing coefficients; 0: reference, 1: aligned model")  # fmt: skip
     parser.add_argument("--samples", type=int, default=16, help="samples per document and λ")
     parser.add_argument("--shown", type=int, default=3, help="number of documents to print")

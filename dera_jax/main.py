@@ -6,19 +6,26 @@ The gin files of `gin_configs/runs` and `gin_configs/experiments` configure the 
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dera_jax import command_line, log
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the command line and runs the job; exit statuses are those of `command_line`."""
+def main(
+    argv: Sequence[str] | None = None, reworded: Callable[[str], str] = lambda text: text
+) -> None:
+    """Parses the command line and runs the job; exit statuses are those of `command_line`.
+
+    Args:
+        argv: the arguments; None for those of the process.
+        reworded: puts the message of an error in the words of the command line that called this one.
+    """
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
     log.show(options.verbose)
     bindings = [_binding(parser, argument) for argument in rest]
     run = _Run(options, bindings)
-    command_line.run(run.launch, run.folder, run.explain)
+    command_line.run(run.launch, run.folder, lambda error: reworded(run.explain(error)))
 
 
 class _Run:

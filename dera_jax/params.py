@@ -222,8 +222,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("gin_file", nargs="+", help="a run file, and files to be added to it")
-    files = parser.parse_args(argv).gin_file
+    parser.add_argument("files", nargs="+", help="a run file, and files to be added to it")
+    parser.add_argument("--gin_file", action="append", default=[], help="a file to be added")
+    options = parser.parse_args(argv)
+    files = [*options.files, *options.gin_file]
     command_line.run(lambda: print(format_params(params(files))))
 
 

@@ -15,6 +15,7 @@ _LAMS = ("lam", "lams", "grid")
 _REWARDS = ("reward", "given")
 _RUN = "dera_jax.configure.run"
 _SUM, _PART = "dera_jax.rewards.combined.Combined", "dera_jax.rewards.combined.Part"
+_BY_NAME = "dera_jax.command.named_rewards.named_reward"
 _OWN_FILES = "dera_jax.data.own_files.own_files"
 
 
@@ -113,5 +114,7 @@ def _call(reference: gin.config.ConfigurableReference, bindings: Mapping[Key, ob
         for key, x in bindings.items()
         if key[:2] in ((scope, selector), ("", selector))
     }
+    if selector == _BY_NAME:
+        return str(own["name"])
     literal = [f"{name}={x!r}" for name, x in own.items() if isinstance(x, (bool, int, float, str))]
     return f"{selector.rpartition('.')[2]}({', '.join(literal)})"

@@ -14,6 +14,7 @@ import numpy as np
 from dera_jax import checks
 from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.data import encoding
+from dera_jax.data.document_files import FILE_NAMES
 from dera_jax.data.documents import Documents, documents_of
 from dera_jax.data.example_ids import hashed_id
 from dera_jax.data.text_columns import check_unicode
@@ -172,6 +173,11 @@ def rows_of(records: Sequence[Mapping], lam: float | None = None) -> Rows:
 
 
 def _listed(documents: Texts) -> list:
+    if isinstance(documents, Path) or (isinstance(documents, str) and _is_file(documents)):
+        raise TypeError(
+            f"documents must be texts; of the file {str(documents)!r} give "
+            f"dera_jax.read_documents({str(documents)!r})"
+        )
     if isinstance(documents, str | Mapping):
         return [documents]
     if not isinstance(documents, Iterable) or isinstance(documents, bytes):
@@ -179,6 +185,11 @@ def _listed(documents: Texts) -> list:
             f"documents must be a string or an iterable of strings; found {documents!r:.80}"
         )
     return list(documents)
+
+
+def _is_file(text: str) -> bool:
+    """Returns whether a text looks like the name of a file of documents."""
+    return text.endswith(FILE_NAMES) and not any(x.isspace() for x in text)
 
 
 def _fields(i: int, item: object) -> dict[str, object]:

@@ -67,19 +67,24 @@ def _not_too_much_memory_within_a_file():
     _free_memory(above=1.8)
 
 
+_left = 0.0  # gigabytes that could not be freed
+
+
 def _free_memory(above: float) -> None:
-    """Frees memory if this process holds more than `above` gigabytes.
+    """Frees memory if this process holds more than `above` gigabytes, and more than what cannot be freed.
 
     jax keeps every program that it has compiled, and glibc what was freed: 5 GB in a session. Where
     there is little, the programs are kept, since other tests call some of them.
     """
-    if "jax" not in sys.modules or _gigabytes() < above:
+    global _left
+    if "jax" not in sys.modules or _gigabytes() < max(above, _left + 0.2):
         return
     sys.modules["jax"].clear_caches()
     gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
+    _left = _gigabytes()
 
 
 def _gigabytes() -> float:

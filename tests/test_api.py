@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import linecache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,6 +156,18 @@ def test_a_pair_is_printed_in_one_line(pair, model):
     assert repr(model).startswith("TextModel(model=") and len(repr(model)) < 200
 
 
+def test_files_of_documents_are_read_for_the_methods(pair, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"document": "b c", "summary": "d"}\n')
+    read = dera_jax.read_documents(tmp_path / "a.jsonl")
+    assert read == [{"document": "b c", "summary": "d"}]
+    assert pair.sample(read, max_length=2)[0]["summary"] == "d"
+
+
+def test_aligned_models_have_no_name():
+    with pytest.raises(TypeError, match="follow the reference without a name"):
+        dera_jax.load("a", aligned="b")
+
+
 def test_rows_become_a_data_frame():
     frame = Rows([{"text": "a", "reward": 1.0}, {"text": "b", "reward": 2.0}]).to_pandas()
     assert list(frame.columns) == ["text", "reward"]
@@ -165,6 +178,8 @@ def test_rows_become_a_data_frame():
     ("arguments", "error", "message"),
     [
         ({"documents": 5}, TypeError, "documents must be a string or an iterable of strings; found 5"),
+        ({"documents": "mine.jsonl"}, TypeError, r"give dera_jax.read_documents\('mine.jsonl'\)"),
+        ({"documents": Path("mine.txt")}, TypeError, r"give dera_jax.read_documents\('mine.txt'\)"),
         ({"documents": []}, ValueError, "documents must have at least one text"),
         ({"documents": ["a", " "]}, ValueError, r"documents\[1\] is empty"),
         ({"documents": [["a"]]}, TypeError, r"documents\[0\] must be a string, or a dict"),

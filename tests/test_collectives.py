@@ -55,8 +55,8 @@ def collectives(method, name, mesh):
                 found[kind, array] += 1
     return found
 
-for name, methods in (("realigned t5", METHODS), ("realigned llama", METHODS[:1])):
-    for method in methods:
+for name in NAMES:
+    for method in METHODS if name == NAMES[0] else METHODS[:1]:
         found = collectives(method, name, (8, 1))
         # A search with a reward runs to its end, and asks nothing.
         asked = set() if method == "guided beam search" else {("all-reduce", "pred")}
@@ -64,9 +64,10 @@ for name, methods in (("realigned t5", METHODS), ("realigned llama", METHODS[:1]
     assert collectives("sample", name, (8, 1)).total() == 1  # once per chunk
 # One layer of decoder: attention to itself, to the prompt, feed-forward. Of the Llama's two layers only
 # the feed-forward, since no mesh of 2 divides 9 heads.
-for name, layers in (("realigned t5", 3), ("realigned llama", 2)):
-    for method in ("sample", "beam search"):
-        found = collectives(method, name, (4, 2))
+LAYERS = {"realigned t5": 3, "realigned llama": 2}
+for name in NAMES:
+    for method in SHARDED:
+        found, layers = collectives(method, name, (4, 2)), LAYERS[name]
         assert found == {
             ("all-reduce", "pred"): 1,
             ("all-reduce", "f32"): 2 * (1 + layers),
@@ -76,16 +77,19 @@ print("identical")
 """
 
 
-@pytest.mark.slow
-def test_devices_talk_about_nothing_else(monkeypatch):
+FIRST = ["sample", "guided beam search"]
+REST = ["greedy", "truncated", "best of n", "beam search", "generation"]
+
+
+@pytest.mark.parametrize(
+    ("names", "methods", "sharded"),
+    [
+        pytest.param(["realigned t5"], FIRST, ["sample"], marks=pytest.mark.slow),
+        pytest.param(["realigned t5", "realigned llama"], FIRST + REST, ["sample", "beam search"],
+                     marks=pytest.mark.evidence),
+    ],
+)  # fmt: skip
+def test_devices_talk_about_nothing_else(monkeypatch, names, methods, sharded):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")  # the programs that users run
-    methods = [
-        "sample",
-        "greedy",
-        "truncated",
-        "best of n",
-        "beam search",
-        "guided beam search",
-        "generation",
-    ]
-    run_on_eight_devices(f"METHODS = {methods}\n{SCRIPT}")
+    lists = f"NAMES = {names}\nMETHODS = {methods}\nSHARDED = {sharded}\n"
+    run_on_eight_devices(lists + SCRIPT)

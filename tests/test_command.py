@@ -16,10 +16,12 @@ import gin
 import jax
 import pytest
 
+import dera_jax
 from dera_jax import api, command, configure, demo_smollm2, demo_t5, main
 from dera_jax.checkpoints.recognise import open_checkpoint
-from dera_jax.command import arguments, listing, named_rewards, text_files, training
+from dera_jax.command import arguments, listing, named_rewards, output_rows, training
 from dera_jax.data.aclsum import INSTRUCTIONS
+from dera_jax.data.document_files import read_documents
 from dera_jax.decoding.beam_search import Search
 from dera_jax.decoding.evolution import Evolution
 from dera_jax.decoding.sampling import Sampling
@@ -137,7 +139,9 @@ def test_the_demo_is_an_example(workplace, monkeypatch):
         raise FileNotFoundError("no SmolLM2")
 
     monkeypatch.setattr(demo_smollm2, "default_model", missing)
-    assert "in-range rate" in run("dera-jax demo", "--output", "out")
+    assert "in-range rate" in run(
+        "dera-jax demo", "--output", "out", "--lam", "0,1", "--samples", "1"
+    )
     assert (workplace / "out_t5" / "metrics.csv").exists()
 
 
@@ -185,7 +189,7 @@ def test_defaults_in_the_help_are_those_of_the_library():
 
 def test_a_terminal_gets_a_table(workplace, monkeypatch):
     monkeypatch.setattr(Printed, "isatty", lambda self: True)
-    monkeypatch.setattr(text_files, "_columns", lambda: 60)
+    monkeypatch.setattr(output_rows, "_columns", lambda: 60)
     printed = run("dera-jax sample --lam 0,1 --input abstracts.txt --reward words:1-9", *PAIR)
     assert printed.count(TEXTS[0]) == 1 and printed.count("λ = 1, reward ") == 2
     assert max(map(len, printed.splitlines())) <= 60
@@ -202,13 +206,15 @@ def test_a_terminal_gets_a_table(workplace, monkeypatch):
         ("sample --lam nan --input abstracts.txt", 2, "must be finite numbers separated by commas"),
         ("sample --temperature inf --input abstracts.txt", 2, "must be a finite number; found 'inf'"),
         ("sample --num-samples 0", 2, "must be an integer of at least 1; found '0'"),
-        ("sample --temprature 1", 2, "unrecognized arguments: --temprature 1"),
+        ("sample --temprature 1", 2, "unrecognized arguments: --temprature 1; did you mean --temperature?"),
+        ("sample --lambda 0,1", 2, "unrecognized arguments: --lambda 0,1; did you mean --lam?"),
         ("search --input abstracts.txt", 2, "required: --reward"),
         ("sweep --input abstracts.txt", 2, "required: --lam"),
         ("train sfft", 2, "no run is called 'sfft'; did you mean 'sft'"),
         ("train sft --steps", 2, "--steps needs a value"),
         ("train sft 100", 2, "unexpected '100'; flags follow RUN"),
-        ("train sft --stepz 5 --initial-model my_reference --model-dir out", "error: --gin.STEPZ", "STEPS"),
+        ("train sft --stepz 5 --initial-model my_reference --model-dir out", "error: --stepz: no gin file", "STEPS"),
+        ("train sft --initial-model my_reference", "error: MODEL_DIR/macro.value set", "has no value: add --model-dir VALUE"),
         ("sample --input nowhere.txt", "error: nowhere.txt: no such file", "nowhere.txt"),
         ("sample --input abstracts.txt --output no/rows.jsonl", "error: no/rows.jsonl: No such", ""),
         ("sample --input abstracts.txt --reward word", "error: --reward word: unknown; it must", ""),
@@ -248,27 +254,27 @@ def test_documents_that_cannot_be_read(tmp_path, monkeypatch, content, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x").write_bytes(content)
     with pytest.raises((TypeError, ValueError), match=re.escape(message)):
-        text_files.read("x")
+        read_documents("x")
 
 
 def test_columns_that_are_not_read_are_named(tmp_path, capsys):
     """A file of pairs or with ids can be decoded, and a misspelt column is seen."""
     file = tmp_path / "a.jsonl"
     file.write_text('{"document": "a", "id": 3}\n{"document": "b", "sumary": "c"}\n')
-    assert text_files.read(str(file)) == [{"document": "a"}, {"document": "b"}]
+    assert read_documents(str(file)) == [{"document": "a"}, {"document": "b"}]
     said = capsys.readouterr().err
     assert said == f"{file}: not read: id, sumary; known are document, summary, keywords\n"
     (tmp_path / "a.csv").write_text("document,id\na,3\n")
-    assert text_files.read(f"{tmp_path}/a.csv") == [{"document": "a"}]
+    assert read_documents(f"{tmp_path}/a.csv") == [{"document": "a"}]
     assert "not read: id" in capsys.readouterr().err
 
 
 def test_the_name_of_a_file_says_what_it_holds(tmp_path):
     (tmp_path / "a.csv").write_text('document,keywords\n"a, b",c;d\n')
-    assert text_files.read(f"{tmp_path}/a.csv") == [{"document": "a, b", "keywords": ["c", "d"]}]
+    assert read_documents(f"{tmp_path}/a.csv") == [{"document": "a, b", "keywords": ["c", "d"]}]
     (tmp_path / "a.json").write_text('[{"document": "a"}]')
     with pytest.raises(TypeError, match="a.json, line 1: expected an object, found list"):
-        text_files.read(f"{tmp_path}/a.json")
+        read_documents(f"{tmp_path}/a.json")
 
 
 @pytest.mark.parametrize("line", ["list", "--help", "params sft"])
@@ -286,6 +292,42 @@ def test_errors_of_a_users_reward_keep_their_traceback(workplace):
         run("dera-jax best-of-n --n 2 --reward my_rewards:short --input abstracts.txt", *PAIR)
 
 
+def test_the_version_is_printed():
+    with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
+        arguments.parse(["--version"])
+    assert printed.getvalue() == f"dera_jax {dera_jax.__version__}\n"
+
+
+def test_lam_with_blanks_are_lam_with_commas():
+    assert arguments.parse(["sample", "--lam", "-1", "0", "0.5,2e-1"]).lam == (-1.0, 0.0, 0.5, 0.2)
+    line = ["sample", "--lam", "0", "1", "--num-samples", "3", "--seed", "4"]
+    found = arguments.parse(line)
+    assert (found.lam, found.num_samples, found.seed) == ((0.0, 1.0), 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("dpo --initial-model x", "--initial-model: no gin file defines .*; did you mean REFERENCE?"),
+        ("sft --reference x", "--reference: no gin file defines .*; did you mean INITIAL_MODEL?"),
+        ("sft --lr 1", "--lr: no gin file defines the macro 'LR'; did you mean LEARNING_RATE?"),
+        ("sft --lora-rank 4", "--lora-rank: .*; gin_configs/runs/lora.gin has it, add it by --gin_file"),
+        ("sft --zzz 4", "--zzz: no gin file defines the macro 'ZZZ'; `dera-jax params` lists the"),
+    ],
+)  # fmt: skip
+def test_flags_of_other_runs_are_explained(workplace, flags, message):
+    with pytest.raises(SystemExit) as stopped:
+        run(f"dera-jax train {flags}")
+    assert re.match(f"error: {message.replace('?', '[?]')}", stopped.value.code)
+    assert len(stopped.value.code) < 200
+
+
+def test_a_reward_of_one_argument_is_refused_before_anything_is_decoded(workplace):
+    (workplace / "my_rewards.py").write_text("def short(texts):\n    return [0.0] * len(texts)\n")
+    with pytest.raises(SystemExit, match=r"short must take two arguments, .* it takes \(texts\)"):
+        run("dera-jax best-of-n --n 2 --reward my_rewards:short --input abstracts.txt", *PAIR)
+
+
 def test_the_first_lam_may_be_negative():
     assert arguments.parse(["sample", "--lam", "-1,0.5"]).lam == (-1.0, 0.5)
     assert arguments.parse(["search", "--reward", "x", "--lam", "-1"]).lam == -1.0
@@ -294,7 +336,7 @@ def test_the_first_lam_may_be_negative():
 def test_training_takes_a_reward_by_name(workplace, monkeypatch):
     """As decoding does, a function of the working folder among them."""
     called = []
-    monkeypatch.setattr(main, "main", called.append)
+    monkeypatch.setattr(main, "main", lambda argv, reworded: called.append(argv))
     run("dera-jax train ppo --reward my_rewards:short --reference my_model --model-dir out")
     ((file, *arguments),) = called
     files = [x.partition("=")[2] for x in (file, *arguments) if x.startswith("--gin_file=")]
@@ -318,7 +360,7 @@ def test_rewards_by_name():
 
 def test_flags_of_runs_are_macros(monkeypatch):
     called = []
-    monkeypatch.setattr(main, "main", called.append)
+    monkeypatch.setattr(main, "main", lambda argv, reworded: called.append(argv))
     flags = "--reference my_model --lambdas 0,0.5 --learning-rate=1e-4 --reward @x.Y() --task None"
     run(
         f"dera-jax train reward-model {flags} --gin.A.b='\"c\"' --gin_file lora.gin --dry_run --verbose"

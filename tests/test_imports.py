@@ -131,7 +131,7 @@ def test_only_tasks_need_the_extra_seqio(tmp_path):
 
 def test_the_few_names_that_a_user_needs():
     assert set(dera_jax.__all__) == {
-        "load", "sample", "sweep", "search", "evolve", "best_of_n", "rewards",
+        "load", "sample", "sweep", "search", "evolve", "best_of_n", "rewards", "read_documents",
     }  # fmt: skip
     assert set(dera_jax.__all__) <= set(dir(dera_jax))
     assert dera_jax.sample is sampling.sample and dera_jax.load is api.load

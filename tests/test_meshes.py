@@ -68,6 +68,7 @@ FIRST = list(zip(TRAINERS, ["t5", "llama"] * 3, strict=True))
 SECOND = list(zip(TRAINERS, ["llama", "t5"] * 3, strict=True))
 METHODS = ("sample", "greedy", "best of n", "beam search", "guided beam search", "generation")
 OTHERS = [((4, 2), "()"), ((8, 1), "()"), ((4, 2), FULLY_SHARDED), ((2, 4), "()"), ((1, 8), "()")]
+OTHERS += [((2, 4), FULLY_SHARDED)]
 
 
 def run(script: str, mesh: tuple[int, int], rules: str = "()", **names) -> None:
@@ -77,22 +78,16 @@ def run(script: str, mesh: tuple[int, int], rules: str = "()", **names) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trained", [FIRST[:2], FIRST[2:4], FIRST[4:]])
-def test_training_is_that_of_one_device(trained):
-    run(TRAIN, (4, 2), TRAINED=trained)
+def test_training_is_that_of_one_device():
+    """Of two trainers; `test_on_every_mesh` has all of them."""
+    run(TRAIN, (4, 2), TRAINED=[("ppo", "llama"), ("sft", "t5")])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["realigned llama", "realigned t5"])
-def test_decoding_is_that_of_one_device(model):
-    run(DECODE, (4, 2), DECODED=[(model, method, False) for method in METHODS])
-
-
-@pytest.mark.slow
-def test_on_another_mesh():
-    run(TRAIN, (2, 4), FULLY_SHARDED, TRAINED=[("sft", "t5")])
-    some = [("realigned t5", method, False) for method in ("generation",)]
-    run(DECODE, (2, 4), FULLY_SHARDED, DECODED=some)
+def test_decoding_is_that_of_one_device():
+    """Of three methods; `test_on_every_mesh` has all of them."""
+    methods = ("sample", "guided beam search", "generation")
+    run(DECODE, (2, 4), FULLY_SHARDED, DECODED=[("realigned llama", x, False) for x in methods])
 
 
 @pytest.mark.evidence

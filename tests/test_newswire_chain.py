@@ -47,7 +47,7 @@ def kl_grows_from_0(rows: list[dict]) -> bool:
     return abs(kl[0.0]) < 1e-6 and 1e-5 < kl[0.25] < kl[0.5] < kl[1.0] < kl[2.0]
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_each_run_goes_on_from_the_last(tmp_path):
     """As long as it takes to learn how often each piece occurs, and to move a policy."""
     sft = {"STEPS": 80, "WARMUP_STEPS": 20, "EVAL_PERIOD": 80, "EVAL_EXAMPLES": 50}

@@ -102,6 +102,14 @@ def test_a_file_that_is_added_is_listed_too():
     assert {row.name for row in params.params(files[:1]) if row.required} >= {"REWARD"}
 
 
+def test_added_files_may_have_the_flag_of_runs(capsys):
+    printed = []
+    for words in (["gin_configs/runs/lora.gin"], ["--gin_file", "gin_configs/runs/lora.gin"]):
+        params.main(["gin_configs/runs/sft.gin", *words])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] and "LORA_RANK" in printed[0]
+
+
 def test_the_command_prints_names_defaults_types_and_meanings(capsys):
     params.main(["gin_configs/runs/lengths.gin"])
     out = capsys.readouterr().out

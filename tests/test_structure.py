@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the bottom upwards: a folder or module imports from what is listed before it. docs/design.md
 # draws the same.
 LAYERS = (
-    "shipped", "log", "progress_bar", "checks", "files", "compilation_cache", "command_line", "prompts", "partitioning",
+    "shipped", "log", "progress_bar", "checks", "files", "compilation_cache", "command_line", "lam_option", "prompts", "partitioning",
     "models", "rewards", "decoding", "checkpoints", "metrics", "data", "tasks", "training",
     "evaluation", "report", "texts", "api", "experiments", "t5x", "bindings", "run_summary", "configure", "params", "main", "demo_t5",
     "demo_smollm2", "demo", "model_card", "adapter_card", "command", "__main__",

@@ -35,7 +35,7 @@ import sys
 for name in ("tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"):
     sys.modules[name] = None
 from dera_jax import demo_t5
-demo_t5.main(["--lam", "0", "1", "--samples", "1", "--shown", "1"])
+demo_t5.main(["--lam", "0,1", "--samples", "1", "--shown", "1"])
 """
 
 pytestmark = pytest.mark.slow

@@ -36,10 +36,10 @@ _USED = (
     "block_count", "embedding_length", "feed_forward_length", "attention.head_count",
     "attention.head_count_kv", "attention.key_length", "attention.value_length",
     "attention.layer_norm_rms_epsilon", "attention.sliding_window", "rope.freq_base",
-    "rope.dimension_count",
+    "rope.dimension_count", "context_length",
 )  # fmt: skip
 _WITHOUT_EFFECT = (
-    "context_length", "vocab_size", "rope.scaling.original_context_length", "rope.scaling.finetuned",
+    "vocab_size", "rope.scaling.original_context_length", "rope.scaling.finetuned",
     "tensor_data_layout",
 )  # fmt: skip
 _NAMES = (
@@ -117,6 +117,7 @@ def _config(file: GgufFile, end_ids: tuple[int, ...]) -> LlamaConfig:
         head_norms=kind == "qwen3",
         logits_via_embedding="output.weight" not in file.tensors,
         end_ids=end_ids,
+        max_positions=file.fields.get(f"{kind}.context_length"),
     )
     window = _window(file, kind)
     return dataclasses.replace(

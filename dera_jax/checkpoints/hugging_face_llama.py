@@ -38,6 +38,7 @@ _SCALING = {
     "high": "high_freq_factor",
     "context": "original_max_position_embeddings",
 }
+_POSITIONS = "max_position_embeddings"
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -88,6 +89,7 @@ def config_of(settings: Mapping, where: str, end_ids: tuple[int, ...]) -> LlamaC
         norm_epsilon=settings.get("rms_norm_eps", 1e-6),
         logits_via_embedding=settings.get("tie_word_embeddings", False),
         end_ids=end_ids,
+        max_positions=_size(settings, _POSITIONS, where) if settings.get(_POSITIONS) else None,
     )
 
 
@@ -106,6 +108,7 @@ def described(config: LlamaConfig, dtype: str) -> dict[str, object]:
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "rope_theta": config.rope_base,
+        **({_POSITIONS: config.max_positions} if config.max_positions else {}),
         **_described_scaling(config),
         **_described_windows(config, kind),
         "rms_norm_eps": config.norm_epsilon,

@@ -4,12 +4,14 @@ Flags that are not given are absent from the options, so that the library's own 
 """
 
 import argparse
-import math
-import re
+import difflib
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+from dera_jax import __version__
+from dera_jax.lam_option import finite, joined_lams, numbers
 
 KINDS = ("runs", "experiments", "tasks", "models", "rewards", "mutators")
 
@@ -56,31 +58,15 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
-
-
 def _number(text: str) -> float:
     try:
-        return _finite(text)
+        return finite(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a finite number; found {text!r}") from None
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(map(_finite, text.split(",")))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"must be finite numbers separated by commas, such as 0,0.5,1; found {text!r}"
-        ) from None
-
-
 _LAM = Flag("--lam", _number, 1.0, "mixing coefficient λ")
-_LAMS = Flag("--lam", _numbers, 1.0, "mixing coefficients λ, such as 0,0.5,1; 0: reference, 1: aligned model")  # fmt: skip
+_LAMS = Flag("--lam", numbers, 1.0, "mixing coefficients λ, such as 0,0.5,1; 0: reference, 1: aligned model")  # fmt: skip
 _SAMPLES = "samples of each document at each λ"
 _TEMPERATURE = Flag("--temperature", _number, 1.0, "divides the logits of the realigned model")
 _TOP_K = Flag("--top-k", _positive, None, "sample from this many tokens only")
@@ -234,10 +220,10 @@ _INSPECTION = (
     ("list", "KIND", "list runs, experiments, tasks, models, rewards or mutators", "dera-jax list rewards"),
 )  # fmt: skip
 _PARAMS = """Prints every macro and binding of a run: meaning, default, type, and which are required. RUN is as for
-`dera-jax train`; more gin files may follow, as they are added to it by --gin_file."""
+`dera-jax train`; more gin files may follow, with or without --gin_file."""
 _GUIDED = ("best-of-n", "search", "evolve")  # by a reward, which they need
 _PASSES_ON = ("delegation", "training")
-_METAVARS = {_positive: "N", int: "N", _number: "X", _numbers: "X,X", str: None}
+_METAVARS = {_positive: "N", int: "N", _number: "X", numbers: "X,X", str: None}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -247,28 +233,28 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         Options with `command`, `module` (the module of this package that runs it), `parser` (the command's),
         and for the commands that pass arguments on, `rest`.
     """
-    options, rest = parser().parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
+    options, rest = parser().parse_known_args(joined_lams(sys.argv[1:] if argv is None else argv))
     if options.module in _PASSES_ON:
         options.rest = rest
     elif rest:
-        options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.parser.error(
+            f"unrecognized arguments: {' '.join(rest)}{_close_flags(options, rest)}"
+        )
     return options
 
 
-def _joined(argv: Sequence[str]) -> list[str]:
-    """Returns the arguments with "--lam=-1,2" for "--lam", "-1,2", which looks like a flag to argparse."""
-    joined = []
-    for argument in argv:
-        if joined and joined[-1] == "--lam" and re.match(r"-[\d.]", argument):
-            joined[-1] = f"--lam={argument}"
-        else:
-            joined.append(argument)
-    return joined
+def _close_flags(options: argparse.Namespace, rest: Sequence[str]) -> str:
+    """Returns a question with the flags that are similar to unknown ones, or nothing."""
+    known = [name for action in options.parser._actions for name in action.option_strings]
+    given = [x.partition("=")[0] for x in rest if x.startswith("--")]
+    close = [y for x in given for y in difflib.get_close_matches(x, known, 1)]
+    return f"; did you mean {' and '.join(close)}?" if close else ""
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of all commands."""
     top = _Parser("dera-jax", description=_TOP, epilog=_examples(_TOP_EXAMPLES))
+    top.add_argument("--version", action="version", version=f"dera_jax {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", dest="command", required=True)
     _add(commands, "demo", "delegation", "summarize sixteen abstracts at several λ", add_help=False)
     for command in DECODING:
@@ -361,7 +347,7 @@ def _add_training(commands) -> None:
         "print every macro and binding of a run",
         description=_PARAMS,
         epilog=_examples(_PARAMS_EXAMPLES),
-        usage="dera-jax params RUN [GIN_FILE ...]",
+        usage="dera-jax params RUN [[--gin_file] GIN_FILE ...]",
     )
     own.add_argument("run", metavar="RUN")
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from dera_jax import command_line, log
-from dera_jax.command import text_files
+from dera_jax.command import output_rows
 
 _OWN = (
     "command",
@@ -38,8 +38,10 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _decode(options: argparse.Namespace) -> None:
+    from dera_jax.data.document_files import read_documents
+
     given = vars(options)
-    documents = text_files.read(given.get("input"))
+    documents = read_documents(given.get("input"))
     output = given.get("output")
     if output is not None:
         Path(output).open("a").close()  # raises OSError now, before anything is decoded
@@ -54,6 +56,6 @@ def _decode(options: argparse.Namespace) -> None:
     if not paths:
         settings = {"template": INSTRUCTIONS["outcome"]} | settings
     method = getattr(api.load(*paths), options.command.replace("-", "_"))
-    text_files.write(method(documents, **settings), output, options.command)
+    output_rows.write(method(documents, **settings), output, options.command)
     if "folder" in given:
         print(f"report: {Path(given['folder']) / report.PAGE}", file=sys.stderr)

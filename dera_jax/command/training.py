@@ -6,6 +6,7 @@
 import argparse
 import ast
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 
 from dera_jax import main
@@ -29,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
 
         params.main([file, *arguments])
     else:
-        main.main([f"--gin_file={file}", *arguments])
+        main.main([f"--gin_file={file}", *arguments], reworded=as_flags)
 
 
 def gin_file(run: str) -> str:
@@ -76,6 +77,12 @@ def main_arguments(arguments: Sequence[str]) -> Iterator[str]:
             yield f"{flag}={value}"
         else:
             yield f"--gin.{_macro(flag)}={_gin_value(value)}"
+
+
+def as_flags(message: str) -> str:
+    """Returns a message with the flags of `dera-jax train` in place of --gin.MACRO."""
+    flag = lambda match: f"--{match[1].lower().replace('_', '-')}{' VALUE' if match[2] else ''}"
+    return re.sub(r"--gin\.([A-Z][A-Z0-9_]*)\b(=\.\.\.)?", flag, message)
 
 
 def _macro(flag: str) -> str:

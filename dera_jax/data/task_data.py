@@ -88,8 +88,8 @@ class TaskData:
 
     Attributes:
         task: name of the task; not read if there are `files`.
-        inputs: maximum tokens of a prompt, including control tokens.
-        targets: maximum tokens of a target, including control tokens.
+        inputs: maximum tokens of a prompt, including control tokens; longer documents are truncated, with a warning.
+        targets: maximum tokens of a target (a summary or response), including control tokens.
         batch_size: examples per step.
         split: the split to train on.
         vocabulary: of models whose checkpoints hold none (those of T5X), and of new models.

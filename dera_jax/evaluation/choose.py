@@ -16,7 +16,7 @@ from dera_jax import checks
 from dera_jax.decoding.realign import LAMBDA
 from dera_jax.evaluation import report_content, sweep_tables
 from dera_jax.evaluation.pair_sweep import PairSweep
-from dera_jax.evaluation.report_content import OutputSource, ReportContent, ReportTable
+from dera_jax.evaluation.report_content import OutputSource, ReportContent
 from dera_jax.evaluation.tables import write_csv
 from dera_jax.files import json_files
 
@@ -198,7 +198,7 @@ def content(result: Mapping) -> ReportContent:
     cells = sweep_tables.cells(result["rows"])
     allowed = ["within the limit", *("yes" if row["allowed"] else "no" for row in result["rows"])]
     lines = [[*line, cell] for line, cell in zip(cells, allowed, strict=True)]
-    table = ReportTable("Means for each λ", lines, sweep_tables.INTERVAL_NOTE)
+    table = sweep_tables.table_of("Means for each λ", lines)
     rounds = sorted({row["round"] for row in result["rows"]})
     sources = [OutputSource("", f"round_{number}") for number in rounds]
     return ReportContent("Choice of λ", [table], describe_choice(result), sources)

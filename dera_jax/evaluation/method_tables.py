@@ -17,7 +17,7 @@ import numpy as np
 from dera_jax.evaluation import methods, record_store, sweep, sweep_tables
 from dera_jax.evaluation.method_setup import MethodSetup
 from dera_jax.evaluation.methods import Method
-from dera_jax.evaluation.report_content import OutputSource, ReportContent, ReportTable
+from dera_jax.evaluation.report_content import OutputSource, ReportContent
 from dera_jax.evaluation.tables import write_csv
 from dera_jax.files import json_files
 from dera_jax.files.store import write_file
@@ -119,9 +119,7 @@ def content(
         tables: rows of methods, by the title of their table.
         headlines: the columns of the first table that the sentences are about.
     """
-    shown = [
-        ReportTable(name, cells(rows), sweep_tables.INTERVAL_NOTE) for name, rows in tables.items()
-    ]
+    shown = [sweep_tables.table_of(name, cells(rows)) for name, rows in tables.items()]
     names = dict.fromkeys(row["method"] for rows in tables.values() for row in rows)
     sources = [OutputSource(name, str(method_folder(Path(), name))) for name in names]
     return ReportContent(title, shown, sentences(next(iter(tables.values())), headlines), sources)

@@ -178,8 +178,12 @@ def _check_plan(store: Store, plan: Plan) -> None:
     ours = _flat(json_files.loads(json_files.dumps(plan.content, PLAN).encode(), PLAN))
     names = [x for x in dict.fromkeys([*theirs, *ours]) if theirs.get(x) != ours.get(x)]
     if names:
+        shown = [
+            x for x in names if not x.startswith("samples[")
+        ] or names  # those follow from settings
         differences = "; ".join(
-            f"{x} is {theirs.get(x)!r} there, {ours.get(x)!r} now" for x in names[:_SHOWN]
+            f"{x.removeprefix('settings.')} is {theirs.get(x)!r} there, {ours.get(x)!r} now"
+            for x in shown[:_SHOWN]
         )
         raise FileExistsError(
             f"{store.where} holds records of other settings, models or documents, see "

@@ -4,6 +4,7 @@ folder/report.json    the content of a folder with more than the records of one 
 """
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from dera_jax.evaluation.tables import align_columns
 from dera_jax.files import json_files
 
 FILE = "report.json"
+WIDTH = 110  # characters of a printed line below a table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,8 @@ class ReportContent:
         parts = []
         for table in self.tables:
             heading = [f"{table.title}:"] if len(self.tables) > 1 else []
-            parts += [*heading, align_columns(table.cells), *([table.note] if table.note else [])]
+            note = [textwrap.fill(table.note, WIDTH)] if table.note else []
+            parts += [*heading, align_columns(table.cells), *note]
         return "\n".join([*parts, *self.findings])
 
 

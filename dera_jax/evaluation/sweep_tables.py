@@ -1,11 +1,12 @@
 """Computes and writes the table of a λ sweep, one row for each λ, from its records."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dera_jax.evaluation.report_content import OutputSource, ReportContent, ReportTable
+from dera_jax.evaluation.report_content import WIDTH, OutputSource, ReportContent, ReportTable
 from dera_jax.evaluation.sweep import PART
 from dera_jax.evaluation.tables import align_columns, write_csv
 from dera_jax.files import json_files
@@ -100,7 +101,7 @@ def content(records: Sequence[dict]) -> ReportContent:
     """Returns what the report of a sweep, or of samples of one model, shows."""
     rows = table(records)
     title = "Sweep over λ" if len(rows) > 1 else "Samples"
-    tables = [ReportTable("Means", cells(rows), INTERVAL_NOTE)]
+    tables = [table_of("Means", cells(rows))]
     return ReportContent(title, tables, sentences(rows), [OutputSource("", ".")])
 
 
@@ -146,13 +147,34 @@ COLUMNS = {
 
 
 INTERVAL_NOTE = "± is half the width of the 95 % confidence interval over documents."
+_MEANINGS = {  # of the columns whose titles do not say it
+    "in-range rate": "fraction of outputs in the reward's length range",
+    "faithful words": "fraction of an output's content words that occur in the document",
+    "coverage": "fraction of a document's keywords that occur in an output",
+    "KL (nats)": "divergence from the reference, per output",
+    "distinct-2": "fraction of different word pairs among those of all outputs in a row",
+    "repetition": "fraction of an output's word pairs that occur earlier in it",
+    "tokens processed": "tokens of prompt and output that all models process for an output",
+}
 _ONE_DIGIT = ("length", "rouge1", "rouge2", "rougeL")
 _WHOLE = ("forward_tokens",)
 
 
 def format_table(rows: Sequence[dict]) -> str:
-    """Formats the rows of `table` for a terminal, with confidence intervals."""
-    return f"{align_columns(cells(rows))}\n{INTERVAL_NOTE}"
+    """Formats the rows of `table` for a terminal, with confidence intervals and what the columns mean."""
+    lines = cells(rows)
+    return f"{align_columns(lines)}\n{textwrap.fill(note(lines[0]), WIDTH)}"
+
+
+def table_of(title: str, lines: Sequence[Sequence[str]]) -> ReportTable:
+    """Returns a table of a report with what `note` says of its columns."""
+    return ReportTable(title, lines, note(lines[0]))
+
+
+def note(titles: Sequence[str]) -> str:
+    """Returns what stands below a table: the meaning of ± and of the columns with these titles."""
+    meanings = [f"{x}: {_MEANINGS[x]}." for x in titles if x in _MEANINGS]
+    return " ".join([INTERVAL_NOTE, *meanings])
 
 
 def cells(rows: Sequence[dict]) -> list[list[str]]:

@@ -177,9 +177,7 @@ class RewardStudy(SweepExperiment):
         rows = sweep_tables.write_report(decoded, folder)
         names = [part.name for part in self.criteria]
         plots.plot_parts(rows, names, folder / FIGURE)
-        table = report_content.ReportTable(
-            "Means for each λ", sweep_tables.cells(rows), sweep_tables.INTERVAL_NOTE
-        )
+        table = sweep_tables.table_of("Means for each λ", sweep_tables.cells(rows))
         findings = sentences(rows, self.criteria)
         sources = [report_content.OutputSource("", "dera")]
         report_content.conclude(

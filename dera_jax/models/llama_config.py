@@ -62,6 +62,9 @@ class LlamaConfig:
         dtype: type of activations and of operands of matrix products, 'float32' or 'bfloat16'.
             Softmax, norms, rotations and logits are float32; parameters keep their own type.
         end_ids: the tokens that end a sequence; empty while they are not known.
+        max_positions: the longest sequence that the model is meant for (`max_position_embeddings`); None if
+            it is not known. Longer ones are computed, with a warning. It is no part of the architecture:
+            configurations that differ in it alone are equal.
 
     Raises:
         ValueError: naming an invalid field and what it accepts.
@@ -83,6 +86,7 @@ class LlamaConfig:
     logits_via_embedding: bool = False
     dtype: str = "float32"
     end_ids: tuple[int, ...] = ()
+    max_positions: int | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self):
         if isinstance(self.rope_scaling, Mapping):  # as JSON has it
@@ -105,6 +109,7 @@ class LlamaConfig:
             norm_epsilon=checks.number(above=0),
             logits_via_embedding=checks.FLAG,
             dtype=dtype,
+            max_positions=checks.optional(size),
             end_ids=checks.sequence(checks.integer(0, self.vocab_size - 1), "(1,)", least=0),
         )
         if len(self.layer_windows) not in (0, self.num_layers):

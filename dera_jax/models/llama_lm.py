@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from dera_jax.log import warn_once
 from dera_jax.models import llama
 from dera_jax.models.language_model import (
     Output,
@@ -85,10 +86,21 @@ class Llama:
         check_single(prompts, self.num_ids or self.vocab_size, self.unused_ids)
 
     def start(self, params: PyTree, prompts: Prompts, num_hypotheses: int, max_len: int) -> State:
+        self._warn_of_positions(prompts, max_len)
         keys_values = self._prefill_chunks(params, shard_prompts(prompts).tokens)
         rows = len(prompts.tokens), num_hypotheses
         empty = llama.empty_cache(self.config, rows, self.components, max_len)
         return self._started(prompts, keys_values, ((empty, empty),) * self.config.num_layers)
+
+    def _warn_of_positions(self, prompts: Prompts, num_tokens: int) -> None:
+        """Warns if prompts and further tokens may exceed the positions that the model is meant for."""
+        size, most = prompts.tokens.shape[-1], self.config.max_positions
+        if most and size + num_tokens > most:
+            warn_once(
+                f"prompts of up to {size} tokens and {num_tokens} further ones exceed the {most} positions "
+                "that this model is meant for (max_position_embeddings); what it writes there may be worthless",
+                about=("max_positions", most),
+            )
 
     def _started(self, prompts: Prompts, keys_values: PyTree, cache: PyTree) -> State:
         """Returns the state after the prefill of prompts, whose keys and values are given."""
@@ -157,6 +169,7 @@ class Llama:
     ) -> Array:
         """See `TrainableModel`; there is no dropout, so `dropout_key` has no effect."""
         del dropout_key
+        self._warn_of_positions(prompts, tokens.shape[-1])
         keys_values = self._prefill(params, shard_prompts(prompts).tokens)
         state = self._started(prompts, keys_values, cache=())
         return self._forced(params, state, tokens)[:, :, 0]

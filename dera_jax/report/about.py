@@ -14,6 +14,7 @@ from dera_jax.files import json_files
 
 FILE = "about.json"
 _MOST = 8  # entries of a line
+_ELSEWHERE = ("lam", "max_length", "room", "min_length")  # in lines of their own, or set by no flag
 
 
 def record_about(folder: Path, data: Sequence[str], models: Sequence[str]) -> None:
@@ -95,7 +96,7 @@ def _sizes(plan: Mapping) -> Iterator[str]:
 
 
 def _sampling(plan: Mapping) -> Iterator[str]:
-    """Yields the sampling settings of a sweep; those of methods differ from method to method."""
+    """Yields the sampling settings of a sweep."""
     if "sweep" not in plan["settings"]:
         return
     sampling = plan["settings"]["sweep"]["sampling"]
@@ -107,4 +108,30 @@ def _sampling(plan: Mapping) -> Iterator[str]:
             yield f"{name.replace('_', '-')} {sampling[name]:g}"
 
 
-_OF_PLAN = {"λ": _lams, "rewards": _rewards, "outputs": _sizes, "sampling": _sampling}
+def _method(plan: Mapping) -> Iterator[str]:
+    """Yields the settings of a decoding method, named as the flags of the command are."""
+    if "method" in plan["settings"]:
+        method = plan["settings"]["method"]
+        yield f"{method['name']} ({', '.join(_numbers(method))})"
+
+
+def _numbers(described: Mapping) -> Iterator[str]:
+    """Yields the numbers of an object as `fingerprints.describe` gives it, and of its parts."""
+    for name, value in described.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value)
+        elif (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and name not in _ELSEWHERE
+        ):
+            yield f"{name.replace('_', '-')} {value:g}"
+
+
+_OF_PLAN = {
+    "λ": _lams,
+    "rewards": _rewards,
+    "outputs": _sizes,
+    "sampling": _sampling,
+    "method": _method,
+}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dera_jax.evaluation import method_tables, record_store, sweep_tables
 from dera_jax.evaluation.best_of import best_records
 from dera_jax.evaluation.method_tables import GUIDE
-from dera_jax.evaluation.report_content import OutputSource, ReportContent, ReportTable
+from dera_jax.evaluation.report_content import OutputSource, ReportContent
 from dera_jax.evaluation.sweep import PART
 from dera_jax.files import json_files
 
@@ -34,7 +34,7 @@ def content_of_records(folder: Path) -> ReportContent:
     if method is None:
         return sweep_tables.content(records)
     rows = [{"method": method["name"]} | sweep_tables.mean_row(records)]
-    table = ReportTable("Means", method_tables.cells(rows), sweep_tables.INTERVAL_NOTE)
+    table = sweep_tables.table_of("Means", method_tables.cells(rows))
     findings = method_tables.sentences(rows, ["reward"])[:1]
     return ReportContent(method["name"], [table], findings, [OutputSource(method["name"], ".")])
 

@@ -29,6 +29,9 @@ class HostReward(Reward):
         fn: the function.
         source_sha256: hash of its source, so that records of an earlier version are not taken for its own;
             what it calls is not part of it.
+
+    Raises:
+        ValueError: `fn` is no function of two arguments.
     """
 
     fn: Callable[[Sequence[str], Sequence[str]], Sequence[float]]
@@ -36,6 +39,11 @@ class HostReward(Reward):
 
     def __post_init__(self):
         checks.check_fields(self, fn=checks.FUNCTION)
+        if not _takes_two(self.fn):
+            raise ValueError(
+                f"the host reward {self._name} must take two arguments, the lists `documents` and "
+                f"`texts`; it takes {inspect.signature(self.fn)}"
+            )
         digest = hashlib.sha256(_source(self.fn).encode()).hexdigest()
         object.__setattr__(self, "source_sha256", digest)
 
@@ -94,6 +102,19 @@ class HostReward(Reward):
     @property
     def _name(self) -> str:
         return getattr(self.fn, "__qualname__", repr(self.fn))
+
+
+def _takes_two(fn: Callable) -> bool:
+    """Returns whether a function can be called with two arguments; True where Python cannot tell."""
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # of a function in C
+        return True
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def _source(fn: Callable) -> str:

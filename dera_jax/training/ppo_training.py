@@ -6,7 +6,7 @@ from its last checkpoint and, on a CPU, ends with bit-identical results.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -209,6 +209,7 @@ def align(alignment: PPOTraining, folder: Path) -> dict[str, float]:
     ).state
     step = int(state.step)
     scores = final_metrics(folder, step)
+    print(changes(metric_log.read(folder)))
     card = {"step": step, "training": scores} | _recipe(alignment, reference, start)
     reference.save(folder / MODEL, state.params["policy"], card)
     return scores
@@ -260,6 +261,22 @@ def _recipe(
     if alignment.start is not None:
         recipe["start"] = start.card
     return recipe
+
+
+def changes(reports: Sequence[Mapping[str, float]]) -> str:
+    """Returns a line on reward, KL and length in the first and the last of a run's reports."""
+    ends = [reports[0], reports[-1]] if len(reports) > 1 else reports
+    told = {
+        "reward": "reward",
+        "full_kl": "KL to the reference (nats)",
+        "length": "length (tokens)",
+    }
+    values = {
+        title: " → ".join(f"{report[f'training/{name}']:.2f}" for report in ends)
+        for name, title in told.items()
+    }
+    steps = " → ".join(str(report["step"]) for report in ends)
+    return f"means of the steps before {steps}: {', '.join(map(' '.join, values.items()))}"
 
 
 def final_metrics(folder: Path, step: int) -> dict[str, float]:

@@ -35,6 +35,7 @@ LLAMA_3 = {
 }  # fmt: skip
 WINDOWED = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
 FAMILIES = {
+    "llama": (transformers.LlamaConfig, {"rope_theta": 500.0}),
     "llama 3": (transformers.LlamaConfig, {"rope_parameters": LLAMA_3}),
     "mistral": (transformers.MistralConfig, {"sliding_window": 4}),
     "mistral without a window": (transformers.MistralConfig, {"sliding_window": None}),
@@ -113,6 +114,9 @@ def test_files_go_both_ways(world, tmp_path):
     save_model(tmp_path / "ours", found.model.config, None, found.params, {})
     ours = load(tmp_path / "ours")
     assert ours.model == found.model
+    positions = theirs(name).config.max_position_embeddings
+    assert again.config.max_position_embeddings == positions
+    assert ours.model.config.max_positions == found.model.config.max_positions == positions
     jax.tree.map(np.testing.assert_array_equal, ours.params, found.params)
 
 

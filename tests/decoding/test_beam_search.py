@@ -823,7 +823,7 @@ def test_bad_settings_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         tables().search(settings, PrefixReward())
     with pytest.raises(ValueError, match=message):
-        search_in_python(HostReward(len), None, settings)
+        search_in_python(HostReward(max), None, settings)
 
 
 @pytest.mark.parametrize(
@@ -837,7 +837,7 @@ def test_a_weight_or_a_lookahead_without_a_reward_is_refused(setting):
 
 def test_a_lookahead_without_weight_is_refused():
     settings = Search(T, 2, 3, 1, reward_weight=np.zeros((B, G)))
-    for search in (tables().search, lambda *x: search_in_python(HostReward(len), None, x[0])):
+    for search in (tables().search, lambda *x: search_in_python(HostReward(max), None, x[0])):
         with pytest.raises(ValueError, match="so a lookahead of 1 would change nothing"):
             search(settings, PrefixReward())
 
@@ -846,7 +846,7 @@ def test_a_limit_too_short_for_the_reward_is_refused():
     settings = Search(T, 2, 3)
     with pytest.raises(ValueError, match=r"at least 8 for the reward LengthNear\(target=6\)"):
         tables().search(settings, LengthNear(6))
-    both = Combined((Part("length", LengthNear(6)), Part("host", HostReward(len))))
+    both = Combined((Part("length", LengthNear(6)), Part("host", HostReward(max))))
     with pytest.raises(ValueError, match="at least 8 for the reward Combined"):
         search_in_python(both, (None, None), settings)
 
@@ -862,7 +862,7 @@ def test_a_lambda_that_does_not_fit_is_refused(lam, message):
     world = tables()
     pair = Realigned(world.model, (world.model,))
     keys = sequence_keys(0, np.arange(B), np.arange(G))
-    prompts, scorer = world.prompts.replace(lam=lam), RewardScorer(HostReward(len), None, to_text)
+    prompts, scorer = world.prompts.replace(lam=lam), RewardScorer(HostReward(max), None, to_text)
     start = pair, (world.table,) * 2, prompts, keys, Search(T, 2, 3)
     for guide in (None, Guide(scorer, Source(prompts), [""] * B)):
         with pytest.raises(ValueError, match=message):
@@ -872,7 +872,7 @@ def test_a_lambda_that_does_not_fit_is_refused(lam, message):
 def test_a_reward_in_python_is_refused_inside_a_compiled_call():
     world, guide = (
         tables(),
-        Guide(RewardScorer(HostReward(len), None, to_text), Source(tables().prompts)),
+        Guide(RewardScorer(HostReward(max), None, to_text), Source(tables().prompts)),
     )
     keys = sequence_keys(0, np.arange(B), np.arange(G))
     search = lambda table: beam_search(

@@ -154,14 +154,14 @@ def test_a_stopped_run_goes_on_and_ends_the_same(setup, tmp_path):
     (tmp_path / "shards/00001.jsonl").unlink()
     assert run(method, setup, tmp_path) == whole == record_store.read(tmp_path)
     others = [
-        (dataclasses.replace(method, n=3), setup, "settings.method.n is 2 there, 3 now"),
-        (method, dataclasses.replace(setup, seed=1), "settings.seed is 0 there, 1 now"),
+        (dataclasses.replace(method, n=3), setup, "method.n is 2 there, 3 now"),
+        (method, dataclasses.replace(setup, seed=1), "seed is 0 there, 1 now"),
         (
             method,
             dataclasses.replace(setup, components=setup.components[::-1]),
-            "settings.parameters",
+            "parameters",
         ),
-        (method, dataclasses.replace(setup, scorer=setup.measured), "settings.rewards"),
+        (method, dataclasses.replace(setup, scorer=setup.measured), "rewards"),
     ]
     for other, bench_of_other, message in others:
         with pytest.raises(FileExistsError, match=message):

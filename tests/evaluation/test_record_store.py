@@ -157,8 +157,8 @@ def test_a_shard_that_is_not_the_runs_own_is_refused_by_name(name, whole):
 
 
 OTHERS = {
-    "settings": ({"settings": {"seed": 1, "lams": [0.0, 0.5]}}, "settings.seed is 0 there, 1 now"),
-    "longer": ({"settings": {"seed": 0, "lams": [0.0]}}, r"settings.lams\[1\] is 0.5 there"),
+    "settings": ({"settings": {"seed": 1, "lams": [0.0, 0.5]}}, "seed is 0 there, 1 now"),
+    "longer": ({"settings": {"seed": 0, "lams": [0.0]}}, r"lams\[1\] is 0.5 there"),
     "documents": ({"documents": "other"}, "documents is '5, SHA-256 hash' there"),
     "batch size": ({"batch_size": 3}, "batch_size is 2 there, 3 now"),
     "samples": ({"samples": [(0.0, 1), (0.5, 1)]}, r"samples\[0\]\[1\] is 0 there, 1 now"),

@@ -13,6 +13,7 @@ import torch
 import transformers
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from dera_jax import log
 from dera_jax.decoding.sampling import Sampling, sample
 from dera_jax.models import llama, llama_lm
 from dera_jax.models.language_model import (
@@ -347,6 +348,16 @@ def test_ids_beyond_the_vocabulary_are_not_produced():
 def test_sizes_that_cannot_be_meant_are_refused(field, value, words):
     with pytest.raises(ValueError, match=f"LlamaConfig.{words}"):
         LlamaConfig(**{**dataclasses.asdict(tiny.LLAMA), field: value})
+
+
+def test_sequences_longer_than_the_model_is_meant_for_are_said(caplog):
+    model = Llama(dataclasses.replace(tiny.LLAMA, max_positions=12))
+    assert model == Llama(tiny.LLAMA)  # no part of the architecture
+    for num_tokens, warned in ((3, False), (4, True)):
+        log.clear_logged_warnings()
+        jax.eval_shape(lambda n=num_tokens: model.start(tiny.params(model), PROMPTS, 1, n))
+        text = "prompts of up to 9 tokens and 4 further ones exceed the 12 positions"
+        assert (text in caplog.text) == warned
 
 
 @pytest.mark.parametrize("windows", [(), (None, 3)])

@@ -139,6 +139,13 @@ METHODS = {
 }
 
 
+METHOD_LINES = {
+    "best_of_n": "best of n (n 2, temperature 1)",
+    "search": "search (beams 2, top-k 2, lookahead 0, period 1, reward-weight 1, length-penalty 0)",
+    "evolve": "evolution (temperature 1, population 2, period 3, survivors 1, lookahead 0, generations 1)",
+}
+
+
 @pytest.fixture(scope="module")
 def pair():
     return dera_jax.load(*MODELS)
@@ -155,6 +162,7 @@ def test_a_method_on_strings_leaves_a_page_in_its_folder(name, pair, tmp_path):
     about = folders.about(tmp_path / report.PAGE)
     assert about["models"] == f"reference={MODELS[0]}, aligned={MODELS[1]}"
     assert about["λ"] == ("0, 2" if name == "sample" else "1")
+    assert about.get("method", "") == METHOD_LINES.get(name, "")
 
 
 def test_a_single_model_has_no_lambda(tmp_path):

@@ -112,7 +112,7 @@ def test_a_part_without_weight_needs_no_bound():
         Unbounded(),
         HostReward(lambda documents, texts: [0.0] * len(texts)),
         Combined((RANGE, Part("unbounded", Unbounded()))),
-        Combined((RANGE, Part("host", HostReward(len), 0.1))),
+        Combined((RANGE, Part("host", HostReward(max), 0.1))),
         Combined((RANGE, Part("cover", KeywordCoverage(), -0.5))),
         Combined((RANGE, Part("cover", KeywordCoverage(), -0.5)), SCALES),
     ],

@@ -174,7 +174,7 @@ def test_positions_of_networks_and_of_their_sum():
     label = Entailment(T5(CONFIG), max_length=64)
     assert value.forward_tokens(40, 6, 16) == 40 + 6 * 17 == 142
     assert label.forward_tokens(40, 6, 16) == 6 * 64 == 384
-    formulas = [Part("length", LengthInRange(1, 2)), Part("host", HostReward(len))]
+    formulas = [Part("length", LengthInRange(1, 2)), Part("host", HostReward(max))]
     assert [x.reward.forward_tokens(40, 6, 16) for x in formulas] == [0, 0]
     both = Combined((*formulas, Part("value", value, 0.5), Part("label", label, 0.0)))
     assert both.forward_tokens(40, 6, 16) == 142 + 384  # what has no weight is computed too

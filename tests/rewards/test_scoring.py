@@ -1,6 +1,7 @@
 """Host rewards, sums of rewards, and the one way to score a round of texts with any of them."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,16 @@ def test_wrong_answers_of_a_host_reward_are_refused(values, message):
 
     with pytest.raises(ValueError, match=message):
         scorer(HostReward(give))(*ROUND)
+
+
+@pytest.mark.parametrize("fn", [lambda texts: texts, lambda a, b, c: a, lambda a, *, texts: a])
+def test_a_host_reward_takes_two_arguments(fn):
+    with pytest.raises(
+        ValueError, match="must take two arguments, the lists `documents` and `texts`"
+    ):
+        HostReward(fn)
+    for may in (lambda a, b, c=1: a, lambda *a: a, functools.partial(lambda a, b, c: a, c=1), max):
+        HostReward(may)
 
 
 def test_an_exception_in_a_host_reward_comes_with_its_own_traceback():

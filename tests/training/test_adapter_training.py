@@ -155,7 +155,7 @@ run.run(Path(sys.argv[1]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_a_killed_training_of_an_adapter_ends_bit_identical(tmp_path):
     command = [sys.executable, "-c", SCRIPT]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}

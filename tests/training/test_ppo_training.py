@@ -16,7 +16,7 @@ from dera_jax.models.t5_lm import T5
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.tasks import newswire
 from dera_jax.training import metric_log, optimizers, ppo
-from dera_jax.training.ppo_training import MODEL, PPOTraining
+from dera_jax.training.ppo_training import MODEL, PPOTraining, changes
 
 STEPS = 4
 
@@ -87,12 +87,32 @@ def test_a_run_that_died_ends_with_the_same_bits(alignment, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_the_card_says_how_it_was_made(alignment, tmp_path):
+def test_the_card_says_how_it_was_made(alignment, tmp_path, capsys):
     short = dataclasses.replace(alignment, steps=1)
     scores = short.run(tmp_path / "run")
     card = load(tmp_path / "run" / MODEL).card
     assert card["length_range"] == [2, 4] and card["beta"] == 0.3 and card["max_length"] == 8
     assert card["step"] == 1 and card["training"] == scores
+    said = capsys.readouterr().out
+    reward, kl, length = (f"{scores[x]:.2f}" for x in ("reward", "full_kl", "length"))
+    means = f"reward {reward}, KL to the reference (nats) {kl}, length (tokens) {length}"
+    assert f"means of the steps before 1: {means}\n" in said
     logged = {"reward", "kl", "full_kl", "entropy", "value_loss", "clip_fraction", "length"}
     assert logged | {"in_range_rate", "policy_loss"} <= scores.keys()
     assert scores["in_range_rate"] == pytest.approx(1 + scores["reward"])
+
+
+def test_the_ends_of_a_run_are_told():
+    reports = [
+        {
+            "step": step,
+            "training/reward": step / 10,
+            "training/full_kl": 0.5,
+            "training/length": 9.0,
+        }
+        for step in (10, 20, 23)
+    ]
+    assert changes(reports) == (
+        "means of the steps before 10 → 23: reward 1.00 → 2.30, KL to the reference (nats) 0.50 → 0.50, "
+        "length (tokens) 9.00 → 9.00"
+    )

@@ -60,7 +60,7 @@ def test_a_run_that_died_ends_with_the_same_bits(warm_start, tmp_path, monkeypat
     assert found.keys() == expected.keys() >= {"reward", "kl", "loss", "length"}
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_ppo_goes_on_from_it(warm_start, alignment, tmp_path):  # noqa: F811
     dataclasses.replace(warm_start, policy_steps=1).run(tmp_path / "warm")
     start = load(tmp_path / "warm" / MODEL)
