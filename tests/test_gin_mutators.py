@@ -9,7 +9,7 @@ from dera_jax import main
 from dera_jax.evaluation import record_store
 from tests.experiments import small
 
-IN_CI = ("bank", "rewriter")
+IN_CI = ("rewriter",)
 MUTATORS = [
     pytest.param(path, marks=pytest.mark.slow if path.stem in IN_CI else pytest.mark.evidence)
     for path in sorted(Path("gin_configs/mutators").glob("*.gin"))

@@ -59,7 +59,7 @@ def test_the_main_job_shows_realignment(tmp_path):
     assert seconds < 180
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_the_aligned_model_is_in_range_on_held_out_documents():
     pair = load(demo_t5.ASSETS / "reference", demo_t5.ASSETS / "aligned")
     documents = Split("docstrings", "test", demo_t5.INPUTS, documents=112).read(pair.tokenizer)

@@ -398,8 +398,13 @@ WRITERS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow if kind == "hf bf16" else pytest.mark.evidence)
+        for kind in WRITERS
+    ],
+)
 def test_reading_takes_little_more_memory_than_the_parameters(kind, large, tmp_path):
     """On one device, and split over four, where every part is read by itself."""
     small, params, _ = golden.load("v1_1")

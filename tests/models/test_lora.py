@@ -128,8 +128,13 @@ def test_adapters_on_one_base_are_the_merged_models(name):
         close(mine.parts, other.parts, tolerance_of(model))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.evidence if name == "qwen" else pytest.mark.slow)
+        for name in MODELS
+    ],
+)
 def test_adapters_on_one_base_decode_the_same_tokens(name):
     """Samples with their scores, and a beam search, which reorders the state."""
     model = MODELS[name]

@@ -247,7 +247,7 @@ print("identical")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_a_run_goes_on_on_another_mesh():
     run_on_eight_devices(MOVED)
 
