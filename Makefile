@@ -54,7 +54,7 @@ evidence-dry-runs: $(TESTABLE)
 
 # The experiments, methods compared at equal tokens processed, interrupted trainings, the corpus made anew: 35 minutes by estimate.
 evidence-studies: $(TESTABLE)
-	$(PYTEST) -m evidence tests/experiments tests/training tests/evaluation tests/test_interrupts.py tests/test_gin_mutators.py tests/tasks tests/checkpoints tests/models tests/test_shipped.py
+	$(PYTEST) -m evidence tests/experiments tests/training tests/evaluation tests/test_interrupts.py tests/test_gin_mutators.py tests/tasks tests/checkpoints tests/models tests/test_shipped.py tests/test_gin_rewards.py
 
 # Every decoding method with single T5 and Llama models, which the tests meet as pairs: 3 minutes.
 evidence-conformance: $(TESTABLE)

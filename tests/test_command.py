@@ -181,6 +181,17 @@ def test_defaults_in_the_help_are_those_of_the_library():
                 assert flag.default == defaults[name], (x.name, name)
 
 
+def test_what_is_decoded_is_said_first(workplace, capsys):
+    run("dera-jax sample --lam 0,0.5 --reward words:1-9 --input abstracts.txt", *PAIR)
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "2 documents; reference=my_reference, aligned=my_aligned; λ 0, 0.5; reward words:1-9; device "
+    )
+    alone = ["--reference", "my_reference", "--max-length", "6"]
+    run("dera-jax sample --input abstracts.txt", *alone)
+    assert "2 documents; model=my_reference; device" in capsys.readouterr().err
+
+
 def test_a_terminal_gets_a_table(workplace, monkeypatch):
     monkeypatch.setattr(Printed, "isatty", lambda self: True)
     monkeypatch.setattr(output_rows, "_columns", lambda: 60)

@@ -257,7 +257,7 @@ b/host.HostReward.fn = @my_rewards.letters
 """
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_statistics_standardise_a_sum(reference, user, tmp_path):
     """Over the texts that it was calibrated on, the standardised parts have mean 0 and spread 1."""
     (user / "sum.gin").write_text(SUM)

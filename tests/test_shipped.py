@@ -42,7 +42,7 @@ def cpu_seconds_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_the_main_job_shows_realignment(tmp_path):
     """As users run it: without the flags by which the tests compile quickly."""
     command = [sys.executable, "-m", "dera_jax.demo_t5", "--output", str(tmp_path)]

@@ -2,7 +2,10 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from dera_jax import command_line, log
 from dera_jax.command import output_rows
@@ -55,7 +58,23 @@ def _decode(options: argparse.Namespace) -> None:
     paths = [located(given[x]) for x in ("reference", "aligned") if x in given]
     if not paths:
         settings = {"template": INSTRUCTIONS["outcome"]} | settings
-    method = getattr(api.load(*paths), options.command.replace("-", "_"))
+    models = api.load(*paths)
+    method = getattr(models, options.command.replace("-", "_"))
+    lams = given.get("lam", 1.0) if len(models.names) > 1 else ()
+    print(_about(len(documents), models.names, lams, given.get("reward")), file=sys.stderr)
     output_rows.write(method(documents, **settings), output, options.command)
     if "folder" in given:
         print(f"report: {Path(given['folder']) / report.PAGE}", file=sys.stderr)
+
+
+def _about(
+    documents: int, models: Sequence[str], lams: float | Sequence[float], reward: str | None
+) -> str:
+    """Returns what is decoded, in a line: documents, models, λ, reward and device."""
+    from dera_jax import report
+
+    lams = ", ".join(f"{x:g}" for x in np.atleast_1d(lams))
+    parts = [f"{documents} document{'' if documents == 1 else 's'}", ", ".join(models)]
+    parts += [f"λ {lams}"] if lams else []
+    parts += [f"reward {reward}"] if reward else []
+    return "; ".join([*parts, f"device {report.device()}"])
