@@ -10,6 +10,7 @@ one row for each output. The functions of arrays below them (`decoding`, `evalua
 
 import dataclasses
 import difflib
+import inspect
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -188,7 +189,7 @@ class Decoding:
         records = _in_folder(text.folder, run)
         if text.folder is not None:
             sweep_tables.write_report(records, Path(text.folder))
-            self._report(text)
+            self._report(text, documents)
         return _with_costs(records, read.prompts.lengths, methods.num_models(self.model))
 
     def _run(self, method, documents, reward, max_length: int, text: Mapping) -> Rows:
@@ -211,7 +212,7 @@ class Decoding:
         )
         records = _in_folder(text.folder, lambda folder: methods.run(method, setup, folder))
         if text.folder is not None:
-            self._report(text)
+            self._report(text, documents)
         return rows_of(records, lam=method.lam if len(setup.components) > 1 else None)
 
     def _read(self, documents: Texts, reward: Reward | None, text: TextSettings) -> Documents:
@@ -227,8 +228,9 @@ class Decoding:
         template = trained_template([x.card for x in self._components()])
         return dataclasses.replace(text, template=template)
 
-    def _report(self, text: TextSettings) -> None:
-        data = ["documents given as strings", f"prompts {text.template or DOCUMENT!r}"]
+    def _report(self, text: TextSettings, documents: Texts) -> None:
+        data = [getattr(documents, "path", "documents given as strings")]
+        data += [f"prompts {text.template or DOCUMENT!r}"]
         report.record_about(Path(text.folder), [*data, f"seed {text.seed}"], self.names)
         report.write(Path(text.folder))
 
@@ -270,6 +272,12 @@ class TextPair(Decoding, ModelPair):
         return self.components
 
     def _lams(self, lam: float | Sequence[float] | None) -> tuple[float, ...]:
+        aligned = len(self.components) - 1
+        if aligned > 1 and (lam is None or np.ndim(lam) < 2):
+            raise ValueError(
+                f"with {aligned} aligned models each λ has {aligned} numbers, such as "
+                f"lam=[{(round(1 / aligned, 2),) * aligned}]; found {lam!r}"
+            )
         if lam is None:
             return (1.0,)
         return (lam,) if np.ndim(lam) == 0 else tuple(lam)
@@ -349,11 +357,12 @@ def _split(method: str, settings: Mapping[str, object], *classes: type) -> list[
         "mutator",
     }  # by the method itself
     known = [name for own in names for name in own if name not in given]
+    own = list(inspect.signature(getattr(Decoding, method)).parameters)[1:-1]
     for name in settings:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
+            close = difflib.get_close_matches(name, [*own, *known], 1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise TypeError(
-                f"{method}() has no setting {name!r}; {hint}It has {', '.join(sorted(known))}"
+                f"{method}() has no setting {name!r}; {hint}Its settings: {', '.join([*own, *sorted(known)])}"
             )
     return [{x: settings[x] for x in own if x in settings} for own in names]

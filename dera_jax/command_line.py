@@ -17,6 +17,7 @@ import sys
 import sysconfig
 import threading
 import traceback
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from dera_jax import compilation_cache
 
 _PACKAGE = Path(__file__).resolve().parent
 _OURS = (_PACKAGE,)
+_IGNORED = ("_xla_gc_callback", "__del__")  # functions whose exceptions are ignored
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_SPACE_TEXTS = ("No space left on device", "Disk quota exceeded")
 
@@ -82,6 +84,9 @@ def _signals() -> Iterator[list[int]]:
 
     def stop(number: int, frame: object) -> None:
         received.append(number)
+        if _would_be_lost(frame):
+            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+            return
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
@@ -95,10 +100,17 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def _would_be_lost(frame: types.FrameType | None) -> bool:
+    """Returns whether Python would ignore an exception at this place, as in a callback of its garbage collector."""
+    while frame is not None and frame.f_code.co_name not in _IGNORED:
+        frame = frame.f_back
+    return frame is not None
+
+
 def progress_summary(folder: str | None) -> str:
     """Return what an interrupted run has saved in its folder, and how to resume it."""
     if folder is None:
-        return "the run had not begun"
+        return "nothing was saved"
     path = Path(folder)
     if not path.is_dir():
         return "nothing was saved yet"

@@ -38,6 +38,7 @@ from dera_jax.bindings import (
 from dera_jax.command_line import unwrapped
 from dera_jax.files import run_folder
 from dera_jax.files.destinations import check_one_process, output_folder
+from dera_jax.rewards.host import sources_of
 from dera_jax.run_summary import describe_run, run_facts
 from dera_jax.training import metric_log
 from dera_jax.training.dry_run import format_costs
@@ -48,8 +49,7 @@ _MESH = checks.Check(
     lambda x: isinstance(x, tuple) and len(x) == 2 and all(map(checks.integer(1).allows, x)),
 )
 PACKAGE = Path(__file__).resolve().parent  # holds gin_configs; in a clone as a link
-_JOB = "configure.run.job"  # which a file sets that is a run by itself
-_ADDED = ("runs", "rewards", "mutators")  # folders of files that are added to others
+_ADDED = ("runs/lora.gin", "rewards/*.gin", "mutators/*.gin")  # files that are added to others
 _OTHER_NAMES = {
     "INITIAL_MODEL": "REFERENCE",
     "REFERENCE": "INITIAL_MODEL",
@@ -195,7 +195,8 @@ def _run(job: Job, folder: str, dry_run: bool) -> None:
         return
     where, bindings = output_folder(folder), reachable_bindings(_RUN)
     print(describe_run(bindings, where), flush=True)
-    with run_folder.claim(where, _settings()):
+    sources = "".join(f"# Source of {x}: {y}\n" for x, y in sources_of(job).items())
+    with run_folder.claim(where, _settings() + sources):
         if run_folder.result(where) is None:
             run_folder.finish(where, job.run(where))
             _plot_training(where)
@@ -267,24 +268,23 @@ def _check_macros(bindings: Sequence[str]) -> None:
 def _macro_hint(name: str, known: Sequence[str]) -> str:
     """Return similar macros, or the file to be added that has this one, to be appended to a message."""
     initials = lambda macro: "".join(word[:1] for word in macro.split("_"))
-    same = [_OTHER_NAMES.get(name), *(x for x in known if initials(x) == name)]
+    longer = sorted((x for x in known if x.endswith(f"_{name}")), key=len)
+    same = [_OTHER_NAMES.get(name), *longer[:2], *(x for x in known if initials(x) == name)]
     similar = [x for x in same if x in known]
     files = [] if similar else _files_with(name)
     if files:
         return f"; {files[0]} has it, add it by --gin_file"
     if similar := similar or difflib.get_close_matches(name, known):
-        return f"; did you mean {' or '.join(similar)}?"
-    return f"; `dera-jax params` lists the {len(known)} that there are"
+        return f"; did you mean {' or '.join(f'--gin.{x}' for x in similar)}?"
+    return f"; `dera-jax params RUN` lists the {len(known)} that there are"
 
 
 def _files_with(macro: str) -> list[str]:
     """Return the gin files that are added to runs, and define a macro."""
-    paths = [
-        x for folder in _ADDED for x in sorted((PACKAGE / "gin_configs" / folder).glob("*.gin"))
-    ]
-    texts = {str(x.relative_to(PACKAGE)): x.read_text(encoding="utf-8") for x in paths}
+    paths = [x for pattern in _ADDED for x in sorted((PACKAGE / "gin_configs").glob(pattern))]
     defines = re.compile(rf"^{re.escape(macro)} = ", re.MULTILINE)
-    return [x for x, text in texts.items() if _JOB not in text and defines.search(text)]
+    found = [x for x in paths if defines.search(x.read_text(encoding="utf-8"))]
+    return [str(x.relative_to(PACKAGE)) for x in found]
 
 
 def _bind(binding: str) -> None:

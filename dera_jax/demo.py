@@ -33,7 +33,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dera-jax demo", description=__doc__,
+    parser = argparse.ArgumentParser(prog="dera-jax demo", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--output", default="out/demo", help="folder for the results")
     parser.add_argument("--lam", type=numbers, default=(0, 0.5, 1, 2), metavar="X,X",

@@ -9,6 +9,7 @@ from dera_jax.checkpoints.default_model import default_model, public_name
 from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.resources import RunResources
 from dera_jax.data import demo_documents
+from dera_jax.data.aclsum import INSTRUCTIONS
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.evaluation.sweep import Sweep, decode
 from dera_jax.evaluation.sweep_tables import format_table, write_report
@@ -48,9 +49,13 @@ def run(options: argparse.Namespace) -> None:
             pair.model, pair.params, documents, sweep, pair.decode, folder, None, params
         )
         rows = write_report(records, folder)
-        data = f"{len(documents.texts)} abstracts of ACLSum's validation papers"
+        abstracts = f"{len(documents.texts)} abstracts of ACLSum's validation papers"
+        asked = f"prompts {INSTRUCTIONS['outcome']!r}"
+        data = [abstracts, asked, f"seed {options.seed}"]
         names = [f"base={public_name(base)}", f"reference={options.reference}"]
-        report.record_about(folder, [data], [*names, f"aligned={options.aligned}"])
+        report.record_about(
+            folder, data, [*names, f"aligned={options.aligned} (β = {pair.cards[1]['beta']:g})"]
+        )
         report.write(folder)
     for record in records[: options.shown]:
         print(side_by_side(record))

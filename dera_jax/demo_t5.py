@@ -105,7 +105,7 @@ def check_endpoints(pair: ModelPair, documents: Documents, sweep: Sweep) -> None
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dera_jax.demo_t5", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m dera_jax.demo_t5", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--output", default="out/demo", help="folder for the results")
     parser.add_argument("--lam", type=numbers, default=(0, 0.25, 0.5, 1, 2), metavar="X,X",

@@ -28,6 +28,9 @@ WIDTH = 64  # prompts are padded to a multiple of this number of tokens
 Texts = str | Mapping[str, str] | Iterable[str | Mapping[str, str]]
 RewardLike = Reward | Callable[[Sequence[str], Sequence[str]], Sequence[float]] | None
 _KEPT = ("text", "reward", "in_range", "kl", "log_prob", "length", "finished", "forward_tokens")
+_NAMES_OF_COMMAND = (
+    ". Names are of the command line; in Python: from dera_jax.rewards.words import WordsInRange"
+)
 _ANY_LENGTH = 2**31 - 1
 
 
@@ -93,6 +96,7 @@ class TextSettings:
         rows = [_fields(i, x) for i, x in enumerate(_listed(documents))]
         if not rows:
             raise ValueError("documents must have at least one text; found none")
+        _check_summaries(rows)
         has_keywords = any(row["keywords"] for row in rows)
         template = DOCUMENT if self.template is None else self.template
         check_prompt(template, has_keywords)
@@ -120,6 +124,16 @@ class TextSettings:
                 )
         examples = encoding.examples_of(texts, encoded, sizes, tokenizer.decode, "documents")
         return documents_of(examples, slice(None))
+
+
+def _check_summaries(rows: Sequence[Mapping]) -> None:
+    """Raises ValueError if some documents have a summary and others have none."""
+    missing = [i for i, row in enumerate(rows) if not row["summary"].strip()]
+    if 0 < len(missing) < len(rows):
+        raise ValueError(
+            f"documents[{missing[0]}] has no summary, and others have one; give all of them a summary, or none "
+            f"({rows[missing[0]]['document'][:60]!r})"
+        )
 
 
 def trained_template(cards: Sequence[Mapping]) -> str | None:
@@ -152,6 +166,8 @@ def as_reward(reward: RewardLike) -> Reward | None:
         raise TypeError(
             "reward must be a reward of dera_jax.rewards, or a function of two lists (documents and "
             f"texts) that returns a number for each text; found {reward!r:.80}"
+            + _NAMES_OF_COMMAND
+            * isinstance(reward, str)
         )
     return HostReward(reward)
 

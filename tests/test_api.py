@@ -139,7 +139,7 @@ def test_a_reward_that_was_edited_is_another_run(model, tmp_path):
         linecache.clearcache()
         versions.append(HostReward(module.near))
     assert sample(versions[0]) == sample(versions[0])
-    with pytest.raises(FileExistsError, match=r"reward\.source_sha256 is .* there, .* now"):
+    with pytest.raises(FileExistsError, match="the source of .* has changed"):
         sample(versions[1])
 
 
@@ -160,7 +160,9 @@ def test_files_of_documents_are_read_for_the_methods(pair, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"document": "b c", "summary": "d"}\n')
     read = dera_jax.read_documents(tmp_path / "a.jsonl")
     assert read == [{"document": "b c", "summary": "d"}]
-    assert pair.sample(read, max_length=2)[0]["summary"] == "d"
+    assert pair.sample(read, max_length=2, folder=tmp_path / "out")[0]["summary"] == "d"
+    about = json.loads((tmp_path / "out" / "about.json").read_text())
+    assert about["data"][0] == str(tmp_path / "a.jsonl")
 
 
 def test_aligned_models_have_no_name():
@@ -185,6 +187,10 @@ def test_rows_become_a_data_frame():
         ({"documents": [["a"]]}, TypeError, r"documents\[0\] must be a string, or a dict"),
         ({"documents": {"document": "a", "sumary": ""}}, ValueError, "has 'sumary'; known fields"),
         ({"temprature": 1}, TypeError, "no setting 'temprature'; did you mean 'temperature'"),
+        ({"max_lenght": 1}, TypeError, "no setting 'max_lenght'; did you mean 'max_length'"),
+        ({"n": 1}, TypeError, "no setting 'n'; Its settings: documents, lam, num_samples, reward, max_length, "),
+        ({"reward": "words:5-12"}, TypeError, "in Python: from dera_jax.rewards.words import"),
+        ({"documents": [{"document": "a", "summary": "b"}, "c"]}, ValueError, r"documents\[1\] has no summary, and"),
         ({"reward": 3}, TypeError, "reward must be a reward of dera_jax.rewards, or a function"),
         ({"lam": [0.5, 0.5]}, ValueError, "Sweep.lams"),
         ({"lam": [[0.5, 0.5]]}, ValueError, "for M aligned models"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -86,6 +87,17 @@ def test_bfloat16_is_rounded_once_and_half_the_size(tmp_path, folder):
     assert equal(load(tmp_path / "half").params, rounded)
     size = lambda name: (tmp_path / name / "model.safetensors").stat().st_size
     assert size("half") < 0.7 * size("m")
+
+
+@pytest.mark.parametrize("name", ["best/adapter_config.json", "distilled/config.json"])
+def test_the_folder_of_a_run_is_not_its_model(tmp_path, name):
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text("{}")
+    model = re.escape(str((tmp_path / name).parent))
+    with pytest.raises(
+        FileNotFoundError, match=f"is the folder of a run; load its model from {model}"
+    ):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -73,7 +73,7 @@ main.main(["--gin_file=gin_configs/runs/sft.gin", *bindings])
 SENTENCE = (
     "seqio tasks need the package tensorflow, which the extra `seqio` installs: pip install "
     "'dera_jax[seqio]', or pip install -c constraints.txt -e '.[seqio]' in a clone; runs on files of "
-    "your own (TRAIN, VALIDATION and TEST) do not need it\n"
+    "your own (--gin.TRAIN, --gin.VALIDATION, --gin.TEST) do not need it\n"
 )
 
 

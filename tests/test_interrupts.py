@@ -56,12 +56,26 @@ def send_within_a_conversion(number: int) -> None:
         raise ValueError("setting an array element with a sequence.") from error
 
 
+def send_within_a_destructor(number: int) -> None:
+    """Python ignores what is raised there, as in callbacks of its garbage collector."""
+
+    class Sender:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+            time.sleep(0.02)
+
+    sender = Sender()
+    del sender
+    for _ in range(50):
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("command", [send, send_within_a_conversion])
+@pytest.mark.parametrize("command", [send, send_within_a_conversion, send_within_a_destructor])
 def test_a_signal_ends_a_command_with_one_line(command, number, status, capsys):
     before = [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)]
     assert stopped_by(number, command).code == status
-    assert capsys.readouterr().err == "stopped; the run had not begun\n"
+    assert capsys.readouterr().err == "stopped; nothing was saved\n"
     assert [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)] == before
 
 
@@ -207,4 +221,4 @@ def test_nothing_but_the_line_is_printed_by_a_real_process(tmp_path):
         env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr == "stopped; the run had not begun\n"
+    assert done.stderr == "stopped; nothing was saved\n"

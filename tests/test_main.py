@@ -149,7 +149,7 @@ def test_a_moved_folder_is_the_same_run(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--gin.UPTOO=3", r"no gin file defines the macro 'UPTOO'; did you mean UPTO\?"),
+        ("--gin.UPTOO=3", r"no gin file defines the macro 'UPTOO'; did you mean --gin.UPTO\?"),
         ("--gin.Count.uptoo=3", r"uptoo.*did you mean upto\?"),
         ("--gin.Counter.upto=3", r"Counter.*did you mean .*Count\?"),
         ("--gin.UPTO=", r"cannot read 'UPTO = '; put strings in two pairs"),

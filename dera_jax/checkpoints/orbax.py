@@ -106,7 +106,11 @@ class Checkpoints:
         if self._manager.latest_step() != step:
             check_state(state, f"after step {step}, for which no checkpoint is written")
             with _partial_files_removed(self._manager.directory, step):
-                self._manager.save(step, args=ocp.args.StandardSave(state))
+                try:
+                    self._manager.save(step, args=ocp.args.StandardSave(state))
+                except KeyboardInterrupt:  # orbax's threads would fail when Python ends
+                    self._manager.wait_until_finished()
+                    raise
         self._last_save = time.monotonic()
 
     def close(self) -> None:

@@ -36,7 +36,11 @@ from dera_jax.models.registry import model_of
 
 _STEP = re.compile(r"checkpoint_(\d+)/")
 GGUF = "GGUF"  # the kind of a checkpoint in a GGUF file
-_MODELS_OF_RUNS = ("best", "aligned")  # model folders inside the folders of training runs
+_MODELS_OF_RUNS = (
+    "best",
+    "aligned",
+    "distilled",
+)  # model folders inside the folders of training runs
 _OTHER_FILES = {
     ".model": "a SentencePiece model (a vocabulary)",
     ".safetensors": "a file of parameters without its config.json",
@@ -294,7 +298,8 @@ def _open_latest(folder: Folder) -> Checkpoint:
         raise ValueError(
             f"{folder.where} holds {len(files)} GGUF files; give the path of one of {', '.join(files)}"
         )
-    runs = [name for name in _MODELS_OF_RUNS if f"{name}/config.json" in names]
+    configs = ("config.json", adapters.CONFIG)
+    runs = [name for name in _MODELS_OF_RUNS if any(f"{name}/{x}" in names for x in configs)]
     if runs:
         raise FileNotFoundError(
             f"{folder.where} is the folder of a run; load its model from {folder.path(runs[0])}"

@@ -221,6 +221,11 @@ _INSPECTION = (
 )  # fmt: skip
 _PARAMS = """Prints every macro and binding of a run: meaning, default, type, and which are required. RUN is as for
 `dera-jax train`; more gin files may follow, with or without --gin_file."""
+_OTHER_FLAGS = {
+    "--n": "--num-samples",
+    "--samples": "--num-samples",
+    "--lambda": "--lam",
+}  # of other commands
 _GUIDED = ("best-of-n", "search", "evolve")  # by a reward, which they need
 _PASSES_ON = ("delegation", "training")
 _METAVARS = {_positive: "N", int: "N", _number: "X", numbers: "X,X", str: None}
@@ -247,7 +252,11 @@ def _close_flags(options: argparse.Namespace, rest: Sequence[str]) -> str:
     """Returns a question with the flags that are similar to unknown ones, or nothing."""
     known = [name for action in options.parser._actions for name in action.option_strings]
     given = [x.partition("=")[0] for x in rest if x.startswith("--")]
-    close = [y for x in given for y in difflib.get_close_matches(x, known, 1)]
+    close = [
+        y
+        for x in given
+        for y in difflib.get_close_matches(_OTHER_FLAGS.get(x, x), known, 1, cutoff=0.7)
+    ]
     return f"; did you mean {' and '.join(close)}?" if close else ""
 
 

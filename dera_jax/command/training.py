@@ -64,12 +64,17 @@ def main_arguments(arguments: Sequence[str]) -> Iterator[str]:
         flag, equals, value = argument.partition("=")
         if not flag.startswith("--"):
             raise ValueError(f"unexpected {argument!r}; flags follow RUN, such as --steps 100")
-        if flag in _SWITCHES or flag.startswith("--gin."):
+        if flag.startswith("--gin."):
             yield argument
             continue
+        of_main = flag.replace("-", "_").replace("__", "--", 1)  # --dry-run is --dry_run
+        if of_main in _SWITCHES and not equals:
+            yield of_main
+            continue
+        flag = of_main if of_main in _OF_MAIN else flag
         if not equals:
             value = next(rest, None)
-        if value is None:
+        if value is None or value.startswith("--"):
             raise ValueError(f"{flag} needs a value")
         if flag == "--reward" and not value.startswith(("@", "%")):
             yield from (f"--gin_file={_NAMED_REWARD}", f"--gin.REWARD_NAME={value!r}")

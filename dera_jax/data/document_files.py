@@ -1,7 +1,7 @@
 """Reads the documents that `dera_jax.load`'s models decode: lines of text, JSON Lines, CSV or Parquet."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dera_jax.data import json_lines, tables, text_columns
@@ -12,7 +12,15 @@ _JSON = (".jsonl", ".jsonl.gz", ".json")
 FILE_NAMES = (*_TABLES, *_JSON, ".txt")  # how files of documents are usually called
 
 
-def read_documents(path: str | Path | None) -> list[dict]:
+class FileDocuments(list):
+    """Holds the documents of a file as dicts; `path` is the file's, or 'stdin'."""
+
+    def __init__(self, documents: Iterable[dict], path: str):
+        super().__init__(documents)
+        self.path = path
+
+
+def read_documents(path: str | Path | None) -> FileDocuments:
     """Returns the documents of a file, or of stdin for None, as the methods of `dera_jax.load`'s models take them.
 
     A file has one document in each line. If its first line begins with a brace, or its name ends in .jsonl or
@@ -23,7 +31,11 @@ def read_documents(path: str | Path | None) -> list[dict]:
         OSError: the file cannot be read.
         TypeError, ValueError: there is no document, or a line is not UTF-8 or not valid.
     """
-    path = None if path is None else str(path)
+    name = "stdin" if path is None else str(path)
+    return FileDocuments(_read(None if path is None else name), name)
+
+
+def _read(path: str | None) -> list[dict]:
     if path and path.endswith(_TABLES):
         return _documents([(where, parse()) for where, parse in tables.rows(path)], path)
     numbered = json_lines.lines(path) if path else _stdin_lines()

@@ -71,6 +71,6 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"seqio tasks need the package {error.name}, which the extra `seqio` installs: "
         "pip install 'dera_jax[seqio]', or pip install -c constraints.txt -e '.[seqio]' in a clone; "
-        "runs on files of your own (TRAIN, VALIDATION and TEST) do not need it",
+        "runs on files of your own (--gin.TRAIN, --gin.VALIDATION, --gin.TEST) do not need it",
         name=error.name,
     ) from error

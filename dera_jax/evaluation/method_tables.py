@@ -27,10 +27,10 @@ GAP = "gap_"
 GUIDE = "guide"  # the part of the measured reward that is the guiding reward itself
 _COLUMNS = {
     "method": "method",
+    "reward": "reward",
     "covered": "all keywords",
     "coverage": "coverage",
     "in_range_rate": "in-range rate",
-    "reward": "reward",
     "faithful": "faithful words",
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",

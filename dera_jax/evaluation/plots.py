@@ -50,9 +50,9 @@ def plot_sweep(rows: Sequence[dict], path: Path) -> None:
                               color="grey", rotation=90, va="top", ha="right")  # fmt: skip
     for axis in axes[1]:
         axis.set_xlabel("λ")
+    each = first["samples"] // first["documents"]
     figure.suptitle(
-        f"DeRa on {first['documents']} documents, "
-        f"{first['samples'] // first['documents']} samples each\n({INTERVAL})"
+        f"DeRa on {first['documents']} documents, {each} sample{'s' * (each > 1)} each\n({INTERVAL})"
     )
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -26,6 +26,7 @@ from dera_jax.progress_bar import ProgressBar
 RECORDS = "records.jsonl"
 PLAN, MANIFEST = "shards/plan.json", "shards/manifest.json"
 FORMAT = 2
+_SOURCE = "source_sha256"  # of a reward in Python
 _SHOWN = 3  # differences listed in an error message
 
 
@@ -181,15 +182,21 @@ def _check_plan(store: Store, plan: Plan) -> None:
         shown = [
             x for x in names if not x.startswith("samples[")
         ] or names  # those follow from settings
-        differences = "; ".join(
-            f"{x.removeprefix('settings.')} is {theirs.get(x)!r} there, {ours.get(x)!r} now"
-            for x in shown[:_SHOWN]
-        )
+        found = dict.fromkeys(_difference(x, theirs, ours) for x in shown)
+        differences = "; ".join([*found][:_SHOWN])
         raise FileExistsError(
             f"{store.where} holds records of other settings, models or documents, see "
             f"{store.path(PLAN)}: {differences}. Choose another folder, or resume that run with "
             "the settings, models and documents that it was started with"
         )
+
+
+def _difference(name: str, theirs: Mapping[str, object], ours: Mapping[str, object]) -> str:
+    """Returns in words how two plans differ in one of their leaves."""
+    if name.endswith(_SOURCE) and theirs.get(name) and ours.get(name):
+        return f"the source of {ours[name.replace(_SOURCE, 'fn')]} has changed"
+    short = name.removeprefix("settings.")
+    return f"{short} is {theirs.get(name)!r} there, {ours.get(name)!r} now"
 
 
 def _flat(value: object, path: str = "") -> dict[str, object]:

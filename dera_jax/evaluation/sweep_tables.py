@@ -148,12 +148,13 @@ COLUMNS = {
 
 INTERVAL_NOTE = "± is half the width of the 95 % confidence interval over documents."
 _MEANINGS = {  # of the columns whose titles do not say it
-    "in-range rate": "fraction of outputs in the reward's length range",
+    "in-range rate": "fraction of outputs that ended, with a length in the reward's range",
     "faithful words": "fraction of an output's content words that occur in the document",
     "coverage": "fraction of a document's keywords that occur in an output",
+    "all keywords": "fraction of outputs with all keywords of their document",
     "KL (nats)": "divergence from the reference, per output",
-    "distinct-2": "fraction of different word pairs among those of all outputs in a row",
-    "repetition": "fraction of an output's word pairs that occur earlier in it",
+    "distinct-2": "of the pairs of neighbouring words in all outputs of a row, the fraction that are different",
+    "repetition": "fraction of an output's pairs of neighbouring words that occur earlier in it",
     "tokens processed": "tokens of prompt and output that all models process for an output",
 }
 _ONE_DIGIT = ("length", "rouge1", "rouge2", "rougeL")

@@ -13,6 +13,11 @@ from dera_jax.evaluation.sweep import PART
 from dera_jax.files import json_files
 
 MOST_DOCUMENTS = 100
+_TITLES = {  # by the names of methods on strings
+    "search": "Reward-guided beam search (DeAL)",
+    "evolution": "Evolutionary decoding (DARWIN)",
+    "best of n": "Best of n",
+}
 MOST_SAMPLES = 4  # of a document at one λ
 
 
@@ -35,8 +40,10 @@ def content_of_records(folder: Path) -> ReportContent:
         return sweep_tables.content(records)
     rows = [{"method": method["name"]} | sweep_tables.mean_row(records)]
     table = sweep_tables.table_of("Means", method_tables.cells(rows))
-    findings = method_tables.sentences(rows, ["reward"])[:1]
-    return ReportContent(method["name"], [table], findings, [OutputSource(method["name"], ".")])
+    cost = f"{rows[0]['forward_tokens']:,.0f} tokens processed per output"
+    findings = [f"Mean reward {sweep_tables.format_cell(rows[0], 'reward')}, with {cost}."]
+    title = _TITLES.get(method["name"], method["name"])
+    return ReportContent(title, [table], findings, [OutputSource(method["name"], ".")])
 
 
 def plan(folder: Path) -> dict:

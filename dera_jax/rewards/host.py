@@ -104,6 +104,19 @@ class HostReward(Reward):
         return getattr(self.fn, "__qualname__", repr(self.fn))
 
 
+def sources_of(value: object) -> dict[str, str]:
+    """Returns the source hash of every host reward in a dataclass and its fields, by the function's name."""
+    if isinstance(value, HostReward):
+        return {f"{getattr(value.fn, '__module__', None)}.{value._name}": value.source_sha256}
+    if isinstance(value, list | tuple):
+        parts = value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    else:
+        return {}
+    return {name: x for part in parts for name, x in sources_of(part).items()}
+
+
 def _takes_two(fn: Callable) -> bool:
     """Returns whether a function can be called with two arguments; True where Python cannot tell."""
     try:

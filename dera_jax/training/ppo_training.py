@@ -275,8 +275,8 @@ def changes(reports: Sequence[Mapping[str, float]]) -> str:
         title: " → ".join(f"{report[f'training/{name}']:.2f}" for report in ends)
         for name, title in told.items()
     }
-    steps = " → ".join(str(report["step"]) for report in ends)
-    return f"means of the steps before {steps}: {', '.join(map(' '.join, values.items()))}"
+    steps = " → ".join(f"step {report['step']}" for report in ends)
+    return f"training, {steps}: {', '.join(map(' '.join, values.items()))}"
 
 
 def final_metrics(folder: Path, step: int) -> dict[str, float]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dera_jax.rewards import host as host_rewards
 from dera_jax.rewards.combined import Combined, Part, Statistics
 from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.length import LengthInRange
@@ -75,6 +76,14 @@ def test_wrong_answers_of_a_host_reward_are_refused(values, message):
 
     with pytest.raises(ValueError, match=message):
         scorer(HostReward(give))(*ROUND)
+
+
+def test_sources_of_rewards_in_python_are_found_in_what_holds_them():
+    host = HostReward(text_length)
+    both = Combined((Part("a", host), Part("b", LengthInRange(1, 2))))
+    expected = {f"{__name__}.text_length": host.source_sha256}
+    assert host_rewards.sources_of((both, 3, {"x": 1})) == expected
+    assert host_rewards.sources_of(LengthInRange(1, 2)) == {}
 
 
 @pytest.mark.parametrize("fn", [lambda texts: texts, lambda a, b, c: a, lambda a, *, texts: a])

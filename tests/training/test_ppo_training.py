@@ -96,7 +96,7 @@ def test_the_card_says_how_it_was_made(alignment, tmp_path, capsys):
     said = capsys.readouterr().out
     reward, kl, length = (f"{scores[x]:.2f}" for x in ("reward", "full_kl", "length"))
     means = f"reward {reward}, KL to the reference (nats) {kl}, length (tokens) {length}"
-    assert f"means of the steps before 1: {means}\n" in said
+    assert f"training, step 1: {means}\n" in said
     logged = {"reward", "kl", "full_kl", "entropy", "value_loss", "clip_fraction", "length"}
     assert logged | {"in_range_rate", "policy_loss"} <= scores.keys()
     assert scores["in_range_rate"] == pytest.approx(1 + scores["reward"])
@@ -113,6 +113,6 @@ def test_the_ends_of_a_run_are_told():
         for step in (10, 20, 23)
     ]
     assert changes(reports) == (
-        "means of the steps before 10 → 23: reward 1.00 → 2.30, KL to the reference (nats) 0.50 → 0.50, "
+        "training, step 10 → step 23: reward 1.00 → 2.30, KL to the reference (nats) 0.50 → 0.50, "
         "length (tokens) 9.00 → 9.00"
     )
