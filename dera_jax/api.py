@@ -34,7 +34,7 @@ from dera_jax.evaluation.sweep import Sweep, decode
 from dera_jax.prompts import DOCUMENT
 from dera_jax.rewards.protocol import Reward
 from dera_jax.rewards.scoring import RewardScorer
-from dera_jax.shipped import ADAPTERS
+from dera_jax.shipped import ADAPTERS, name_of
 from dera_jax.texts import (
     RewardLike,
     Rows,
@@ -312,14 +312,14 @@ def _names(models: Sequence[str | Path], reference: str | Path | None) -> tuple[
     first, *aligned = map(_name, models)
     roles = [f"reference={first}" if aligned else f"model={first}"]
     if reference is not None:
-        roles = [f"base={first}", f"reference={reference}"]
+        roles = [f"base={first}", f"reference={name_of(reference)}"]
     return (*roles, *(f"aligned={name}" for name in aligned))
 
 
 def _name(model: str | Path) -> str:
     """Returns the path as given, or the public name of a model that a package holds."""
     known = public_name(model)
-    return str(model) if known == str(Path(model).absolute()) else known
+    return name_of(model) if known == str(Path(model).absolute()) else known
 
 
 def _in_folder(folder: str | Path | None, run: Callable[[Path], list[dict]]) -> list[dict]:

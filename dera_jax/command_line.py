@@ -100,6 +100,24 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Delays SIGINT and SIGTERM to the end of the `with` block."""
+    received = []
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set signal handlers
+        return
+    note = lambda number, frame: received.append(number)
+    before = {x: signal.signal(x, note) for x in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if received:
+            signal.raise_signal(received[0])
+
+
 def _would_be_lost(frame: types.FrameType | None) -> bool:
     """Returns whether Python would ignore an exception at this place, as in a callback of its garbage collector."""
     while frame is not None and frame.f_code.co_name not in _IGNORED:

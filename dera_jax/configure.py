@@ -195,7 +195,7 @@ def _run(job: Job, folder: str, dry_run: bool) -> None:
         return
     where, bindings = output_folder(folder), reachable_bindings(_RUN)
     print(describe_run(bindings, where), flush=True)
-    sources = "".join(f"# Source of {x}: {y}\n" for x, y in sources_of(job).items())
+    sources = "".join(f"# SHA-256 of the source of {x}: {y}\n" for x, y in sources_of(job).items())
     with run_folder.claim(where, _settings() + sources):
         if run_folder.result(where) is None:
             run_folder.finish(where, job.run(where))

@@ -17,6 +17,7 @@ from dera_jax.files import run_folder
 from dera_jax.files.destinations import output_folder
 from dera_jax.rewards.combined import Combined, Part
 from dera_jax.rewards.words import Faithfulness, WordsInRange
+from dera_jax.shipped import name_of
 
 INPUTS, MAX_LENGTH, BATCH_SIZE = 320, 48, 8  # tokens of a prompt and of a summary, documents
 LOW, HIGH, PENALTY = 10, 22, 0.5  # of gin_configs/rewards/faithful_words.gin
@@ -52,9 +53,11 @@ def run(options: argparse.Namespace) -> None:
         abstracts = f"{len(documents.texts)} abstracts of ACLSum's validation papers"
         asked = f"prompts {INSTRUCTIONS['outcome']!r}"
         data = [abstracts, asked, f"seed {options.seed}"]
-        names = [f"base={public_name(base)}", f"reference={options.reference}"]
+        names = [f"base={public_name(base)}", f"reference={name_of(options.reference)}"]
         report.record_about(
-            folder, data, [*names, f"aligned={options.aligned} (β = {pair.cards[1]['beta']:g})"]
+            folder,
+            data,
+            [*names, f"aligned={name_of(options.aligned)} (β = {pair.cards[1]['beta']:g})"],
         )
         report.write(folder)
     for record in records[: options.shown]:

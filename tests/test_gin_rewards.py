@@ -122,6 +122,8 @@ def test_a_user_s_function_rewards_ppo(reference, user, tmp_path):
     assert found["reward"] == pytest.approx(sum(means) / 3, abs=1e-5)
     assert "in_range_rate" not in found
     load(tmp_path / "ppo" / "aligned")
+    config = (tmp_path / "ppo" / "config.gin").read_text()
+    assert config.count("# SHA-256 of the source of my_rewards.vowels: ") == 1
 
 
 def _mean(texts: list[str]) -> float:

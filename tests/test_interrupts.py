@@ -79,6 +79,20 @@ def test_a_signal_ends_a_command_with_one_line(command, number, status, capsys):
     assert [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+def test_a_block_may_end_before_a_signal_counts(capsys):
+    done = []
+
+    def work(number: int) -> None:
+        with command_line.uninterrupted():
+            os.kill(os.getpid(), number)
+            time.sleep(0.1)
+            done.append("the block")
+        done.append("what follows")
+
+    assert stopped_by(signal.SIGINT, work).code == 130
+    assert done == ["the block"]
+
+
 def write(folder: Path, *names: str) -> None:
     for name in names:
         path = folder / name

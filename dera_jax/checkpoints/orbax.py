@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from dera_jax import checks
 from dera_jax.checkpoints.mismatch import check_shapes
+from dera_jax.command_line import uninterrupted
 from dera_jax.files.store import error_number
 from dera_jax.models.finite import check_params
 
@@ -105,12 +106,9 @@ class Checkpoints:
         """
         if self._manager.latest_step() != step:
             check_state(state, f"after step {step}, for which no checkpoint is written")
-            with _partial_files_removed(self._manager.directory, step):
-                try:
-                    self._manager.save(step, args=ocp.args.StandardSave(state))
-                except KeyboardInterrupt:  # orbax's threads would fail when Python ends
-                    self._manager.wait_until_finished()
-                    raise
+            # Interrupted, orbax's threads would fail when Python ends.
+            with uninterrupted(), _partial_files_removed(self._manager.directory, step):
+                self._manager.save(step, args=ocp.args.StandardSave(state))
         self._last_save = time.monotonic()
 
     def close(self) -> None:

@@ -160,7 +160,7 @@ def test_a_method_on_strings_leaves_a_page_in_its_folder(name, pair, tmp_path):
     assert {x["label"]: x["lams"] for x in found["sources"]} == sources
     assert texts(found) == {row["text"] for row in rows}
     about = folders.about(tmp_path / report.PAGE)
-    assert about["models"] == f"reference={MODELS[0]}, aligned={MODELS[1]}"
+    assert about["models"] == "reference=dera_jax/assets/reference, aligned=dera_jax/assets/aligned"
     assert about["λ"] == ("0, 2" if name == "sample" else "1")
     assert about.get("method", "") == METHOD_LINES.get(name, "")
 
@@ -173,7 +173,7 @@ def test_a_single_model_has_no_lambda(tmp_path):
         page = tmp_path / folder / report.PAGE
         assert folders.data(page)["sources"] == [{"label": label, "lams": [""]}]
         about = folders.about(page)
-        assert about["models"] == f"model={MODELS[0]}" and "λ" not in about
+        assert about["models"] == "model=dera_jax/assets/reference" and "λ" not in about
 
 
 def test_a_run_ends_with_where_its_page_is(tmp_path, capsys):
