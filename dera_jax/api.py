@@ -361,8 +361,8 @@ def _split(method: str, settings: Mapping[str, object], *classes: type) -> list[
     for name in settings:
         if name not in known:
             close = difflib.get_close_matches(name, [*own, *known], 1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = f"; did you mean {close[0]!r}?" if close else "."
             raise TypeError(
-                f"{method}() has no setting {name!r}; {hint}Its settings: {', '.join([*own, *sorted(known)])}"
+                f"{method}() has no setting {name!r}{hint} Its settings: {', '.join([*own, *sorted(known)])}"
             )
     return [{x: settings[x] for x in own if x in settings} for own in names]

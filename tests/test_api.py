@@ -188,7 +188,7 @@ def test_rows_become_a_data_frame():
         ({"documents": {"document": "a", "sumary": ""}}, ValueError, "has 'sumary'; known fields"),
         ({"temprature": 1}, TypeError, "no setting 'temprature'; did you mean 'temperature'"),
         ({"max_lenght": 1}, TypeError, "no setting 'max_lenght'; did you mean 'max_length'"),
-        ({"n": 1}, TypeError, "no setting 'n'; Its settings: documents, lam, num_samples, reward, max_length, "),
+        ({"n": 1}, TypeError, "no setting 'n'. Its settings: documents, lam, num_samples, reward, max_length, "),
         ({"reward": "words:5-12"}, TypeError, "in Python: from dera_jax.rewards.words import"),
         ({"documents": [{"document": "a", "summary": "b"}, "c"]}, ValueError, r"documents\[1\] has no summary, and"),
         ({"reward": 3}, TypeError, "reward must be a reward of dera_jax.rewards, or a function"),
