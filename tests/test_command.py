@@ -321,7 +321,6 @@ def test_lam_with_blanks_are_lam_with_commas():
         ("sft --zzz 4", "--zzz: no gin file defines the macro 'ZZZ'; `dera-jax params RUN` lists the"),
         ("ppo --steps 4", "--steps: .*; did you mean --ppo-steps or --save-steps?"),
         ("dpo --batch-size 4", "--batch-size: .*; did you mean --pairs-batch-size?"),
-
     ],
 )  # fmt: skip
 def test_flags_of_other_runs_are_explained(workplace, flags, message):
