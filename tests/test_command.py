@@ -380,6 +380,14 @@ def test_flags_of_runs_are_macros(monkeypatch):
     ]  # fmt: skip
 
 
+def test_a_value_behind_an_equals_sign_may_begin_with_hyphens():
+    assert [*training.main_arguments(["--template=-- {document}"])] == [
+        "--gin.TEMPLATE='-- {document}'"
+    ]
+    with pytest.raises(ValueError, match="--template needs a value"):
+        [*training.main_arguments(["--template", "--steps", "3"])]
+
+
 def test_lists_name_runs_and_no_parts_of_runs():
     assert {"sft", "dpo", "ppo", "offline", "reward-model", "warm-start"} <= set(
         listing.names("runs")

@@ -74,7 +74,7 @@ def main_arguments(arguments: Sequence[str]) -> Iterator[str]:
         flag = of_main if of_main in _OF_MAIN else flag
         if not equals:
             value = next(rest, None)
-        if value is None or value.startswith("--"):
+        if value is None or (not equals and value.startswith("--")):
             raise ValueError(f"{flag} needs a value")
         if flag == "--reward" and not value.startswith(("@", "%")):
             yield from (f"--gin_file={_NAMED_REWARD}", f"--gin.REWARD_NAME={value!r}")
