@@ -22,7 +22,9 @@ from dera_jax.checkpoints import loading
 from dera_jax.checkpoints.default_model import default_model, public_name
 from dera_jax.checkpoints.loaded import LoadedModel, ModelPair
 from dera_jax.checkpoints.resources import RunResources
+from dera_jax.data.aclsum import INSTRUCTIONS
 from dera_jax.data.documents import Documents
+from dera_jax.data.own_files import trained_template
 from dera_jax.decoding.beam_search import Search
 from dera_jax.decoding.evolution import Evolution
 from dera_jax.decoding.mutation import InputEdits, Mutator
@@ -42,7 +44,6 @@ from dera_jax.texts import (
     TextSettings,
     as_reward,
     rows_of,
-    trained_template,
 )
 
 
@@ -51,8 +52,8 @@ class Decoding:
 
     `documents` are one string, or an iterable of strings or of dicts with `document` and, optionally,
     `summary` (a human text, for ROUGE) and `keywords` (a list). `lam` is λ, for a pair only. `reward` is a
-    reward of `dera_jax.rewards` or a Python function of two lists, documents and texts, that returns a number
-    for each text. `settings` are fields of `TextSettings` and of the class that each method names.
+    reward of `dera_jax.rewards`, its name (`rewards.named.named_reward`), or a Python function of two lists,
+    documents and texts, that returns a number for each text. `settings` are fields of `TextSettings` and of the class that each method names.
 
     With `folder`, a method keeps its records there and writes report.html, a page with outputs, means
     and figures; a call that was stopped resumes.
@@ -75,7 +76,7 @@ class Decoding:
             documents: a string, or several; dicts may have a `summary` and `keywords` beside the `document`.
             lam: one λ or several, 1 if it is not given; None for a single model.
             num_samples: samples at each λ.
-            reward: a reward of `dera_jax.rewards`, or a function of the lists of documents and texts.
+            reward: a reward of `dera_jax.rewards`, its name, or a function of the lists of documents and texts.
             max_length: maximum tokens of a text, the end token included.
             **settings: fields of `TextSettings` and `Sampling`, such as temperature, top_p, greedy.
         """
@@ -113,12 +114,12 @@ class Decoding:
         Args:
             documents: a string, or several; dicts may have a `summary` and `keywords` beside the `document`.
             n: samples of each document.
-            reward: a reward of `dera_jax.rewards`, or a function of the lists of documents and texts.
+            reward: a reward of `dera_jax.rewards`, its name, or a function of the lists of documents and texts.
             lam: one λ, 1 if it is not given; None for a single model.
             max_length: maximum tokens of a text, the end token included.
             **settings: fields of `TextSettings`, and `temperature` and `top_k` of `Sampling`.
         """
-        text, options = _split("best_of_n", settings, TextSettings, methods.SamplingMethod)
+        text, options = _split("best_of_n", settings, TextSettings, ("temperature", "top_k"))
         at = self._one_lam(lam)
         method = methods.SamplingMethod("best of n", n=n, lam=at or 0.0, best=True, **options)
         return self._run(method, documents, reward, max_length, text)
@@ -135,7 +136,7 @@ class Decoding:
 
         Args:
             documents: a string, or several; dicts may have a `summary` and `keywords` beside the `document`.
-            reward: a reward of `dera_jax.rewards`, or a function of the lists of documents and texts.
+            reward: a reward of `dera_jax.rewards`, its name, or a function of the lists of documents and texts.
             lam: one λ, 1 if it is not given; None for a single model.
             max_length: maximum tokens of a text, the end token included.
             **settings: fields of `TextSettings` and `Search`, such as beams, top_k, lookahead, reward_weight.
@@ -160,14 +161,16 @@ class Decoding:
 
         Args:
             documents: a string, or several; dicts may have a `summary` and `keywords` beside the `document`.
-            reward: a reward of `dera_jax.rewards`, or a function of the lists of documents and texts.
+            reward: a reward of `dera_jax.rewards`, its name, or a function of the lists of documents and texts.
             lam: one λ, 1 if it is not given; None for a single model.
             max_length: maximum tokens of a text, the end token included.
             mutator: mutator of prompts (`decoding.mutation`); None for edits of the document.
-            **settings: fields of `TextSettings`, `Evolution` and `Sampling`, such as population, period.
+            **settings: fields of `TextSettings`, `Evolution` and `Sampling`, such as population, period; temperature
+                is 0.7 and top_k 40 if they are not given, as in the authors' release.
                 The records in `folder` also have `evolution`, the history of every population.
         """
         text, options, sampling = _split("evolve", settings, TextSettings, Evolution, Sampling)
+        sampling = {"temperature": 0.7, "top_k": 40} | sampling  # of the authors' release
         evolution = Evolution(Sampling(max_length, **sampling), **options)
         mutator = InputEdits() if mutator is None else mutator
         method = EvolutionMethod("evolution", evolution, mutator, lam=self._one_lam(lam) or 0.0)
@@ -225,7 +228,7 @@ class Decoding:
         text = TextSettings(**settings)
         if text.template is not None:
             return text
-        template = trained_template([x.card for x in self._components()])
+        template = self.template or trained_template([x.card for x in self._components()])
         return dataclasses.replace(text, template=template)
 
     def _report(self, text: TextSettings, documents: Texts) -> None:
@@ -235,6 +238,11 @@ class Decoding:
         report.write(Path(text.folder))
 
     def _one_lam(self, lam: float | None) -> float | None:
+        if len(self._components()) > 2:
+            raise ValueError(
+                "this method takes a reference and one aligned model; sample and sweep take several; found "
+                f"{', '.join(self.names)}"
+            )
         lams = self._lams(lam)
         if len(lams) > 1:
             raise ValueError(f"lam must be one number here; found {lam!r}")
@@ -243,9 +251,15 @@ class Decoding:
 
 @dataclasses.dataclass(frozen=True)
 class TextModel(Decoding, LoadedModel):
-    """A model whose methods take and return strings; `names` is what it was loaded from."""
+    """A model whose methods take and return strings.
+
+    Attributes:
+        names: what it was loaded from.
+        template: the prompt template of calls that name none; None for the one of its training.
+    """
 
     names: tuple[str, ...] = ()
+    template: str | None = None
 
     def __repr__(self) -> str:
         return f"TextModel({', '.join(self.names)})"
@@ -261,9 +275,10 @@ class TextModel(Decoding, LoadedModel):
 
 @dataclasses.dataclass(frozen=True)
 class TextPair(Decoding, ModelPair):
-    """A reference and aligned models whose methods take and return strings; `names` as of TextModel."""
+    """A reference and aligned models whose methods take and return strings; attributes as of TextModel."""
 
     names: tuple[str, ...] = ()
+    template: str | None = None
 
     def __repr__(self) -> str:
         return f"TextPair({', '.join(self.names)})"
@@ -280,6 +295,8 @@ class TextPair(Decoding, ModelPair):
             )
         if lam is None:
             return (1.0,)
+        if np.size(lam) == 0:
+            raise ValueError(f"lam must be a number or several; found {lam!r}")
         return (lam,) if np.ndim(lam) == 0 else tuple(lam)
 
 
@@ -287,7 +304,8 @@ def load(*models: str | Path, **options) -> TextModel | TextPair:
     """Loads a model, or a reference and aligned models; arguments and errors are those of `loading.load`.
 
     A path is a folder, a GGUF file, a T5X checkpoint, a LoRA adapter, or a name on the Hugging Face hub.
-    Without a path the models are SmolLM2 and the shipped adapters (`ADAPTERS`).
+    Without a path the models are SmolLM2 and the shipped adapters (`ADAPTERS`), with the prompt template of
+    their training, which asks for the outcome of a paper in one sentence.
 
     Raises:
         FileNotFoundError: SmolLM2 is to be loaded and is not to be had, see `default_model`.
@@ -298,13 +316,15 @@ def load(*models: str | Path, **options) -> TextModel | TextPair:
             "aligned models follow the reference without a name: load('my_reference', 'my_aligned'); "
             f"found aligned={options['aligned']!r}"
         )
+    template = None
     if not models:
+        template = INSTRUCTIONS["outcome"]
         models = default_model(), ADAPTERS / "aligned"
         options = {"reference": ADAPTERS / "reference"} | options
     loaded = loading.load(*models, **options)
     kind = TextModel if isinstance(loaded, LoadedModel) else TextPair
     fields = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)}
-    return kind(**fields, names=_names(models, options.get("reference")))
+    return kind(**fields, names=_names(models, options.get("reference")), template=template)
 
 
 def _names(models: Sequence[str | Path], reference: str | Path | None) -> tuple[str, ...]:
@@ -344,25 +364,24 @@ def _with_costs(records: list[dict], prompts: Sequence[int], models: int) -> lis
     ]
 
 
-def _split(method: str, settings: Mapping[str, object], *classes: type) -> list[dict]:
-    """Distributes settings to the classes that have a field of this name."""
-    names = [[field.name for field in dataclasses.fields(kind)] for kind in classes]
-    given = {
-        "max_length",
-        "name",
-        "lam",
-        "n",
-        "best",
-        "sampling",
-        "mutator",
-    }  # by the method itself
-    known = [name for own in names for name in own if name not in given]
-    own = list(inspect.signature(getattr(Decoding, method)).parameters)[1:-1]
+def _split(
+    method: str, settings: Mapping[str, object], *owners: type | tuple[str, ...]
+) -> list[dict]:
+    """Distributes settings to their owners: classes with a field of this name, or the names themselves."""
+    fields = [x if isinstance(x, tuple) else _fields(x) for x in owners]
+    known = sorted(name for names in fields for name in names)
+    arguments = list(inspect.signature(getattr(Decoding, method)).parameters)[1:-1]
     for name in settings:
         if name not in known:
-            close = difflib.get_close_matches(name, [*own, *known], 1)
+            close = difflib.get_close_matches(name, [*arguments, *known], 1)
             hint = f"; did you mean {close[0]!r}?" if close else "."
             raise TypeError(
-                f"{method}() has no setting {name!r}{hint} Its settings: {', '.join([*own, *sorted(known)])}"
+                f"{method}() has no setting {name!r}{hint} Its settings: {', '.join([*arguments, *known])}"
             )
-    return [{x: settings[x] for x in own if x in settings} for own in names]
+    return [{x: settings[x] for x in names if x in settings} for names in fields]
+
+
+def _fields(kind: type) -> tuple[str, ...]:
+    """Returns the names of the fields that are not arguments of the methods themselves."""
+    names = (field.name for field in dataclasses.fields(kind))
+    return tuple(x for x in names if x not in ("max_length", "sampling"))

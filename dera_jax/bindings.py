@@ -17,9 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import gin
+from absl import logging
 from gin import config_parser
 
 MACRO = "gin.macro"
+CONFIGS = Path(__file__).resolve().parent / "gin_configs"
 _COMMAND_LINE = "on the command line"
 Key = tuple[str, str, str]  # scope (of a macro: its name), complete selector, parameter
 
@@ -50,10 +52,12 @@ class Sources:
     Attributes:
         places: "in FILE, line N" or "on the command line" for each binding; the last place counts.
         references: those of all statements, overridden ones included.
+        own: bindings of the user's own files and of the command line, and not of this package's files.
     """
 
     places: Mapping[Key, str]
     references: References
+    own: frozenset[Key]
 
 
 Statement = config_parser.BindingStatement
@@ -122,10 +126,17 @@ def sources(found: Sequence[Statement], references: References, bindings: Sequen
         bindings: those of the command line.
     """
     places = {_key(x): f"in {x.location.filename}, line {x.location.line_num}" for x in found}
+    own = {_key(x): not _is_ours(x.location.filename) for x in found}
     for binding in bindings:
         for statement in config_parser.ConfigParser(binding, references):
-            places[_key(statement)] = _COMMAND_LINE
-    return Sources(places, references)
+            places[_key(statement)], own[_key(statement)] = _COMMAND_LINE, True
+    return Sources(places, references, frozenset(key for key, is_own in own.items() if is_own))
+
+
+def _is_ours(file: str) -> bool:
+    """Return whether a gin file is one of this package."""
+    path = path_of(file)
+    return path is not None and path.resolve().is_relative_to(CONFIGS.resolve())
 
 
 def _key(statement: Statement) -> Key:
@@ -247,7 +258,7 @@ def check_types(bindings: Mapping[Key, object], known: Sources) -> None:
         _, selector, parameter = key
         if selector.startswith("dera_jax."):
             continue
-        hint = hints(selector).get(parameter, object)
+        hint = hints(gin.config._REGISTRY[selector].wrapped).get(parameter, object)
         if not _fits(value_of(value), hint):
             raise TypeError(
                 f"{name_of(key)} must be {words(hint)}; found "
@@ -255,9 +266,8 @@ def check_types(bindings: Mapping[Key, object], known: Sources) -> None:
             )
 
 
-def hints(selector: str) -> Mapping[str, object]:
+def hints(function: collections.abc.Callable) -> Mapping[str, object]:
     """Return the types of the parameters of a function or class, as far as they are annotated."""
-    function = gin.config._REGISTRY[selector].wrapped
     try:
         return typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
     # Annotations of a user's function need not resolve.
@@ -293,19 +303,26 @@ def _items_fit(values: Sequence, hints: tuple) -> bool:
 def words(hint: object) -> str:
     """Describe a type in words: 'int or None', 'a tuple of float', 'a Reward (@function())'."""
     kind, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if kind in (typing.Union, types.UnionType):
-        return " or ".join(map(words, arguments))
+    if kind in (typing.Union, types.UnionType):  # of str and Path, gin files have a str
+        written = [x for x in arguments if x is not Path or str not in arguments]
+        return " or ".join(dict.fromkeys(map(words, written)))
+    if kind is typing.Literal:
+        return " or ".join(map(repr, arguments))
     if kind in (tuple, list, collections.abc.Sequence):
         items = [words(x) for x in arguments if x is not ...]
+        items = [f"({x})" if " or " in x else x for x in items]
         return f"a tuple of {items[0]}" if len(items) == 1 else f"a tuple ({', '.join(items)})"
+    if kind in (dict, collections.abc.Mapping):
+        return f"a dict of {' to '.join(map(words, arguments))}"
+    if kind is collections.abc.Callable:
+        return "a function (@function, or @function() that returns one)"
     if hint in (None, type(None)):
         return "None"
     name = getattr(hint, "__name__", str(hint)).rpartition(".")[2]
-    return (
-        name
-        if hint in (int, float, str, bool)
-        else f"a{'n' * (name[0] in 'AEIOU')} {name} (@function())"
-    )
+    if hint in (int, float, str, bool):
+        return name
+    value = f"a{'n' * (name[0] in 'AEIOUaeiou')} {name}"
+    return value if hint in (dict, list, tuple, object) else f"{value} (@function())"
 
 
 def place(key: Key, bindings: Mapping[Key, object], known: Sources) -> str:
@@ -317,28 +334,32 @@ def place(key: Key, bindings: Mapping[Key, object], known: Sources) -> str:
 
 
 def check_read(bindings: Mapping[Key, object], known: Sources) -> None:
-    """Raise ValueError for a binding that this run does not read.
+    """Raise ValueError for a binding that this run does not read, and warn of others in the user's files.
 
     A gin file may bind what another file overrides, or what only some rewards read. Of its bindings
-    only macros count that no binding refers to, unless they are None.
+    only macros count that no binding refers to, unless they are None; a user's file gets a warning for others.
 
     Args:
         bindings: those that the run reads.
         known: the places of all bindings.
     """
-    for key, where in known.places.items():
+    unread = {key: where for key, where in known.places.items() if key not in bindings}
+    for key, where in unread.items():
         given = where == _COMMAND_LINE
         is_misspelt = (
             key[1] == MACRO
             and key[0] not in known.references.macros
             and gin.config._CONFIG[key[:2]]["value"] is not None
         )
-        if key in bindings or not (given or is_misspelt):
+        if not (given or is_misspelt):
             continue
         name = f"--gin.{name_of(key)}" if given else f"{name_of(key)} {where}"
         near = difflib.get_close_matches(name_of(key), [x[0] for x in bindings if x[1] == MACRO])
         hint = f"; did you mean {' or '.join(near)}?" if near else "; remove it"
         raise ValueError(f"{name}: this run does not read this binding{hint}")
+    own = [f"{name_of(x)} {y}" for x, y in unread.items() if x in known.own and x[1] != MACRO]
+    if own:
+        logging.warning("this run does not read %s", ", ".join(own))
 
 
 def related_bindings(

@@ -5,7 +5,7 @@ Exit statuses:
 0    success
 1    error
 2    wrong use of the command line (from argparse)
-130  stopped by Ctrl-C (SIGINT), 143 by SIGTERM
+130  stopped by Ctrl-C (SIGINT), 143 by SIGTERM, 141 because the reader of stdout ended before a run
 """
 
 import contextlib
@@ -54,8 +54,11 @@ def run(
             compilation_cache.enable()
             command()
             sys.stdout.flush()
-        except BrokenPipeError:
+        except BrokenPipeError as error:
+            if not _is_of_stdout(error):
+                raise
             close_stdout()
+            number = signal.SIGPIPE if folder() else None  # a run that has not ended
         except (KeyboardInterrupt, Exception) as error:
             # Some libraries turn an interrupt during a conversion into another error.
             if received or isinstance(error, KeyboardInterrupt):
@@ -70,6 +73,11 @@ def run(
         sys.exit(128 + number)
     if line is not None:
         sys.exit(line)
+
+
+def _is_of_stdout(error: BrokenPipeError) -> bool:
+    """Returns whether a function of this package, by printing, raised the error."""
+    return Path(_frames(error)[-1].filename).is_relative_to(_PACKAGE)
 
 
 def close_stdout() -> None:
@@ -197,11 +205,13 @@ def _is_disk_full(error: Exception) -> bool:
 
 def _text(error: Exception, explain: Callable[[Exception], str], folder: str | None) -> str:
     cause = unwrapped(error)
-    path = getattr(cause, "filename", None) or folder
+    path = getattr(cause, "filename", None)
     if _is_disk_full(error):
-        return f"{path}: no space left on the disk; make room and start the same command again"
+        where = path or folder
+        full = "no space left on the disk; make room and start the same command again"
+        return f"{where}: {full}" if where else full
     if isinstance(cause, OSError) and cause.errno is not None:
-        return f"{path}: {cause.strerror}"
+        return f"{path}: {cause.strerror}" if path else str(cause.strerror)
     return explain(error)
 
 

@@ -28,6 +28,7 @@ from dera_jax.bindings import (
     check_read,
     check_scopes,
     check_types,
+    path_of,
     reachable_bindings,
     related_bindings,
     sources,
@@ -103,10 +104,29 @@ def read(files: Sequence[str], search_paths: Sequence[str]) -> tuple[list[Statem
     """
     gin.clear_config()
     _look_in([*search_paths, str(PACKAGE)])
+    for file in files:
+        _check_exists(file, search_paths)
     found, references = statements(files)
     with _in_one_line():
         gin.parse_config_files_and_bindings(files, None, finalize_config=False)
     return found, references
+
+
+def _check_exists(file: str, search_paths: Sequence[str]) -> None:
+    """Raises FileNotFoundError, with the paths of files of this name, if gin finds no file at this path."""
+    if path_of(file):
+        return
+    same = [
+        x for x in sorted((PACKAGE / "gin_configs").rglob("*.gin")) if x.name == Path(file).name
+    ]
+    hint = " or ".join(
+        str(x.relative_to(PACKAGE)) for x in [y for y in same if y.match(file)] or same
+    )
+    folders = ", ".join(str(Path(x).resolve()) for x in search_paths)
+    raise FileNotFoundError(
+        f"--gin_file {file}: no such file in {folders}, nor in the package"
+        + (f"; did you mean {hint}?" if hint else "")
+    )
 
 
 @contextlib.contextmanager
@@ -142,6 +162,11 @@ def launch(known: Sources, dry_run: bool = False) -> None:
     if where := folder():  # before models are loaded
         output_folder(where)
     gin.get_configurable(run)(dry_run=dry_run)
+
+
+def has_job() -> bool:
+    """Return whether the files that were parsed bind a run."""
+    return "job" in gin.config._CONFIG.get(("", _RUN), {})
 
 
 def folder() -> str | None:

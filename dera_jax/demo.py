@@ -15,35 +15,36 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dera_jax import command_line
-from dera_jax.lam_option import joined_lams, numbers
-from dera_jax.shipped import ADAPTERS
+from dera_jax import command_line, demo_flags
+from dera_jax.flag_values import joined_lams
+from dera_jax.shipped import ADAPTERS, ASSETS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; errors end the program with a message."""
-    options = _parser().parse_args(joined_lams(sys.argv[1:] if argv is None else argv))
-    command_line.run(lambda: _run(options), lambda: options.output)
+    argv = joined_lams(sys.argv[1:] if argv is None else argv)
+    options = _parser().parse_args(argv)
+    command_line.run(lambda: _run(options, argv), lambda: options.output)
 
 
-def _run(options: argparse.Namespace) -> None:
-    from dera_jax import demo_smollm2  # here, so that --help needs no JAX
+def _run(options: argparse.Namespace, argv: Sequence[str]) -> None:
+    from dera_jax import demo_smollm2, demo_t5  # here, so that --help needs no JAX
 
-    demo_smollm2.run(options)
+    if not demo_smollm2.run(options):
+        # Later flags override earlier ones.
+        own = [
+            "--output",
+            f"{options.output}_t5",
+            "--reference",
+            str(ASSETS / "reference"),
+            "--aligned",
+            str(ASSETS / "aligned"),
+        ]
+        demo_t5.main([*argv, *own])
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dera-jax demo", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--output", default="out/demo", help="folder for the results")
-    parser.add_argument("--lam", type=numbers, default=(0, 0.5, 1, 2), metavar="X,X",
-                        help="mixing coefficients; 0: reference, 1: aligned model")  # fmt: skip
-    parser.add_argument("--samples", type=int, default=1, help="samples per document and λ")
-    parser.add_argument("--shown", type=int, default=16, help="number of documents to print")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all PRNG keys")
-    parser.add_argument("--reference", default=str(ADAPTERS / "reference"), help="adapter folder")
-    parser.add_argument("--aligned", default=str(ADAPTERS / "aligned"), help="adapter folder")
-    return parser
+    return demo_flags.parser("dera-jax demo", __doc__, ADAPTERS, "out/demo", (0, 0.5, 1, 2), 1, 16)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ on two CPU cores.
 
 import argparse
 import sys
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 
-from dera_jax import command_line, log, report
+from dera_jax import command_line, demo_flags, log, report
 from dera_jax.checkpoints.loaded import ModelPair
 from dera_jax.checkpoints.loading import load
 from dera_jax.data import demo_documents
@@ -22,16 +21,16 @@ from dera_jax.data.documents import Documents
 from dera_jax.decoding.sampling import Sampling, sample, sweep_hypotheses
 from dera_jax.evaluation.sweep import Sweep, decode
 from dera_jax.evaluation.sweep_tables import format_table, write_report
+from dera_jax.evaluation.tables import printed_width, side_by_side
 from dera_jax.files import run_folder
 from dera_jax.files.destinations import output_folder
-from dera_jax.lam_option import joined_lams, numbers
+from dera_jax.flag_values import joined_lams
 from dera_jax.models.language_model import sequence_keys
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.shipped import ASSETS
 
 INPUTS = 80  # maximum number of input tokens with which the shipped models were trained
 BATCH_SIZE = 16
-WIDTH = 100  # characters of a printed line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,21 +49,20 @@ def run(options: argparse.Namespace) -> None:
     reward = LengthInRange(low, high)
     sweep = Sweep(tuple(options.lam), options.samples, sampling, reward, BATCH_SIZE, options.seed)
     documents = demo_documents.docstrings(pair.tokenizer, INPUTS)
-    config = "".join(f"{k} = {v!r}\n" for k, v in sorted(vars(options).items()))
     print(
         f"{len(documents.texts)} held-out documents x {len(options.lam)} λ x {options.samples} "
         f"samples; reward 0 for {low} to {high} tokens, else -1; "
         f"aligned at KL coefficient β = {pair.cards[1]['beta']}"
     )
-    with run_folder.claim(folder, config):
+    with run_folder.claim(folder, demo_flags.configuration(options)):
         records = decode(pair.model, pair.params, documents, sweep, pair.decode, folder)
         rows = write_report(records, folder)
         names = [f"reference={options.reference}", f"aligned={options.aligned}"]
         report.record_about(folder, [f"{len(documents.texts)} held-out docstrings"], names)
         report.write(folder)
-    print(format_table(rows))
+    print(format_table(rows, printed_width()))
     for record in records[: options.shown]:
-        print(side_by_side(record))
+        print(side_by_side(record, _label))
     check_endpoints(pair, documents, sweep)
     print(
         f"{folder} has records.jsonl, metrics.json, metrics.csv, sweep.png, and report.html, which shows "
@@ -72,18 +70,8 @@ def run(options: argparse.Namespace) -> None:
     )
 
 
-def side_by_side(record: dict) -> str:
-    """Formats a document, its human summary and its first sample at every λ for a terminal."""
-    lines = ["", textwrap.fill(record["document"], WIDTH)]
-    first = [sample for sample in record["samples"] if sample["sample"] == 0]
-    summaries = {"human": record["summary"]}
-    summaries |= {f"λ = {s['lam']:g} ({s['length']} tokens)": s["text"] for s in first}
-    width = max(map(len, summaries))
-    for name, text in summaries.items():
-        indent = " " * (width + 4)
-        lines.append(textwrap.fill(text, WIDTH, initial_indent=f"  {name:>{width}}  ",
-                                   subsequent_indent=indent))  # fmt: skip
-    return "\n".join(lines)
+def _label(sample: dict) -> str:
+    return f"λ = {sample['lam']:g} ({sample['length']} tokens)"
 
 
 def check_endpoints(pair: ModelPair, documents: Documents, sweep: Sweep) -> None:
@@ -105,17 +93,10 @@ def check_endpoints(pair: ModelPair, documents: Documents, sweep: Sweep) -> None
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dera_jax.demo_t5", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--output", default="out/demo", help="folder for the results")
-    parser.add_argument("--lam", type=numbers, default=(0, 0.25, 0.5, 1, 2), metavar="X,X",
-                        help="mixing coefficients; 0: reference, 1: aligned model")  # fmt: skip
-    parser.add_argument("--samples", type=int, default=16, help="samples per document and λ")
-    parser.add_argument("--shown", type=int, default=3, help="number of documents to print")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all PRNG keys")
-    parser.add_argument("--reference", default=str(ASSETS / "reference"), help="model folder")
-    parser.add_argument("--aligned", default=str(ASSETS / "aligned"), help="model folder")
-    return parser
+    lam = (0, 0.25, 0.5, 1, 2)
+    return demo_flags.parser(
+        "python -m dera_jax.demo_t5", __doc__, ASSETS, "out/demo_t5", lam, samples=16, shown=3
+    )
 
 
 if __name__ == "__main__":

@@ -8,17 +8,19 @@ parameter that it sets; the meaning of a parameter is its entry in the docstring
 
 import argparse
 import dataclasses
+import importlib
 import inspect
 import re
 import textwrap
 import tokenize
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import gin
 from absl import logging
 
 from dera_jax import command_line, configure
 from dera_jax.bindings import (
+    CONFIGS,
     MACRO,
     Call,
     Key,
@@ -35,6 +37,7 @@ from dera_jax.bindings import (
 
 _RUN = "dera_jax.configure.run"
 _BY_CALLER = {(_RUN, "dry_run")}  # parameters that a command sets by an option of its own
+_FOLDERS = ("rewards", "mutators", "runs", "experiments")  # of gin_configs, those to be added first
 _KINDS = {True: "Macros", False: "Parameters of functions and classes"}
 _WIDTH = 100  # columns of a terminal
 
@@ -126,7 +129,7 @@ def _parameter(key: Key, value: object) -> Param:
         is_macro=False,
         meaning=_documented(key[1]).get(key[2], ""),
         default="" if is_missing else repr(value),
-        kind=_kind(key),
+        kind=_kind(key[1], key[2]),
         required=is_missing,
     )
 
@@ -134,6 +137,7 @@ def _parameter(key: Key, value: object) -> Param:
 def _macro(name: str, rows: Mapping[Key, object], comments: Mapping[str, list[str]]) -> Param:
     value = gin.config._CONFIG[name, MACRO]["value"]
     keys = [key for key, bound in rows.items() if name in macros_in(bound)]
+    kinds = [_kind(*key[1:]) for key in keys if repr(rows[key]) == f"%{name}"]
     own = comments.get(name, [""])
     documented = [_documented(key[1]).get(key[2], "") for key in keys]
     meanings = [own[-1], *documented, *reversed(own)]
@@ -143,14 +147,34 @@ def _macro(name: str, rows: Mapping[Key, object], comments: Mapping[str, list[st
         is_macro=True,
         meaning=next(filter(None, meanings), ""),
         default="" if is_missing else repr(value),
-        kind=next((_kind(key) for key in keys if repr(rows[key]) == f"%{name}"), ""),
+        kind=next(filter(None, kinds), "") or _kind_elsewhere(name),
         required=is_missing,
     )
 
 
-def _kind(key: Key) -> str:
-    hint = hints(key[1]).get(key[2])
+def _kind(selector: str, parameter: str) -> str:
+    return _annotated(gin.config._REGISTRY[selector].wrapped, parameter)
+
+
+def _annotated(function: Callable, parameter: str) -> str:
+    hint = hints(function).get(parameter)
     return "" if hint is None else words(hint)
+
+
+def _kind_elsewhere(macro: str) -> str:
+    """Return the type of a macro that no parameter of the run is bound to, '' if no other gin file binds one.
+
+    LOW of a search run, for example, is bound by the files of rewards that may be added to the run.
+    """
+    for file in [x for folder in _FOLDERS for x in sorted((CONFIGS / folder).rglob("*.gin"))]:
+        text = file.read_text(encoding="utf-8")
+        packages = {x: package for package, x in re.findall(r"(?m)^from (\S+) import (\w+)$", text)}
+        binding = rf"(?m)^(?:\S+/)?(\w+)\.(\w+)\.(\w+) = %{re.escape(macro)}(?![\w./])"
+        for module, function, parameter in re.findall(binding, text):
+            owner = importlib.import_module(f"{packages[module]}.{module}")
+            if kind := _annotated(getattr(owner, function), parameter):
+                return kind
+    return ""
 
 
 def _comments(statements: Sequence[Statement]) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ _LAMS = ("lam", "lams", "grid")
 _REWARDS = ("reward", "given")
 _RUN = "dera_jax.configure.run"
 _SUM, _PART = "dera_jax.rewards.combined.Combined", "dera_jax.rewards.combined.Part"
-_BY_NAME = "dera_jax.command.named_rewards.named_reward"
+_BY_NAME = "dera_jax.rewards.named.named_reward"
 _OWN_FILES = "dera_jax.data.own_files.own_files"
 
 

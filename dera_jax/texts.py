@@ -5,7 +5,6 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,27 +16,25 @@ from dera_jax.data import encoding
 from dera_jax.data.document_files import FILE_NAMES
 from dera_jax.data.documents import Documents, documents_of
 from dera_jax.data.example_ids import hashed_id
-from dera_jax.data.text_columns import check_unicode
+from dera_jax.data.text_columns import check_unicode, keywords_of
 from dera_jax.evaluation.method_setup import check_prompt
 from dera_jax.evaluation.sweep import PART
 from dera_jax.prompts import DOCUMENT, Prompt
 from dera_jax.rewards.host import HostReward
+from dera_jax.rewards.named import named_reward
 from dera_jax.rewards.protocol import Reward
 
 WIDTH = 64  # prompts are padded to a multiple of this number of tokens
 Texts = str | Mapping[str, str] | Iterable[str | Mapping[str, str]]
-RewardLike = Reward | Callable[[Sequence[str], Sequence[str]], Sequence[float]] | None
+RewardLike = Reward | str | Callable[[Sequence[str], Sequence[str]], Sequence[float]] | None
 _KEPT = ("text", "reward", "in_range", "kl", "log_prob", "length", "finished", "forward_tokens")
-_NAMES_OF_COMMAND = (
-    ". Names are of the command line; in Python: from dera_jax.rewards.words import WordsInRange"
-)
 _ANY_LENGTH = 2**31 - 1
 
 
 class Rows(list):
-    """Holds the outputs of a method as dicts, one for each output.
+    """Holds the rows that a method returns as dicts: one for each output or, of `sweep`, means for each λ.
 
-    Every row has `document`, `lam` (None for a single model), `sample`, `text`, `length` (tokens, without
+    Every row of an output has `document`, `lam` (None for a single model), `sample`, `text`, `length` (tokens, without
     the end token), `finished` (False where max_length cut the text off) and `forward_tokens` (tokens that
     all models processed for it); with a reward `reward` and its
     parts as `reward_<name>`; `summary` and `keywords` if the document has them. Sampled rows also have
@@ -52,8 +49,11 @@ class Rows(list):
 
     def to_jsonl(self, path: str | Path) -> None:
         """Writes the rows as JSON Lines."""
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self)
-        Path(path).write_text(lines, encoding="utf-8")
+        Path(path).write_text(self.lines(), encoding="utf-8")
+
+    def lines(self) -> str:
+        """Returns the rows as JSON Lines."""
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +93,14 @@ class TextSettings:
 
     def documents(self, documents: Texts, tokenizer: Tokenizer) -> Documents:
         """Encodes documents; raises TypeError or ValueError for what is no text, or empty."""
-        rows = [_fields(i, x) for i, x in enumerate(_listed(documents))]
+        listed = _listed(documents)
+        places = getattr(documents, "places", ())
+        if len(places) != len(listed):  # not those of a file as it was read
+            places = [f"documents[{i}]" for i in range(len(listed))]
+        rows = [_fields(item, where) for item, where in zip(listed, places, strict=True)]
         if not rows:
             raise ValueError("documents must have at least one text; found none")
-        _check_summaries(rows)
+        _check_alike(rows, places)
         has_keywords = any(row["keywords"] for row in rows)
         template = DOCUMENT if self.template is None else self.template
         check_prompt(template, has_keywords)
@@ -113,61 +117,43 @@ class TextSettings:
             if has_keywords
             else {},
         )
-        size = self.max_prompt or _width(prompts, tokenizer)
-        sizes = encoding.Sizes(size, size)
+        size = self.max_prompt or _width(
+            tokenizer.encode_prompt(x, _ANY_LENGTH).ids for x in prompts
+        )
+        summaries = (tokenizer.encode_completion(row["summary"]) for row in rows)
+        sizes = encoding.Sizes(size, _width(summaries))
         encoded = encoding.encode(texts, tokenizer, sizes)
         for i, bare in enumerate(encoded.bare):
             if bare:
                 raise ValueError(
-                    f"max_prompt = {size} leaves no token of document {i}, {rows[i]['document'][:60]!r}; "
+                    f"max_prompt = {size} leaves no token of {places[i]}, {rows[i]['document'][:60]!r}; "
                     "the prompt template alone needs that many"
                 )
         examples = encoding.examples_of(texts, encoded, sizes, tokenizer.decode, "documents")
         return documents_of(examples, slice(None))
 
 
-def _check_summaries(rows: Sequence[Mapping]) -> None:
-    """Raises ValueError if some documents have a summary and others have none."""
-    missing = [i for i, row in enumerate(rows) if not row["summary"].strip()]
-    if 0 < len(missing) < len(rows):
-        raise ValueError(
-            f"documents[{missing[0]}] has no summary, and others have one; give all of them a summary, or none "
-            f"({rows[missing[0]]['document'][:60]!r})"
-        )
-
-
-def trained_template(cards: Sequence[Mapping]) -> str | None:
-    """Returns the prompt template of the files that models were trained on, and says that it is used.
-
-    Args:
-        cards: cards of the reference and of the aligned models. Of several templates, the last is used.
-
-    Returns:
-        None if no card names a template.
-    """
-    named = [card.get("data", {}).get("files", {}).get("template") for card in cards]
-    named = [x for x in named if x]
-    if not named:
-        return None
-    others = [repr(x) for x in dict.fromkeys(named) if x != named[-1]]
-    also = f" (another model was trained with {', '.join(others)})" if others else ""
-    print(
-        f"prompts are written as in training: {named[-1]!r}{also}; `template` sets another",
-        file=sys.stderr,
-    )
-    return named[-1]
+def _check_alike(rows: Sequence[Mapping], places: Sequence[str]) -> None:
+    """Raises ValueError if some documents have a summary or keywords and others have none."""
+    for name in ("summary", "keywords"):
+        missing = [i for i, row in enumerate(rows) if row[name] in ("", ())]  # [] is given
+        if 0 < len(missing) < len(rows):
+            raise ValueError(
+                f"{places[missing[0]]} has no {name}, and others have; give all documents {name}, or none "
+                f"({rows[missing[0]]['document'][:60]!r})"
+            )
 
 
 def as_reward(reward: RewardLike) -> Reward | None:
-    """Returns a reward, wrapping a Python function; raises TypeError for anything else."""
+    """Returns a reward, of its name (`named_reward`) or of a Python function; raises TypeError for anything else."""
     if reward is None or isinstance(reward, Reward):
         return reward
+    if isinstance(reward, str):
+        return named_reward(reward)
     if isinstance(reward, type) or not callable(reward):
         raise TypeError(
-            "reward must be a reward of dera_jax.rewards, or a function of two lists (documents and "
-            f"texts) that returns a number for each text; found {reward!r:.80}"
-            + _NAMES_OF_COMMAND
-            * isinstance(reward, str)
+            "reward must be a reward of dera_jax.rewards, a name such as 'words:10-22', or a function of two "
+            f"lists (documents and texts) that returns a number for each text; found {reward!r:.80}"
         )
     return HostReward(reward)
 
@@ -208,25 +194,29 @@ def _is_file(text: str) -> bool:
     return text.endswith(FILE_NAMES) and not any(x.isspace() for x in text)
 
 
-def _fields(i: int, item: object) -> dict[str, object]:
-    """Returns document, summary and keywords of the i-th document."""
+def _fields(item: object, where: str) -> dict[str, object]:
+    """Returns document, summary and keywords of the document at a place."""
     row = {"document": item} if isinstance(item, str) else item
     if not isinstance(row, Mapping) or not isinstance(row.get("document"), str):
         raise TypeError(
-            f"documents[{i}] must be a string, or a dict with a string 'document'; found {item!r:.80}"
+            f"{where} must be a string, or a dict with a string 'document'; found {item!r:.80}"
         )
     unknown = sorted(set(row) - {"document", "summary", "keywords"})
     if unknown:
         raise ValueError(
-            f"documents[{i}] has {unknown[0]!r}; known fields are document, summary and keywords"
+            f"{where} has {unknown[0]!r}; known fields are document, summary and keywords"
         )
     if not row["document"].strip():
-        raise ValueError(f"documents[{i}] is empty")
-    check_unicode(row["document"], "document", f"documents[{i}]")
-    return {"summary": "", "keywords": ()} | dict(row)
+        raise ValueError(f"{where} is empty")
+    check_unicode(row["document"], "document", where)
+    given = {name: x for name, x in row.items() if x is not None}
+    if not isinstance(given.get("summary", ""), str):
+        raise TypeError(f"{where}: 'summary' must be a string or None, found {given['summary']!r}")
+    keywords_of(given, where)
+    summary = given.get("summary", "")
+    return {"keywords": ()} | given | {"summary": summary if summary.strip() else ""}
 
 
-def _width(prompts: Sequence[Prompt], tokenizer: Tokenizer) -> int:
-    """Returns the tokens of the longest prompt, rounded up to a multiple of WIDTH."""
-    longest = max(len(tokenizer.encode_prompt(x, _ANY_LENGTH).ids) for x in prompts)
-    return -(-longest // WIDTH) * WIDTH
+def _width(sequences: Iterable[Sequence[int]]) -> int:
+    """Returns the tokens of the longest sequence, rounded up to a multiple of WIDTH."""
+    return -(-max(map(len, sequences)) // WIDTH) * WIDTH

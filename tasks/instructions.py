@@ -17,30 +17,10 @@ import seqio
 import tensorflow as tf
 
 from dera_jax.data import seqio_tasks
+from dera_jax.data.instruction_bank import LONG, NEUTRAL, SHORT, SLOT
 from dera_jax.tasks import docstrings, jsonl, newswire, xsum  # noqa: F401 (they register tasks)
 
-SLOT = "{prompt}"  # is replaced by the task's own template
-SHORT = (
-    "briefly, {prompt}",
-    "in a few words, {prompt}",
-    "as short as possible, {prompt}",
-)
-LONG = (
-    "in detail, {prompt}",
-    "at length, {prompt}",
-    "with all the facts, {prompt}",
-)
-NEUTRAL = (
-    "please {prompt}",
-    "in plain words, {prompt}",
-    "read this and {prompt}",
-)
 _FIELDS = ("template", "document", "targets", "example_id")
-
-
-def bank(template: str = jsonl.SUMMARIZE) -> tuple[str, ...]:
-    """Return a task's template without an instruction, then with each instruction before it."""
-    return tuple(x.replace(SLOT, template) for x in (SLOT, *NEUTRAL, *SHORT, *LONG))
 
 
 def register(name: str, of: str, short: int, long: int) -> seqio.Task:

@@ -12,12 +12,13 @@ import pytest
 import dera_jax
 from dera_jax import demo_t5
 from dera_jax.data.example_ids import hashed_id
+from dera_jax.data.own_files import trained_template
 from dera_jax.decoding.sampling import Sampling, sample, sweep_hypotheses
 from dera_jax.evaluation import record_store
 from dera_jax.models.language_model import Prompts, pad_sequences, sequence_keys
 from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.length import LengthInRange
-from dera_jax.texts import Rows, trained_template
+from dera_jax.texts import Rows
 
 DOCUMENTS = [
     "flip(m, axis): the shape of the array is preserved, but the elements are reordered.",
@@ -165,6 +166,33 @@ def test_files_of_documents_are_read_for_the_methods(pair, tmp_path):
     assert about["data"][0] == str(tmp_path / "a.jsonl")
 
 
+def test_every_call_says_what_it_truncates(model, caplog):
+    """Also the second one of a process, with the same limit and as many documents."""
+    for word in ("a", "b"):
+        caplog.clear()
+        model.sample(f"{word} " * 40, max_prompt=8, greedy=True, max_length=4)
+        assert "1 of 1 inputs are longer than 8 tokens and were cut" in caplog.text
+
+
+def test_a_long_summary_widens_nothing_but_itself(model, caplog):
+    document = {"document": DOCUMENTS[0], "summary": "word " * 90}
+    (row,) = model.sample(document, greedy=True, **ASKED)
+    assert row["text"] == model.sample(DOCUMENTS[0], greedy=True, **ASKED)[0]["text"]
+    assert "were cut" not in caplog.text
+
+
+def test_methods_with_one_strength_take_one_aligned_model(pair):
+    three = dataclasses.replace(pair, components=(*pair.components, pair.components[1]))
+    with pytest.raises(ValueError, match="takes a reference and one aligned model"):
+        three.best_of_n(DOCUMENTS, 2, near_six)
+
+
+def test_best_of_n_has_no_prompt_or_greedy_of_its_own(model):
+    for name in ("prompt", "greedy"):
+        with pytest.raises(TypeError, match=f"best_of_n.. has no setting '{name}'"):
+            model.best_of_n(DOCUMENTS, 2, near_six, **{name: "a {document}"})
+
+
 def test_aligned_models_have_no_name():
     with pytest.raises(TypeError, match="follow the reference without a name"):
         dera_jax.load("a", aligned="b")
@@ -189,12 +217,16 @@ def test_rows_become_a_data_frame():
         ({"temprature": 1}, TypeError, "no setting 'temprature'; did you mean 'temperature'"),
         ({"max_lenght": 1}, TypeError, "no setting 'max_lenght'; did you mean 'max_length'"),
         ({"n": 1}, TypeError, "no setting 'n'. Its settings: documents, lam, num_samples, reward, max_length, "),
-        ({"reward": "words:5-12"}, TypeError, "in Python: from dera_jax.rewards.words import"),
+        ({"documents": {"document": "a", "keywords": "solar power"}}, TypeError, r"documents\[0\]: 'keywords' must be a list"),
+        ({"documents": {"document": "a", "summary": float("nan")}}, TypeError, r"documents\[0\]: 'summary' must be a string or None"),
+        ({"documents": [{"document": "a", "keywords": ["b"]}, {"document": "c", "keywords": None}]}, ValueError, r"documents\[1\] has no keywords, and"),
+        ({"lam": []}, ValueError, r"lam must be a number or several; found \[\]"),
+        ({"reward": "words:5"}, ValueError, "reward 'words:5': expected a range"),
         ({"documents": [{"document": "a", "summary": "b"}, "c"]}, ValueError, r"documents\[1\] has no summary, and"),
-        ({"reward": 3}, TypeError, "reward must be a reward of dera_jax.rewards, or a function"),
+        ({"reward": 3}, TypeError, "reward must be a reward of dera_jax.rewards, a name such as"),
         ({"lam": [0.5, 0.5]}, ValueError, "Sweep.lams"),
         ({"lam": [[0.5, 0.5]]}, ValueError, "for M aligned models"),
-        ({"max_prompt": 2}, ValueError, "max_prompt = 2 leaves no token of document 0"),
+        ({"max_prompt": 2}, ValueError, "max_prompt = 2 leaves no token of documents.0."),
         ({"template": "no slot"}, ValueError, "has no slot {document}"),
         ({"template": "{keywords}: {document}"}, ValueError, "has the slot {keywords}, but"),
         ({"documents": "a\ud83d"}, ValueError, r"documents\[0\]: 'document' is not valid Unicode"),

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import io
 import json
+import operator
 import os
 import re
 import shlex
@@ -18,8 +19,9 @@ import pytest
 
 import dera_jax
 from dera_jax import api, command, configure, demo_smollm2, demo_t5, main
+from dera_jax.checkpoints import default_model, loading
 from dera_jax.checkpoints.recognise import open_checkpoint
-from dera_jax.command import arguments, listing, named_rewards, output_rows, training
+from dera_jax.command import arguments, commands, listing, output_rows, training
 from dera_jax.data.aclsum import INSTRUCTIONS
 from dera_jax.data.document_files import read_documents
 from dera_jax.decoding.beam_search import Search
@@ -27,7 +29,8 @@ from dera_jax.decoding.evolution import Evolution
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.length import LengthInRange
-from dera_jax.rewards.words import WordsInRange
+from dera_jax.rewards.named import named_reward
+from dera_jax.rewards.words import KeywordCoverage, WordsInRange
 from dera_jax.shipped import ADAPTERS
 from dera_jax.texts import TextSettings
 
@@ -51,10 +54,12 @@ def workplace(tmp_path, monkeypatch):
     for name, lines in (("papers", PAPERS), ("pairs", CHOICES)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     (tmp_path / "my_rewards.py").write_text(REWARDS)
+    (tmp_path / "empty.gin").write_text("# sets nothing\n")
     for name in ("reference", "aligned"):
         (tmp_path / f"my_{name}").symlink_to(demo_t5.ASSETS / name)
     load, shipped = api.load, [demo_t5.ASSETS / x for x in ("reference", "aligned")]
-    monkeypatch.setattr(api, "load", lambda *paths: load(*(paths or shipped)))
+    monkeypatch.setattr(api, "load", lambda *paths, **more: load(*(paths or shipped), **more))
+    monkeypatch.setattr(default_model, "default_model", lambda: str(shipped[0]))
     yield tmp_path
     sys.modules.pop("my_rewards", None)
 
@@ -95,7 +100,7 @@ def examples() -> list[str]:
     ]
 
 
-DECODING = [x for x in examples() if x.split()[1] in {y.name for y in arguments.DECODING}]
+DECODING = [x for x in examples() if x.split()[1] in {y.name for y in commands.DECODING}]
 OTHER_EXAMPLES = [
     x for x in dict.fromkeys(examples()) if x not in DECODING and x != "dera-jax demo"
 ]
@@ -118,7 +123,8 @@ def test_examples_that_decode(workplace, line):
     else:
         assert {row["document"] for row in found} == set(TEXTS)
         assert all(isinstance(row["text"], str) and row["length"] <= 6 for row in found)
-        assert all("reward" in row for row in found) == ("--reward " in line)
+        has_reward = "--reward " in line or "/rewards/" in line
+        assert all("reward" in row for row in found) == has_reward
 
 
 @pytest.mark.parametrize("line", OTHER_EXAMPLES)
@@ -134,7 +140,7 @@ def test_the_demo_is_an_example(workplace, monkeypatch):
     """`test_demo_adapters.py` lets it run."""
     assert "dera-jax demo" in examples()
     called = []
-    monkeypatch.setattr(demo_smollm2, "run", called.append)
+    monkeypatch.setattr(demo_smollm2, "run", lambda options: called.append(options) or True)
     run("dera-jax demo", "--output", "out", "--lam", "0", "0.5,1")
     assert (called[0].output, called[0].lam, called[0].samples) == ("out", (0.0, 0.5, 1.0), 1)
 
@@ -147,9 +153,16 @@ def test_rows_are_those_of_the_library(workplace):
     assert found == "" and len(rows((workplace / "rows.jsonl").read_text())) == 2
 
 
-def test_the_default_models_get_their_own_template(workplace):
-    pair = api.load()
-    for template, more in ((INSTRUCTIONS["outcome"], []), ("a {document}", ["--template", "a {document}"])):  # fmt: skip
+def test_the_default_models_get_their_own_template(workplace, monkeypatch):
+    pair, arrays = (
+        api.load("my_reference", "my_aligned"),
+        loading.load("my_reference", "my_aligned"),
+    )
+    monkeypatch.undo()
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(api, "default_model", lambda: "SmolLM2")
+    monkeypatch.setattr(api.loading, "load", lambda *paths, **more: arrays)
+    for template, more in ((INSTRUCTIONS["outcome"], []), ("a\n{document}", ["--template", r"a\n{document}"])):  # fmt: skip
         printed = run("dera-jax sample --input abstracts.txt --greedy --max-length 6", *more)
         assert rows(printed) == pair.sample(TEXTS, greedy=True, max_length=6, template=template)
 
@@ -166,15 +179,18 @@ def test_a_folder_resumes(workplace, monkeypatch):
 
 def test_defaults_in_the_help_are_those_of_the_library():
     kinds = {"best-of-n": [], "search": [Search], "evolve": [Evolution]}
-    search = {"beams": 4, "top_k": 4, "length_penalty": 0.0, "reward_weight": 1.0}
-    for x in arguments.DECODING:
+    others = {
+        "search": {"beams": 4, "top_k": 4, "length_penalty": 0.0, "reward_weight": 1.0},
+        "evolve": {"temperature": 0.7, "top_k": 40},
+    }
+    for x in commands.DECODING:
         method = inspect.signature(getattr(api.Decoding, x.name.replace("-", "_")))
         defaults = {name: p.default for name, p in method.parameters.items()}
         for kind in (*kinds.get(x.name, []), Sampling, TextSettings):
             fields = inspect.signature(kind).parameters.items()
             defaults = {name: p.default for name, p in fields} | defaults
-        defaults |= search if x.name == "search" else {}
-        for flag in (*x.flags, *arguments._COMMON):
+        defaults |= others.get(x.name, {})
+        for flag in (*x.flags, *commands.COMMON):
             name = flag.name.removeprefix("--").replace("-", "_")
             assert name in defaults, f"{x.name} has no {name}"
             if flag.default is not None and name != "lam":
@@ -184,11 +200,11 @@ def test_defaults_in_the_help_are_those_of_the_library():
 def test_what_is_decoded_is_said_first(workplace, capsys):
     run("dera-jax sample --lam 0,0.5 --reward words:1-9 --input abstracts.txt", *PAIR)
     said = capsys.readouterr().err
-    about = "2 documents; reference=my_reference, aligned=my_aligned; λ 0, 0.5; reward words:1-9; device "
+    about = "documents abstracts.txt (2); reference=my_reference; aligned=my_aligned; λ 0, 0.5; reward words:1-9; device "
     assert about in said
     alone = ["--reference", "my_reference", "--max-length", "6"]
     run("dera-jax sample --input abstracts.txt", *alone)
-    assert "2 documents; model=my_reference; device" in capsys.readouterr().err
+    assert "documents abstracts.txt (2); model=my_reference; device" in capsys.readouterr().err
 
 
 def test_a_terminal_gets_a_table(workplace, monkeypatch):
@@ -222,12 +238,29 @@ def test_a_terminal_gets_a_table(workplace, monkeypatch):
         ("train sft --stepz 5 --initial-model my_reference --model-dir out", "error: --stepz: no gin file", "--steps"),
         ("train sft --initial-model my_reference", "error: MODEL_DIR/macro.value set", "has no value: add --model-dir VALUE"),
         ("sample --input nowhere.txt", "error: nowhere.txt: no such file", "nowhere.txt"),
-        ("sample --input abstracts.txt --output no/rows.jsonl", "error: no/rows.jsonl: No such", ""),
-        ("sample --input abstracts.txt --reward word", "error: --reward word: unknown; it must", ""),
-        ("sample --input abstracts.txt --reward :f", "error: --reward :f: unknown; it must", ""),
-        ("sample --input abstracts.txt --reward words:9", "error: --reward words:9: expected a range", ""),
-        ("sample --input abstracts.txt --reward none:f", "error: --reward none:f: no module 'none'", ""),
-        ("sample --input abstracts.txt --reward my_rewards:long", "error: --reward my_rewards:long", "no function 'long'"),
+        ("sample --input abstracts.txt --output no/rows.jsonl", 2, "--output no/rows.jsonl: there is no folder no"),
+        ("sample --input abstracts.txt --reward word", "error: reward 'word' is unknown, did you mean words?; it must", ""),
+        ("sample --input abstracts.txt --reward :f", "error: reward ':f' is unknown; it must", ""),
+        ("sample --input abstracts.txt --reward words:9", "error: reward 'words:9': expected a range", ""),
+        ("sample --input abstracts.txt --reward none:f", "error: reward 'none:f': no module 'none'", ""),
+        ("sample --input abstracts.txt --reward my_rewards:long", "error: reward 'my_rewards:long'", "no function 'long'"),
+        ("sample --input abstracts.txt --reward sys:nothing", "error: reward 'sys:nothing'", "no function 'nothing'"),
+        ("sample --input abstracts.txt --lam 1,1 --reference my_reference --aligned my_aligned", "error: --lam must be different", ""),
+        ("sample --input abstracts.txt --top-p 2", 2, "must be in (0, 1]; found '2'"),
+        ("sample --input abstracts.txt --folder abstracts.txt", 2, "--folder abstracts.txt is a file"),
+        ("sample --input abstracts.txt --gin.HARD=True", 2, "--gin.NAME=VALUE needs --gin_file"),
+        ("sample --input abstracts.txt --extra-ids 4", "error: --extra-ids needs --vocabulary", ""),
+        ("sample --input abstracts.txt --gin_file gin_configs/mutators/edits.gin", "error: --gin_file sets MUTATOR", ""),
+        ("sample --input abstracts.txt --gin_file lora.gin", "error: --gin_file lora.gin: no such file", "gin_configs/runs/lora.gin"),
+        ("sample --input abstracts.txt --gin_file empty.gin", "error: empty.gin: neither REWARD nor", ""),
+        ("sample --input abstracts.txt --reward keywords --gin_file gin_configs/rewards/keywords.gin", "error: --reward and --gin_file both", ""),
+        ("search --input abstracts.txt --gin_file gin_configs/rewards/keywords.gin --gin.HARDD=1", "error: --gin.HARDD: no gin file defines", "--gin.HARD?"),
+        ("sample --input abstracts.txt --gin_file gin_configs/runs/sweep.gin", "error: gin_configs/runs/sweep.gin: a run, which", ""),
+        ("train sft --reward keywords --initial-model my_reference --model-dir out", "error: --reward: this run reads no reward", ""),
+        ("train lora", 2, "add gin_configs/runs/lora.gin to a run"),
+        ("train align", 2, "did you mean 'tiny/align'?"),
+        ("train /tmp/my_run", 2, "no run is called '/tmp/my_run'; `dera-jax list"),
+        ("train sft --gin_file  --initial-model x --model-dir out", 2, "--gin_file needs a value"),
         ("list run", 2, "invalid choice: 'run'"),
         ("info nowhere", "error: no model folder nowhere", ""),
     ],
@@ -248,7 +281,7 @@ def test_what_is_wrong_is_said(workplace, capsys, line, status, message):
         (b"\n \n", "x: the file is empty"),
         (b"good\nb\xffd", "x, line 2: not UTF-8"),
         (b'{"document": "a"}\n\n{"document": ', "x, line 3: not valid JSON"),
-        (b'{"document": "a"}\n["b"]', "x, line 2: expected an object, found list"),
+        (b'{"document": "a"}\n["b"]', "x, line 2: expected one JSON object per line .*found list"),
         (b'{"document": "a"}\nplain', "x, line 2: not valid JSON"),
         (b'{"summary": "a"}', "x, line 1: key 'document' is missing"),
         (b'{"document": " "}', "x, line 1: 'document' is empty"),
@@ -259,8 +292,17 @@ def test_what_is_wrong_is_said(workplace, capsys, line, status, message):
 def test_documents_that_cannot_be_read(tmp_path, monkeypatch, content, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+    with pytest.raises((TypeError, ValueError), match=message):
         read_documents("x")
+
+
+def test_a_table_is_not_read_as_lines(tmp_path, monkeypatch):
+    file = tmp_path / "a.txt"
+    file.write_text('"document",summary\na,b\n')
+    with pytest.raises(ValueError, match="a.txt, line 1: .* looks like the header of a table"):
+        read_documents(file)
+    file.rename(tmp_path / "A.CSV")
+    assert read_documents(tmp_path / "A.CSV") == [{"document": "a", "summary": "b"}]
 
 
 def test_columns_that_are_not_read_are_named(tmp_path, capsys):
@@ -279,7 +321,9 @@ def test_the_name_of_a_file_says_what_it_holds(tmp_path):
     (tmp_path / "a.csv").write_text('document,keywords\n"a, b",c;d\n')
     assert read_documents(f"{tmp_path}/a.csv") == [{"document": "a, b", "keywords": ["c", "d"]}]
     (tmp_path / "a.json").write_text('[{"document": "a"}]')
-    with pytest.raises(TypeError, match="a.json, line 1: expected an object, found list"):
+    with pytest.raises(
+        TypeError, match="a.json, line 1: expected one JSON object per line .*found list"
+    ):
         read_documents(f"{tmp_path}/a.json")
 
 
@@ -290,6 +334,14 @@ def test_the_reader_of_a_pipe_may_stop_early(line):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     assert process.stderr.read() == "" and process.wait() == 0
+
+
+def test_an_error_names_the_line_of_a_file(workplace):
+    (workplace / "some.jsonl").write_text('{"document": "a", "summary": "b"}\n{"document": "c"}\n')
+    with pytest.raises(
+        SystemExit, match="error: some.jsonl, line 2 has no summary, and others have"
+    ):
+        run("dera-jax sample --input some.jsonl", *PAIR)
 
 
 def test_errors_of_a_users_reward_keep_their_traceback(workplace):
@@ -357,13 +409,27 @@ def test_training_takes_a_reward_by_name(workplace, monkeypatch):
     gin.clear_config()
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("my_rewards.py:short", "give the module without .py, my_rewards:short"),
+        ("words:8", "expected a range, such as words:10-22"),
+        ("word:3-8", "no module 'word' .*, did you mean words?"),
+        ("faithful", "'faithful' is unknown, did you mean faithfulness?; it must be one of length:LOW-HIGH"),
+        ("json:nothing", "the module json has no function 'nothing'"),
+        ("json:__name__", "HostReward.fn must be a function; found 'json'"),
+    ],
+)  # fmt: skip
+def test_names_of_no_reward_are_explained(name, message):
+    with pytest.raises(ValueError, match=message.replace("?", "[?]")):
+        named_reward(name)
+
+
 def test_rewards_by_name():
-    with pytest.raises(ValueError, match="give the module without .py, my_rewards:short"):
-        named_rewards.reward_of("my_rewards.py:short")
-    assert named_rewards.named_reward("words:3-8") == WordsInRange(3, 8)
-    assert named_rewards.reward_of("length:3-8") == LengthInRange(3, 8)
-    assert named_rewards.reward_of(None) is None
-    assert named_rewards.reward_of("json:dumps") is json.dumps
+    assert named_reward("words:3-8") == WordsInRange(3, 8)
+    assert named_reward("length:3-8") == LengthInRange(3, 8)
+    assert named_reward("keywords") == KeywordCoverage()
+    assert named_reward("operator:add") == HostReward(operator.add)
 
 
 def test_flags_of_runs_are_macros(monkeypatch):

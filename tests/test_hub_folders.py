@@ -97,7 +97,9 @@ def folders(root) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="module", params=("llama", "mistral"))
+@pytest.fixture(
+    scope="module", params=("llama", pytest.param("mistral", marks=pytest.mark.evidence))
+)
 def family(request) -> str:
     return request.param
 

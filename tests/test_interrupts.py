@@ -79,6 +79,25 @@ def test_a_signal_ends_a_command_with_one_line(command, number, status, capsys):
     assert [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.mark.parametrize(("folder", "statuses"), [(None, []), ("out", [141])])
+def test_the_reader_of_stdout_may_stop_and_a_run_then_says_so(folder, statuses, monkeypatch):
+    """A broken pipe of the user's own code is an error."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(command_line, "_PACKAGE", Path(__file__).parent)  # print is called here
+    monkeypatch.setattr(command_line, "close_stdout", lambda: None)
+    found = []
+    with open(writer, "wb", buffering=0) as broken:
+        try:
+            command_line.run(lambda: broken.write(b"a"), lambda: folder)
+        except SystemExit as stopped:
+            found.append(stopped.code)
+        monkeypatch.undo()
+        assert found == statuses
+        with pytest.raises(BrokenPipeError):
+            command_line.run(lambda: broken.write(b"a"))
+
+
 def test_a_block_may_end_before_a_signal_counts(capsys):
     done = []
 

@@ -172,6 +172,20 @@ def test_a_binding_that_the_run_does_not_read_is_refused(call, tmp_path, more, a
     assert not (tmp_path / "out").exists()
 
 
+def test_unread_bindings_of_a_users_file_are_named(call, caplog):
+    call(more="length.LengthInRange.high = 7")
+    line = "this run does not read length.LengthInRange.low in double.gin"
+    assert line in caplog.text and "length.LengthInRange.high in more.gin, line 1" in caplog.text
+
+
+def test_no_file_of_this_package_is_named_as_unread(caplog, tmp_path):
+    files = ["gin_configs/runs/sweep.gin", "gin_configs/rewards/words.gin"]
+    given = ["MODEL_DIR = 'out'", "REFERENCE = 'a'", "ALIGNED = 'b'", "AT_MOST = 20"]
+    known = configure.parse(files, given, ["."])
+    bindings.check_read(bindings.reachable_bindings("dera_jax.configure.run"), known)
+    assert not caplog.text
+
+
 def test_the_same_bindings_are_accepted_where_they_are_read(call):
     call("--gin.LOW=2", "--gin.length.LengthInRange.high=7", REWARD)
 

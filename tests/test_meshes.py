@@ -79,14 +79,14 @@ def run(script: str, mesh: tuple[int, int], rules: str = "()", **names) -> None:
 
 @pytest.mark.slow
 def test_training_is_that_of_one_device():
-    """Of two trainers; `test_on_every_mesh` has all of them."""
-    run(TRAIN, (4, 2), TRAINED=[("ppo", "llama"), ("sft", "t5")])
+    """Of one trainer; `test_on_every_mesh` has all of them."""
+    run(TRAIN, (4, 2), TRAINED=[("ppo", "llama")])
 
 
 @pytest.mark.slow
 def test_decoding_is_that_of_one_device():
-    """Of three methods; `test_on_every_mesh` has all of them."""
-    methods = ("sample", "guided beam search", "generation")
+    """Of two methods; `test_on_every_mesh` has all of them."""
+    methods = ("sample", "guided beam search")
     run(DECODE, (2, 4), FULLY_SHARDED, DECODED=[("realigned llama", x, False) for x in methods])
 
 

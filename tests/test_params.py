@@ -3,24 +3,54 @@
 import importlib
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from dera_jax import params
+from dera_jax import bindings, params
+from dera_jax.command import listing
 
-RUNS = sorted(path.as_posix() for path in Path("gin_configs/runs").glob("*.gin"))
+CONFIGS = Path("gin_configs")
+RUNS = [path.as_posix() for path in sorted(CONFIGS.glob("runs/*.gin"))]
+EXPERIMENTS = [f"{CONFIGS}/experiments/{name}.gin" for name in listing.names("experiments")]
 _NAME = r"(?:\w+/)*\w+\.\w+(?:\.\w+)*"
 
 
-def statements(file: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Names and values of a file's bindings, read as text, and its imports by their short names."""
+def with_rewards() -> list[list[str]]:
+    """Every file of a reward, added to `sample.gin` or, if it needs the range of lengths, to `sweep.gin`."""
+    return [
+        [f"{CONFIGS}/runs/{'sweep' if '%LOW' in path.read_text() else 'sample'}.gin", f"{path}"]
+        for path in sorted(CONFIGS.glob("rewards/*.gin"))
+    ]
+
+
+FILES = [[file] for file in (*RUNS, *EXPERIMENTS)] + with_rewards()
+
+
+def bound_macros() -> set[str]:
+    """The macros that set a parameter in any file but those of T5X."""
+    texts = [x.read_text() for x in CONFIGS.rglob("*.gin") if "t5x" not in x.parts]
+    return set(re.findall(r"^\S+\.\w+ = %(\w+)\b(?!\.)", "\n".join(texts), re.MULTILINE))
+
+
+def statements(*files: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Names and values of the bindings of files, read as text, and their imports by short names."""
+    bound, modules = {}, {}
+    for file in files:
+        inner = _statements(file)
+        bound, modules = bound | inner[0], modules | inner[1]
+    return bound, modules
+
+
+def _statements(file: str) -> tuple[dict[str, str], dict[str, str]]:
     bound, modules = {}, {}
     text = re.sub(r"^#.*\n|  #.*$", "", Path(file).read_text(), flags=re.MULTILINE)
     text = re.sub(r",\s+|\(\s+", lambda x: x[0].strip(), text)
     for line in text.splitlines():
         if found := re.match(r"include '(.+)'", line):
-            inner = statements(found[1])
+            inner = _statements(found[1])
             bound, modules = bound | inner[0], modules | inner[1]
         elif found := re.match(r"from (\S+) import (\w+)", line):
             modules[found[2]] = f"{found[1]}.{found[2]}"
@@ -34,49 +64,70 @@ def function_of(name: str, modules: dict[str, str]):
     return getattr(importlib.import_module(modules[module]), function)
 
 
-def expected_names(file: str) -> set[str]:
-    """Follows %MACRO and @function through the text of a file."""
-    bound, modules = statements(file)
-    owner = lambda name: name.rpartition(".")[0].rpartition("/")[2]
-    all_of_them = [f"@{x.rpartition('.')[0]}()" if "." in x else f"%{x}" for x in bound]
-    pending = ["@configure.run()"] if "configure.run.job" in bound else all_of_them
-    names, functions = set(), {}
+def expected_names(*files: str) -> set[str]:
+    """Follows %MACRO and @function through the text of files, in the scopes that references open."""
+    bound, modules = statements(*files)
+    owners = dict.fromkeys(x.rpartition(".")[0] for x in bound if "." in x)
+    everything = [*(f"@{x}()" for x in owners), *(f"%{x}" for x in bound if "." not in x)]
+    pending = [
+        (x, "") for x in (["@configure.run()"] if "configure.run.job" in bound else everything)
+    ]
+    names, calls = set(), set()
     while pending:
-        value = pending.pop()
-        new = set(re.findall(r"%(\w+)\b(?!\.)", value)) & set(bound) - names
-        names |= new
-        pending += [bound[name] for name in new]
-        for call, evaluated in re.findall(rf"@({_NAME})(\(\))?", value):
-            scope, _, function = call.rpartition("/")
-            scopes = functions.setdefault(function, set())
-            if (scope, bool(evaluated)) not in scopes:
-                scopes.add((scope, bool(evaluated)))
-                own = {x for x in bound if owner(x) == function}
-                names |= own
-                pending += [bound[name] for name in own]
-    referenced = set(re.findall(r"%(\w+)", " ".join(bound.values())))
-    names |= {x for x in bound if "." not in x and x not in referenced}
-    for function, calls in functions.items():
+        value, scope = pending.pop()
+        for macro in {*re.findall(r"%(\w+)\b(?!\.)", value)} & {*bound} - names:
+            names.add(macro)
+            pending.append((bound[macro], macro))  # gin opens a scope of this name
+        for reference, evaluated in re.findall(rf"@({_NAME})(\(\))?", value):
+            own, _, function = reference.rpartition("/")
+            for inner in {own or scope, own if not evaluated else own or scope}:
+                if (call := (inner, function, bool(evaluated))) not in calls:
+                    calls.add(call)
+                    pending += [(bound[x], inner) for x in read_by(bound, inner, function).values()]
+    referenced = {*re.findall(r"%(\w+)", " ".join(bound.values()))}
+    names |= {x for x in bound if "." not in x} - referenced
+    for scope, function, evaluated in calls:
+        read = read_by(bound, scope, function)
+        names |= {*read.values()}
         for name, parameter in inspect.signature(function_of(function, modules)).parameters.items():
-            if parameter.kind is parameter.VAR_POSITIONAL or name == "dry_run":
-                continue
-            unbound = [x for x in calls if not is_bound(bound, x[0], f"{function}.{name}")]
-            missing = parameter.default is parameter.empty
-            if any(evaluated or not missing for _, evaluated in unbound):
+            given_later = not evaluated and parameter.default is parameter.empty
+            is_named = parameter.kind is not parameter.VAR_POSITIONAL and name != "dry_run"
+            if is_named and name not in read and not given_later:
                 names.add(f"{function}.{name}")
     return names
 
 
-def is_bound(bound: dict[str, str], scope: str, parameter: str) -> bool:
-    return parameter in bound or (scope and f"{scope}/{parameter}" in bound)
+def read_by(bound: dict[str, str], scope: str, function: str) -> dict[str, str]:
+    """The bindings that a call in a scope reads by their parameters; those of inner scopes override."""
+    parts = [x for x in scope.split("/") if x]
+    owners = ["/".join([*parts[:i], function]) for i in range(len(parts) + 1)]
+    return {x[len(y) + 1 :]: x for y in owners for x in bound if x.rpartition(".")[0] == y}
+
+
+@pytest.mark.parametrize("files", FILES, ids="+".join)
+def test_the_list_has_what_files_and_functions_have(files):
+    rows = params.params(files)
+    assert sorted(row.name for row in rows) == sorted(expected_names(*files))
+    typed = bound_macros()
+    assert [x.name for x in rows if not x.kind and (not x.is_macro or x.name in typed)] == []
 
 
 @pytest.mark.parametrize("file", RUNS)
-def test_the_list_has_what_files_and_functions_have(file):
-    rows = params.params([file])
-    assert sorted(row.name for row in rows) == sorted(expected_names(file))
-    assert [row.name for row in rows if not row.meaning] == []
-    assert [row.name for row in rows if not row.kind and not row.is_macro] == []
+def test_every_row_of_a_run_has_a_meaning(file):
+    assert [row.name for row in params.params([file]) if not row.meaning] == []
+
+
+def test_types_are_written_as_gin_files_write_values():
+    rows = {row.name: row for row in params.params(["gin_configs/runs/beam_search.gin"])}
+    names = ("COLUMNS", "REFERENCE", "LOW", "HIGH", "REWARD", "RULES")
+    assert [rows[name].kind for name in names] == [
+        "a dict of str to str or None", "str or None", "int", "int", "a Reward (@function())",
+        "a tuple of (a tuple of (str or None))",
+    ]  # fmt: skip
+    assert bindings.words(Path) == "a Path (@function())"  # of a user's function, not a str
+    assert [bindings.words(x) for x in (dict, tuple, object, Literal["a", 1], Callable[[int], int])] == [
+        "a dict", "a tuple", "an object", "'a' or 1", "a function (@function, or @function() that returns one)"
+    ]  # fmt: skip
 
 
 def test_rows_of_ppo():

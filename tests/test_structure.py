@@ -8,9 +8,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the bottom upwards: a folder or module imports from what is listed before it. docs/design.md
 # draws the same.
 LAYERS = (
-    "shipped", "log", "progress_bar", "checks", "files", "compilation_cache", "command_line", "lam_option", "prompts", "partitioning",
+    "shipped", "log", "progress_bar", "checks", "files", "compilation_cache", "command_line", "flag_values", "prompts", "partitioning",
     "models", "rewards", "decoding", "checkpoints", "metrics", "data", "tasks", "training",
-    "evaluation", "report", "texts", "api", "experiments", "t5x", "bindings", "run_summary", "configure", "params", "main", "demo_t5",
+    "evaluation", "report", "texts", "api", "experiments", "t5x", "bindings", "run_summary", "configure", "params", "main", "demo_flags", "demo_t5",
     "demo_smollm2", "demo", "model_card", "adapter_card", "command", "__main__",
 )  # fmt: skip
 MOST_LINES = 400

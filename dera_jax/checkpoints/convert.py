@@ -1,9 +1,4 @@
-"""Convert a supported checkpoint to a dera_jax or a Hugging Face transformers folder.
-
-dera-jax convert gs://bucket/t5_1_1_small/checkpoint_1000000 t5_small \
-    --vocabulary sentencepiece.model
-dera-jax convert dera_jax/assets/aligned exported --to hugging_face
-"""
+"""Converts a supported checkpoint to a dera_jax or a Hugging Face transformers folder."""
 
 import argparse
 import dataclasses
@@ -18,6 +13,11 @@ if TYPE_CHECKING:
 
 KINDS = ("dera_jax", "hugging_face")
 DTYPES = ("float32", "bfloat16")
+_EXAMPLES = (
+    "dera-jax convert t5_1_1_small/checkpoint_1000000 t5_small --vocabulary sentencepiece.model --extra_ids 100",
+    "dera-jax convert my_reference exported --to hugging_face",
+    "dera-jax convert exported my_half --dtype bfloat16",
+)
 
 
 def convert(
@@ -61,9 +61,22 @@ def convert(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
+    options = _parser().parse_args(argv)
+    arguments = options.source, options.target, options.to, options.dtype
+
+    def run() -> None:
+        from dera_jax.checkpoints.named_vocabulary import named_vocabulary
+
+        convert(*arguments, named_vocabulary(options.vocabulary, options.extra_ids))
+
+    command_line.run(run, lambda: options.target)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dera-jax convert",
         description=__doc__,
+        epilog="\n".join(["examples:", *(f"  {line}" for line in _EXAMPLES)]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -86,15 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--extra_ids", type=int, default=0, help="number of sentinels that the file does not hold"
     )
-    options = parser.parse_args(argv)
-    arguments = options.source, options.target, options.to, options.dtype
-
-    def run() -> None:
-        from dera_jax.checkpoints.named_vocabulary import named_vocabulary
-
-        convert(*arguments, named_vocabulary(options.vocabulary, options.extra_ids))
-
-    command_line.run(run, lambda: options.target)
+    return parser
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ from dera_jax.command_line import close_stdout
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses a command line and runs its command."""
     try:
+        options = arguments.parse(argv)
+        importlib.import_module(f"dera_jax.command.{options.module}").run(options)
+    finally:
         try:
-            options = arguments.parse(argv)
-            importlib.import_module(f"dera_jax.command.{options.module}").run(options)
-        finally:
             sys.stdout.flush()
-    except BrokenPipeError:
-        close_stdout()
+        except BrokenPipeError:
+            close_stdout()

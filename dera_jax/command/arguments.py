@@ -7,167 +7,23 @@ import argparse
 import difflib
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from dera_jax import __version__
-from dera_jax.lam_option import finite, joined_lams, numbers
+from dera_jax.command.commands import COMMON, DECODING, LOADING, REWARD, Command, Flag
+from dera_jax.flag_values import (
+    above_zero,
+    at_least_zero,
+    joined_lams,
+    natural,
+    number,
+    numbers,
+    positive,
+    probability,
+)
 
 KINDS = ("runs", "experiments", "tasks", "models", "rewards", "mutators")
 
-
-class Flag(NamedTuple):
-    """A flag that is passed on to a method of `dera_jax.api` under its own name.
-
-    Attributes:
-        name: name of the flag.
-        kind: function that converts its value; None for a flag without a value.
-        default: the method's own default, for the help; None for none that the help shows.
-        text: the help.
-        required: whether the command needs it.
-    """
-
-    name: str
-    kind: Callable[[str], object] | None
-    default: object
-    text: str
-    required: bool = False
-
-
-class Command(NamedTuple):
-    """A command that decodes documents.
-
-    Attributes:
-        name: name of the command, and of the method of `dera_jax.api` with _ for -.
-        summary: the help in the list of commands.
-        description: the help of the command itself.
-        examples: command lines.
-        flags: the flags that only some commands have.
-    """
-
-    name: str
-    summary: str
-    description: str
-    examples: Sequence[str]
-    flags: Sequence[Flag]
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1; found {text!r}")
-    return int(text)
-
-
-def _number(text: str) -> float:
-    try:
-        return finite(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a finite number; found {text!r}") from None
-
-
-_LAM = Flag("--lam", _number, 1.0, "mixing coefficient λ")
-_LAMS = Flag("--lam", numbers, 1.0, "mixing coefficients λ, such as 0,0.5,1; 0: reference, 1: aligned model")  # fmt: skip
-_SAMPLES = "samples of each document at each λ"
-_TEMPERATURE = Flag("--temperature", _number, 1.0, "divides the logits of the realigned model")
-_TOP_K = Flag("--top-k", _positive, None, "sample from this many tokens only")
-_SAMPLING = (
-    _TEMPERATURE,
-    _TOP_K,
-    Flag("--top-p", _number, None, "sample from the smallest set of tokens of this probability"),
-)
-_GREEDY = Flag("--greedy", None, None, "take the most likely token instead of sampling")
-_COMMON = (
-    Flag("--max-length", _positive, 128, "maximum tokens of an output, with its end token"),
-    Flag("--max-prompt", _positive, None, "truncate documents so that prompts have this many tokens"),
-    Flag(
-        "--template",
-        str,
-        None,
-        "text of the user's message, with the slot {document}; without it, the one that the models were "
-        "trained with on files, else the bare document",
-    ),
-    Flag("--system", str, None, "text of the system message, for models with a chat template"),
-    Flag("--batch-size", _positive, 8, "documents decoded at once"),
-    Flag("--seed", int, 0, "seed of all PRNG keys"),
-    Flag("--folder", str, None, "folder that keeps the records; the same command again resumes"),
-)  # fmt: skip
-
-DECODING = (
-    Command(
-        "sample",
-        "sample outputs of documents at several λ",
-        "Samples outputs of every document at every λ. λ = 0 is the reference, λ = 1 the aligned model.",
-        (
-            "dera-jax sample --input abstracts.txt --lam 0,0.5,1",
-            "dera-jax sample --reference my_reference --aligned my_aligned --input papers.jsonl --output samples.jsonl",
-            "dera-jax sample --reference my_reference --template 'summarize: {document}' --greedy < abstracts.txt",
-            "dera-jax sample --reward words:10-22 --input abstracts.txt > samples.jsonl",
-        ),
-        (_LAMS, Flag("--num-samples", _positive, 1, _SAMPLES), *_SAMPLING, _GREEDY),
-    ),
-    Command(
-        "sweep",
-        "print means of reward, KL and length for each λ",
-        "Samples as `sample` does, and returns one row of means for each λ: reward, KL divergence to the "
-        "reference, length, and ROUGE where documents have a summary.",
-        (
-            "dera-jax sweep --input abstracts.txt --lam 0,0.5,1 --reward faithfulness",
-            "dera-jax sweep --input papers.jsonl --lam 0,1 --num-samples 2 --reward my_rewards:short --folder sweep",
-        ),
-        (
-            _LAMS._replace(default=None, required=True),
-            Flag("--num-samples", _positive, 4, _SAMPLES),
-            *_SAMPLING,
-            _GREEDY,
-        ),
-    ),
-    Command(
-        "best-of-n",
-        "return the sample with the highest reward",
-        "Samples N outputs of every document and returns the one with the highest reward.",
-        ("dera-jax best-of-n --n 4 --reward words:10-22 --input abstracts.txt",),
-        (
-            Flag("--n", _positive, None, "samples of each document", required=True),
-            _LAM,
-            _TEMPERATURE,
-            _TOP_K,
-        ),
-    ),
-    Command(
-        "search",
-        "run reward-guided beam search (DeAL)",
-        "Runs beam search that is guided by a reward (DeAL), and returns the best output of every document.",
-        (
-            "dera-jax search --reward keywords --reward-weight 5 --lookahead 4 --input papers.jsonl",
-            "dera-jax search --reward my_rewards:short --lam 0.5 --beams 2 --input abstracts.txt",
-        ),
-        (
-            _LAM,
-            Flag("--beams", _positive, 4, "beams"),
-            Flag("--top-k", _positive, 4, "next tokens considered for each beam"),
-            Flag("--lookahead", int, 0, "tokens that are generated ahead for scoring"),
-            Flag("--period", _positive, 1, "tokens between two scorings"),
-            Flag("--reward-weight", _number, 1.0, "weight of the reward beside the log-probability"),
-            Flag("--length-penalty", _number, 0.0, "T5X's length penalty; 0.6 is its default"),
-        ),
-    ),
-    Command(
-        "evolve",
-        "run evolutionary decoding (DARWIN)",
-        "Runs evolutionary decoding (DARWIN), whose populations decode from edited documents, and returns the "
-        "best output of every document.",
-        ("dera-jax evolve --reward words:10-22 --population 3 --survivors 1 --period 8 --input abstracts.txt",),
-        (
-            _LAM,
-            Flag("--population", _positive, 5, "individuals of a population"),
-            Flag("--survivors", _positive, 3, "best individuals, which the others adopt their text from"),
-            Flag("--period", _positive, 40, "tokens between two replacements"),
-            Flag("--lookahead", int, 0, "tokens that are generated ahead for scoring"),
-            Flag("--generations", _positive, 1, "generations"),
-            *_SAMPLING,
-        ),
-    ),
-)  # fmt: skip
 
 _TOP = """Decoding-time alignment of language models: decode with a reference model and an aligned model at any
 strength λ, search and evolve with rewards, and train such models. `dera-jax COMMAND --help` has the flags and
@@ -184,11 +40,7 @@ Parquet (.parquet) have such columns. The output is a table on a terminal, and J
 
 Without --reference the models are SmolLM2-135M-Instruct with the shipped adapters, which summarize the outcome of a
 scientific paper, and the template is the one that they were trained with."""
-_REWARD = (
-    "length:LOW-HIGH (0 for an output of so many tokens, else -1), words:LOW-HIGH (minus the words that are too "
-    "few or too many), faithfulness, keywords, or MODULE:FUNCTION, a Python function of two lists, documents and "
-    "texts, that returns a number for each text"
-)
+_GIN_FILE = "gin file that sets REWARD, such as gin_configs/rewards/faithful_words.gin, or for evolve MUTATOR; may be repeated"
 _TRAIN = """Trains a model, or does another run of a gin file: RUN is a name that `dera-jax list runs` or
 `dera-jax list experiments` prints, or the path of a gin file. Flags set the file's macros: --learning-rate 1e-4 sets
 LEARNING_RATE, --train my_pairs.jsonl your own data. `dera-jax params RUN` lists them. A run that was stopped resumes."""
@@ -226,22 +78,29 @@ _OTHER_FLAGS = {
     "--samples": "--num-samples",
     "--lambda": "--lam",
 }  # of other commands
-_GUIDED = ("best-of-n", "search", "evolve")  # by a reward, which they need
 _PASSES_ON = ("delegation", "training")
-_METAVARS = {_positive: "N", int: "N", _number: "X", numbers: "X,X", str: None}
+_METAVARS = {
+    **dict.fromkeys((natural, positive), "N"),
+    **dict.fromkeys((number, at_least_zero, above_zero, probability), "X"),
+    numbers: "X,X",
+}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Returns the options of a command line.
 
     Returns:
-        Options with `command`, `module` (the module of this package that runs it), `parser` (the command's),
-        and for the commands that pass arguments on, `rest`.
+        Options with `command`, `module` (the module of this package that runs it), `parser` (the command's), for
+        the commands that decode `gin`, the bindings NAME=VALUE, and for those that pass arguments on, `rest`.
     """
     options, rest = parser().parse_known_args(joined_lams(sys.argv[1:] if argv is None else argv))
     if options.module in _PASSES_ON:
         options.rest = rest
-    elif rest:
+        return options
+    if options.module == "decoding":
+        options.gin = [x.removeprefix("--gin.") for x in rest if x.startswith("--gin.")]
+        rest = [x for x in rest if not x.startswith("--gin.")]
+    if rest:
         options.parser.error(
             f"unrecognized arguments: {' '.join(rest)}{_close_flags(options, rest)}"
         )
@@ -310,6 +169,8 @@ def _add_decoding(commands, command: Command) -> None:
     group.add_argument(
         "--aligned", help=f"aligned model: {model}; without it, --reference is decoded alone"
     )
+    for flag in LOADING:
+        _add_flag(group, flag)
     group.add_argument(
         "--input", metavar="FILE", help="documents; without it, they are read from stdin"
     )
@@ -318,9 +179,17 @@ def _add_decoding(commands, command: Command) -> None:
         "--verbose", action="store_true", help="also print the warnings of other packages"
     )
     group = own.add_argument_group("decoding")
-    reward = Flag("--reward", str, None, _REWARD, required=command.name in _GUIDED)
-    for flag in (reward, *command.flags, *_COMMON):
+    for flag in (REWARD, *command.flags, *COMMON):
         _add_flag(group, flag)
+    group = own.add_argument_group("gin files")
+    group.add_argument(
+        "--gin_file", "--gin-file", dest="gin_file", action="append", metavar="FILE", help=_GIN_FILE
+    )
+    group.add_argument(
+        "--gin.NAME",
+        metavar="VALUE",
+        help="bind a macro or a parameter of these files, written as --gin.NAME=VALUE",
+    )
 
 
 def _add_flag(group, flag: Flag) -> None:

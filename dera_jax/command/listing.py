@@ -3,10 +3,12 @@
 `names` and `descriptions` read the comment with which every file begins.
 """
 
+import itertools
 import re
 import shutil
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from dera_jax.command.arguments import KINDS
@@ -35,7 +37,7 @@ def descriptions(kind: str) -> dict[str, str]:
     folder, found = CONFIGS / kind, {}
     for path in sorted(folder.rglob("*.gin")):
         comment, file = _comment(path), path.relative_to(CONFIGS)
-        if kind not in RUNNABLE or f"{_COMMAND}{file}" in comment:
+        if kind not in RUNNABLE or any(f"{_COMMAND}{file}" in line for line in comment):
             name = str(path.relative_to(folder).with_suffix(""))
             found[name.replace("_", "-") if kind == "runs" else name] = _first_sentence(comment)
     return found
@@ -80,11 +82,15 @@ def _wrapped(text: str, indent: str) -> str:
     return textwrap.fill(text, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
-def _comment(path: Path) -> str:
+def _comment(path: Path) -> list[str]:
+    """Returns the lines of the comment with which a gin file begins, without their "#"."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    comment = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    return " ".join(line.removeprefix("#").strip() for line in lines[:comment])
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return [line.removeprefix("#") for line in comment]
 
 
-def _first_sentence(comment: str) -> str:
-    return re.split(r"(?<=[.:])\s", comment, maxsplit=1)[0].rstrip(".:")
+def _first_sentence(comment: Sequence[str]) -> str:
+    """Returns the text up to the first full stop that a space follows, or up to an indented command."""
+    prose = itertools.takewhile(lambda line: not line.startswith("  "), comment)
+    text = " ".join(line.strip() for line in prose)
+    return re.split(r"(?<=\.)\s", text, maxsplit=1)[0].rstrip(".:")

@@ -1,16 +1,18 @@
 """Writes the rows that a command returns: a table on a terminal, and JSON Lines elsewhere."""
 
-import json
 import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dera_jax.texts import Rows
 
 _SHOWN = 300  # characters of a document in a table
 
 
-def write(rows: Sequence[Mapping], output: str | None, command: str) -> None:
+def write(rows: "Rows", output: str | None, command: str) -> None:
     """Writes rows to a file and, unless that suffices, to stdout.
 
     Args:
@@ -18,13 +20,12 @@ def write(rows: Sequence[Mapping], output: str | None, command: str) -> None:
         output: path of the file; None for stdout alone.
         command: the command; `sweep` has a table of its own.
     """
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if output is not None:
-        Path(output).write_text(lines, encoding="utf-8")
+        rows.to_jsonl(output)
     if sys.stdout.isatty():
         print(_sweep_table(rows) if command == "sweep" else table(rows, _columns()))
     elif output is None:
-        sys.stdout.write(lines)
+        sys.stdout.write(rows.lines())
 
 
 def _columns() -> int:
@@ -32,7 +33,7 @@ def _columns() -> int:
 
 
 def table(rows: Sequence[Mapping], columns: int) -> str:
-    """Formats outputs for a terminal: each document once, and its outputs with λ, reward and length."""
+    """Formats outputs for a terminal: each document once, and its outputs with λ, reward, KL and length."""
     labels = [_label(row) for row in rows]
     width, lines, document = max(map(len, labels)), [], None
     for row, label in zip(rows, labels, strict=True):
@@ -49,13 +50,17 @@ def table(rows: Sequence[Mapping], columns: int) -> str:
 
 
 def _label(row: Mapping) -> str:
-    parts = [] if row["lam"] is None else [f"λ = {row['lam']:g}"]
+    from dera_jax.evaluation.sweep_tables import lam_text
+
+    parts = [] if row["lam"] is None else [f"λ = {lam_text(row['lam'])}"]
     if "reward" in row:
         parts.append(f"reward {row['reward']:.2f}")
+    if "kl" in row:
+        parts.append(f"KL {row['kl']:.2f}")
     return ", ".join([*parts, f"{row['length']} tokens"])
 
 
 def _sweep_table(rows: Sequence[Mapping]) -> str:
     from dera_jax.evaluation.sweep_tables import format_table
 
-    return format_table(rows)
+    return format_table(rows, _columns())

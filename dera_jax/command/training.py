@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 
 from dera_jax import main
 from dera_jax.command.listing import CONFIGS, RUNNABLE, names
+from dera_jax.flag_values import with_line_breaks
 
 _COMMANDS = {"search": "beam-search", "evolve": "evolution"}  # whose runs have other names
 _NAMED_REWARD = "gin_configs/rewards/named.gin"
 _OF_MAIN = ("--gin_file", "--gin_search_paths")
+_ADDED = ("runs/lora.gin", "rewards/*.gin", "mutators/*.gin", "models/*.gin")
 _SWITCHES = ("--dry_run", "--verbose")  # also of main, without a value
 
 
@@ -46,11 +48,22 @@ def gin_file(run: str) -> str:
     for name, folder in known.items():
         if name.replace("-", "_") == stem:
             return f"{CONFIGS.name}/{folder}/{stem}.gin"
-    close = difflib.get_close_matches(run, known, 1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ValueError(
+        f"no run is called {run!r}; {_run_hint(run, known)}`dera-jax list runs` lists them"
+    )
+
+
+def _run_hint(run: str, known: Sequence[str]) -> str:
+    """Returns what may be meant by a run that does not exist, to be put into a message."""
     if run in _COMMANDS:
-        hint = f"did you mean `dera-jax {run}`, or the run {_COMMANDS[run]!r}? "
-    raise ValueError(f"no run is called {run!r}; {hint}`dera-jax list runs` lists them")
+        return f"did you mean `dera-jax {run}`, or the run {_COMMANDS[run]!r}? "
+    added = [x for pattern in _ADDED for x in sorted(CONFIGS.glob(pattern)) if x.stem == run]
+    if added:
+        file = added[0].relative_to(CONFIGS.parent)
+        return f"add {file} to a run: `dera-jax train RUN --gin_file {file}`; "
+    close = [x for x in known if x.rpartition("/")[2] == run]
+    close = close or difflib.get_close_matches(run, known, 1)
+    return f"did you mean {' or '.join(map(repr, close))}? " if close else ""
 
 
 def main_arguments(arguments: Sequence[str]) -> Iterator[str]:
@@ -81,11 +94,17 @@ def main_arguments(arguments: Sequence[str]) -> Iterator[str]:
         elif flag in _OF_MAIN:
             yield f"{flag}={value}"
         else:
+            value = with_line_breaks(value) if flag == "--template" else value
             yield f"--gin.{_macro(flag)}={_gin_value(value)}"
 
 
 def as_flags(message: str) -> str:
     """Returns a message with the flags of `dera-jax train` in place of --gin.MACRO."""
+    message = re.sub(
+        rf"(REWARD in {_NAMED_REWARD}, line \d+|--gin.REWARD_NAME): this run does not read .*",
+        "--reward: this run reads no reward",
+        message,
+    )
     flag = lambda match: f"--{match[1].lower().replace('_', '-')}{' VALUE' if match[2] else ''}"
     return re.sub(r"--gin\.([A-Z][A-Z0-9_]*)\b(=\.\.\.)?", flag, message)
 

@@ -1,5 +1,6 @@
 """Reads the documents that `dera_jax.load`'s models decode: lines of text, JSON Lines, CSV or Parquet."""
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,18 +14,23 @@ FILE_NAMES = (*_TABLES, *_JSON, ".txt")  # how files of documents are usually ca
 
 
 class FileDocuments(list):
-    """Holds the documents of a file as dicts; `path` is the file's, or 'stdin'."""
+    """Holds the documents of a file as dicts.
 
-    def __init__(self, documents: Iterable[dict], path: str):
+    Attributes:
+        path: path of the file, or 'stdin'.
+        places: where each document stands, such as 'papers.jsonl, line 3'.
+    """
+
+    def __init__(self, documents: Iterable[dict], path: str, places: Sequence[str]):
         super().__init__(documents)
-        self.path = path
+        self.path, self.places = path, places
 
 
 def read_documents(path: str | Path | None) -> FileDocuments:
     """Returns the documents of a file, or of stdin for None, as the methods of `dera_jax.load`'s models take them.
 
-    A file has one document in each line. If its first line begins with a brace, or its name ends in .jsonl or
-    .json, the lines are JSON objects with the string `document` and optionally `summary` and `keywords`. The
+    A file has one document in each line. If its first line begins with a brace, or its name ends in .jsonl,
+    .jsonl.gz or .json, the lines are JSON objects with the string `document` and optionally `summary` and `keywords`. The
     rows of a CSV (.csv) or Parquet file (.parquet) have columns of these names. Other columns are named on stderr.
 
     Raises:
@@ -32,20 +38,28 @@ def read_documents(path: str | Path | None) -> FileDocuments:
         TypeError, ValueError: there is no document, or a line is not UTF-8 or not valid.
     """
     name = "stdin" if path is None else str(path)
-    return FileDocuments(_read(None if path is None else name), name)
+    rows = _read(None if path is None else name)
+    return FileDocuments([row for _, row in rows], name, [where for where, _ in rows])
 
 
-def _read(path: str | None) -> list[dict]:
-    if path and path.endswith(_TABLES):
+def _read(path: str | None) -> list[tuple[str, dict]]:
+    """Return the documents with their places."""
+    suffix = path.lower() if path else ""
+    if suffix.endswith(_TABLES):
         return _documents([(where, parse()) for where, parse in tables.rows(path)], path)
     numbered = json_lines.lines(path) if path else _stdin_lines()
     lines = [(where, x) for where, x in numbered if json_lines.decode(x, where).strip()]
     if not lines:
         raise ValueError(f"{path or 'stdin'}: no documents")
     first = json_lines.decode(lines[0][1], lines[0][0]).lstrip()
-    if first.startswith("{") or (path and path.endswith(_JSON)):
+    if re.match(r"\{|\[\s*\{", first) or suffix.endswith(_JSON):
         return _documents([(where, json_lines.read_object(x, where)) for where, x in lines], path)
-    return [{"document": json_lines.decode(line, where).strip()} for where, line in lines]
+    if columns := {x.strip().strip('"') for x in re.split("[,;\t]", first)} & set(_FIELDS):
+        raise ValueError(
+            f"{lines[0][0]}: {first.strip()!r} looks like the header of a table ({', '.join(sorted(columns))}); give a "
+            "CSV file as a file whose name ends in .csv, and JSON Lines for everything else"
+        )
+    return [(where, {"document": json_lines.decode(x, where).strip()}) for where, x in lines]
 
 
 def _stdin_lines() -> Iterator[tuple[str, bytes]]:
@@ -53,7 +67,7 @@ def _stdin_lines() -> Iterator[tuple[str, bytes]]:
         yield f"stdin, line {i}", line
 
 
-def _documents(rows: Sequence[tuple[str, dict]], path: str | None) -> list[dict]:
+def _documents(rows: Sequence[tuple[str, dict]], path: str | None) -> list[tuple[str, dict]]:
     """Return the documents of rows with their places; print the columns not read, which may be misspelt."""
     names = dict.fromkeys(name for _, row in rows for name in row if name not in _FIELDS)
     if names:
@@ -61,7 +75,7 @@ def _documents(rows: Sequence[tuple[str, dict]], path: str | None) -> list[dict]
             f"{path or 'stdin'}: not read: {', '.join(names)}; known are {', '.join(_FIELDS)}",
             file=sys.stderr,
         )
-    return [_document(row, where) for where, row in rows]
+    return [(where, _document(row, where)) for where, row in rows]
 
 
 def _document(row: dict, where: str) -> dict:

@@ -14,6 +14,7 @@ Axes: n examples, S input length, T target length.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -129,9 +130,12 @@ def examples_of(
         ValueError: every example was dropped.
     """
     inputs = Padded(*pad_sequences([x.ids for x in ids.prompts], sizes.inputs))
-    _warn_truncated([x.cut > 0 for x in ids.prompts], "inputs", sizes.inputs, name)
-    targets = _fit(ids.targets, "targets", ids.end_id, sizes.targets, name)
-    rejected = ids.rejected and _fit(ids.rejected, "rejected", ids.end_id, sizes.targets, name)
+    warn = functools.partial(_warn_truncated, name, hash(texts.example_id.tobytes()))
+    warn("inputs", sizes.inputs, [x.cut > 0 for x in ids.prompts])
+    for kind, completions in (("targets", ids.targets), ("rejected", ids.rejected or [])):
+        warn(kind, sizes.targets, [len(x) > sizes.targets for x in completions])
+    targets = _fit(ids.targets, ids.end_id, sizes.targets)
+    rejected = ids.rejected and _fit(ids.rejected, ids.end_id, sizes.targets)
     example_id = make_ids_unique(texts.example_id, name)
     kept = _kept_rows(_drop_reasons(texts, ids, targets, rejected), example_id, sizes, name)
     pick = lambda column: [column[i] for i in kept]
@@ -159,24 +163,22 @@ def dropped_counts(name: str) -> dict[str, int]:
     return _dropped_counts.get(name, {})
 
 
-def _fit(sequences: list[list[int]], kind: str, end_id: int | None, size: int, name: str) -> Padded:
+def _fit(sequences: list[list[int]], end_id: int | None, size: int) -> Padded:
     """Truncate completions to [n, size]; truncated ones still end with the end token."""
     ending = [] if end_id is None else [end_id]
-    truncated = [len(x) > size for x in sequences]
-    _warn_truncated(truncated, kind, size, name)
-    fitted = [
-        x[: size - len(ending)] + ending if is_truncated else x
-        for x, is_truncated in zip(sequences, truncated, strict=True)
-    ]
+    fitted = [x[: size - len(ending)] + ending if len(x) > size else x for x in sequences]
     return Padded(*pad_sequences(fitted, size))
 
 
-def _warn_truncated(truncated: Sequence[bool], kind: str, size: int, name: str) -> None:
+def _warn_truncated(
+    name: str, examples: int, kind: str, size: int, truncated: Sequence[bool]
+) -> None:
+    """Warn once of what is truncated in the examples of a name and a hash."""
     if any(truncated):
         warn_once(
             f"{name}: {sum(truncated)} of {len(truncated)} {kind} are longer than {size} tokens "
             "and were cut",
-            about=(name, kind, size),  # a run reads a split many times
+            about=(name, examples, kind, size),  # a run reads a split many times
         )
 
 

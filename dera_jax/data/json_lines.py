@@ -71,7 +71,8 @@ def read_object(line: bytes, where: str) -> dict[str, object]:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     if not isinstance(row, dict):
-        raise TypeError(f"{where}: expected an object, found {type(row).__name__}")
+        hint = "; convert with `jq -c '.[]'`" if isinstance(row, list) else ""
+        raise TypeError(f"{where}: {_EXPECTED}, found {type(row).__name__}{hint}")
     return row
 
 
@@ -88,7 +89,7 @@ def decode(line: bytes, where: str) -> str:
 
 
 def _unpacked(file: BinaryIO, path: str) -> Iterator[bytes]:
-    return gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
+    return gzip.GzipFile(fileobj=file) if path.lower().endswith(".gz") else file
 
 
 def _check_start(line: bytes, path: str) -> None:

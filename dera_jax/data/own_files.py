@@ -6,11 +6,15 @@ ids, as a task that `dera_jax.tasks.jsonl.register` or `dera_jax.tasks.preferenc
 """
 
 import dataclasses
+import functools
+import sys
 from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 
 from dera_jax import checks
+from dera_jax.checkpoints.recognise import open_checkpoint
 from dera_jax.checkpoints.tokenizer import Tokenizer
 from dera_jax.checkpoints.vocabulary import Vocabulary
 from dera_jax.data import encoding, tables, text_columns, text_rows
@@ -132,8 +136,7 @@ class OwnFiles:
         if split not in SPLITS:
             raise NoFileError(f"own files have the splits {', '.join(SPLITS)}; found {split!r}")
         raise NoFileError(
-            f"the split {split!r} is read, but no file is given for it; set {split.upper()} to a "
-            "file too"
+            f"the split {split!r} is read, but no file is given for it: add --gin.{split.upper()}=..."
         )
 
     def _rows(self, split: str) -> list[text_rows.Row]:
@@ -181,21 +184,42 @@ _NAMES = checks.Check(
 )
 
 
+def trained_template(cards: Sequence[Mapping]) -> str | None:
+    """Return the prompt template of the files that models were trained on, and print that it is used.
+
+    Args:
+        cards: cards of the reference and of the aligned models. Of several templates, the last is used.
+
+    Returns:
+        None if no card names a template.
+    """
+    named = [card.get("data", {}).get("files", {}).get("template") for card in cards]
+    named = [x for x in named if x]
+    if not named:
+        return None
+    others = [repr(x) for x in dict.fromkeys(named) if x != named[-1]]
+    also = f" (another model was trained with {', '.join(others)})" if others else ""
+    print(f"prompts are written as in training: {named[-1]!r}{also}", file=sys.stderr)
+    return named[-1]
+
+
 def own_files(
     train: str | None = None,
     validation: str | None = None,
     test: str | None = None,
     template: str | None = None,
     columns: Mapping[str, str] | None = None,
+    models: Sequence[str | Sequence[str] | None] = (),
 ) -> OwnFiles | None:
     """Return the files of a run; None if it names none and reads a task.
 
     Args:
         train, validation, test, columns: see `OwnFiles`.
-        template: see `OwnFiles`; None for "summarize: {document}".
+        template: see `OwnFiles`; None for that of the models' training, or else "summarize: {document}".
+        models: the models that read the files; None for one that the run does not have.
 
     Raises:
-        FileNotFoundError, ValueError: as `OwnFiles`.
+        FileNotFoundError, ValueError: as `OwnFiles`, and as `open_checkpoint`.
         ValueError: a template or names of columns are given, but no file.
     """
     if train is None and validation is None and test is None:
@@ -204,5 +228,11 @@ def own_files(
                 "TEMPLATE and COLUMNS are those of your own files; set TRAIN, VALIDATION or TEST too"
             )
         return None
-    chosen = SUMMARIZE if template is None else template
-    return OwnFiles(train, validation, test, chosen, {} if columns is None else columns)
+    if template is None:
+        template = _template_of(tuple(jax.tree.leaves(list(models)))) or SUMMARIZE
+    return OwnFiles(train, validation, test, template, {} if columns is None else columns)
+
+
+@functools.cache  # gin calls `own_files` for each object that has files
+def _template_of(models: tuple[str, ...]) -> str | None:
+    return trained_template([open_checkpoint(x).card for x in models])

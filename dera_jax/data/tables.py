@@ -52,9 +52,9 @@ def _row(parse: Callable[[], Row], names: Mapping[str, str], where: str, is_text
 
 
 def _reader(path: str) -> Callable[[str], Rows]:
-    if path.endswith((".csv", ".csv.gz")):
+    if path.lower().endswith((".csv", ".csv.gz")):
         return _csv_rows
-    return _parquet_rows if path.endswith(".parquet") else _json_rows
+    return _parquet_rows if path.lower().endswith(".parquet") else _json_rows
 
 
 def _json_rows(path: str) -> Rows:

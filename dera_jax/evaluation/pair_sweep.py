@@ -15,6 +15,7 @@ from dera_jax.decoding.realign import LAMBDAS
 from dera_jax.decoding.sampling import Prefilled
 from dera_jax.evaluation.sweep import Sweep, decode
 from dera_jax.evaluation.sweep_tables import format_table, sentences, write_report
+from dera_jax.evaluation.tables import printed_width
 from dera_jax.models.language_model import PyTree
 
 
@@ -82,7 +83,7 @@ class PairSweep:
         if self.sweep.reward is None:
             return {"documents": len(records)}
         rows = write_report(records, folder)
-        print("\n".join([format_table(rows), *sentences(rows)]))
+        print("\n".join([format_table(rows, printed_width()), *sentences(rows)]))
         return {"documents": len(records), "lambda": rows}
 
     def load(self) -> "SweepInputs":

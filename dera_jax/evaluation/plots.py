@@ -43,16 +43,18 @@ def plot_sweep(rows: Sequence[dict], path: Path) -> None:
         axis.errorbar(lams, values, yerr=errors, marker="o", capsize=3)
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
-        for lam, name in ((0, "reference"), (1, "aligned")):
+        for lam, name, side in ((0, "reference", "right"), (1, "aligned", "left")):
             if min(lams) <= lam <= max(lams):
                 axis.axvline(lam, color="grey", linestyle=":", linewidth=1)
-                axis.annotate(name, (lam, 1), xycoords=("data", "axes fraction"), fontsize=8,
-                              color="grey", rotation=90, va="top", ha="right")  # fmt: skip
-    for axis in axes[1]:
-        axis.set_xlabel("λ")
+                axis.annotate(name, (lam, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
+                              textcoords="offset points", fontsize=8, color="grey", ha=side)  # fmt: skip
+    for above, axis in zip(*axes, strict=True):
+        lowest = axis if axis.get_visible() else above
+        lowest.set_xlabel("λ")
+        lowest.tick_params(labelbottom=True)
     each = first["samples"] // first["documents"]
     figure.suptitle(
-        f"DeRa on {first['documents']} documents, {each} sample{'s' * (each > 1)} each\n({INTERVAL})"
+        f"DeRa on {first['documents']} document{'s' * (first['documents'] > 1)}, {each} sample{'s' * (each > 1)} each\n({INTERVAL})"
     )
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from dera_jax.evaluation.tables import align_columns
+from dera_jax.evaluation.tables import align_columns, printed_width
 from dera_jax.files import json_files
 
 FILE = "report.json"
@@ -55,20 +55,20 @@ class ReportContent:
     findings: Sequence[str]
     sources: Sequence[OutputSource]
 
-    def __str__(self) -> str:
-        """Formats tables and findings for a terminal."""
+    def text(self, width: int | None = None) -> str:
+        """Formats tables and findings as text; `width` as of `tables.align_columns`."""
         parts = []
         for table in self.tables:
             heading = [f"{table.title}:"] if len(self.tables) > 1 else []
-            note = [textwrap.fill(table.note, WIDTH)] if table.note else []
-            parts += [*heading, align_columns(table.cells), *note]
+            note = [textwrap.fill(table.note, min(width or WIDTH, WIDTH))] if table.note else []
+            parts += [*heading, align_columns(table.cells, width), *note]
         return "\n".join([*parts, *self.findings])
 
 
 def conclude(content: ReportContent, folder: Path) -> None:
     """Writes the content of a run's report to its folder, and prints tables and findings."""
     json_files.write(folder / FILE, dataclasses.asdict(content))
-    print(content)
+    print(content.text(printed_width()))
 
 
 def read(folder: Path) -> ReportContent | None:

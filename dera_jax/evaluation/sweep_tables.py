@@ -116,16 +116,19 @@ def sentences(rows: Sequence[dict]) -> list[str]:
 
 
 def changes(rows: Sequence[dict], titles: Mapping[str, str]) -> list[str]:
-    """Returns for each column in `titles` a sentence on its first, last and largest value over λ."""
+    """Returns for each column in `titles` a sentence on its values at the least λ, λ = 1 and the largest λ.
+
+    The sentence also has the largest value, if it is at another λ.
+    """
     if len(rows) == 1:
         return [f"{title}: {format_cell(rows[0], key)}." for key, title in titles.items()]
     at = lambda row, key: f"{format_cell(row, key)} at λ = {lam_text(row['lam'])}"
+    named = [x for x in rows if x in (rows[0], rows[-1]) or x["lam"] == 1]
     lines = []
     for key, title in titles.items():
         largest = max(rows, key=lambda row, key=key: row[key])
-        ends = [at(rows[0], key), at(rows[-1], key)]
-        between = "" if largest in (rows[0], rows[-1]) else f"; the largest is {at(largest, key)}"
-        lines.append(f"{title}: {', '.join(ends)}{between}.")
+        most = "" if largest in named else f"; the largest is {at(largest, key)}"
+        lines.append(f"{title}: {', '.join(at(x, key) for x in named)}{most}.")
     return lines
 
 
@@ -161,10 +164,16 @@ _ONE_DIGIT = ("length", "rouge1", "rouge2", "rougeL")
 _WHOLE = ("forward_tokens",)
 
 
-def format_table(rows: Sequence[dict]) -> str:
-    """Formats the rows of `table` for a terminal, with confidence intervals and what the columns mean."""
+def format_table(rows: Sequence[dict], width: int | None = None) -> str:
+    """Formats the rows of `table` as text, with confidence intervals and what the columns mean.
+
+    Args:
+        rows: rows of `table`.
+        width: as of `tables.align_columns`.
+    """
     lines = cells(rows)
-    return f"{align_columns(lines)}\n{textwrap.fill(note(lines[0]), WIDTH)}"
+    filled = textwrap.fill(note(lines[0]), min(width or WIDTH, WIDTH))
+    return f"{align_columns(lines, width)}\n{filled}"
 
 
 def table_of(title: str, lines: Sequence[Sequence[str]]) -> ReportTable:
@@ -180,12 +189,16 @@ def note(titles: Sequence[str]) -> str:
 
 def cells(rows: Sequence[dict]) -> list[list[str]]:
     """Returns the head and the lines of the table of `format_table`, as texts."""
-    columns = {title: key for title, key in COLUMNS.items() if key in rows[0]}
-    if "in_range_rate" in columns.values():
-        del columns["faithful words"]  # not needed in the table of a length reward
+    columns = {key: title for title, key in COLUMNS.items() if key in rows[0]}
+    if "in_range_rate" in columns:
+        columns.pop("faithful", None)  # not needed in the table of a length reward
     parts = [x for x in rows[0] if x.startswith(PART) and not x.endswith("_ci95")]
-    columns |= {name: name for name in parts}
-    return [list(columns), *([format_cell(row, key) for key in columns.values()] for row in rows)]
+    first = {key: columns.pop(key) for key in ("lam", "reward") if key in columns}
+    columns = first | {x: x.replace("_", " ") for x in parts} | columns
+    return [
+        list(columns.values()),
+        *([format_cell(row, key) for key in columns] for row in rows),
+    ]
 
 
 def format_cell(row: dict, key: str) -> str:

@@ -122,7 +122,7 @@ def _check_config(store: Store, folder: Path, config: str) -> None:
             raise FileExistsError(
                 f"{folder} holds a run with another configuration ('-' in the folder, '+' now):\n"
                 f"{differences}\n"
-                "Choose another MODEL_DIR, or use the configuration of that run to resume it"
+                "Choose another folder, or use the configuration of that run to resume it"
             )
     elif stored != config.encode():
         store.write(CONFIG, config.encode())

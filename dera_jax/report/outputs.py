@@ -128,7 +128,7 @@ def note(sample: Mapping) -> str:
     if "forward_tokens" in sample:
         parts.append(f"{sample['forward_tokens']:,} tokens processed")
     if not sample["finished"]:
-        parts.append("cut off at the length limit")
+        parts.append("truncated at the length limit")
     return " · ".join(parts)
 
 

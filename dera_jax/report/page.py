@@ -58,6 +58,8 @@ def _nothing(folder: Path) -> str:
         return f"{folder} is not a folder; expected that of a finished run that decoded"
     if (folder / record_store.PLAN).exists():
         return f"{folder} has records of a run that has not ended; start the run again to finish it"
+    if (folder / "curves.png").exists():
+        return f"{folder} is of a training run, which has no outputs to report; its curves are in {folder}/curves.png"
     return (
         f"{folder} has no records to report: neither {record_store.MANIFEST} nor "
         f"{report_content.FILE}. Expected the folder of a finished run that decoded (sample, sweep, "

@@ -16,19 +16,22 @@ import numpy as np
 from dera_jax import checks
 from dera_jax.rewards.protocol import Reward
 
+_PLAIN = (bool, int, float, str, bytes, type(None))
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class HostReward(Reward):
     """Scores outputs with `fn(documents, texts)`, which returns one float for each output text.
 
     `documents` and `texts` are lists of equal length, where a document is repeated for each of its
-    outputs. A document is the task's complete input text, instruction included and untruncated. An
+    outputs. A document has no prompt template and is never truncated. An
     output text may be empty.
 
     Attributes:
         fn: the function.
-        source_sha256: hash of its source, so that records of an earlier version are not taken for its own;
-            what it calls is not part of it.
+        source_sha256: hash of its source and of the numbers and strings that it holds (variables of a
+            closure, arguments of a partial function, attributes of an object), so that records of an earlier
+            version are not taken for its own; what it calls is not part of it.
 
     Raises:
         ValueError: `fn` is no function of two arguments.
@@ -44,7 +47,7 @@ class HostReward(Reward):
                 f"the host reward {self._name} must take two arguments, the lists `documents` and "
                 f"`texts`; it takes {inspect.signature(self.fn)}"
             )
-        digest = hashlib.sha256(_source(self.fn).encode()).hexdigest()
+        digest = hashlib.sha256(f"{_source(self.fn)}{_values(self.fn)}".encode()).hexdigest()
         object.__setattr__(self, "source_sha256", digest)
 
     @property
@@ -128,6 +131,17 @@ def _takes_two(fn: Callable) -> bool:
     except TypeError:
         return False
     return True
+
+
+def _values(fn: Callable) -> dict[str, object]:
+    """Returns the numbers and strings that a function holds, by name; other objects, such as caches, may change."""
+    if isinstance(fn, functools.partial):
+        held = dict(enumerate(fn.args)) | fn.keywords | _values(fn.func)
+    elif inspect.isfunction(fn):
+        held = inspect.getclosurevars(fn).nonlocals
+    else:
+        held = getattr(getattr(fn, "__self__", fn), "__dict__", {})
+    return {str(x): y for x, y in sorted(held.items(), key=str) if isinstance(y, _PLAIN)}
 
 
 def _source(fn: Callable) -> str:

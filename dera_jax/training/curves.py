@@ -51,7 +51,7 @@ def _panel(axis: plt.Axes, folder: Path) -> None:
             axis.plot(*points.T, label=label, marker="." if len(points) < 40 else None)
     axis.set_title(folder.name)
     axis.set_xlabel("step")
-    axis.set_ylabel("nats per token" if curves is SUPERVISED else "")
+    axis.set_ylabel("" if curves is ALIGNMENT else "loss")
     axis.grid(alpha=0.3)
     axis.legend()
 

@@ -39,7 +39,7 @@ class MetricWriter:
             return
         reports = [report for report in read(folder) if report["step"] <= start_step]
         write_file(self._path, json_files.to_lines(reports, str(self._path)))
-        self._events = SummaryWriter(str(folder))
+        self._events = SummaryWriter(str(folder), purge_step=start_step + 1)
         if project := os.environ.get(PROJECT):
             self._wandb = _start_wandb(project, folder)
 

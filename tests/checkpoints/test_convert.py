@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import subprocess
 import sys
 
@@ -10,7 +11,9 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import sentencepiece
 
+from dera_jax import command
 from dera_jax.checkpoints import convert
 from dera_jax.checkpoints.byte_vocabulary import ByteVocabulary
 from dera_jax.checkpoints.hugging_face import save_hugging_face
@@ -18,6 +21,7 @@ from dera_jax.checkpoints.loading import load
 from dera_jax.checkpoints.model_folder import save_model
 from dera_jax.checkpoints.recognise import open_checkpoint
 from dera_jax.models.t5_lm import T5
+from dera_jax.shipped import ASSETS
 from dera_jax.tasks import vocabularies
 from tests import golden
 
@@ -130,3 +134,25 @@ def test_an_error_is_one_line(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == f"error: no model folder {tmp_path}/no\n"
+
+
+def test_the_help_has_examples_that_run(tmp_path, monkeypatch):
+    """With a small checkpoint of T5X, whose 128 ids have room for 24 pieces and 100 sentinels."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_reference").symlink_to(ASSETS / "reference")
+    checkpoint = golden.unpack("v1_1", "legacy", tmp_path / "t5_1_1_small")
+    checkpoint.rename(checkpoint.with_name("checkpoint_1000000"))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["some words to make pieces from, and yet more"] * 9),
+        model_prefix="sentencepiece", vocab_size=24, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+    )  # fmt: skip
+    description, _, examples = convert._parser().format_help().partition("\nexamples:\n")
+    assert "dera-jax convert" not in description.replace("usage: dera-jax convert", "")
+    for line in examples.splitlines():
+        program, *words = shlex.split(line)
+        assert program == "dera-jax"
+        command.main(words)
+    kinds = {x: open_checkpoint(tmp_path / x).kind for x in ("t5_small", "exported", "my_half")}
+    assert kinds == {"t5_small": "dera_jax", "exported": "Hugging Face", "my_half": "dera_jax"}
+    assert load(tmp_path / "t5_small").vocabulary.extra_ids == 100
+    assert bits(load(tmp_path / "exported").params) == bits(load(ASSETS / "reference").params)

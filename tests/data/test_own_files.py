@@ -23,6 +23,7 @@ from dera_jax.data.encoding import Sizes
 from dera_jax.data.own_files import NoFileError, OwnFiles, own_files
 from dera_jax.data.splits import Split
 from dera_jax.data.task_data import TaskData
+from dera_jax.prompts import SUMMARIZE
 from dera_jax.tasks import jsonl, preferences
 from tests import words
 from tests.test_gin_settings import RUNS
@@ -183,9 +184,34 @@ def test_what_is_refused_before_anything_is_read(tmp_path, monkeypatch):
     assert own_files() is None
 
 
+def test_the_template_of_a_models_training_is_used(tmp_path, capsys):
+    """As by training on a model that was trained on files; another one is given by name."""
+    for path in (ROOT / "dera_jax/assets/reference").iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "card.json").unlink()
+    (tmp_path / "card.json").write_text('{"data": {"files": {"template": "say {document}"}}}')
+    path = write(tmp_path, "jsonl", ROWS)
+    assert own_files(path, models=(str(tmp_path), None)).template == "say {document}"
+    assert "prompts are written as in training: 'say {document}'" in capsys.readouterr().err
+    assert (
+        own_files(path, template="a {document}", models=(str(tmp_path),)).template == "a {document}"
+    )
+    assert own_files(path, models=(str(ROOT / "dera_jax/assets/reference"),)).template == SUMMARIZE
+    with pytest.raises(ValueError, match="TEMPLATE"):
+        own_files(path, template="", models=(str(tmp_path),))
+
+
+def test_pretraining_reads_no_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    files = ["--gin_file=gin_configs/runs/pretrain.gin"]
+    given = bound(TRAIN=write(tmp_path, "jsonl", ROWS), MODEL_DIR=f"{tmp_path}/out")
+    with pytest.raises(SystemExit, match="--gin.TRAIN: this run does not read this binding"):
+        main.main(files + given)
+
+
 def test_a_run_needs_the_files_that_it_reads(tmp_path):
     data = TaskData(None, 8, 8, 2, files=OwnFiles(train=write(tmp_path, "jsonl", ROWS)))
-    with pytest.raises(NoFileError, match="'validation' is read.*set VALIDATION to a file too"):
+    with pytest.raises(NoFileError, match="'validation' is read.*add --gin.VALIDATION=..."):
         data.check("validation")
     with pytest.raises(NoFileError, match="the splits train, validation, test; found 'tests'"):
         Split(None, "tests", 8, files=data.files)

@@ -184,7 +184,7 @@ def test_parts_stand_beside_what_is_measured(records):
     named = [r | {"samples": [s | {"reward_length": -7.0} for s in r["samples"]]} for r in records]
     head, first, *_ = format_table(table(named)).splitlines()
     cells = dict(zip(re.split(r"  +", head.strip()), re.split(r"  +", first.strip()), strict=True))
-    assert cells["reward_length"].startswith("-7.00")
+    assert cells["reward length"].startswith("-7.00")
     assert not cells["length (tokens)"].startswith("-")
 
 

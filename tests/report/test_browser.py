@@ -105,7 +105,7 @@ def test_the_slider_moves_lambda(page):
     notes = ["reward -1.00 · 5 tokens · KL 0.00 nats", "reward 0.00 · 5 tokens · KL 0.67 nats"]
     assert seen[0] == ["0", "DeRa, λ = 0 (reference)", "text 0 at 0 0", notes[0]]
     assert seen[1][:3] == ["0.5", "DeRa, λ = 0.5", f"{HOSTILE} 0"]
-    cut = f"{notes[1]} · cut off at the length limit"
+    cut = f"{notes[1]} · truncated at the length limit"
     assert seen[2] == seen[3] == ["2", "DeRa, λ = 2", "text 0 at 2 0", cut]
     assert outputs(page, "baseline") == ["DeRa, λ = 0 (reference)", "text 0 at 0 0", notes[0]]
 

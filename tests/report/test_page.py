@@ -30,7 +30,7 @@ def test_a_sweep_has_every_text_and_lambda(tmp_path):
     assert len(found["documents"]) == 3
     notes = [at_lam[0]["note"] for at_lam in found["documents"][0]["outputs"][0]]
     assert notes[0] == "reward -1.00 · 5 tokens · KL 0.00 nats"
-    assert notes[2] == "reward 0.00 · 5 tokens · KL 0.67 nats · cut off at the length limit"
+    assert notes[2] == "reward 0.00 · 5 tokens · KL 0.67 nats · truncated at the length limit"
 
 
 def test_what_the_run_was_about_comes_first(tmp_path):

@@ -142,7 +142,7 @@ METHODS = {
 METHOD_LINES = {
     "best_of_n": "best of n (n 2, temperature 1)",
     "search": "search (beams 2, top-k 2, lookahead 0, period 1, reward-weight 1, length-penalty 0)",
-    "evolve": "evolution (temperature 1, population 2, period 3, survivors 1, lookahead 0, generations 1)",
+    "evolve": "evolution (temperature 0.7, top-k 40, population 2, period 3, survivors 1, lookahead 0, generations 1)",
 }
 
 

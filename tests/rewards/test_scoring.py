@@ -86,6 +86,30 @@ def test_sources_of_rewards_in_python_are_found_in_what_holds_them():
     assert host_rewards.sources_of(LengthInRange(1, 2)) == {}
 
 
+def test_what_a_reward_in_python_holds_is_part_of_it():
+    """Numbers and strings are; a cache that fills is not."""
+
+    def near(number, cache):
+        return lambda documents, texts: [-abs(number - len(x)) + 0 * len(cache) for x in texts]
+
+    class Near:
+        def __init__(self, number):
+            self.number = number
+
+        def __call__(self, documents, texts):
+            return [-abs(self.number - len(x)) for x in texts]
+
+    def partial(number):
+        return functools.partial(
+            lambda documents, texts, number: [number] * len(texts), number=number
+        )
+
+    for make in (lambda x: near(x, {}), Near, partial):
+        five, six = HostReward(make(5)).source_sha256, HostReward(make(6)).source_sha256
+        assert five == HostReward(make(5)).source_sha256 != six
+    assert HostReward(near(5, {})).source_sha256 == HostReward(near(5, {"a": 1})).source_sha256
+
+
 @pytest.mark.parametrize("fn", [lambda texts: texts, lambda a, b, c: a, lambda a, *, texts: a])
 def test_a_host_reward_takes_two_arguments(fn):
     with pytest.raises(

@@ -11,7 +11,7 @@ import seqio
 import tensorflow as tf
 
 from dera_jax.checkpoints.tokenizer import Tokenizer
-from dera_jax.data import task_data
+from dera_jax.data import instruction_bank, task_data
 from dera_jax.data.encoding import Sizes
 from dera_jax.prompts import Prompt
 from dera_jax.tasks import instructions, jsonl, newswire, xsum
@@ -30,12 +30,12 @@ def instruction_of(phrased, plain):
 
 def slotted(instruction):
     """A template of `instructions` without the task's."""
-    return instruction + instructions.SLOT
+    return instruction + instruction_bank.SLOT
 
 
 def group_of(instruction):
-    groups = {"short": instructions.SHORT, "long": instructions.LONG}
-    groups |= {"neutral": instructions.NEUTRAL, "none": (instructions.SLOT,)}
+    groups = {"short": instruction_bank.SHORT, "long": instruction_bank.LONG}
+    groups |= {"neutral": instruction_bank.NEUTRAL, "none": (instruction_bank.SLOT,)}
     (found,) = [name for name, members in groups.items() if slotted(instruction) in members]
     return found
 
@@ -82,7 +82,7 @@ def check_only_inputs_differ(plain, instructed):
     found = []
     for one, other in zip(plain, instructed, strict=True):
         found.append(instruction_of(other.pop("inputs").decode(), one.pop("inputs").decode()))
-        template = slotted(found[-1]).replace(instructions.SLOT, one.pop("template").decode())
+        template = slotted(found[-1]).replace(instruction_bank.SLOT, one.pop("template").decode())
         assert other.pop("template").decode() == template
         assert one == other
     return found
@@ -95,7 +95,7 @@ def two_readings(request):
     return [task_data.epoch(name, request.param, text, SIZES, seed=0) for name in names]
 
 
-@pytest.mark.parametrize("template", instructions.bank())
+@pytest.mark.parametrize("template", instruction_bank.bank())
 def test_a_template_is_lower_case_words_before_one_slot(template):
     words, slot, rest = template.partition(PLAIN)
     assert (slot, rest) == (PLAIN, "")
@@ -105,13 +105,15 @@ def test_a_template_is_lower_case_words_before_one_slot(template):
 
 
 def test_the_bank_has_every_template_once_and_none_first():
-    groups = (instructions.SHORT, instructions.LONG, instructions.NEUTRAL)
+    groups = (instruction_bank.SHORT, instruction_bank.LONG, instruction_bank.NEUTRAL)
     assert all(len(group) >= 3 for group in groups)
-    assert instructions.bank()[0] == PLAIN
-    every = [instructions.SLOT, *itertools.chain(*groups)]
-    assert sorted(instructions.bank()) == sorted(x.replace(instructions.SLOT, PLAIN) for x in every)
-    assert len(set(instructions.bank())) == len(instructions.bank())
-    assert instructions.bank("say {document}")[0] == "say {document}"
+    assert instruction_bank.bank()[0] == PLAIN
+    every = [instruction_bank.SLOT, *itertools.chain(*groups)]
+    assert sorted(instruction_bank.bank()) == sorted(
+        x.replace(instruction_bank.SLOT, PLAIN) for x in every
+    )
+    assert len(set(instruction_bank.bank())) == len(instruction_bank.bank())
+    assert instruction_bank.bank("say {document}")[0] == "say {document}"
 
 
 @pytest.mark.parametrize(
@@ -135,9 +137,9 @@ def test_templates_of_a_group_are_equally_frequent():
     texts = ["."] * size
     found = phrased(texts, ["word"] * size, range(10**9, 10**9 + size))
     seen = Counter(instruction_of(*pair) for pair in zip(found, texts, strict=True))
-    for group in (instructions.NEUTRAL, instructions.SHORT):
+    for group in (instruction_bank.NEUTRAL, instruction_bank.SHORT):
         for template in group:
-            share = seen[template.removesuffix(instructions.SLOT)] / size
+            share = seen[template.removesuffix(instruction_bank.SLOT)] / size
             assert share == pytest.approx(1 / 3 / len(group), abs=0.02)
 
 

@@ -78,7 +78,7 @@ def test_long_documents_are_cut_and_keep_their_end(tmp_path):
         ('{"document": "a", "summary": {"b": 1, "b": 2}}\n', "the key 'b' occurs more than"),
         ('{"document": "a" "summary": "b"}\n', "at column 18: Expecting ',' delimiter; expected"),
         ('{"a": ' + "[" * 9999 + "\n", "not valid JSON: lists or objects nested too deeply"),
-        ('["a", "b"]\n', "expected an object, found list"),
+        ('["a", "b"]\n', "expected one JSON object per line (JSON Lines), found list"),
         ('{"summary": "b"}\n', "key 'document' is missing, found ['summary']"),
         ('{"document": "a", "sumary": "b"}\n', "key 'summary' is missing, found"),
         ('{"document": 3, "summary": "b"}\n', "'document' must be a string, found int"),

@@ -79,7 +79,7 @@ def test_further_texts_are_kept_and_other_values_ignored(tmp_path):
     "bad, message",
     [
         ("nothing\n", "not valid JSON"),
-        (["a"], "expected an object, found list"),
+        (["a"], "expected one JSON object per line (JSON Lines), found list"),
         ({"document": "a", "chosen": "b"}, "key 'rejected' is missing, found"),
         ({"document": "a", "chosen": 3, "rejected": "c"}, "'chosen' must be a string, found int"),
         ({"document": " ", "chosen": "b", "rejected": "c"}, "'document' is empty"),
