@@ -12,9 +12,9 @@ import numpy as np
 PANELS = {
     "reward": "mean reward",
     "in_range_rate": "in-range rate (fraction of outputs)",
-    "reward_faithful": "content words found in the document",
+    "reward_faithful": "content words in the document",
     "length": "mean length (tokens)",
-    "kl": "KL to the reference (nats per sequence)",
+    "kl": "KL to the reference (nats)",
     "rougeL": "ROUGE-L (F1 × 100)",
 }
 INTERVAL = "error bars: 95 % confidence interval over documents"
