@@ -82,7 +82,9 @@ def _check(options: argparse.Namespace) -> None:
 
 def _decode(options: argparse.Namespace) -> None:
     from dera_jax.data.document_files import read_documents
+    from dera_jax.files.destinations import check_one_process
 
+    check_one_process()
     given = vars(options)
     documents = read_documents(given.get("input"))
     output = given.get("output")
