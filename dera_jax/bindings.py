@@ -20,6 +20,8 @@ import gin
 from absl import logging
 from gin import config_parser
 
+from dera_jax.type_words import words
+
 MACRO = "gin.macro"
 CONFIGS = Path(__file__).resolve().parent / "gin_configs"
 _COMMAND_LINE = "on the command line"
@@ -300,31 +302,6 @@ def _items_fit(values: Sequence, hints: tuple) -> bool:
     return len(values) == len(hints) and all(map(_fits, values, hints))
 
 
-def words(hint: object) -> str:
-    """Describe a type in words: 'int or None', 'a tuple of float', 'a Reward (@function())'."""
-    kind, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if kind in (typing.Union, types.UnionType):  # of str and Path, gin files have a str
-        written = [x for x in arguments if x is not Path or str not in arguments]
-        return " or ".join(dict.fromkeys(map(words, written)))
-    if kind is typing.Literal:
-        return " or ".join(map(repr, arguments))
-    if kind in (tuple, list, collections.abc.Sequence):
-        items = [words(x) for x in arguments if x is not ...]
-        items = [f"({x})" if " or " in x else x for x in items]
-        return f"a tuple of {items[0]}" if len(items) == 1 else f"a tuple ({', '.join(items)})"
-    if kind in (dict, collections.abc.Mapping):
-        return f"a dict of {' to '.join(map(words, arguments))}"
-    if kind is collections.abc.Callable:
-        return "a function (@function, or @function() that returns one)"
-    if hint in (None, type(None)):
-        return "None"
-    name = getattr(hint, "__name__", str(hint)).rpartition(".")[2]
-    if hint in (int, float, str, bool):
-        return name
-    value = f"a{'n' * (name[0] in 'AEIOUaeiou')} {name}"
-    return value if hint in (dict, list, tuple, object) else f"{value} (@function())"
-
-
 def place(key: Key, bindings: Mapping[Key, object], known: Sources) -> str:
     """Describe a binding, or the macro that sets it, with its value and place."""
     value = bindings[key]
@@ -354,12 +331,19 @@ def check_read(bindings: Mapping[Key, object], known: Sources) -> None:
         if not (given or is_misspelt):
             continue
         name = f"--gin.{name_of(key)}" if given else f"{name_of(key)} {where}"
-        near = difflib.get_close_matches(name_of(key), [x[0] for x in bindings if x[1] == MACRO])
+        near = _near(key, bindings)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; remove it"
         raise ValueError(f"{name}: this run does not read this binding{hint}")
     own = [f"{name_of(x)} {y}" for x, y in unread.items() if x in known.own and x[1] != MACRO]
     if own:
         logging.warning("this run does not read %s", ", ".join(own))
+
+
+def _near(key: Key, bindings: Mapping[Key, object]) -> list[str]:
+    """Return the names of the same parameter's bindings in other scopes, or of similar macros."""
+    if key[1] != MACRO and (scoped := sorted(name_of(x) for x in bindings if x[1:] == key[1:])):
+        return scoped
+    return difflib.get_close_matches(name_of(key), [x[0] for x in bindings if x[1] == MACRO])
 
 
 def related_bindings(

@@ -197,7 +197,8 @@ def run(
         job: the job to run.
         folder: output folder.
         mesh: numbers of devices along 'data' and along 'model'; None puts all along 'data'.
-        rules: see `partitioning.use_mesh`.
+        rules: pairs of a logical axis and a mesh axis, or None for no mesh axis, which precede T5X's
+            rules; see `partitioning.use_mesh`.
         dry_run: only print the costs of the job, computed from shapes; no folder is created.
 
     Raises:

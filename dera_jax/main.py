@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m dera_jax.main",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
         epilog="--gin.NAME=VALUE binds a macro or a parameter of a function; put strings in two "
         "pairs of quotes, as above.",
     )

@@ -32,8 +32,8 @@ from dera_jax.bindings import (
     name_of,
     path_of,
     reachable,
-    words,
 )
+from dera_jax.type_words import words
 
 _RUN = "dera_jax.configure.run"
 _BY_CALLER = {(_RUN, "dry_run")}  # parameters that a command sets by an option of its own
@@ -136,10 +136,11 @@ def _parameter(key: Key, value: object) -> Param:
 
 def _macro(name: str, rows: Mapping[Key, object], comments: Mapping[str, list[str]]) -> Param:
     value = gin.config._CONFIG[name, MACRO]["value"]
-    keys = [key for key, bound in rows.items() if name in macros_in(bound)]
-    kinds = [_kind(*key[1:]) for key in keys if repr(rows[key]) == f"%{name}"]
+    whole = [key for key, bound in rows.items() if repr(bound) == f"%{name}"]
+    parts = [key for key, bound in rows.items() if key not in whole and name in macros_in(bound)]
+    kinds = [_kind(*key[1:]) for key in whole]
     own = comments.get(name, [""])
-    documented = [_documented(key[1]).get(key[2], "") for key in keys]
+    documented = [_documented(key[1]).get(key[2], "") for key in (*whole, *parts)]
     meanings = [own[-1], *documented, *reversed(own)]
     is_missing = repr(value) == "%gin.REQUIRED"
     return Param(
@@ -245,6 +246,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m dera_jax.params",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("files", nargs="+", help="a run file, and files to be added to it")
     parser.add_argument("--gin_file", action="append", default=[], help="a file to be added")

@@ -156,7 +156,11 @@ def test_what_no_file_defines_is_refused_in_one_line(call, more, argument, messa
     [
         ("", "--gin.LOW=2", "--gin.LOW: this run does not read this binding; remove it$"),
         ("", "--gin.length.LengthInRange.high=7", r"--gin.*high: this run does not read"),
-        ("", "--gin.Doubled.upto=7", r"--gin.doubling_job.Doubled.upto: this run does not read"),
+        (
+            "",
+            "--gin.Doubled.upto=7",
+            r"--gin.doubling_job.Doubled.upto: this run does not read this binding; did you mean one/doubling_job.Doubled.upto\? \(",
+        ),
         ("UPTOO = 3", "", r"UPTOO in more.gin, line 1: .* not read .*; did you mean UPTO\?$"),
         ("UPTOO = None", "", ""),  # as LOW = None, which some rewards read
         ("length.LengthInRange.high = 7", "", ""),  # a file's, which REWARD overrides
@@ -170,6 +174,16 @@ def test_a_binding_that_the_run_does_not_read_is_refused(call, tmp_path, more, a
     with pytest.raises(SystemExit, match=message):
         call(*arguments, more=more)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_scopes_in_which_a_run_reads_a_parameter_are_named():
+    given = ["MODEL_DIR = 'out'", "REFERENCE = 'a'", "optimizers.adamw.clip_norm = 0.5"]
+    known = configure.parse(["gin_configs/runs/ppo.gin"], given, ["."])
+    hint = (
+        r"; did you mean policy/optimizers.adamw.clip_norm or value/optimizers.adamw.clip_norm\?$"
+    )
+    with pytest.raises(ValueError, match=rf"--gin.optimizers.adamw.clip_norm: .*{hint}"):
+        bindings.check_read(bindings.reachable_bindings("dera_jax.configure.run"), known)
 
 
 def test_unread_bindings_of_a_users_file_are_named(call, caplog):
@@ -208,11 +222,13 @@ def test_a_bug_of_the_users_own_keeps_its_traceback(call):
         call("--gin.Doubled.fail='bug'")
 
 
-def test_wrong_use_of_the_command_line_has_a_status_of_its_own(call, capsys):
+@pytest.mark.parametrize("argument", ["--upto=3", "--dry", "--gin_fil=double.gin"])
+def test_wrong_use_of_the_command_line_has_a_status_of_its_own(call, capsys, argument):
+    """Abbreviated flags are unknown."""
     with pytest.raises(SystemExit) as ended:
-        call("--upto=3")
+        call(argument)
     assert ended.value.code == 2
-    assert "unknown argument '--upto=3'; expected --gin.NAME=VALUE" in capsys.readouterr().err
+    assert f"unknown argument '{argument}'; expected --gin.NAME=VALUE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("scheme", ["gs", "s3", "file"])

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from dera_jax import bindings, params
+from dera_jax import params, type_words
 from dera_jax.command import listing
 
 CONFIGS = Path("gin_configs")
@@ -26,7 +26,13 @@ def with_rewards() -> list[list[str]]:
     ]
 
 
-FILES = [[file] for file in (*RUNS, *EXPERIMENTS)] + with_rewards()
+def with_mutators() -> list[list[str]]:
+    """Every file of a mutator, added to `evolution.gin`."""
+    run = f"{CONFIGS}/runs/evolution.gin"
+    return [[run, f"{path}"] for path in sorted(CONFIGS.glob("mutators/*.gin"))]
+
+
+FILES = [[file] for file in (*RUNS, *EXPERIMENTS)] + with_rewards() + with_mutators()
 
 
 def bound_macros() -> set[str]:
@@ -112,9 +118,19 @@ def test_the_list_has_what_files_and_functions_have(files):
     assert [x.name for x in rows if not x.kind and (not x.is_macro or x.name in typed)] == []
 
 
-@pytest.mark.parametrize("file", RUNS)
-def test_every_row_of_a_run_has_a_meaning(file):
-    assert [row.name for row in params.params([file]) if not row.meaning] == []
+@pytest.mark.parametrize("files", FILES, ids="+".join)
+def test_every_row_has_a_meaning(files):
+    """A reference to another docstring alone is none."""
+    no_meaning = re.compile(r"((see|as in) `[^`]+`)?\.?")
+    rows = params.params(files)
+    assert [row.name for row in rows if no_meaning.fullmatch(row.meaning)] == []
+
+
+@pytest.mark.parametrize("run", ["beam_search", "evolution", "lengths", "offline", "ppo"])
+def test_the_reference_is_a_model_and_not_one_of_the_readers_of_files(run):
+    rows = {row.name: row for row in params.params([f"{CONFIGS}/runs/{run}.gin"])}
+    meaning = rows["REFERENCE"].meaning
+    assert re.search("(path|folder)", meaning) and not re.search("read the files|to train", meaning)
 
 
 def test_types_are_written_as_gin_files_write_values():
@@ -124,8 +140,8 @@ def test_types_are_written_as_gin_files_write_values():
         "a dict of str to str or None", "str or None", "int", "int", "a Reward (@function())",
         "a tuple of (a tuple of (str or None))",
     ]  # fmt: skip
-    assert bindings.words(Path) == "a Path (@function())"  # of a user's function, not a str
-    assert [bindings.words(x) for x in (dict, tuple, object, Literal["a", 1], Callable[[int], int])] == [
+    assert type_words.words(Path) == "a Path (@function())"  # of a user's function, not a str
+    assert [type_words.words(x) for x in (dict, tuple, object, Literal["a", 1], Callable[[int], int])] == [
         "a dict", "a tuple", "an object", "'a' or 1", "a function (@function, or @function() that returns one)"
     ]  # fmt: skip
 
@@ -166,6 +182,12 @@ def test_the_command_prints_names_defaults_types_and_meanings(capsys):
     out = capsys.readouterr().out
     assert "  REFERENCE  REQUIRED  (" in out and "  MAX_LENGTH = 24  (int)\n      " in out
     assert out.index("Macros:") < out.index("MAX_LENGTH") < out.index("Parameters of functions")
+
+
+def test_flags_cannot_be_abbreviated(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        params.main(["gin_configs/runs/sft.gin", "--gin_fi", "gin_configs/runs/lora.gin"])
+    assert "unrecognized arguments: --gin_fi" in capsys.readouterr().err
 
 
 def test_a_missing_file_is_named():

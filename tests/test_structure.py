@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     "shipped", "log", "progress_bar", "checks", "files", "compilation_cache", "command_line", "flag_values", "prompts", "partitioning",
     "models", "rewards", "decoding", "checkpoints", "metrics", "data", "tasks", "training",
-    "evaluation", "report", "texts", "api", "experiments", "t5x", "bindings", "run_summary", "configure", "params", "main", "demo_flags", "demo_t5",
+    "evaluation", "report", "texts", "api", "experiments", "t5x", "type_words", "bindings", "run_summary", "configure", "params", "main", "demo_flags", "demo_t5",
     "demo_smollm2", "demo", "model_card", "adapter_card", "command", "__main__",
 )  # fmt: skip
 MOST_LINES = 400

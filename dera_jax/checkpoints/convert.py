@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog="\n".join(["examples:", *(f"  {line}" for line in _EXAMPLES)]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "source",
@@ -97,7 +98,11 @@ def _parser() -> argparse.ArgumentParser:
         "tokenizer.json, 'bytes' for ByT5, a model folder, or owner/name on the Hugging Face hub",
     )
     parser.add_argument(
-        "--extra_ids", type=int, default=0, help="number of sentinels that the file does not hold"
+        "--extra_ids",
+        "--extra-ids",
+        type=int,
+        default=0,
+        help="number of sentinels that the file does not hold",
     )
     return parser
 

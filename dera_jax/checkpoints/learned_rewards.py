@@ -66,8 +66,8 @@ def entailment(folder: str, max_length: int, label: str = "entailment") -> Entai
     """Returns the reward of a text-to-text entailment model; see `rewards.learned.Entailment`.
 
     Args:
-        folder: model folder.
-        max_length: as in `Entailment`.
+        folder: folder of the entailment model.
+        max_length: maximum tokens of a prompt of the entailment model; longer documents are truncated.
         label: the output that means entailment.
 
     Raises:

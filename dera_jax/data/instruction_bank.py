@@ -21,5 +21,9 @@ NEUTRAL = (
 
 
 def bank(template: str = SUMMARIZE) -> tuple[str, ...]:
-    """Return a task's template without an instruction, then with each instruction before it."""
+    """Return a task's template without an instruction, then with each instruction before it.
+
+    Args:
+        template: the task's prompt template, with one slot {document}.
+    """
     return tuple(x.replace(SLOT, template) for x in (SLOT, *NEUTRAL, *SHORT, *LONG))

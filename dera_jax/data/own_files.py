@@ -214,8 +214,12 @@ def own_files(
     """Return the files of a run; None if it names none and reads a task.
 
     Args:
-        train, validation, test, columns: see `OwnFiles`.
-        template: see `OwnFiles`; None for that of the models' training, or else "summarize: {document}".
+        train, validation, test: path or URL of the file of each split; None for a split that the
+            run does not read.
+        template: the prompt template, with one slot {document}; None for that of the models'
+            training, or else "summarize: {document}".
+        columns: the files' names of columns by the names in `COLUMNS`, such as `{"document":
+            "article"}`; None for the names in `COLUMNS`.
         models: the models that read the files; None for one that the run does not have.
 
     Raises:

@@ -21,7 +21,7 @@ class Split:
 
     Attributes:
         task: name of the task; not read if there are `files`.
-        split: one of its splits.
+        split: the split of the task or of the files, such as 'test'.
         inputs: S, maximum tokens of a prompt, including control tokens; longer documents are
             truncated.
         documents: number of documents to use, those with the lowest example ids; None for all.

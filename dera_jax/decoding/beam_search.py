@@ -55,7 +55,7 @@ class Search:
 
     Attributes:
         max_length: static; maximum number of tokens, including the end token.
-        beams: static; N.
+        beams: static; N, number of beams.
         top_k: static; k, candidates of each beam. At least 2N are needed to reproduce T5X's search.
         lookahead: static; maximum number of tokens of the lookahead.
         greedy: static; whether the lookahead is greedy; else it is sampled at temperature 1.

@@ -52,7 +52,7 @@ class Evolution:
 
     Attributes:
         sampling: sampling settings and length limit, as scalars (no arrays per hypothesis).
-        population: static; N.
+        population: static; N, number of individuals.
         period: static; m, tokens between two replacements; no replacement if >= `max_length`.
         survivors: static; k, number of best individuals, which are kept and are the donors.
         lookahead: static; tokens generated for scoring only, and discarded afterwards.

@@ -82,6 +82,9 @@ class TemplateBank:
     Every template is drawn once before any is drawn again. The parent's own template is drawn only
     if the bank has no other, since the parent is not a member of the population.
 
+    Attributes:
+        templates: the prompt templates, each with one slot {document} and perhaps {keywords}.
+
     Raises:
         ValueError: the bank is empty, a template does not have exactly one slot {document}, or
             (when called) a template has the slot {keywords} and a parent has no keywords.

@@ -76,7 +76,8 @@ class SamplingMethod:
         best: whether to return only the sequence with the highest guiding reward (best-of-n).
         greedy: whether to decode greedily instead of sampling; n must then be 1.
         prompt: prompt template, see `MethodSetup.prompts`.
-        temperature, top_k: see `Sampling`.
+        temperature: divides the combined logits; > 0.
+        top_k: number of most likely tokens to sample from; None for all.
 
     Raises:
         ValueError: a field has a wrong type or is out of its range, or n is not 1 with greedy.

@@ -33,7 +33,7 @@ class RewardStatistics:
         documents: the split to sample on; the training split, on which the model will be aligned.
         reward: the combined reward; its own statistics, if any, are not used.
         max_length: maximum number of output tokens, the end token included.
-        num_samples: K.
+        num_samples: K, samples of each document.
         batch_size: documents per compiled call.
         seed: seed of all PRNG keys.
 
@@ -98,6 +98,10 @@ def _moments(batches: list[np.ndarray]) -> dict[str, float]:
 
 def read(path: str | None) -> tuple[Statistics, ...] | None:
     """Reads the file of a calibration pass for `Combined.statistics`; returns None without a path.
+
+    Args:
+        path: the statistics.json that gin_configs/runs/statistics.gin writes; None for no
+            statistics.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -59,6 +59,11 @@ class Criterion(Protocol):
 class GivenReward:
     """A criterion whose reward is given and needs no training.
 
+    Attributes:
+        name: the name of the part.
+        given: the reward function.
+        weight: the weight of the part; 0 to measure it only.
+
     Raises:
         ValueError: a field is out of its range.
     """

@@ -46,7 +46,8 @@ class SearchExperiment(AlignmentExperiment):
     """Holds the models and documents of an experiment; λ ≠ 0 needs `aligned` or `align`.
 
     Attributes:
-        align: see `AlignmentExperiment`; None to run no PPO.
+        align: returns a PPO run, given a loaded reference, `objective` and `seed`; None to run no
+            PPO.
         beta: the KL coefficient β of PPO; required with `align`.
         aligned: the folder of a model that was aligned from the reference before.
         template_from: the model whose tokenizer, chat template and end ids are used, see

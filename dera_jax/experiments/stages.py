@@ -66,7 +66,7 @@ class Reference:
     """The source of the reference policy: a folder, or a training run.
 
     Attributes:
-        folder: the folder of a finished model; None to train one.
+        folder: the folder of a finished model; None if `training` trains one.
         training: returns the run that trains the model.
 
     Raises:

@@ -62,6 +62,10 @@ class ValueModel(Protocol):
 class ValueHead:
     """A value model: a linear head on the final hidden states [..., E] of its own language model.
 
+    Attributes:
+        trunk: the language model below the head.
+        pooling: how the values of a sequence's prefixes become one score of the sequence.
+
     Parameters: {"trunk": those of the language model, "head": {"kernel": [E], "bias": []}}.
     """
 

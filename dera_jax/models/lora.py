@@ -28,8 +28,8 @@ class LoraConfig:
     """Configures a new adapter.
 
     Attributes:
-        rank: r of every factor.
-        alpha: α, see the module's docstring.
+        rank: r, rank of every adapted kernel's update.
+        alpha: α; the update is multiplied by α/r, or by α/√r with `rank_stabilized`.
         targets: names of the projections that are adapted, such as ("query", "value"); empty for all
             linear layers except the embedding and the output logits.
         rank_stabilized: whether the scale is α/√r instead of α/r.

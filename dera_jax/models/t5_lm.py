@@ -26,16 +26,20 @@ from dera_jax.partitioning import constrain
 class T5:
     """A T5 model. Methods without docstrings implement those of `TrainableModel`.
 
-    `num_ids` is the size of the vocabulary if the embedding table has more rows (it is padded to a
-    round size), None otherwise. The ids from `num_ids` on, and `unused_ids`, are never produced:
-    their logits are `language_model.UNUSED_LOGIT`.
-
-    With `components` C > 1 it is several models that share a base and differ in their adapters
-    (`lora.attach`), see `realign.ComponentModel`; the module has the components of a prompt, or of a
-    hypothesis, as adjacent rows.
-
     State.shared = (for each layer cross-attention keys and values [B, C, H, S, D], mask [B, S]);
     State.cache = for each layer self-attention keys and values [B, K, C, H, L, D].
+
+    Attributes:
+        config: configuration of the network.
+        num_ids: size of the vocabulary if the embedding table, which is padded to a round size, has
+            more rows; None otherwise. The ids from `num_ids` on are never produced: their logits
+            are `language_model.UNUSED_LOGIT`.
+        remat: policy of `jax.checkpoint_policies` that selects which activations of each layer are
+            stored for the backward pass; None stores all.
+        components: C, number of models that share a base and differ in their adapters
+            (`lora.attach`), see `realign.ComponentModel`. The module has the components of a
+            prompt, or of a hypothesis, as adjacent rows.
+        unused_ids: further ids that are never produced.
     """
 
     config: T5Config

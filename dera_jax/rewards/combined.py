@@ -19,7 +19,16 @@ from dera_jax.rewards.protocol import REWARD, Resources, Reward, Source, call_re
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Defines one term of the sum: its name in logs and tables, its reward, and its weight."""
+    """Defines one term of the sum.
+
+    Attributes:
+        name: name of the part in logs and tables.
+        reward: reward function of the part.
+        weight: factor of the reward in the sum.
+
+    Raises:
+        ValueError: a field has a wrong type or is out of its range.
+    """
 
     name: str
     reward: Reward
@@ -47,6 +56,11 @@ class Combined(Reward):
     """Computes the weighted sum of its parts, which are standardised if statistics are given.
 
     A sum has the `text_metrics` of its parts, and no `metrics`.
+
+    Attributes:
+        terms: the parts, with distinct names.
+        statistics: mean and standard deviation of each part by its name, to standardise the parts
+            by; None not to.
 
     Raises:
         ValueError: there is no part, two parts have one name, the statistics do not have the names

@@ -28,7 +28,7 @@ class HostReward(Reward):
     output text may be empty.
 
     Attributes:
-        fn: the function.
+        fn: the function (documents, texts) -> rewards, which runs in Python.
         source_sha256: hash of its source and of the numbers and strings that it holds (variables of a
             closure, arguments of a partial function, attributes of an object), so that records of an earlier
             version are not taken for its own; what it calls is not part of it.

@@ -19,6 +19,9 @@ class LengthNear(Reward):
 
     An output that the length limit truncated is scored like any other.
 
+    Attributes:
+        target: length in tokens, the end token excluded, at which the reward is 0.
+
     Raises:
         ValueError: `target` is not a positive integer.
     """
@@ -51,6 +54,9 @@ class Repetition(Reward):
     """Scores minus the fraction of an output's token n-grams that occur earlier in the output.
 
     The reward is 0 without repetition or with fewer than n tokens. The end token is not counted.
+
+    Attributes:
+        n: number of tokens of an n-gram.
 
     Raises:
         ValueError: `n` is not a positive integer.

@@ -255,6 +255,11 @@ def finished_model(
 def finished_model_of(config: object, folder: str | None) -> InitialModel:
     """Returns a trained model of known configuration, so that runs are validated without its files.
 
+    Args:
+        config: configuration of a model of `models.registry`; its dropout rate and its dtype of
+            activations hold for the run.
+        folder: path or name of the model, see `loading.load`; None for a dry run only.
+
     Raises:
         ValueError: when training begins, `folder` is None, or its model has another configuration.
     """

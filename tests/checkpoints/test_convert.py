@@ -129,6 +129,21 @@ def test_another_vocabulary_than_the_checkpoint_names_is_refused(run, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize("flag", ["--extra_ids", "--extra-ids"])
+def test_sentinels_are_added_by_either_spelling_of_the_flag(flag, run, tmp_path):
+    config = dataclasses.replace(golden.load("v1_1")[0].config, vocab_size=384)
+    save_model(tmp_path / "source", config, None, T5(config).init(jax.random.key(0)), {})
+    run(tmp_path / "source", tmp_path / "ours", "--vocabulary", "bytes", flag, 125)
+    assert load(tmp_path / "ours").vocabulary == ByteVocabulary(125)
+
+
+def test_flags_cannot_be_abbreviated(run, tmp_path, capsys):
+    for flag, value in (("--vocab", "bytes"), ("--extra", "3"), ("--dty", "bfloat16")):
+        with pytest.raises(SystemExit, match="2"):
+            run(tmp_path / "source", tmp_path / "target", flag, value)
+        assert f"unrecognized arguments: {flag} {value}" in capsys.readouterr().err
+
+
 def test_an_error_is_one_line(tmp_path):
     command = [sys.executable, "-m", "dera_jax.checkpoints.convert", f"{tmp_path}/no", "target"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
