@@ -138,7 +138,7 @@ def test_the_package_is_the_installed_one(call, python):
 def test_the_demo_runs_in_any_folder_without_tensorflow(call, tmp_path):
     out = call("-c", WITHOUT_EXTRA)
     assert "λ = 1 gives the aligned model's own samples, token for token" in out
-    assert (tmp_path / "out" / "demo" / "sweep.png").exists()
+    assert (tmp_path / "out" / "demo_t5" / "sweep.png").exists()
 
 
 def as_users_do(command: list, folder: Path) -> subprocess.CompletedProcess:

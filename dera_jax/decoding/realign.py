@@ -2,7 +2,7 @@
 
 Given a reference policy π_ref and a policy π aligned from it with KL coefficient β, the policy that
 alignment with coefficient β/λ would give is approximated at every token (Liu et al. 2024, arXiv
-2402.02992, section 4):
+2402.02992):
 
     π_λ(· | x, y_<t) = softmax( λ·h_t + (1 − λ)·h_t^ref )
 
