@@ -195,7 +195,8 @@ def decode(
     x = params["token_embedder"]["embedding"][tokens].astype(config.dtype)[:, :, None]
     x = jnp.broadcast_to(x, (*x.shape[:2], components, *x.shape[3:]))
     x = constrain(x, "batch", None, None, None, None)
-    layer = rematerialised(functools.partial(_layer, config), remat)
+    # Under jit all layers share one trace, which is most of the time before a program is compiled.
+    layer = jax.jit(rematerialised(functools.partial(_layer, config), remat))
     updated = []
     for i in range(config.num_layers):
         blocks = prompt and prompt[i], cache and cache[i]
