@@ -131,7 +131,7 @@ def test_adapters_on_one_base_are_the_merged_models(name):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.evidence if name == "qwen" else pytest.mark.slow)
+        pytest.param(name, marks=pytest.mark.slow if name == "llama" else pytest.mark.evidence)
         for name in MODELS
     ],
 )

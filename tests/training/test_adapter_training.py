@@ -52,8 +52,8 @@ def base(request, tmp_path_factory, monkeypatch):
 
 CASES = [
     ("sft", "llama"), ("sft", "t5"), ("dpo", "llama"), ("reward model", "llama"),
-    pytest.param("reward model", "t5", marks=pytest.mark.slow), ("ppo", "llama"),
-    pytest.param("ppo, reward in Python", "llama", marks=pytest.mark.slow),
+    pytest.param("reward model", "t5", marks=pytest.mark.evidence), ("ppo", "llama"),
+    pytest.param("ppo, reward in Python", "llama", marks=pytest.mark.evidence),
     pytest.param("ppo", "t5", marks=pytest.mark.slow),
     pytest.param("distillation", "llama", marks=pytest.mark.slow), ("offline", "llama"),
 ]  # fmt: skip
@@ -89,7 +89,7 @@ def test_the_adapter_alone_is_trained_and_saved(name, base, tmp_path):
     [
         ("dpo", "training/loss", np.log(2)),
         ("ppo", "training/kl", 0.0),
-        pytest.param("distillation", "training/kl", 0.0, marks=pytest.mark.slow),
+        pytest.param("distillation", "training/kl", 0.0, marks=pytest.mark.evidence),
         ("offline", "training/log_ratio", 0.0),
     ],
 )
