@@ -28,7 +28,12 @@ sample()
 second = time.perf_counter()
 print(json.dumps([imported - start, loaded - imported, (first - loaded) - (second - first), second - first]))
 """
-PARTS = ("import dera_jax.api, with JAX", "load the models", "compile", "encode, prefill and sample")
+PARTS = (
+    "import dera_jax.api, with JAX",
+    "load the models",
+    "compile",
+    "encode, prefill and sample",
+)
 
 
 def main() -> None:

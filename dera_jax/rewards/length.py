@@ -17,7 +17,6 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.special import rel_entr
 
 from dera_jax import checks
 from dera_jax.models.language_model import PyTree
@@ -107,6 +106,8 @@ def optimal_policy(p: np.ndarray, beta: float) -> dict[str, float]:
     Returns:
         Means over documents of `reward` E[r], `kl` in nats, and `objective` E[r] − β·KL.
     """
+    from scipy.special import rel_entr  # takes a moment
+
     p = np.asarray(p, np.float64)
     q = _optimal_rate(p, 1 / beta)
     kl = float(np.mean(rel_entr(q, p) + rel_entr(1 - q, 1 - p)))  # 0·log 0 = 0
