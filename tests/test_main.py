@@ -103,7 +103,7 @@ def test_a_run_that_has_not_ended_goes_on(call):
 def test_a_folder_of_another_run_is_refused(call):
     folder = call()
     with pytest.raises(
-        SystemExit, match=r"(?s)another configuration.*- UPTO = 4.*\+ UPTO = 5.*MODEL_DIR"
+        SystemExit, match=r"(?s)another configuration.*- UPTO = 4.*\+ UPTO = 5.*Choose another folder"
     ):
         call("--gin.UPTO=5")
     assert calls(folder) == 1
@@ -182,7 +182,7 @@ def macros_to_set(path: str) -> set[str]:
     """The macros that a gin file, or one it includes, leaves to the command line."""
     text = (ROOT / path).read_text()
     included = re.findall(r"^include '(.+)'$", text, re.MULTILINE)
-    found = re.findall(r"^(\w+) = %gin\.REQUIRED$", text, re.MULTILINE)
+    found = re.findall(r"^(\w+) = %gin\.REQUIRED\b", text, re.MULTILINE)
     return set(found).union(*map(macros_to_set, included))
 
 
