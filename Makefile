@@ -1,7 +1,7 @@
 # demo: realigned summaries of scientific abstracts at several λ, with SmolLM2 and two adapters, on a CPU.
 # demo-t5: the same of docstrings, with the two small T5 models of this repository: no download besides the packages.
-# test: lint, and every test that is not marked slow: 18 minutes on 2 cores.
-# test-slow: the tests marked slow: 17 minutes more.   .ci/run: set-up (4 to 10 minutes) and both.
+# test: lint, and every test that is not marked slow: 11 minutes on 2 cores.
+# test-slow: the tests marked slow: 8 minutes more.   .ci/run: set-up (4 to 10 minutes) and both.
 # test-fast: models, decoding and rewards: 5 minutes.   lint: style only.
 # evidence-…: what takes longer, run by hand before a release; each target says how long.
 # tiny: train the shipped models again.
