@@ -139,7 +139,7 @@ def _check_alike(rows: Sequence[Mapping], places: Sequence[str]) -> None:
         missing = [i for i, row in enumerate(rows) if row[name] in ("", ())]  # [] is given
         if 0 < len(missing) < len(rows):
             raise ValueError(
-                f"{places[missing[0]]} has no {name}, and others have; give all documents {name}, or none "
+                f"{places[missing[0]]} has no {name}, and others have; give it to all documents, or to none "
                 f"({rows[missing[0]]['document'][:60]!r})"
             )
 
@@ -209,7 +209,9 @@ def _fields(item: object, where: str) -> dict[str, object]:
     if not row["document"].strip():
         raise ValueError(f"{where} is empty")
     check_unicode(row["document"], "document", where)
-    given = {name: x for name, x in row.items() if x is not None}
+    given = {
+        name: list(x) if isinstance(x, tuple) else x for name, x in row.items() if x is not None
+    }
     if not isinstance(given.get("summary", ""), str):
         raise TypeError(f"{where}: 'summary' must be a string or None, found {given['summary']!r}")
     keywords_of(given, where)

@@ -257,6 +257,7 @@ def test_a_terminal_gets_a_table(workplace, monkeypatch):
         ("search --input abstracts.txt --gin_file gin_configs/rewards/keywords.gin --gin.HARDD=1", "error: --gin.HARDD: no gin file defines", "--gin.HARD?"),
         ("sample --input abstracts.txt --gin_file gin_configs/runs/sweep.gin", "error: gin_configs/runs/sweep.gin: a run, which", ""),
         ("train sft --reward keywords --initial-model my_reference --model-dir out", "error: --reward: this run reads no reward", ""),
+        ("sample --input abstracts.txt --gin_file gin_configs/rewards/words.gin --gin.AT_MOST 5", 2, "needs an equals sign: --gin.AT_MOST=VALUE"),
         ("train lora", 2, "add gin_configs/runs/lora.gin to a run"),
         ("train align", 2, "did you mean 'tiny/align'?"),
         ("train /tmp/my_run", 2, "no run is called '/tmp/my_run'; `dera-jax list"),

@@ -103,7 +103,8 @@ def test_a_run_that_has_not_ended_goes_on(call):
 def test_a_folder_of_another_run_is_refused(call):
     folder = call()
     with pytest.raises(
-        SystemExit, match=r"(?s)another configuration.*- UPTO = 4.*\+ UPTO = 5.*Choose another folder"
+        SystemExit,
+        match=r"(?s)another configuration.*- UPTO = 4.*\+ UPTO = 5.*Choose another folder",
     ):
         call("--gin.UPTO=5")
     assert calls(folder) == 1

@@ -40,6 +40,7 @@ Parquet (.parquet) have such columns. The output is a table on a terminal, and J
 
 Without --reference the models are SmolLM2-135M-Instruct with the shipped adapters, which summarize the outcome of a
 scientific paper, and the template is the one that they were trained with."""
+_GIN = "--gin.NAME=VALUE binds a macro, or a parameter of a function, of these files."
 _GIN_FILE = "gin file that sets REWARD, such as gin_configs/rewards/faithful_words.gin, or for evolve MUTATOR; may be repeated"
 _TRAIN = """Trains a model, or does another run of a gin file: RUN is a name that `dera-jax list runs` or
 `dera-jax list experiments` prints, or the path of a gin file. Flags set the file's macros: --learning-rate 1e-4 sets
@@ -100,6 +101,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.module == "decoding":
         options.gin = [x.removeprefix("--gin.") for x in rest if x.startswith("--gin.")]
         rest = [x for x in rest if not x.startswith("--gin.")]
+        without = [x for x in options.gin if "=" not in x]
+        if without:
+            options.parser.error(
+                f"--gin.{without[0]} needs an equals sign: --gin.{without[0]}=VALUE"
+            )
     if rest:
         options.parser.error(
             f"unrecognized arguments: {' '.join(rest)}{_close_flags(options, rest)}"
@@ -181,14 +187,9 @@ def _add_decoding(commands, command: Command) -> None:
     group = own.add_argument_group("decoding")
     for flag in (REWARD, *command.flags, *COMMON):
         _add_flag(group, flag)
-    group = own.add_argument_group("gin files")
+    group = own.add_argument_group("gin files", _GIN)
     group.add_argument(
         "--gin_file", "--gin-file", dest="gin_file", action="append", metavar="FILE", help=_GIN_FILE
-    )
-    group.add_argument(
-        "--gin.NAME",
-        metavar="VALUE",
-        help="bind a macro or a parameter of these files, written as --gin.NAME=VALUE",
     )
 
 
