@@ -180,6 +180,10 @@ def _listed(documents: Texts) -> list:
             f"documents must be texts; of the file {str(documents)!r} give "
             f"dera_jax.read_documents({str(documents)!r})"
         )
+    if hasattr(
+        documents, "columns"
+    ):  # an iteration over a DataFrame yields the names of its columns
+        raise TypeError("documents are a DataFrame; give its rows: documents.to_dict('records')")
     if isinstance(documents, str | Mapping):
         return [documents]
     if not isinstance(documents, Iterable) or isinstance(documents, bytes):

@@ -7,6 +7,7 @@ import linecache
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 
 import dera_jax
@@ -210,6 +211,7 @@ def test_rows_become_a_data_frame():
         ({"documents": 5}, TypeError, "documents must be a string or an iterable of strings; found 5"),
         ({"documents": "mine.jsonl"}, TypeError, r"give dera_jax.read_documents\('mine.jsonl'\)"),
         ({"documents": Path("mine.txt")}, TypeError, r"give dera_jax.read_documents\('mine.txt'\)"),
+        ({"documents": pandas.DataFrame({"document": ["a"]})}, TypeError, "give its rows: documents.to_dict"),
         ({"documents": []}, ValueError, "documents must have at least one text"),
         ({"documents": ["a", " "]}, ValueError, r"documents\[1\] is empty"),
         ({"documents": [["a"]]}, TypeError, r"documents\[0\] must be a string, or a dict"),
