@@ -83,6 +83,11 @@ def probability(text: str) -> float:
     return value
 
 
+def number_or_path(text: str) -> int | str:
+    """Returns the integer that a text is, or the text."""
+    return int(text) if text.isascii() and text.isdigit() else text
+
+
 def with_line_breaks(text: str) -> str:
     """Returns a text with line breaks for `\\n`, which shells pass on as two characters."""
     return text.replace("\\n", "\n")

@@ -21,7 +21,7 @@ import dera_jax
 from dera_jax import api, command, configure, demo_smollm2, demo_t5, main
 from dera_jax.checkpoints import default_model, loading
 from dera_jax.checkpoints.recognise import open_checkpoint
-from dera_jax.command import arguments, commands, listing, output_rows, training
+from dera_jax.command import arguments, commands, gin_parts, listing, output_rows, training
 from dera_jax.data.aclsum import INSTRUCTIONS
 from dera_jax.data.document_files import read_documents
 from dera_jax.decoding.beam_search import Search
@@ -30,6 +30,7 @@ from dera_jax.decoding.sampling import Sampling
 from dera_jax.rewards.host import HostReward
 from dera_jax.rewards.length import LengthInRange
 from dera_jax.rewards.named import named_reward
+from dera_jax.rewards.protocol import Reward
 from dera_jax.rewards.words import KeywordCoverage, WordsInRange
 from dera_jax.shipped import ADAPTERS
 from dera_jax.texts import TextSettings
@@ -389,6 +390,11 @@ def test_a_reward_of_one_argument_is_refused_before_anything_is_decoded(workplac
         run("dera-jax best-of-n --n 2 --reward my_rewards:short --input abstracts.txt", *PAIR)
 
 
+def test_the_model_of_a_template_may_be_a_number():
+    parsed = [arguments.parse(["sample", "--template-from", x]) for x in ("1", "my_model")]
+    assert [x.template_from for x in parsed] == [1, "my_model"]
+
+
 def test_the_first_lam_may_be_negative():
     assert arguments.parse(["sample", "--lam", "-1,0.5"]).lam == (-1.0, 0.5)
     assert arguments.parse(["search", "--reward", "x", "--lam", "-1"]).lam == -1.0
@@ -424,6 +430,25 @@ def test_training_takes_a_reward_by_name(workplace, monkeypatch):
 def test_names_of_no_reward_are_explained(name, message):
     with pytest.raises(ValueError, match=message.replace("?", "[?]")):
         named_reward(name)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((listing.CONFIGS / "rewards").glob("*.gin")), ids=lambda x: x.stem
+)
+def test_every_reward_of_a_gin_file_can_be_added_to_a_command(path):
+    needed = {
+        "words": ["AT_MOST=20"], "length_and_faithfulness": ["LOW=2", "HIGH=6"], "soft_length": ["TARGET=14"],
+        "named": ["REWARD_NAME='keywords'"],
+    }  # fmt: skip
+    file = f"gin_configs/rewards/{path.name}"
+    if path.stem in ("reward_model", "entailment"):  # of models, which are not loaded here
+        with pytest.raises(FileNotFoundError, match="no model folder nowhere"):
+            macro = f"{'REWARD' if path.stem == 'reward_model' else 'ENTAILMENT'}_MODEL='nowhere'"
+            gin_parts.read([file], [macro.replace("=", " = ")], "nowhere")
+        return
+    given = [x.replace("=", " = ") for x in needed.get(path.stem, [])]
+    assert isinstance(gin_parts.read([file], given, "nowhere").reward, Reward)
+    gin.clear_config()
 
 
 def test_rewards_by_name():

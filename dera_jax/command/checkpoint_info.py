@@ -36,6 +36,8 @@ def _rows(checkpoint: Checkpoint) -> dict[str, str]:
         "end ids": _end_ids(checkpoint),
         "chat template": "none" if template is None else f"{len(template):,} characters",
     }
+    if trained := checkpoint.card.get("data", {}).get("files", {}).get("template"):
+        rows["prompt template"] = repr(trained)
     if checkpoint.notes:
         rows["notes"] = "; ".join(checkpoint.notes)
     return rows | (_adapter_rows(adapter, checkpoint) if adapter else {})

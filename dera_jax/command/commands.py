@@ -8,6 +8,7 @@ from dera_jax.flag_values import (
     at_least_zero,
     natural,
     number,
+    number_or_path,
     numbers,
     positive,
     probability,
@@ -53,7 +54,7 @@ class Command(NamedTuple):
 
 LOADING = (
     Flag("--dtype", str, None, "float32 or bfloat16, of parameters and activations"),
-    Flag("--template-from", str, None, "model whose tokenizer and chat template are used: reference, a number or a path"),
+    Flag("--template-from", number_or_path, None, "model whose tokenizer and chat template are used: reference, a number or a path"),
     Flag("--vocabulary", str, None, "for checkpoints of T5X, which hold none: a SentencePiece file, a tokenizer.json, bytes, or a model"),
     Flag("--extra-ids", natural, None, "sentinel ids above those of --vocabulary; 100 in T5's public vocabulary"),
 )  # fmt: skip

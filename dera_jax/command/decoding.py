@@ -70,7 +70,9 @@ def _check(options: argparse.Namespace) -> None:
     if given["gin"] and "gin_file" not in given:
         options.parser.error("--gin.NAME=VALUE needs --gin_file, a file with the macro or function")
     if options.command in GUIDED and not {"reward", "gin_file"} & given.keys():
-        options.parser.error("the following arguments are required: --reward")
+        options.parser.error(
+            "the following arguments are required: --reward, or a --gin_file that sets REWARD"
+        )
     output = Path(given.get("output", "."))
     if not output.parent.is_dir():
         options.parser.error(f"--output {output}: there is no folder {output.parent}")

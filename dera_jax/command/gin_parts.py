@@ -43,7 +43,8 @@ def read(files: Sequence[str], given: Sequence[str], reference: str) -> GinParts
                 "REWARD or MUTATOR"
             ) from error
         raise
-    read = bindings.reachable_bindings(_OURS) | {("REFERENCE", bindings.MACRO, "value"): reference}
+    own = {("REFERENCE", bindings.MACRO, "value"): reference}  # not every file reads it
+    read = bindings.reachable_bindings(_OURS) | own
     bindings.check_types(read, known)
     parts = gin.get_configurable(GinParts)()
     if parts == GinParts():

@@ -79,7 +79,8 @@ def _documents(rows: Sequence[tuple[str, dict]], path: str | None) -> list[tuple
 
 
 def _document(row: dict, where: str) -> dict:
-    """Return the fields of a document, which must be there and valid."""
+    """Return the fields of a document, which must be there and valid; null is as if it were missing."""
+    row = {name: x for name, x in row.items() if x is not None}
     for name in ("document", *(["summary"] if row.get("summary", "") != "" else [])):
         text_columns.text_of(row, name, where)
     text_columns.keywords_of(row, where)

@@ -86,8 +86,8 @@ class KeywordCoverage(Reward):
         """Implements `protocol.Reward`; raises ValueError if the task has no keywords."""
         if source.keywords is None:
             raise ValueError(
-                "KeywordCoverage needs the keywords of each document, and this task has no field "
-                "`keywords`: add it to the task, or choose another reward"
+                "KeywordCoverage needs keywords, and the documents have none: add the field `keywords` to the task, the "
+                "column of a file or the key of a dict, or choose another reward"
             )
         keywords = word_hashes(params, source.keywords)
         covered = _occurs(text_hashes(params, tokens, lengths - finished), keywords)
