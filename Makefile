@@ -54,7 +54,7 @@ evidence-dry-runs: $(TESTABLE)
 
 # The experiments, methods compared at equal tokens processed, interrupted trainings, the corpus made anew: 35 minutes by estimate.
 evidence-studies: $(TESTABLE)
-	$(PYTEST) -m evidence tests/experiments tests/training tests/evaluation tests/test_interrupts.py tests/test_gin_mutators.py tests/tasks tests/checkpoints tests/models tests/test_shipped.py tests/test_gin_rewards.py
+	$(PYTEST) -m evidence tests/experiments tests/training tests/evaluation tests/test_interrupts.py tests/test_gin_mutators.py tests/tasks tests/checkpoints tests/models tests/test_shipped.py tests/test_gin_rewards.py tests/test_hub_folders.py
 
 # Every decoding method with single T5 and Llama models, which the tests meet as pairs: 3 minutes.
 evidence-conformance: $(TESTABLE)
@@ -70,10 +70,10 @@ evidence-optimised: $(TESTABLE)
 
 # Timings beside other implementations, on an idle machine: some 55 minutes.
 evidence-benchmarks: $(TESTABLE)
-	for script in decode_speed beam_search_speed evolution_speed scoring_round adapter_speed scanned_layers attention_speed; do \
+	for script in decode_speed beam_search_speed evolution_speed scoring_round adapter_speed scanned_layers attention_speed first_token; do \
 	  $(BIN)/python benchmarks/$$script.py || exit 1; done
 
-# The wheel in empty environments of Python 3.11, 3.12 and 3.13 (those that are installed), from the package index: 8 minutes.
+# The wheel in empty environments of Python 3.11, 3.12 and 3.13 (those that are installed), from the package index: 10 minutes.
 evidence-wheel: $(TESTABLE)
 	$(BIN)/python -m pytest -m evidence tests/test_wheel.py
 

@@ -53,7 +53,8 @@ class Decoding:
     `documents` are one string, or an iterable of strings or of dicts with `document` and, optionally,
     `summary` (a human text, for ROUGE) and `keywords` (a list). `lam` is λ, for a pair only. `reward` is a
     reward of `dera_jax.rewards`, its name (`rewards.named.named_reward`), or a Python function of two lists,
-    documents and texts, that returns a number for each text. `settings` are fields of `TextSettings` and of the class that each method names.
+    documents and texts, that returns a number for each text. `settings` are fields of `TextSettings` and of the
+    class that each method names.
 
     With `folder`, a method keeps its records there and writes report.html, a page with outputs, means
     and figures; a call that was stopped resumes.

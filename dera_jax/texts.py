@@ -120,9 +120,8 @@ class TextSettings:
         size = self.max_prompt or _width(
             tokenizer.encode_prompt(x, _ANY_LENGTH).ids for x in prompts
         )
-        summaries = (tokenizer.encode_completion(row["summary"]) for row in rows)
-        sizes = encoding.Sizes(size, _width(summaries))
-        encoded = encoding.encode(texts, tokenizer, sizes)
+        encoded = encoding.encode(texts, tokenizer, encoding.Sizes(size, size))
+        sizes = encoding.Sizes(size, _width(encoded.targets))
         for i, bare in enumerate(encoded.bare):
             if bare:
                 raise ValueError(
@@ -180,9 +179,7 @@ def _listed(documents: Texts) -> list:
             f"documents must be texts; of the file {str(documents)!r} give "
             f"dera_jax.read_documents({str(documents)!r})"
         )
-    if hasattr(
-        documents, "columns"
-    ):  # an iteration over a DataFrame yields the names of its columns
+    if hasattr(documents, "columns"):  # a DataFrame iterates over the names of its columns
         raise TypeError("documents are a DataFrame; give its rows: documents.to_dict('records')")
     if isinstance(documents, str | Mapping):
         return [documents]

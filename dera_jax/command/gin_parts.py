@@ -44,13 +44,13 @@ def read(files: Sequence[str], given: Sequence[str], reference: str) -> GinParts
             ) from error
         raise
     own = {("REFERENCE", bindings.MACRO, "value"): reference}  # not every file reads it
-    read = bindings.reachable_bindings(_OURS) | own
-    bindings.check_types(read, known)
+    reached = bindings.reachable_bindings(_OURS) | own
+    bindings.check_types(reached, known)
     parts = gin.get_configurable(GinParts)()
     if parts == GinParts():
         raise ValueError(
             f"{', '.join(files)}: neither REWARD nor MUTATOR is set, which are all that this command reads of "
             "gin files; `dera-jax train FILE` runs a file"
         )
-    bindings.check_read(read, known)
+    bindings.check_read(reached, known)
     return parts

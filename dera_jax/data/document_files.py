@@ -30,8 +30,8 @@ def read_documents(path: str | Path | None) -> FileDocuments:
     """Returns the documents of a file, or of stdin for None, as the methods of `dera_jax.load`'s models take them.
 
     A file has one document in each line. If its first line begins with a brace, or its name ends in .jsonl,
-    .jsonl.gz or .json, the lines are JSON objects with the string `document` and optionally `summary` and `keywords`. The
-    rows of a CSV (.csv) or Parquet file (.parquet) have columns of these names. Other columns are named on stderr.
+    .jsonl.gz or .json, the lines are JSON objects with the string `document` and optionally `summary` and
+    `keywords`. The rows of a CSV (.csv) or Parquet file (.parquet) have columns of these names. Other columns are named on stderr.
 
     Raises:
         OSError: the file cannot be read.

@@ -8,7 +8,7 @@ ids, as a task that `dera_jax.tasks.jsonl.register` or `dera_jax.tasks.preferenc
 import dataclasses
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -184,11 +184,19 @@ _NAMES = checks.Check(
 )
 
 
-def trained_template(cards: Sequence[Mapping]) -> str | None:
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+_say_once = functools.cache(_say)  # gin calls `own_files` for each object that has files
+
+
+def trained_template(cards: Sequence[Mapping], say: Callable[[str], None] = _say) -> str | None:
     """Return the prompt template of the files that models were trained on, and print that it is used.
 
     Args:
         cards: cards of the reference and of the aligned models. Of several templates, the last is used.
+        say: prints a line.
 
     Returns:
         None if no card names a template.
@@ -199,7 +207,7 @@ def trained_template(cards: Sequence[Mapping]) -> str | None:
         return None
     others = [repr(x) for x in dict.fromkeys(named) if x != named[-1]]
     also = f" (another model was trained with {', '.join(others)})" if others else ""
-    print(f"prompts are written as in training: {named[-1]!r}{also}", file=sys.stderr)
+    say(f"prompts are written as in training: {named[-1]!r}{also}")
     return named[-1]
 
 
@@ -233,10 +241,6 @@ def own_files(
             )
         return None
     if template is None:
-        template = _template_of(tuple(jax.tree.leaves(list(models)))) or SUMMARIZE
+        cards = [open_checkpoint(x).card for x in jax.tree.leaves(list(models))]
+        template = trained_template(cards, _say_once) or SUMMARIZE
     return OwnFiles(train, validation, test, template, {} if columns is None else columns)
-
-
-@functools.cache  # gin calls `own_files` for each object that has files
-def _template_of(models: tuple[str, ...]) -> str | None:
-    return trained_template([open_checkpoint(x).card for x in models])
