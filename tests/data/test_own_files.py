@@ -193,6 +193,10 @@ def test_the_template_of_a_models_training_is_used(tmp_path, capsys):
     path = write(tmp_path, "jsonl", ROWS)
     assert own_files(path, models=(str(tmp_path), None)).template == "say {document}"
     assert "prompts are written as in training: 'say {document}'" in capsys.readouterr().err
+    again = own_files(path, models=(str(tmp_path),))  # said once, and read anew
+    assert again.template == "say {document}" and not capsys.readouterr().err
+    (tmp_path / "card.json").write_text('{"data": {"files": {"template": "now {document}"}}}')
+    assert own_files(path, models=(str(tmp_path),)).template == "now {document}"
     assert (
         own_files(path, template="a {document}", models=(str(tmp_path),)).template == "a {document}"
     )
